@@ -1,0 +1,1 @@
+"""vlkv: vision-language models with a tenth of the KV cache."""

@@ -1,0 +1,36 @@
+"""What can go wrong, as types. Every one of them is a mistake in what was given, told in one line.
+
+The command line prints the line and exits with 2; in Python they are `ValueError`s.
+"""
+
+
+class VlkvError(ValueError):
+    """Base of all errors that vlkv raises for what a user gave it."""
+
+
+class CheckpointError(VlkvError):
+    """A checkpoint that is missing, damaged, or of an architecture that is not supported."""
+
+
+class EngineError(VlkvError):
+    """A graph or engine directory that is missing, damaged, changed, or of another format version."""
+
+
+class ImageError(VlkvError):
+    """A picture that can't be read, or is too large."""
+
+
+class PromptError(VlkvError):
+    """A prompt that is empty, too long, or does not match its pictures."""
+
+
+class PolicyError(VlkvError):
+    """An unknown policy, or a budget or field outside its range."""
+
+
+class SamplingError(VlkvError):
+    """A sampling setting outside its range."""
+
+
+class OperatorError(VlkvError):
+    """An operator's array of a wrong rank, size or dtype. The text opens with `[operator]`."""
