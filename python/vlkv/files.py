@@ -1,0 +1,204 @@
+"""Files and directories that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlkv.errors import EngineError
+
+_CHUNK = 1 << 20
+_THREADS = 4
+_COPY_INSTEAD = {
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EMLINK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
+
+
+def show(path: object) -> str:
+    """Return the path (or any text) as one printable line, escaped where it holds control characters."""
+    text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says as one printable line, without the path and number of an `OSError`."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return show((lines[0] if lines else type(error).__name__)[:200])
+
+
+def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Return a file's SHA-256 in lower-case hexadecimal, read in pieces.
+
+    `progress` is called with each piece's number of bytes. A file that can't be read is an `EngineError`.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+                if progress is not None:
+                    progress(len(piece))
+    except OSError as error:
+        raise EngineError(f"{show(path)}: {reason(error)}") from error
+    return digest.hexdigest()
+
+
+def hash_files(paths: Iterable[Path], progress: Callable[[int], None] | None = None) -> dict[Path, str]:
+    """Hash several files in threads; `progress` is called from those threads."""
+    listed = list(paths)
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            return dict(zip(listed, pool.map(lambda path: hash_file(path, progress), listed), strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Make `target` a hard link to `source`, or a copy across file systems and where links are refused.
+
+    A symbolic link as source is followed, so that the target is the file itself. Returns whether it linked.
+    `EngineError`: no such source, the target exists, or the copy failed (nothing is left of it then).
+    """
+    try:
+        source = source.resolve(strict=True)
+        if not source.is_file():
+            raise EngineError(f"{show(source)}: not a file")
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _COPY_INSTEAD:
+                raise
+            _copy(source, target)
+            return False
+    except (OSError, RuntimeError) as error:
+        raise EngineError(f"{show(source)} -> {show(target)}: {reason(error)}") from error
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    try:
+        shutil.copyfile(source, target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the whole new one. `EngineError` on failure."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        try:
+            with beside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise EngineError(f"{show(path)}: {reason(error)}") from error
+
+
+def check_target(target: Path) -> None:
+    """Raise `EngineError` unless `target` is not there, an empty directory, or holds a vlkv manifest."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise EngineError(f"{show(target)} exists and is not a directory")
+    if any(target.iterdir()) and not _holds_manifest(target):
+        raise EngineError(f"{show(target)} exists, is not empty and holds no vlkv manifest: not replaced")
+
+
+def _holds_manifest(directory: Path) -> bool:
+    from vlkv.manifest import is_manifest
+
+    return is_manifest(directory)
+
+
+@contextmanager
+def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
+    """Make a directory to fill, which becomes `target` when the block ends well and is removed otherwise.
+
+    It lies beside the target under a hidden name, so that the last step is a rename. An empty target and one
+    that holds a vlkv manifest are replaced (with `overwrite=False` only an empty one); anything else is an
+    `EngineError`, raised before the block is entered. Missing parents are made, and removed on failure.
+    """
+    target = Path(os.path.realpath(target))
+    try:
+        check_target(target)
+        if not overwrite and target.is_dir() and any(target.iterdir()):
+            raise EngineError(f"{show(target)} exists and is not empty: not replaced")
+        made = _make_parents(target)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            beside.mkdir()
+        except BaseException:
+            _remove_parents(made)
+            raise
+    except OSError as error:
+        raise EngineError(f"{show(target)}: {reason(error)}") from error
+    try:
+        yield beside
+        try:
+            _put(beside, target)
+        except OSError as error:
+            raise EngineError(f"{show(target)}: {reason(error)}") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        _remove_parents(made)
+        raise
+
+
+def _make_parents(target: Path) -> list[Path]:
+    missing = [parent for parent in target.parents if not parent.exists()]
+    made: list[Path] = []
+    try:
+        for parent in reversed(missing):
+            parent.mkdir()
+            made.insert(0, parent)
+    except BaseException:
+        _remove_parents(made)
+        raise
+    return made
+
+
+def _remove_parents(made: list[Path]) -> None:
+    for parent in made:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def _put(beside: Path, target: Path) -> None:
+    """Rename `beside` to `target`; what was there goes away only after that."""
+    check_target(target)
+    if not target.is_dir():
+        beside.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        beside.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
