@@ -1,0 +1,112 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "arrays.h"
+#include "vlkv/evict.h"
+#include "vlkv/runtime.h"
+#include "vlkv/score.h"
+
+namespace vlkv::python {
+namespace {
+
+void score(const In& query, const In& key, const In& row_position, float scale, float threshold,
+           const Out& score_out, const Out& pairs_out, const Out& below_out, int threads) {
+  const char* op = "score";
+  ScoreParams p;
+  p.query = view<ConstView>(op, "query", query);
+  p.key = view<ConstView>(op, "key", key);
+  p.batch = dim(query, 0), p.query_heads = dim(query, 1), p.rows = dim(query, 2), p.head_dim = dim(query, 3);
+  p.kv_heads = dim(key, 1), p.slots = dim(key, 2);
+  expect_shape(op, "key", key, {p.batch, p.kv_heads, p.slots, p.head_dim});
+  expect_shape(op, "row_position", row_position, {p.batch, p.rows});
+  expect_dense_last(op, "row_position", row_position);
+  if (row_position.dtype() == nb::dtype<int32_t>()) {
+    p.row_position_type = IndexType::kInt32;
+  } else {
+    expect_type<int64_t>(op, "row_position", row_position, "int32 or int64");
+  }
+  p.row_position = row_position.data();
+  p.row_position_stride_b = stride(row_position, 0);
+  p.scale = scale, p.threshold = threshold, p.threads = threads;
+  expect_shape(op, "score_out", score_out, {p.batch, p.kv_heads, p.slots});
+  expect_type<float>(op, "score_out", score_out, "float32");
+  expect_dense_last(op, "score_out", score_out);
+  p.score = static_cast<float*>(score_out.data());
+  p.score_stride_b = stride(score_out, 0), p.score_stride_h = stride(score_out, 1);
+  p.pairs = per_prompt<int64_t>(op, "pairs_out", pairs_out, p.batch, "int64");
+  p.below = per_prompt<int64_t>(op, "below_out", below_out, p.batch, "int64");
+  p.accumulate = true;
+  const nb::gil_scoped_release release;
+  run_cpu(p);
+}
+
+void evict(const In& key, const In& value, const In& scores, const In& length, const In& keep,
+           const In& sinks, const In& recent, const Out& key_out, const Out& value_out,
+           const Out& position_out, bool per_head, bool merge, bool zero_tail, int threads) {
+  const char* op = "evict";
+  EvictParams p;
+  p.key = view<ConstView>(op, "key", key);
+  p.value = view<ConstView>(op, "value", value);
+  p.key_out = view<View>(op, "key_out", key_out);
+  p.value_out = view<View>(op, "value_out", value_out);
+  p.batch = dim(key, 0), p.kv_heads = dim(key, 1), p.slots = dim(key, 2), p.head_dim = dim(key, 3);
+  p.capacity = dim(key_out, 2);
+  expect_shape(op, "value", value, {p.batch, p.kv_heads, p.slots, p.head_dim});
+  expect_shape(op, "key_out", key_out, {p.batch, p.kv_heads, p.capacity, p.head_dim});
+  expect_shape(op, "value_out", value_out, {p.batch, p.kv_heads, p.capacity, p.head_dim});
+  expect_shape(op, "score", scores, {p.batch, p.kv_heads, p.slots});
+  expect_type<float>(op, "score", scores, "float32");
+  expect_dense_last(op, "score", scores);
+  p.score = static_cast<const float*>(scores.data());
+  p.score_stride_b = stride(scores, 0), p.score_stride_h = stride(scores, 1);
+  p.length = per_prompt<const int64_t>(op, "length", length, p.batch, "int64");
+  p.keep = per_prompt<const int64_t>(op, "keep", keep, p.batch, "int64");
+  p.sinks = per_prompt<const int64_t>(op, "sinks", sinks, p.batch, "int64");
+  p.recent = per_prompt<const int64_t>(op, "recent", recent, p.batch, "int64");
+  expect_shape(op, "position_out", position_out, {p.batch, p.kv_heads, p.capacity});
+  expect_type<int32_t>(op, "position_out", position_out, "int32");
+  expect_dense_last(op, "position_out", position_out);
+  p.position_out = static_cast<int32_t*>(position_out.data());
+  p.position_stride_b = stride_or(position_out, 0, p.kv_heads * p.capacity);
+  p.position_stride_h = stride_or(position_out, 1, p.capacity);
+  p.per_head = per_head, p.zero_tail = zero_tail, p.threads = threads;
+  p.merge = merge ? Merge::kNearestMean : Merge::kNone;
+  const nb::gil_scoped_release release;
+  run_cpu(p);
+}
+
+Simd simd_from(const std::string& name) {
+  for (const Simd level : {Simd::kPortable, Simd::kAvx2, Simd::kAvx512}) {
+    if (name == simd_name(level)) return level;
+  }
+  refuse("vlkv", "simd is \"", name, "\", not portable, avx2 or avx512");
+}
+
+}  // namespace
+}  // namespace vlkv::python
+
+NB_MODULE(_native, m) {
+  using namespace nanobind::literals;
+  namespace py = vlkv::python;
+  m.doc() =
+      "The native core of vlkv. Arrays are read and written in place; vlkv.ops is the interface to use.";
+  m.def("score", &py::score, "query"_a, "key"_a, "row_position"_a, "scale"_a, "threshold"_a, "score_out"_a,
+        "pairs_out"_a, "below_out"_a, "threads"_a = 0,
+        "Adds the attention that each key receives to score_out, and the numbers of attended pairs and of "
+        "those "
+        "below the threshold to pairs_out and below_out. scale 0 means 1/sqrt(D).");
+  m.def("evict", &py::evict, "key"_a, "value"_a, "score"_a, "length"_a, "keep"_a, "sinks"_a, "recent"_a,
+        "key_out"_a, "value_out"_a, "position_out"_a, "per_head"_a = true, "merge"_a = false,
+        "zero_tail"_a = true, "threads"_a = 0,
+        "Writes the kept keys and values, in order, and the slots they had.");
+  m.def("version", &vlkv::version, "The core's version.");
+  m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
+  m.def(
+      "set_simd", [](const std::string& name) { vlkv::set_simd(py::simd_from(name)); }, "name"_a,
+      "Chooses an instruction set, for tests and measurements.");
+  m.def(
+      "simd_available", [](const std::string& name) { return vlkv::simd_available(py::simd_from(name)); },
+      "name"_a, "Whether this processor and this build have an instruction set.");
+  m.def("set_threads", &vlkv::set_threads, "threads"_a, "Threads for each call; 0 = all cores.");
+  m.def("threads", &vlkv::threads, "Threads that a call uses.");
+}

@@ -1,0 +1,144 @@
+#include "vlkv/c_api.h"
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+
+#include "core/check.h"
+#include "vlkv/evict.h"
+#include "vlkv/score.h"
+
+namespace {
+
+using Wide = unsigned __int128;
+using vlkv::Check;
+
+template <class Run>
+int guarded(char* message, size_t size, Run run) noexcept {
+  const auto tell = [&](const char* text, int code) {
+    if (message != nullptr && size > 0) {
+      const size_t length = std::min(std::strlen(text), size - 1);
+      std::memcpy(message, text, length);
+      message[length] = '\0';
+    }
+    return code;
+  };
+  try {
+    run();
+    return VLKV_OK;
+  } catch (const vlkv::InvalidArgument& error) {
+    return tell(error.what(), VLKV_INVALID_ARGUMENT);
+  } catch (const std::bad_alloc&) {
+    return tell("out of memory", VLKV_OUT_OF_MEMORY);
+  } catch (const std::exception& error) {
+    return tell(error.what(), VLKV_INTERNAL);
+  } catch (...) {
+    return tell("unknown error", VLKV_INTERNAL);
+  }
+}
+
+// Refuses a buffer smaller than a dense array of the given extents.
+void holds(const Check& check, const char* name, uint64_t bytes, uint64_t item, int64_t b, int64_t h,
+           int64_t n) {
+  const Wide needed =
+      Wide{item} * static_cast<uint64_t>(b) * static_cast<uint64_t>(h) * static_cast<uint64_t>(n);
+  check.require(needed <= bytes, name, " has ", bytes, " bytes, less than its shape ", b, " x ", h, " x ", n,
+                " takes");
+}
+
+// Refuses a tensor whose last element lies outside its buffer, or, where it is written, whose rows share
+// memory.
+void holds(const Check& check, const char* name, const vlkv_tensor& t, const int64_t (&shape)[4],
+           bool written) {
+  if (std::find(shape, shape + 4, 0) != shape + 4) return;
+  check.require(t.stride_b >= 0 && t.stride_h >= 0 && t.stride_s >= 0, name, " has a negative stride");
+  const int64_t item = vlkv::size_of(static_cast<vlkv::DType>(t.dtype));
+  check.require(reinterpret_cast<uintptr_t>(t.data) % static_cast<uint64_t>(item) == 0, name,
+                " is not aligned");
+  Wide last = static_cast<uint64_t>(shape[3]);
+  const int64_t strides[3] = {t.stride_b, t.stride_h, t.stride_s};
+  for (int axis = 0; axis < 3; ++axis) {
+    last += Wide{static_cast<uint64_t>(shape[axis] - 1)} * static_cast<uint64_t>(strides[axis]);
+  }
+  check.require(last * static_cast<uint64_t>(item) <= t.bytes, name, " has ", t.bytes,
+                " bytes, less than its shape and strides reach");
+  // Axes from the smallest stride up: each must step over all that lies within it.
+  Wide inner = static_cast<uint64_t>(shape[3]);
+  int order[3] = {2, 1, 0};
+  std::sort(order, order + 3, [&](int a, int b) { return strides[a] < strides[b]; });
+  for (const int axis : order) {
+    if (!written || shape[axis] == 1) continue;
+    check.require(Wide{static_cast<uint64_t>(strides[axis])} >= inner, name, "'s rows overlap");
+    inner = Wide{static_cast<uint64_t>(strides[axis])} * static_cast<uint64_t>(shape[axis] - 1) + inner;
+  }
+}
+
+vlkv::ConstView const_view(const vlkv_tensor& t) {
+  return {t.data, static_cast<vlkv::DType>(t.dtype), t.stride_b, t.stride_h, t.stride_s};
+}
+
+vlkv::View view(const vlkv_tensor& t) {
+  return {t.data, static_cast<vlkv::DType>(t.dtype), t.stride_b, t.stride_h, t.stride_s};
+}
+
+}  // namespace
+
+int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size) {
+  return guarded(message, message_size, [&] {
+    const Check check("score");
+    check.require(params != nullptr, "params is null");
+    const vlkv_score_params& c = *params;
+    vlkv::ScoreParams p;
+    p.batch = c.batch, p.query_heads = c.query_heads, p.kv_heads = c.kv_heads;
+    p.rows = c.rows, p.slots = c.slots, p.head_dim = c.head_dim;
+    p.query = const_view(c.query), p.key = const_view(c.key);
+    p.row_position = c.row_position, p.row_position_stride_b = c.rows;
+    p.scale = c.scale, p.threshold = c.threshold;
+    p.score = c.score, p.score_stride_h = c.slots;
+    p.pairs = c.pairs, p.below = c.below;
+    p.accumulate = c.accumulate != 0, p.threads = c.threads;
+    check.range("kv_heads", c.kv_heads, 1, 65536);
+    check.range("slots", c.slots, 0, vlkv::kLargestDim);
+    p.score_stride_b = c.kv_heads * c.slots;
+    validate(p);
+    holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
+    holds(check, "row_position", c.row_position_bytes, 8, c.batch, 1, c.rows);
+    if (c.pairs != nullptr || c.below != nullptr) holds(check, "pairs", c.counts_bytes, 8, c.batch, 1, 1);
+    holds(check, "query", c.query, {c.batch, c.query_heads, c.rows, c.head_dim}, false);
+    if (c.rows > 0) holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+    run_cpu(p);
+  });
+}
+
+int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size) {
+  return guarded(message, message_size, [&] {
+    const Check check("evict");
+    check.require(params != nullptr, "params is null");
+    const vlkv_evict_params& c = *params;
+    vlkv::EvictParams p;
+    p.batch = c.batch, p.kv_heads = c.kv_heads, p.slots = c.slots;
+    p.head_dim = c.head_dim, p.capacity = c.capacity;
+    p.key = const_view(c.key), p.value = const_view(c.value);
+    p.key_out = view(c.key_out), p.value_out = view(c.value_out);
+    p.score = c.score, p.score_stride_h = c.slots;
+    p.length = c.length, p.keep = c.keep, p.sinks = c.sinks, p.recent = c.recent;
+    p.position_out = c.position_out, p.position_stride_h = c.capacity;
+    p.per_head = c.per_head != 0, p.merge = static_cast<vlkv::Merge>(c.merge);
+    p.zero_tail = c.zero_tail != 0, p.threads = c.threads;
+    check.range("kv_heads", c.kv_heads, 1, 65536);
+    check.range("slots", c.slots, 0, vlkv::kLargestDim);
+    check.range("capacity", c.capacity, 0, vlkv::kLargestDim);
+    p.score_stride_b = c.kv_heads * c.slots;
+    p.position_stride_b = c.kv_heads * c.capacity;
+    validate(p);
+    holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
+    holds(check, "length", c.lengths_bytes, 8, c.batch, 1, 1);
+    holds(check, "position_out", c.position_bytes, 4, c.batch, c.kv_heads, c.capacity);
+    holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+    holds(check, "value", c.value, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+    holds(check, "key_out", c.key_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
+    holds(check, "value_out", c.value_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
+    run_cpu(p);
+  });
+}

@@ -1,0 +1,49 @@
+// One way to refuse an argument: `[operator] text with the value and the limit`.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <sstream>
+
+#include "vlkv/types.h"
+
+namespace vlkv {
+
+// Slots, rows and positions are 32-bit inside the kernels.
+inline constexpr int64_t kLargestDim = std::numeric_limits<int32_t>::max() - 1;
+
+class Check {
+ public:
+  explicit Check(const char* op) : op_(op) {}
+
+  template <class... Parts>
+  void require(bool holds, const Parts&... parts) const {
+    if (holds) return;
+    std::ostringstream text;
+    text << '[' << op_ << "] ";
+    (text << ... << parts);
+    throw InvalidArgument(text.str());
+  }
+
+  void range(const char* name, int64_t value, int64_t low, int64_t high) const {
+    require(value >= low && value <= high, name, " is ", value, ", not in [", low, ", ", high, "]");
+  }
+
+  void threads(int value) const { range("threads", value, 0, 1024); }
+
+  // A tensor [batch, heads, slots, dim] that is reached through `view`.
+  template <class V>
+  void view(const char* name, const V& view, int64_t count) const {
+    const int32_t type = static_cast<int32_t>(view.dtype);
+    require(type >= 0 && type <= 2, name, " has dtype ", type,
+            ", not float32 (0), float16 (1) or bfloat16 (2)");
+    require(view.data != nullptr || count == 0, name, " is null");
+    require(view.stride_b >= 0 && view.stride_h >= 0 && view.stride_s >= 0, name, " has a negative stride (",
+            view.stride_b, ", ", view.stride_h, ", ", view.stride_s, ")");
+  }
+
+ private:
+  const char* op_;
+};
+
+}  // namespace vlkv

@@ -1,0 +1,100 @@
+// float16 and bfloat16 to float32 and back. Included after vector.inl, inside the namespace of an instruction
+// set.
+
+VLKV_INLINE F from_bfloat16(H h) { return (F)(__builtin_convertvector(h, U) << 16); }
+
+VLKV_INLINE H to_bfloat16(F v) {
+  const U bits = (U)v;
+  const U rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+  const U quiet = (bits >> 16) | 0x40U;
+  return __builtin_convertvector(v != v ? quiet : rounded, H);
+}
+
+#if defined(__F16C__)
+
+VLKV_INLINE F from_float16(H h) {
+  F v;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256 part = _mm256_cvtph_ps(load<__m128i>(reinterpret_cast<const char*>(&h) + i * 2));
+    __builtin_memcpy(reinterpret_cast<char*>(&v) + i * 4, &part, 32);
+  }
+  return v;
+}
+
+VLKV_INLINE H to_float16(F v) {
+  H h;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256 part = load<__m256>(reinterpret_cast<const char*>(&v) + i * 4);
+    const __m128i half = _mm256_cvtps_ph(part, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __builtin_memcpy(reinterpret_cast<char*>(&h) + i * 2, &half, 16);
+  }
+  return h;
+}
+
+#else
+
+// Exponent and mantissa move as one number; the product with 2^112 sets the bias right and makes denormals
+// exact.
+VLKV_INLINE F from_float16(H h) {
+  const U u = __builtin_convertvector(h, U);
+  const U sign = (u & 0x8000U) << 16;
+  const U magnitude = (u & 0x7fffU) << 13;
+  const U scaled = (U)((F)magnitude * 5.192296858534828e33F);
+  const U special = magnitude | 0x7f800000U;
+  return (F)(sign | ((u & 0x7c00U) == 0x7c00U ? special : scaled));
+}
+
+// Adding a power of two whose last place is the half's last place rounds the mantissa to nearest even.
+VLKV_INLINE H to_float16(F v) {
+  const U bits = (U)v;
+  const U sign = (bits >> 16) & 0x8000U;
+  const U magnitude = bits & 0x7fffffffU;
+  const U normal = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+  const U denormal = (U)((F)magnitude + 0.5F) - 0x3f000000U;
+  U half = magnitude < 0x38800000U ? denormal : normal;
+  half = magnitude >= 0x477ff000U ? U{} + 0x7c00U : half;
+  half = magnitude > 0x7f800000U ? (U{} + 0x7e00U) : half;
+  return __builtin_convertvector(sign | half, H);
+}
+
+#endif
+
+template <class V, class T, class Convert>
+VLKV_INLINE void convert_all(const T* from, auto* to, int64_t count, Convert convert) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, convert(load<V>(from + i)));
+  if (i == count) return;
+  V rest{};
+  const auto bytes = static_cast<size_t>(count - i);
+  __builtin_memcpy(&rest, from + i, bytes * sizeof(T));
+  const auto converted = convert(rest);
+  __builtin_memcpy(to + i, &converted, bytes * sizeof(*to));
+}
+
+static void to_float(const void* from, DType type, float* to, int64_t count) {
+  const auto* bits = static_cast<const uint16_t*>(from);
+  if (type == DType::kFloat32) {
+    __builtin_memcpy(to, from, static_cast<size_t>(count) * 4);
+  } else if (type == DType::kFloat16) {
+    convert_all<H>(bits, to, count, [](H h) { return from_float16(h); });
+  } else {
+    convert_all<H>(bits, to, count, [](H h) { return from_bfloat16(h); });
+  }
+}
+
+static void from_float(const float* from, DType type, void* to, int64_t count) {
+  auto* bits = static_cast<uint16_t*>(to);
+  if (type == DType::kFloat32) {
+    __builtin_memcpy(to, from, static_cast<size_t>(count) * 4);
+  } else if (type == DType::kFloat16) {
+    convert_all<F>(from, bits, count, [](F v) { return to_float16(v); });
+  } else {
+    convert_all<F>(from, bits, count, [](F v) { return to_bfloat16(v); });
+  }
+}
+
+static void add(const float* from, float* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load<F>(to + i) + load<F>(from + i));
+  for (; i < count; ++i) to[i] += from[i];
+}

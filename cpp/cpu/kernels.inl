@@ -1,0 +1,37 @@
+// One table of kernels. The including file defines VLKV_KERNELS_NAMESPACE, VLKV_LANES, VLKV_ACCUMULATORS and
+// VLKV_TABLE. Needs the compiler's vector extension (GCC, Clang).
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace vlkv::cpu {
+namespace VLKV_KERNELS_NAMESPACE {
+namespace {
+
+constexpr int kLanes = VLKV_LANES;
+constexpr int kAccumulators = VLKV_ACCUMULATORS;
+constexpr float kLargest = 3.4028234e38F;
+
+#include "cpu/convert.inl"
+#include "cpu/score_kernel.inl"
+#include "cpu/vector.inl"  // first: the others need it
+
+}  // namespace
+}  // namespace VLKV_KERNELS_NAMESPACE
+
+const Kernels VLKV_TABLE = {
+    VLKV_LANES,
+    2,
+    VLKV_KERNELS_NAMESPACE::to_float,
+    VLKV_KERNELS_NAMESPACE::from_float,
+    VLKV_KERNELS_NAMESPACE::weigh,
+    VLKV_KERNELS_NAMESPACE::combine,
+    VLKV_KERNELS_NAMESPACE::add_columns,
+    VLKV_KERNELS_NAMESPACE::add,
+};
+
+}  // namespace vlkv::cpu

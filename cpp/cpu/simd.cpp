@@ -1,0 +1,69 @@
+#include <atomic>
+#include <string>
+
+#include "cpu/kernels.h"
+
+namespace vlkv {
+namespace cpu {
+
+const Kernels* kernels_of(Simd level) {
+  if (level == Simd::kPortable) return &kPortableKernels;
+#if defined(VLKV_X86)
+  if (level == Simd::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return &kAvx2Kernels;
+  }
+  if (level == Simd::kAvx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    return &kAvx512Kernels;
+  }
+#endif
+  return nullptr;
+}
+
+namespace {
+
+Simd best() {
+  for (const Simd level : {Simd::kAvx512, Simd::kAvx2}) {
+    if (kernels_of(level) != nullptr) return level;
+  }
+  return Simd::kPortable;
+}
+
+std::atomic<Simd>& chosen() {
+  static std::atomic<Simd> level{best()};
+  return level;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *kernels_of(simd()); }
+
+}  // namespace cpu
+
+Simd simd() { return cpu::chosen().load(std::memory_order_relaxed); }
+
+const char* simd_name(Simd level) {
+  switch (level) {
+    case Simd::kAvx2:
+      return "avx2";
+    case Simd::kAvx512:
+      return "avx512";
+    case Simd::kPortable:
+      break;
+  }
+  return "portable";
+}
+
+bool simd_available(Simd level) { return cpu::kernels_of(level) != nullptr; }
+
+void set_simd(Simd level) {
+  if (!simd_available(level)) {
+    throw Unavailable(std::string("[vlkv] this processor or build has no ") + simd_name(level));
+  }
+  cpu::chosen().store(level, std::memory_order_relaxed);
+}
+
+const char* version() { return VLKV_VERSION; }
+
+}  // namespace vlkv

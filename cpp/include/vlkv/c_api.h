@@ -1,0 +1,68 @@
+// The operators for other languages: plain structures, error codes, nothing thrown. Every buffer comes with
+// its size in bytes, and shapes and strides that leave it are refused.
+#ifndef VLKV_C_API_H_
+#define VLKV_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define VLKV_C_API
+#else
+#define VLKV_C_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { VLKV_OK = 0, VLKV_INVALID_ARGUMENT = 1, VLKV_OUT_OF_MEMORY = 2, VLKV_INTERNAL = 3 };
+enum { VLKV_FLOAT32 = 0, VLKV_FLOAT16 = 1, VLKV_BFLOAT16 = 2 };
+
+// A tensor [B, heads, slots, D], strides in elements, D contiguous.
+typedef struct {
+  void* data;
+  uint64_t bytes;
+  int32_t dtype;
+  int64_t stride_b, stride_h, stride_s;
+} vlkv_tensor;
+
+// The fields mean what those of vlkv/score.h mean. row_position is int64 [B, rows]; pairs and below are [B];
+// score is [B, kv_heads, slots]; all three without gaps.
+typedef struct {
+  int64_t batch, query_heads, kv_heads, rows, slots, head_dim;
+  vlkv_tensor query, key;
+  const int64_t* row_position;
+  uint64_t row_position_bytes;
+  float scale, threshold;
+  float* score;
+  uint64_t score_bytes;
+  int64_t *pairs, *below;
+  uint64_t counts_bytes;
+  int32_t accumulate, threads;
+} vlkv_score_params;
+
+// The fields mean what those of vlkv/evict.h mean. score is [B, kv_heads, slots] and position_out
+// [B, kv_heads, capacity], both without gaps; length, keep, sinks and recent are [B].
+typedef struct {
+  int64_t batch, kv_heads, slots, head_dim, capacity;
+  vlkv_tensor key, value, key_out, value_out;
+  const float* score;
+  uint64_t score_bytes;
+  const int64_t *length, *keep, *sinks, *recent;
+  uint64_t lengths_bytes;
+  int32_t* position_out;
+  uint64_t position_bytes;
+  int32_t per_head, merge, zero_tail, threads;
+} vlkv_evict_params;
+
+// Returns a code; writes a text, cut to message_size and ended by 0, where it is not VLKV_OK. message may be
+// null.
+VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
+VLKV_C_API int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // VLKV_C_API_H_

@@ -1,0 +1,63 @@
+// Score: how much attention each cached key receives from the observed rows, and how sparse that attention
+// is. Source: VL-Cache, arXiv 2410.23317, section 4 (post-vision attention, sparsity by a threshold on the
+// row's maximum); Elastic Cache, arXiv 2407.18121 (importance as column sums).
+#pragma once
+
+#include <cstddef>
+
+#include "vlkv/types.h"
+
+namespace vlkv {
+
+// One dimension legend: B prompts, W observed rows, C cache slots, Hq query heads, Hkv KV heads, D head dim.
+//
+//   query         [B, Hq, W, D]   float32, float16 or bfloat16
+//   key           [B, Hkv, C, D]  float32, float16 or bfloat16, not necessarily the query's type
+//   row_position  [B, W]          int32 or int64; row i attends to keys 0..row_position, -1 is a padding row
+//   score         [B, Hkv, C]     float32, written
+//   pairs, below  [B]             int64, written; may be null
+//   sparsity      [B]             float32, written; may be null
+//
+// A = softmax(scale * query . key) in float32 over the keys that a row attends to; query head h reads KV head
+// h / (Hq / Hkv). score is the sum of A over rows and over the query heads of each KV head, 0 for keys that
+// no row attends to. pairs counts attended (row, key, query head); below counts those with A < threshold *
+// (that row's largest A); sparsity = below / pairs, 0 where pairs is 0.
+//
+// accumulate: score, pairs and below are added to, so that a prompt can be scored in several calls; sparsity
+// is then that of the sums. W = 0, C = 0 and B = 0 are valid.
+//
+// A row of one query head whose softmax is not finite (a logit that is NaN or +infinity, or only -infinities)
+// adds nothing to score, pairs or below; other rows are not touched by it. A logit of -infinity has A = 0.
+// Weights under 2^-126 of the largest within 96 neighbouring keys count as 0.
+//
+// Method: rows of one KV group share each read of a key. The exponentials of a block of rows (16 to 64) stay
+// in memory between the pass that finds each row's maximum and sum and the pass that adds columns, so the
+// product is formed once. Extra memory per thread: the larger of 4 MiB and 64 * C bytes (128 * C with
+// AVX-512), whatever W. The result is the same bit for bit for every number of threads; instruction sets
+// differ in rounding.
+struct ScoreParams {
+  int64_t batch = 0, query_heads = 0, kv_heads = 0, rows = 0, slots = 0, head_dim = 0;
+  ConstView query;
+  ConstView key;
+  const void* row_position = nullptr;
+  IndexType row_position_type = IndexType::kInt64;
+  int64_t row_position_stride_b = 0;
+  float scale = 0.0F;  // 0 = 1/sqrt(D)
+  float threshold = 0.01F;
+  float* score = nullptr;
+  int64_t score_stride_b = 0, score_stride_h = 0;
+  int64_t* pairs = nullptr;
+  int64_t* below = nullptr;
+  float* sparsity = nullptr;
+  bool accumulate = false;
+  int threads = 0;  // 0 = vlkv::threads()
+};
+
+// Sizes, strides, pointers and settings; reads no tensor. Throws InvalidArgument.
+VLKV_API void validate(const ScoreParams& params);
+
+// Validates, then checks every row_position against [-1, C) before anything is written. Throws
+// InvalidArgument, or std::bad_alloc with nothing written.
+VLKV_API void run_cpu(const ScoreParams& params);
+
+}  // namespace vlkv

@@ -1,0 +1,45 @@
+// What the operators share: element types, strided views of a cache, the error type.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#if defined(_WIN32)
+#define VLKV_API
+#else
+#define VLKV_API __attribute__((visibility("default")))
+#endif
+
+namespace vlkv {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+enum class IndexType : int32_t { kInt32 = 0, kInt64 = 1 };
+
+constexpr int64_t size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
+
+// A tensor [B, heads, slots, D]. Strides count elements; D is contiguous. A slice of a larger cache is a view
+// like any other, and a stride of 0 repeats what it strides over (inputs only).
+template <class Pointer>
+struct BasicView {
+  Pointer data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t stride_b = 0, stride_h = 0, stride_s = 0;
+};
+using View = BasicView<void*>;
+using ConstView = BasicView<const void*>;
+
+// An argument outside its range. The text opens with `[score]` or `[evict]` and names the value and the
+// limit.
+class VLKV_API InvalidArgument : public std::invalid_argument {
+ public:
+  explicit InvalidArgument(const std::string& text) : std::invalid_argument(text) {}
+};
+
+// A backend that this build or this machine does not have.
+class VLKV_API Unavailable : public std::runtime_error {
+ public:
+  explicit Unavailable(const std::string& text) : std::runtime_error(text) {}
+};
+
+}  // namespace vlkv
