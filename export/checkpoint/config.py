@@ -48,20 +48,20 @@ def check_architecture(config: Fields) -> None:
     if names is None and kind == "llava":
         names = [ARCHITECTURE]
     if not isinstance(names, list) or ARCHITECTURE not in names:
-        named = ", ".join(map(str, names)) if isinstance(names, list) and names else f"model_type {kind!r}"
-        raise CheckpointError(f"{config.where}: {named[:200]} is not supported; supported: {SUPPORTED}")
+        named = f"architectures {show(names)} of model_type {show(kind)}"
+        raise CheckpointError(f"{config.where}: {named} is not supported; supported: {SUPPORTED}")
     for part in (config, config.child("text_config"), config.child("vision_config")):
         if "quantization_config" in part:
             method = part.get("quantization_config")
             method = method.get("quant_method") if isinstance(method, dict) else method
             raise CheckpointError(
-                f"{part.where}: quantization_config ({show(method)}): quantised checkpoints are not supported; "
-                "give the float32, float16 or bfloat16 checkpoint that it was made from"
+                f"{part.where}: quantization_config ({show(method)}): quantised checkpoints are not "
+                "supported; give the float32, float16 or bfloat16 checkpoint that it was made from"
             )
 
 
 def read_vision(config: Fields) -> VisionConfig:
-    """The tower: `vision_config`, `vision_feature_layer`, `vision_feature_select_strategy`."""
+    """Read the tower: `vision_config`, `vision_feature_layer`, `vision_feature_select_strategy`."""
     vision = config.child("vision_config", VISION_WHERE_ABSENT)
     kind = vision.string("model_type", "clip_vision_model")
     if kind != "clip_vision_model":
@@ -100,14 +100,14 @@ def read_vision(config: Fields) -> VisionConfig:
 
 
 def read_projector(config: Fields) -> Projector:
-    """The two-layer projector: `projector_hidden_act`, `multimodal_projector_bias`."""
+    """Read the two-layer projector: `projector_hidden_act`, `multimodal_projector_bias`."""
     return Projector(
         _activation(config, "projector_hidden_act", "gelu"), config.boolean("multimodal_projector_bias", True)
     )
 
 
 def read_text(config: Fields) -> TextConfig:
-    """The text model: `text_config`, with the defaults of its class."""
+    """Read the text model: `text_config`, with the defaults of its class."""
     text = config.child("text_config")
     kind = text.string("model_type", "llama")
     if kind not in ("llama", "mistral"):
@@ -121,7 +121,8 @@ def read_text(config: Fields) -> TextConfig:
     kv_heads = text.integer("num_key_value_heads", grouped, high=MAX_HEADS)
     if query_heads % kv_heads:
         raise CheckpointError(
-            f"{text.where}: num_attention_heads {query_heads} is not a multiple of num_key_value_heads {kv_heads}"
+            f"{text.where}: num_attention_heads {query_heads} is not a multiple of "
+            f"num_key_value_heads {kv_heads}"
         )
     if "head_dim" not in text and hidden % query_heads:
         raise CheckpointError(
@@ -156,7 +157,7 @@ def read_text(config: Fields) -> TextConfig:
 
 
 def read_image_token(config: Fields, vocab: int) -> int:
-    """The id that stands for a picture: `image_token_id` or `image_token_index`."""
+    """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
     name = "image_token_id" if "image_token_id" in config else "image_token_index"
     value = config.integer(name, 32000, low=0)
     if value >= vocab:

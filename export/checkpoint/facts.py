@@ -76,7 +76,7 @@ class Projector:
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Rotary embedding: angle = position * `inv_freq` (float32 `[D/2]`), cos and sin times `attention_factor`."""
+    """Rotary embedding: angles position * `inv_freq` (float32 `[D/2]`); cos, sin times `attention_factor`."""
 
     inv_freq: np.ndarray
     attention_factor: float

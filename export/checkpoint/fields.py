@@ -15,13 +15,16 @@ MAX_INTEGER = 1 << 24
 
 
 def show(value: object) -> str:
-    """A value for a one-line message, cut where it is long."""
-    text = repr(value)
+    """Write a value for a one-line message, cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole of a small file. Raises `CheckpointError` when it can't be read or is not small."""
+    """Read the whole of a small file. Raises `CheckpointError` when it can't be read or is not small."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
@@ -33,7 +36,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A small UTF-8 file. Raises `CheckpointError`."""
+    """Read a small UTF-8 file. Raises `CheckpointError`."""
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -41,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object; `where` opens the message. Raises `CheckpointError` for anything else."""
+    """Parse a JSON object; `where` opens the message. Raises `CheckpointError` for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -53,7 +56,7 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises `CheckpointError`."""
+    """Read a file that holds one JSON object. Raises `CheckpointError`."""
     return parse_object(read_bytes(path), str(path))
 
 
@@ -68,15 +71,15 @@ class Fields:
         return self.values.get(name) is not None
 
     def get(self, name: str) -> Any:
-        """The value as it is; None where absent."""
+        """Return the value as it is; None where absent."""
         return self.values.get(name)
 
     def fail(self, name: str, wanted: str) -> CheckpointError:
-        """The error that says what was found and what was wanted."""
+        """Make the error that says what was found and what was wanted."""
         return CheckpointError(f"{self.where}: {name} is {show(self.values.get(name))}; it must be {wanted}")
 
     def integer(self, name: str, default: int | None = None, low: int = 1, high: int = MAX_INTEGER) -> int:
-        """An integer from `low` to `high`."""
+        """Return an integer from `low` to `high`."""
         value = self.values.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -86,7 +89,7 @@ class Fields:
     def number(
         self, name: str, default: float | None = None, above: float = 0.0, high: float = 1e30
     ) -> float:
-        """A finite number above `above`, at most `high`."""
+        """Return a finite number above `above`, at most `high`."""
         value = self.values.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= high:
@@ -97,7 +100,7 @@ class Fields:
         return value
 
     def boolean(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self.values.get(name)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -105,7 +108,7 @@ class Fields:
         return value
 
     def string(self, name: str, default: str | None = None) -> str:
-        """A string."""
+        """Return a string."""
         value = self.values.get(name)
         value = default if value is None else value
         if not isinstance(value, str):
@@ -113,7 +116,7 @@ class Fields:
         return value
 
     def child(self, name: str, default: Mapping[str, Any] | None = None) -> Fields:
-        """A nested object."""
+        """Return a nested object."""
         value = self.values.get(name)
         value = (default or {}) if value is None else value
         if not isinstance(value, Mapping):

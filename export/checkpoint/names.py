@@ -19,7 +19,7 @@ _PREFIXES = (
 
 
 def canonical(name: str) -> str | None:
-    """The canonical name of a tensor of a LLaVA checkpoint; None for one that belongs to no part of it."""
+    """Return the canonical name of a LLaVA checkpoint's tensor; None where it belongs to no part of it."""
     for pattern, prefix in _PREFIXES:
         match = pattern.match(name)
         if match:

@@ -19,7 +19,7 @@ DEFAULT_EDGE = 224
 
 
 def read_processor(folder: Path) -> Fields:
-    """The image processor's fields: nested in `processor_config.json`, else `preprocessor_config.json`.
+    """Read the image processor's fields: nested in `processor_config.json`, else `preprocessor_config.json`.
 
     Raises `CheckpointError` when neither is there.
     """
@@ -34,7 +34,7 @@ def read_processor(folder: Path) -> Fields:
 
 
 def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: str) -> ImageFacts:
-    """What the runtime does to a picture, and how many tokens one picture is.
+    """Say what the runtime does to a picture, and how many tokens one picture is.
 
     The number of tokens follows from the tower alone: the square of whole patches, and the class token
     where the select strategy keeps it. A list of feature layers widens features, it adds no tokens;
@@ -61,8 +61,8 @@ def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: st
                 resize = "exact"
             if resize == "shortest_edge":
                 raise CheckpointError(
-                    f"{processor.where}: size {show(processor.get('size'))} with do_center_crop false gives pictures "
-                    f"of any width; give height and width, or set do_center_crop"
+                    f"{processor.where}: size {show(processor.get('size'))} with do_center_crop false gives "
+                    "pictures of any width; give height and width, or set do_center_crop"
                 )
             _check_size(processor, "size", (height, width), size)
     return ImageFacts(
@@ -129,7 +129,8 @@ def _resize(processor: Fields) -> tuple[Any, int, int]:
 def _check_size(processor: Fields, name: str, found: tuple[int, int], size: int) -> None:
     if found != (size, size):
         raise CheckpointError(
-            f"{processor.where}: {name} is {found[0]} x {found[1]}, the tower's image_size {size}; they must be equal"
+            f"{processor.where}: {name} is {found[0]} x {found[1]}, the tower's image_size {size}; "
+            "they must be equal"
         )
 
 

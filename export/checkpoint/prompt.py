@@ -37,7 +37,7 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
 
 
 def image_token(folder: Path, token_id: int) -> str:
-    """The text of the image token, from the added tokens of `tokenizer.json`. Raises `CheckpointError`."""
+    """Find the text of the image token in the added tokens of `tokenizer.json`. Raises `CheckpointError`."""
     path = folder / TOKENIZER
     try:
         tokenizer = msgspec.json.decode(read_bytes(path), type=_Tokenizer)
@@ -75,7 +75,7 @@ def _ids(sources: list[Fields], name: str, vocab: int) -> tuple[int, ...]:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template, or None; the first place that has one, as in transformers.
+    """Read the chat template, or None; the first place that has one, as in transformers.
 
     `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
     `tokenizer_config.json`. Of several templates, the one named `default`.

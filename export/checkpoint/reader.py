@@ -8,7 +8,7 @@ from pathlib import Path
 from vlkv_export.checkpoint import config as configuration
 from vlkv_export.checkpoint import layout, processor, prompt, weights
 from vlkv_export.checkpoint.facts import Checkpoint
-from vlkv_export.checkpoint.fields import Fields, read_object
+from vlkv_export.checkpoint.fields import Fields, read_object, show
 
 from vlkv.errors import CheckpointError
 
@@ -19,7 +19,13 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     Both generations of every file are understood. Raises `CheckpointError`, one line that names what was
     found and what would work, for anything missing, damaged or unsupported.
     """
-    folder = Path(folder)
+    try:
+        return _read(Path(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be read: {error.strerror or error}") from None
+
+
+def _read(folder: Path) -> Checkpoint:
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     configuration.check_architecture(config)
     vision = configuration.read_vision(config)
@@ -45,16 +51,16 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _config_path(folder: Path) -> Path:
+    advice = "give the folder of a Hugging Face checkpoint"
     path = folder / "config.json"
     try:
-        if not folder.exists():
-            raise CheckpointError(f"{folder} does not exist; give the folder of a Hugging Face checkpoint")
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder; give the folder of a Hugging Face checkpoint")
-        if not path.exists():
-            raise CheckpointError(
-                f"{folder} has no config.json; give the folder of a Hugging Face checkpoint"
-            )
+        there, directory, config = folder.exists(), folder.is_dir(), path.exists()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(folder)!r} can't be read: {error}") from None
+        raise CheckpointError(f"{show(str(folder))} can't be read: {error}; {advice}") from None
+    if not there:
+        raise CheckpointError(f"{folder} does not exist; {advice}")
+    if not directory:
+        raise CheckpointError(f"{folder} is not a folder; {advice}")
+    if not config:
+        raise CheckpointError(f"{folder} has no config.json; {advice}")
     return path

@@ -13,6 +13,7 @@ from vlkv_export.checkpoint.fields import parse_object, show
 from vlkv.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_RANK = 16
 BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
@@ -88,7 +89,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         raise CheckpointError(f"{where} has dtype {show(dtype)}, which the format does not have")
-    if not isinstance(shape, list) or not all(map(_natural, shape)):
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
         raise CheckpointError(f"{where} has shape {show(shape)}; it must be a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
         raise CheckpointError(f"{where} has data_offsets {show(offsets)}; they must be a start and an end")

@@ -50,7 +50,7 @@ def find(folder: Path) -> Found:
 
 
 def select(folder: Path, found: Found, layout: Iterable[tuple[str, Shape]], tied: bool) -> dict[str, Tensor]:
-    """The tensors of `layout`, checked for shape and dtype; float32, float16 and bfloat16 may be mixed.
+    """Look the tensors of `layout` up, their shapes and dtypes checked; the three dtypes may be mixed.
 
     With `tied`, embedding and head stand in for each other where only one is in the files. (Where both
     are, each is used: transformers does not tie two that differ either.) Raises `CheckpointError`.
@@ -68,8 +68,8 @@ def select(folder: Path, found: Found, layout: Iterable[tuple[str, Shape]], tied
             missing.append(name)
     if missing:
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(missing) + len(tensors)} tensors are missing from the weights, "
-            f"the first is {missing[0]}"
+            f"{folder}: {len(missing)} of {len(missing) + len(tensors)} tensors are missing "
+            f"from the weights; the first is {missing[0]}"
         )
     return tensors
 
