@@ -1,0 +1,8 @@
+"""The operator domain."""
+
+from onnxscript.values import Opset
+
+DOMAIN = "vlkv"
+VERSION = 1
+OPSET = 24
+VLKV = Opset(DOMAIN, VERSION)

@@ -1,0 +1,83 @@
+"""Graphs made of the operators alone: `compress`, one layer's eviction, and `score`, one Score node."""
+
+import onnx_ir as ir
+from onnxscript import BOOL, script
+from onnxscript.onnx_opset import opset24 as op
+from vlkv_export.ops.domain import DOMAIN, OPSET, VERSION
+from vlkv_export.ops.evict import Evict
+from vlkv_export.ops.library import compiled, functions
+
+IR_VERSION = 11
+Dim = int | str
+
+
+@script(default_opset=op)
+def compress(key, value, score, length, keep, sinks, recent, capacity, per_head: BOOL, merge: BOOL):
+    """Evict with its attributes as inputs."""
+    # One selection for all heads is the selection for each head by the summed scores.
+    shared = op.ReduceSum(score, op.Constant(value_ints=[1]), keepdims=1)
+    ranked = op.Where(per_head, score, shared)
+    if merge:
+        new_key, new_value, position = Evict(
+            key, value, ranked, length, keep, sinks, recent, capacity, per_head=1, merge=1
+        )
+    else:
+        new_key, new_value, position = Evict(
+            key, value, ranked, length, keep, sinks, recent, capacity, per_head=1, merge=0
+        )
+    return new_key, new_value, position
+
+
+def compress_model(
+    dtype: ir.DataType = ir.DataType.FLOAT, kv_heads: Dim = "Hkv", head_dim: Dim = "D"
+) -> ir.Model:
+    """Make the `compress` graph for caches of `dtype`; sizes are numbers, or names if known at run time.
+
+    Inputs: key, value [B, Hkv, C, D] of `dtype`; score [B, Hkv, C] float32; length, keep, sinks, recent [B]
+    int64; capacity [] int64; per_head, merge [] bool. Outputs: new_key, new_value [B, Hkv, capacity, D];
+    position [B, Hkv, capacity] int32.
+    """
+    graph = compiled(compress, ("new_key", "new_value", "position")).graph
+    cache = ("B", kv_heads, "C", head_dim)
+    new_cache = ("B", kv_heads, "capacity", head_dim)
+    floats, long, flag = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
+    per_prompt = [(name, long, ("B",)) for name in ("length", "keep", "sinks", "recent")]
+    flags = [(name, flag, ()) for name in ("per_head", "merge")]
+    heads = [("key", dtype, cache), ("value", dtype, cache), ("score", floats, cache[:3])]
+    _describe(graph.inputs, [*heads, *per_prompt, ("capacity", long, ()), *flags])
+    caches = [("new_key", dtype, new_cache), ("new_value", dtype, new_cache)]
+    _describe(graph.outputs, [*caches, ("position", ir.DataType.INT32, new_cache[:3])])
+    return _finish(graph, "compress")
+
+
+def score_model(scale: float, threshold: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
+    """Make a graph of one Score node.
+
+    Inputs: query [B, Hq, W, D], key [B, Hkv, C, D] of `dtype`; row_position [B, W] int64. Outputs: score
+    [B, Hkv, C] and sparsity [B], float32.
+    """
+    inputs = [ir.Value(name=name) for name in ("query", "key", "row_position")]
+    node = ir.node("Score", inputs, {"scale": scale, "threshold": threshold}, domain=DOMAIN, num_outputs=2)
+    graph = ir.Graph(inputs, node.outputs, nodes=[node])
+    caches = [("query", dtype, ("B", "Hq", "W", "D")), ("key", dtype, ("B", "Hkv", "C", "D"))]
+    _describe(graph.inputs, [*caches, ("row_position", ir.DataType.INT64, ("B", "W"))])
+    floats = ir.DataType.FLOAT
+    _describe(graph.outputs, [("score", floats, ("B", "Hkv", "C")), ("sparsity", floats, ("B",))])
+    return _finish(graph, "score")
+
+
+def _describe(values, facts) -> None:
+    """Name and type the values of a graph's border."""
+    for value, (name, dtype, shape) in zip(values, facts, strict=True):
+        value.name = name
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+
+
+def _finish(graph: ir.Graph, name: str) -> ir.Model:
+    graph.name = name
+    graph.opset_imports.clear()
+    graph.opset_imports.update({"": OPSET, DOMAIN: VERSION})
+    used = {(node.domain, node.op_type) for node in graph.all_nodes()}
+    carried = [function for function in functions() if function.identifier()[:2] in used]
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="vlkv", functions=carried)
