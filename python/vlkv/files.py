@@ -30,7 +30,7 @@ _COPY_INSTEAD = {
 def show(path: object) -> str:
     """Return the path (or any text) as one printable line, escaped where it holds control characters."""
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
-    return text if text.isprintable() else ascii(text)
+    return text if text and text.isprintable() else ascii(text)
 
 
 def reason(error: BaseException) -> str:
