@@ -1,0 +1,41 @@
+"""float16 and bfloat16 graphs become float32 ones, for a runtime whose kernels have no 16-bit products."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+FLOAT = ir.DataType.FLOAT
+
+
+def compute_in_float32(model: ir.Model, converted: dict[str, ir.TensorProtocol]) -> int:
+    """Retypes values, casts and weights.
+
+    Args:
+        model: the graph; changed in place.
+        converted: the 16-bit initializers' float32 tensors by name.
+
+    Returns:
+        How many weights were exchanged.
+    """
+    graph = model.graph
+    count = 0
+    for name, value in graph.initializers.items():
+        if value.dtype in HALF:
+            value.const_value = converted[name] if name in converted else _widened(value.const_value)
+            value.type = ir.TensorType(FLOAT)
+            count += 1
+    for node in graph:
+        if node.op_type == "Cast" and node.attributes.get_int("to") in HALF:
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+        for value in node.outputs:
+            if value.dtype in HALF:
+                value.type = ir.TensorType(FLOAT)
+    for value in graph.inputs:
+        if value.dtype in HALF:
+            value.type = ir.TensorType(FLOAT)
+    return count
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)

@@ -1,0 +1,110 @@
+"""Cache update and attention over it become ONNX Runtime's `GroupQueryAttention`, which reads the valid slots only.
+
+The standard pair reads a cache's whole capacity and builds a mask; this one takes lengths. They are made for all
+layers at once: `seqlens_k[l,b]` is the last valid slot after the call, `total[l]` the largest length after it.
+ONNX Runtime's CPU kernel takes a batch of prompts from an empty cache (padding at the right) and a batch of
+single tokens; a chunk after a filled cache has to come alone (B = 1) and without padding.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlkv_export.passes.edit import MICROSOFT, constant, like, new_node, producer, replace
+
+INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
+
+
+def use_group_query_attention(model: ir.Model) -> int:
+    """Rewrites each Attention whose keys and values come from a TensorScatter into a graph input."""
+    graph = model.graph
+    found = [match for node in graph if (match := _match(node))]
+    if not found:
+        return 0
+    first = found[0]["attention"]
+    lengths, totals = _lengths(graph, first)
+    for layer, match in enumerate(found):
+        node = match["attention"]
+        index = constant(graph, f"layer_index.{layer}", layer, INT64)
+        parts = [ir.Value(name=f"{name}.{layer}", type=ir.TensorType(INT32)) for name in ("seqlens_k", "total")]
+        gathers = [
+            new_node("Gather", [source, index], [part], {"axis": 0}, name=f"layer.{layer}/{part.name}")
+            for source, part in zip((lengths, totals), parts, strict=True)
+        ]
+        result, keys, values = like(match["result"]), like(match["keys"]), like(match["values"])
+        fused = new_node(
+            "GroupQueryAttention",
+            [match["query"], match["key"], match["value"], match["key_cache"], match["value_cache"], *parts],
+            [result, keys, values],
+            {
+                "num_heads": match["heads"],
+                "kv_num_heads": match["kv_heads"],
+                "scale": node.attributes.get_float("scale"),
+                "do_rotary": 0,
+            },
+            domain=MICROSOFT,
+            name=node.name,
+        )
+        swaps = {match["result"]: result, match["keys"]: keys, match["values"]: values}
+        replace(graph, match["keys"].producer(), [*gathers, fused], swaps)
+    return len(found)
+
+
+def _merged(value: ir.Value) -> tuple[ir.Value, int] | None:
+    """`Transpose(Reshape(x, [0,0,heads,D]))` read back: x and its heads."""
+    transpose = producer(value, "Transpose")
+    reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
+    if reshape is None or list(transpose.attributes.get_ints("perm")) != [0, 2, 1, 3]:
+        return None
+    return reshape.inputs[0], int(reshape.inputs[1].const_value.numpy()[2])
+
+
+def _match(node: ir.Node) -> dict | None:
+    if node.op_type != "Attention" or node.domain != "" or len(node.inputs) < 4:
+        return None
+    scatters = [producer(node.inputs[1], "TensorScatter"), producer(node.inputs[2], "TensorScatter")]
+    query = _merged(node.inputs[0])
+    if None in scatters or query is None:
+        return None
+    key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
+    transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
+    if key is None or value is None or len(transposed) != 1:
+        return None
+    (reshape,) = transposed[0].outputs[0].consumers()
+    return {
+        "attention": node,
+        "query": query[0],
+        "heads": query[1],
+        "key": key[0],
+        "value": value[0],
+        "kv_heads": key[1],
+        "key_cache": scatters[0].inputs[0],
+        "value_cache": scatters[1].inputs[0],
+        "keys": scatters[0].outputs[0],
+        "values": scatters[1].outputs[0],
+        "result": reshape.outputs[0],
+    }
+
+
+def _lengths(graph: ir.Graph, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """`seqlens_k [L,B]` and `total [L]`, int32, from the inputs `length [L,B]` and `position_ids [B,S]`."""
+    inputs = {value.name: value for value in graph.inputs}
+    length, positions = inputs["length"], inputs["position_ids"]
+    zero, one = constant(graph, "zero_i64", 0, INT64), constant(graph, "one_i64", 1, INT64)
+    axis = constant(graph, "axis_1", [1], INT64)
+    nodes: list[ir.Node] = []
+
+    def make(op_type: str, operands: list[ir.Value], **attributes: object) -> ir.Value:
+        result = ir.Value(name=f"lengths.{len(nodes)}")
+        nodes.append(new_node(op_type, operands, [result], attributes, name=f"lengths/{op_type}.{len(nodes)}"))
+        return result
+
+    valid = make("Cast", [make("GreaterOrEqual", [positions, zero])], to=INT64)
+    added = make("Max", [make("ReduceSum", [valid, axis], keepdims=0), one])
+    last = make("Sub", [make("Add", [length, added]), one])
+    seqlens = make("Cast", [last], to=INT32)
+    tokens = make("Shape", [positions], start=1, end=2)
+    longest = make("ReduceMax", [length, axis], keepdims=0)
+    totals = make("Cast", [make("Add", [longest, tokens])], to=INT32)
+    graph.insert_before(next(iter(graph)), nodes)
+    return seqlens, totals

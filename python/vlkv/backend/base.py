@@ -1,0 +1,97 @@
+"""What a backend offers to the runtime, whatever runs the graphs.
+
+B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
+L layers, N pictures, P image tokens a picture, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.cache import Cache
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one call saw of the observed rows, per layer.
+
+    A backend whose engine leaves scoring to native operators gives `queries`, the rows `[B,Hq,W,D]`; else
+    `scores` holds `[B,Hkv,C_l]` and `sparsity` `[L,B]`. With W = 0 all are empty.
+    """
+
+    queries: list[Floats]
+    scores: list[Floats]
+    sparsity: Floats | None
+
+
+class Steps(Protocol):
+    """A loop of single-token steps over one cache."""
+
+    logits: Floats
+
+    def step(self, embeds: Floats, positions: Ints, active: NDArray[np.bool_]) -> Floats:
+        """One token a prompt: `embeds [B,hidden]` at `positions [B]`; the caches of those not `active [B]` stay.
+
+        Returns `logits [B,V]`, which the next step overwrites.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """The graphs of an engine directory, opened."""
+
+    def vision(self, pixels: Floats) -> Floats:
+        """Image features `[N,P,hidden]` of `pixel_values [N,3,height,width]`."""
+        ...
+
+    def extend(
+        self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
+    ) -> tuple[Floats, Observation]:
+        """Runs a chunk of prompt tokens and appends it to the cache.
+
+        Args:
+            embeds: `[B,S,hidden]`.
+            positions: `[B,S]`.
+            cache: holds the tokens before these; its arrays and lengths are updated.
+            row_index: `[B,W]`, which of the S rows are observed.
+            last: whether working memory is given back afterwards.
+
+        Returns:
+            Logits `[B,V]` of the last token, and what was observed.
+        """
+        ...
+
+    def evict(
+        self,
+        source: tuple[Floats, Floats],
+        score: Floats,
+        keep: tuple[int, int, int],
+        target: tuple[Floats, Floats],
+        per_head: bool,
+        merge: bool,
+    ) -> NDArray[np.int32]:
+        """Cuts one layer of one prompt.
+
+        Args:
+            source: keys and values `[1,Hkv,C,D]`, all slots valid.
+            score: `[1,Hkv,C]`.
+            keep: how many slots stay, of them the first and the last that always do.
+            target: keys and values `[1,Hkv,keep,D]` to write; views are fine.
+            per_head: one selection for each KV head, or one for all.
+            merge: whether the evicted are averaged into kept neighbours.
+
+        Returns:
+            The kept positions `[Hkv, keep]`.
+        """
+        ...
+
+    def steps(self, cache: Cache) -> Steps:
+        """A loop of single-token steps over that cache."""
+        ...

@@ -1,0 +1,72 @@
+"""Where the command line writes: answers to standard output, progress and notes to standard error.
+
+`NO_COLOR` is respected by rich; `--quiet` drops progress and notes, `--verbose` says more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+MIB = 1 << 20
+
+
+@dataclass
+class Verbosity:
+    """How much is said: -1 quiet, 0 as usual, 1 verbose. Set once by the command line."""
+
+    level: int = 0
+
+
+VERBOSITY = Verbosity()
+
+
+def notes() -> Console:
+    """The console for progress and notes."""
+    return Console(stderr=True, quiet=VERBOSITY.level < 0, highlight=False)
+
+
+def answers() -> Console:
+    """The console for what was asked for."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+class Bar:
+    """A line that says what is being done, with a bar where the amount is known."""
+
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def step(self, name: str) -> None:
+        """Begins a step of unknown length."""
+        if VERBOSITY.level > 0:
+            self._bar.console.print(name)
+        self._bar.update(self._task, description=name, total=None, completed=0)
+
+    def total(self, size: int) -> None:
+        """Says how many units the step has."""
+        self._bar.update(self._task, total=size, completed=0)
+
+    def advance(self, done: int) -> None:
+        """Adds units that are done."""
+        self._bar.update(self._task, advance=done)
+
+    def done(self, text: str) -> None:
+        """Ends with a note."""
+        self._bar.update(self._task, visible=False)
+        self._bar.console.print(text, soft_wrap=True)
+
+
+@contextmanager
+def progress(*, data: bool = True) -> Iterator[Bar]:
+    """A progress line on standard error, gone when it ends. `data` shows bytes, otherwise counts."""
+    amount = DownloadColumn(binary_units=True) if data else TextColumn("{task.completed:.0f}/{task.total}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), amount, TimeElapsedColumn())
+    console = notes()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Bar(bar, bar.add_task("", total=None))

@@ -1,0 +1,76 @@
+"""Which rows of a prompt are observed, and what they attended to, added up over chunks.
+
+Score is a sum over rows and sparsity a share of pairs, so that chunks add up exactly. Source: VL-Cache (arXiv
+2410.23317), section 4. L layers, W observed rows, C cache slots, Hq query heads, Hkv key/value heads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.backend.base import Observation
+from vlkv.cache import Cache
+from vlkv.manifest import TextFacts
+from vlkv.native import native
+from vlkv.policy import Policy
+
+
+def observed_rows(policy: Policy, length: int, last_image: int) -> range:
+    """The prompt rows that a policy observes.
+
+    Args:
+        policy: says which.
+        length: tokens of the prompt.
+        last_image: position of the last image token, -1 where there is none. Without a picture, and where a
+            picture ends the prompt, the rows after it are the last `policy.window`.
+    """
+    if policy.rows == "none":
+        return range(0)
+    if policy.rows == "all":
+        return range(length)
+    if policy.rows == "post_vision" and 0 <= last_image < length - 1:
+        return range(last_image + 1, length)
+    return range(max(0, length - policy.window), length)
+
+
+class Observer:
+    """Adds up scores of one prompt.
+
+    Attributes:
+        scores: per layer `[1, Hkv, C]` float32.
+        sparsity: `[L]` float64, of what was added so far.
+    """
+
+    def __init__(self, text: TextFacts, policy: Policy, length: int) -> None:
+        self.scores = [np.zeros((1, text.kv_heads, length), np.float32) for _ in range(text.layers)]
+        self._pairs = np.zeros((text.layers, 1), np.int64)
+        self._below = np.zeros((text.layers, 1), np.float64)
+        self._text, self._policy = text, policy
+
+    @property
+    def sparsity(self) -> NDArray[np.float64]:
+        """Share of the attended pairs whose weight is under the threshold, per layer."""
+        below = self._below[:, 0]
+        return np.divide(below, self._pairs[:, 0], out=np.zeros_like(below), where=self._pairs[:, 0] > 0)
+
+    def add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
+        """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
+        if not len(rows):
+            return
+        if seen.sparsity is not None:
+            pairs = int((rows + 1).sum()) * self._text.query_heads
+            self._pairs += pairs
+            self._below += np.float64(pairs) * seen.sparsity
+            for total, score in zip(self.scores, seen.scores, strict=True):
+                total += score[:, :, : total.shape[2]]
+            return
+        scale = self._text.head_dim**-0.5
+        below = np.zeros(1, np.int64)
+        position = rows[np.newaxis]
+        for layer, query in enumerate(seen.queries):
+            total = self.scores[layer]
+            key = cache.keys[layer][:, :, : total.shape[2]]
+            below[:] = 0
+            native().score(query, key, position, scale, self._policy.threshold, total, self._pairs[layer], below)
+            self._below[layer] += below
