@@ -14,7 +14,7 @@ from vlkv.manifest import ImageFacts
 TYPES = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor")
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-BICUBIC = 3
+BILINEAR, BICUBIC = 2, 3
 DEFAULT_EDGE = 224
 
 
@@ -76,12 +76,17 @@ def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: st
         resize_width=width,
         crop=crop,
         pad_to_square=square,
-        resample=processor.integer("resample", BICUBIC, low=0, high=5),
+        resample=processor.integer("resample", _default_resample(processor), low=0, high=5),
         rescale=processor.number("rescale_factor", 1 / 255) if processor.boolean("do_rescale", True) else 1.0,
         normalize=processor.boolean("do_normalize", True),
         mean=_channels(processor, "image_mean", CLIP_MEAN, positive=False),
         std=_channels(processor, "image_std", CLIP_STD, positive=True),
     )
+
+
+def _default_resample(processor: Fields) -> int:
+    """Choose as transformers does: the class's filter where nothing is said, bilinear where null is."""
+    return BILINEAR if "resample" in processor.values else BICUBIC
 
 
 def _check_type(processor: Fields) -> None:

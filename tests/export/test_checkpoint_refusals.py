@@ -1,0 +1,111 @@
+"""What is wrong with a checkpoint is told in one line that names it, whatever is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vlkv_export.checkpoint import read_checkpoint
+
+from models import sparse
+from vlkv.errors import CheckpointError
+
+TEXT, VISION = "text_config", "vision_config"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return sparse.write(tmp_path / "checkpoint", sparse.SMALL)
+
+
+def refused(folder: Path | str, *parts: str) -> None:
+    """Check that the folder is refused, in one line that holds all `parts`."""
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(folder)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, line
+
+
+def test_good(folder: Path) -> None:
+    assert read_checkpoint(folder).text.layers == 2
+    assert read_checkpoint(str(folder)).folder == folder
+
+
+def test_folders(folder: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "nothing does not exist; give the folder of a Hugging Face checkpoint")
+    refused(folder / "config.json", "config.json is not a folder")
+    refused("a\0b", "does not exist")
+    refused("x" * 5000, "can't be read")
+    (folder / "config.json").unlink()
+    refused(folder, "has no config.json")
+    (folder / "config.json").mkdir()
+    refused(folder, "config.json can't be read: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ('{"a": 1' + "0" * 5000 + "}", "is not valid JSON"),
+        ("[" * 200_000, "nested too deeply"),
+        ("[1]", "holds [1], not a JSON object"),
+        ("null", "holds None"),
+        ("{}", "architectures None of model_type None is not supported; supported: LlavaForCond"),
+    ],
+)
+def test_broken_json(folder: Path, text: str, message: str) -> None:
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    refused(folder, "config.json", message)
+
+
+def test_not_utf8(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b'{"a": "\xff\xfe"}')
+    refused(folder, "config.json", "is not valid JSON")
+    sparse.dump(folder / "config.json", sparse.SMALL)
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    refused(folder, "chat_template.jinja is not UTF-8 text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["LlavaNextForConditionalGeneration"]}, "LlavaNextForConditionalGeneration"),
+        ({"architectures": None, "model_type": "qwen2_vl"}, "model_type 'qwen2_vl' is not supported"),
+        ({VISION: {"model_type": "siglip_vision_model"}}, "'siglip_vision_model' is not supported; supp"),
+        ({TEXT: {"model_type": "qwen2"}}, "text model 'qwen2' is not supported; supported: llama, mistral"),
+        ({TEXT: {"hidden_act": "mish"}}, "hidden_act 'mish' is not supported; supported: quick_gelu, gelu"),
+        ({VISION: {"hidden_act": "laplace"}}, "hidden_act 'laplace' is not supported"),
+        ({"projector_hidden_act": "tanh"}, "projector_hidden_act 'tanh' is not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "('awq'): quantised checkpoints are not"),
+        ({TEXT: {"quantization_config": {"quant_method": "gptq"}}}, "text_config: quantization_config"),
+        ({"image_token_index": 12}, "image_token_index 12 is outside the vocabulary of 12"),
+        ({"image_token_id": 99}, "image_token_id 99 is outside the vocabulary of 12"),
+        ({"image_token_index": -1}, "image_token_index is -1; it must be an integer from 0"),
+        ({TEXT: {"num_key_value_heads": 3}}, "4 is not a multiple of num_key_value_heads 3"),
+        ({TEXT: {"hidden_size": 18}}, "hidden_size 18 is not a multiple of num_attention_heads 4, and"),
+        ({TEXT: {"head_dim": 5}}, "head_dim 5 is odd"),
+        ({TEXT: {"hidden_size": 20}}, "head_dim 5 is odd"),
+        ({TEXT: {"hidden_size": "16"}}, "text_config: hidden_size is '16'; it must be an integer from 1"),
+        ({TEXT: {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000"),
+        ({TEXT: {"rms_norm_eps": 0}}, "rms_norm_eps is 0; it must be a number above 0"),
+        ({TEXT: {"vocab_size": True}}, "vocab_size is True"),
+        ({TEXT: {"attention_bias": "no"}}, "attention_bias is 'no'; it must be true or false"),
+        ({TEXT: []}, "text_config is []; it must be a JSON object"),
+        ({VISION: {"num_attention_heads": 3}}, "hidden_size 8 is not a multiple of 3 attention heads"),
+        ({VISION: {"image_size": [28, 28]}}, "image_size is [28, 28]; it must be an integer"),
+        ({VISION: {"patch_size": 29}}, "patch_size 29 is larger than image_size 28"),
+        ({VISION: {"num_channels": 1}}, "num_channels is 1; it must be an integer from 3 to 3"),
+        ({"vision_feature_layer": 3}, "vision_feature_layer is 3; it must be one or a list of the 3 hidden"),
+        ({"vision_feature_layer": [-4]}, "vision_feature_layer is [-4]"),
+        ({"vision_feature_layer": []}, "vision_feature_layer is []"),
+        ({"vision_feature_layer": 1.0}, "vision_feature_layer is 1.0"),
+        ({"vision_feature_select_strategy": "cls"}, 'is \'cls\'; it must be "default" or "full"'),
+    ],
+)  # fmt: skip
+def test_configurations(folder: Path, changes: dict[str, Any], message: str) -> None:
+    sparse.dump(folder / "config.json", sparse.changed(sparse.SMALL, **changes))
+    refused(folder, "config.json", message)

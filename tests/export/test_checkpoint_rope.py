@@ -1,0 +1,125 @@
+"""Rotary frequencies of every supported type, against transformers' own functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig, MistralConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
+from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.rope import read_rope
+
+from vlkv.errors import CheckpointError
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+CASES: dict[str, dict[str, Any]] = {
+    "nothing said": {},
+    "theta": {"rope_theta": 1e6},
+    "parameters": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "scaling null": {"rope_theta": 1e6, "rope_scaling": None},
+    "linear, old key": {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.5}},
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4}},
+    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "llama3": {"rope_theta": 5e5, "rope_scaling": LLAMA3, "max_position_embeddings": 131072},
+    "llama3, parameters": {
+        "rope_parameters": {**LLAMA3, "rope_theta": 5e5, "factor": 32},
+        "max_position_embeddings": 131072,
+    },
+    "llama3, no original": {
+        "rope_parameters": {
+            key: value
+            for key, value in {**LLAMA3, "rope_theta": 100.0}.items()
+            if key != "original_max_position_embeddings"
+        },
+    },
+    "original outside": {
+        "rope_scaling": {**LLAMA3, "rope_theta": 5e5},
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"rope_theta": 1e4, "rope_scaling": YARN},
+    "yarn, attention factor": {"rope_scaling": {**YARN, "attention_factor": 1.25}},
+    "yarn, mscale": {"rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 1.1}},
+    "yarn, one mscale": {"rope_scaling": {**YARN, "mscale": 0.707}},
+    "yarn, betas": {"rope_scaling": {**YARN, "beta_fast": 16, "beta_slow": 2, "truncate": False}},
+    "yarn, betas null": {"rope_scaling": {**YARN, "beta_fast": None, "beta_slow": None}},
+    "yarn, no original": {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
+}
+ULP = 4
+"""Rounding steps of float32: powers of theta are rounded once here and up to twice in torch."""
+
+
+def mine(values: dict[str, Any], head_dim: int):
+    positions = values.get("max_position_embeddings", 4096)
+    return read_rope(Fields(values, "config"), head_dim, positions)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("head_dim", [16, 24, 128])
+@pytest.mark.parametrize("mistral", [False, True])
+def test_equals_transformers(case: str, head_dim: int, mistral: bool) -> None:
+    values = {"max_position_embeddings": 4096, **CASES[case]}
+    copied = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    make, embedding = (
+        (MistralConfig, MistralRotaryEmbedding) if mistral else (LlamaConfig, LlamaRotaryEmbedding)
+    )
+    config = make(hidden_size=8 * head_dim, num_attention_heads=8, head_dim=head_dim, **copied)
+    rotary = embedding(config)
+    rope = mine(values, head_dim)
+    assert rope.inv_freq.dtype == np.float32 and rope.inv_freq.shape == (head_dim // 2,)
+    assert not rope.inv_freq.flags.writeable
+    np.testing.assert_array_max_ulp(rope.inv_freq, rotary.inv_freq.numpy(), ULP)
+    assert rope.attention_factor == pytest.approx(rotary.attention_scaling, rel=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 100, 4096])
+def test_dynamic_is_default_up_to_the_maximum(length: int) -> None:
+    config = LlamaConfig(
+        head_dim=64, max_position_embeddings=4096, rope_scaling={"rope_type": "dynamic", "factor": 4.0}
+    )
+    theirs, factor = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=length)
+    rope = mine({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 64)
+    np.testing.assert_array_max_ulp(rope.inv_freq, theirs.numpy(), ULP)
+    assert factor == rope.attention_factor == 1.0
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "mrope", "proportional", "axial"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_other_types_are_refused_by_name(kind: str, key: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{kind}' is not supported; supported: default, linear"):
+        mine({"rope_scaling": {key: kind, "factor": 2.0}}, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rope_theta": 0}, "rope_theta is 0; it must be a number above 1"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is None"),
+        ({"rope_scaling": {"type": "linear", "factor": -1}}, "factor is -1"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be a JSON object"),
+        ({"rope_scaling": {"type": "llama3", "factor": 2}}, "low_freq_factor is None"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_scaling": {**YARN, "beta_fast": -4}}, "beta_fast and beta_slow are -4 and 1"),
+        ({"rope_scaling": {**YARN, "attention_factor": "x"}}, "attention_factor is 'x'"),
+        ({"rope_scaling": {**YARN, "mscale": 1, "mscale_all_dim": "x"}}, "mscale_all_dim is 'x'"),
+        (
+            {"rope_scaling": {**YARN, "factor": math.e, "mscale": 1, "mscale_all_dim": -10}},
+            "rope_parameters can't be computed: float division by zero",
+        ),
+    ],
+)
+def test_values_that_do_not_work(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        mine(values, 16)
