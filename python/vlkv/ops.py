@@ -191,7 +191,8 @@ def _shape(array: Array) -> str:
 def _check_floats(operator: str, **arrays: Array) -> None:
     """Rank 4, one known dtype, at least one head and one dimension."""
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES:
+        known = isinstance(array, np.ndarray) and array.dtype.name in DTYPES and array.dtype.isnative
+        if not known:
             given = (
                 f"dtype {array.dtype}" if isinstance(array, np.ndarray) else f"type {type(array).__name__}"
             )
@@ -228,8 +229,7 @@ def _float32(array: Array) -> Array:
 
 def _bits(array: Array) -> Array:
     """View as the native code reads it: last axis dense, bfloat16 as its bits. Other strides are no copy."""
-    dense = array.strides[-1] == array.itemsize and array.dtype.isnative
-    plain = array if dense else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    plain = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
     return plain.view(np.uint16) if array.dtype.name == "bfloat16" else plain
 
 

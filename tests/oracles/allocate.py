@@ -20,14 +20,14 @@ def paper(sparsity, length, budget, floor):
 def filled(dense, lower, upper, total):
     """Water-filling in real numbers: x_l = clip(t * dense_l, lower_l, upper_l), with t for the total.
 
-    By bisection on t to 200 halvings; all dense > 0 and sum(lower) <= total <= sum(upper).
+    By bisection on t to 80 halvings; all dense > 0 and sum(lower) <= total <= sum(upper).
     """
     low, high = Fraction(0), max(Fraction(u) / Fraction(d) for d, u in zip(dense, upper, strict=True))
 
     def at(t):
         return [min(max(t * Fraction(d), lo), up) for d, lo, up in zip(dense, lower, upper, strict=True)]
 
-    for _ in range(200):
+    for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(at(middle)) < total else (low, middle)
     return [float(x) for x in at(high)]

@@ -21,9 +21,9 @@ def evict(key, value, score, length, keep, sinks, recent, capacity, per_head, me
         if min(keep[b], length[b]) > capacity:
             raise ValueError("capacity < min(keep, length)")
         for h in range(heads):
-            rating = (
-                score[b, h] if per_head else sum(score[b, other].astype(np.float64) for other in range(heads))
-            )
+            with np.errstate(invalid="ignore"):
+                summed = np.sum(score[b], axis=0, dtype=np.float64)
+            rating = score[b, h] if per_head else summed
             kept = select(rating, int(length[b]), int(keep[b]), int(sinks[b]), int(recent[b]))
             position[b, h, : len(kept)] = kept
             for old, new in ((key, new_key), (value, new_value)):

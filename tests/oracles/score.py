@@ -37,9 +37,9 @@ def score(query, key, row_position, scale, threshold):
     return total, pairs, below
 
 
-def margin(query, key, row_position, scale, threshold):
-    """Find the least distance of an attended logit from its row's max + ln p: rounding must stay under it."""
-    least = math.inf
+def near(query, key, row_position, scale, threshold, distance):
+    """Count per prompt [B] the attended logits within `distance` of their row's threshold, max + ln p."""
+    count = np.zeros(query.shape[0], np.int64)
     query = query.astype(np.float64)
     key = key.astype(np.float64)
     group = query.shape[1] // key.shape[1]
@@ -49,5 +49,5 @@ def margin(query, key, row_position, scale, threshold):
                 keys = int(row_position[b, i]) + 1
                 if keys > 0:
                     logits = scale * (key[b, h // group, :keys] @ query[b, h, i])
-                    least = min(least, float(np.abs(logits - (logits.max() + math.log(threshold))).min()))
-    return least
+                    count[b] += int((np.abs(logits - (logits.max() + math.log(threshold))) <= distance).sum())
+    return count
