@@ -29,16 +29,16 @@ def check(query, key, row_position, implementation, scale=None, threshold=0.01):
     got, sparsity = ops.score(query, key, row_position, scale, threshold, implementation=implementation)
     assert got.dtype == sparsity.dtype == np.float32
     assert got.shape == total.shape
-    # A logit: scaling and a dot product of D terms, D + 2 roundings. A weight: its logit's error and that of
-    # the total, each with a rounding of logit - maximum; 16 units for exp and the division; a sum of C weights, and
-    # one over the rows of the group. Weights under 2^-126 of the largest may be 0.
+    # A logit: scaling and a dot product of D terms, D + 2 roundings. A weight: its logit's error and that
+    # of the total, each with a rounding of logit - maximum; 16 units for exp and the division; a sum of C
+    # weights, and one over the rows of the group. Weights under 2^-126 of the largest may be 0.
     largest = largest_logit(query, key, factor)
     error = (query.shape[3] + 2) * UNIT * largest
     terms = query.shape[1] // key.shape[1] * query.shape[2]
     relative = math.expm1(2 * error + 4 * UNIT * largest) + (16 + key.shape[2] + terms) * UNIT
     np.testing.assert_allclose(got, total, rtol=relative, atol=terms * 2.0**-126)
-    # Two logits' errors part a logit from its row's threshold, and a few roundings of max + ln p, or of exp, do. Of
-    # those that are nearer than that either count is right.
+    # Two logits' errors part a logit from its row's threshold, and a few roundings of max + ln p, or of
+    # exp, do. Of those that are nearer than that either count is right.
     distance = 2 * error + UNIT * (largest + 4 * abs(math.log(threshold)) + 16)
     unsure = oracle.near(query, key, row_position, factor, threshold, distance)
     slack = unsure / np.maximum(pairs, 1) + 4 * UNIT
