@@ -26,7 +26,9 @@ def build(
     graphs: Source,
     output: Target,
     backend: Annotated[str, typer.Option(help="onnxruntime")] = "onnxruntime",
-    operators: Annotated[str, typer.Option(help="native (vlkv's kernels) or functions (ONNX bodies)")] = "native",
+    operators: Annotated[
+        str, typer.Option(help="native (vlkv's kernels) or functions (ONNX bodies)")
+    ] = "native",
 ) -> None:
     """Lower a graph directory for one backend."""
     from vlkv_export.engine import Watch, build_engine

@@ -46,7 +46,10 @@ def export_checkpoint(source: Path, target: Path, report: Report = lambda step: 
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")
         report("building the compress graph")
-        ir.save(compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim), folder / "compress.onnx")
+        ir.save(
+            compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim),
+            folder / "compress.onnx",
+        )
         manifest = describe(checkpoint, dtype, folder)
         write(folder, manifest)
     return manifest
@@ -96,7 +99,9 @@ def versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages}
 
 
-def file_facts(folder: Path, *, hash_weights: bool, report: Report = lambda step: None) -> dict[str, FileFacts]:
+def file_facts(
+    folder: Path, *, hash_weights: bool, report: Report = lambda step: None
+) -> dict[str, FileFacts]:
     """Size and hash of every file; weights of a graph directory are not hashed, they are the checkpoint's own."""
     facts = {}
     for path in _files(folder):

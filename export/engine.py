@@ -34,7 +34,11 @@ class Watch:
 
 
 def build_engine(
-    source: Path, target: Path, backend: str = "onnxruntime", operators: str = "native", watch: Watch = Watch()
+    source: Path,
+    target: Path,
+    backend: str = "onnxruntime",
+    operators: str = "native",
+    watch: Watch = Watch(),
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -54,7 +58,9 @@ def build_engine(
         raise EngineError(f"unknown operators {operators!r}; known: native, functions")
     manifest = read(source)
     if manifest.kind != "graphs":
-        raise EngineError(f"{source} holds an engine; vlkv build takes a graph directory that vlkv export wrote")
+        raise EngineError(
+            f"{source} holds an engine; vlkv build takes a graph directory that vlkv export wrote"
+        )
     with new_directory(target) as folder:
         models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
         halves = _half_weights(models, manifest)
@@ -112,7 +118,9 @@ def _half_weights(models: dict[str, ir.Model], manifest: Manifest) -> dict[str, 
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.dtype != ir.DataType.FLOAT:
                 shape = tuple(int(size) for size in tensor.shape)
-                found[name] = Tensor(name, tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length)
+                found[name] = Tensor(
+                    name, tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length
+                )
     if found and _TABLE not in found:
         table = manifest.embedding
         size = table.shape[0] * table.shape[1] * (4 if table.dtype == "float32" else 2)

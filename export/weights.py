@@ -33,7 +33,11 @@ def widen(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def write_float32(
-    source: Path, target: Path, tensors: dict[str, Tensor], keep: set[str], progress: Progress = lambda n: None
+    source: Path,
+    target: Path,
+    tensors: dict[str, Tensor],
+    keep: set[str],
+    progress: Progress = lambda n: None,
 ) -> dict[str, Tensor]:
     """Writes tensors into one safetensors file, in float32 but for those named in `keep`, a chunk at a time.
 
@@ -53,7 +57,11 @@ def write_float32(
     for name, tensor in tensors.items():
         dtype = tensor.dtype if name in keep else "float32"
         length = tensor.length // BYTES[tensor.dtype] * BYTES[dtype]
-        header[name] = {"dtype": SAFETENSORS[dtype], "shape": tensor.shape, "data_offsets": [offset, offset + length]}
+        header[name] = {
+            "dtype": SAFETENSORS[dtype],
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + length],
+        }
         placed[name] = Tensor(name, target.name, dtype, tensor.shape, offset, length)
         offset += length
     text = json.dumps(header).encode()
@@ -66,7 +74,9 @@ def write_float32(
                 out.write(chunk if same else widen(np.frombuffer(chunk, np.uint16), tensor.dtype).data)
                 progress(len(chunk))
     start = 8 + len(text)
-    return {n: Tensor(t.name, t.file, t.dtype, t.shape, t.offset + start, t.length) for n, t in placed.items()}
+    return {
+        n: Tensor(t.name, t.file, t.dtype, t.shape, t.offset + start, t.length) for n, t in placed.items()
+    }
 
 
 def _chunks(file: Path, tensor: Tensor) -> Iterable[bytes]:

@@ -53,7 +53,13 @@ def shared_values(b: Builder, position_ids: ir.Value, row_index: ir.Value, text:
 
 
 def attend(
-    b: Builder, x: ir.Value, call: Call, layer: int, caches: tuple[ir.Value, ir.Value], length: ir.Value, text: TextConfig
+    b: Builder,
+    x: ir.Value,
+    call: Call,
+    layer: int,
+    caches: tuple[ir.Value, ir.Value],
+    length: ir.Value,
+    text: TextConfig,
 ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value, ir.Value]:
     """One layer's attention.
 

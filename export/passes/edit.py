@@ -47,6 +47,8 @@ def constant(graph: ir.Graph, name: str, values: object, dtype: ir.DataType) -> 
     """An initializer of that name, made once."""
     if name not in graph.initializers:
         tensor = ir.tensor(values, dtype=dtype, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         graph.register_initializer(value)
     return graph.initializers[name]

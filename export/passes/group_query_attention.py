@@ -26,7 +26,9 @@ def use_group_query_attention(model: ir.Model) -> int:
     for layer, match in enumerate(found):
         node = match["attention"]
         index = constant(graph, f"layer_index.{layer}", layer, INT64)
-        parts = [ir.Value(name=f"{name}.{layer}", type=ir.TensorType(INT32)) for name in ("seqlens_k", "total")]
+        parts = [
+            ir.Value(name=f"{name}.{layer}", type=ir.TensorType(INT32)) for name in ("seqlens_k", "total")
+        ]
         gathers = [
             new_node("Gather", [source, index], [part], {"axis": 0}, name=f"layer.{layer}/{part.name}")
             for source, part in zip((lengths, totals), parts, strict=True)
@@ -96,7 +98,9 @@ def _lengths(graph: ir.Graph, before: ir.Node) -> tuple[ir.Value, ir.Value]:
 
     def make(op_type: str, operands: list[ir.Value], **attributes: object) -> ir.Value:
         result = ir.Value(name=f"lengths.{len(nodes)}")
-        nodes.append(new_node(op_type, operands, [result], attributes, name=f"lengths/{op_type}.{len(nodes)}"))
+        nodes.append(
+            new_node(op_type, operands, [result], attributes, name=f"lengths/{op_type}.{len(nodes)}")
+        )
         return result
 
     valid = make("Cast", [make("GreaterOrEqual", [positions, zero])], to=INT64)

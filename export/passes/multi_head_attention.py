@@ -21,7 +21,12 @@ def use_multi_head_attention(model: ir.Model) -> int:
             continue
         result = like(node.outputs[0])
         fused = new_node(
-            "MultiHeadAttention", list(node.inputs), [result], {"num_heads": heads}, domain=MICROSOFT, name=node.name
+            "MultiHeadAttention",
+            list(node.inputs),
+            [result],
+            {"num_heads": heads},
+            domain=MICROSOFT,
+            name=node.name,
         )
         replace(model.graph, node, [fused], {node.outputs[0]: result})
         model.graph.remove(node, safe=True)

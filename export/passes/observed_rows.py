@@ -17,7 +17,9 @@ def give_out_observed_rows(model: ir.Model) -> int:
     nodes = [node for node in graph if node.domain == DOMAIN and node.op_type == "Score"]
     if not nodes:
         return 0
-    kept = [value for value in graph.outputs if value.name != "sparsity" and not value.name.startswith("score.")]
+    kept = [
+        value for value in graph.outputs if value.name != "sparsity" and not value.name.startswith("score.")
+    ]
     for layer, node in enumerate(nodes):
         query, keys = node.inputs[0], node.inputs[1]
         query.name = f"query.{layer}"

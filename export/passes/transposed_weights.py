@@ -21,7 +21,12 @@ def fuse_transposed_weights(model: ir.Model) -> int:
             continue
         result = like(node.outputs[0])
         fused = new_node(
-            "FusedMatMul", [node.inputs[0], transpose.inputs[0]], [result], {"transB": 1}, domain=MICROSOFT, name=node.name
+            "FusedMatMul",
+            [node.inputs[0], transpose.inputs[0]],
+            [result],
+            {"transB": 1},
+            domain=MICROSOFT,
+            name=node.name,
         )
         replace(model.graph, node, [fused], {node.outputs[0]: result})
         model.graph.remove(node, safe=True)

@@ -1,1 +1,39 @@
-"""vlkv: vision-language models with a tenth of the KV cache."""
+"""vlkv: vision-language models with a tenth of the KV cache.
+
+from vlkv import Engine
+engine = Engine.load("ENGINE")
+engine.generate("What is the total?", images=["a.png"], policy="vl-cache", budget=0.1).text
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlkv import ops
+    from vlkv.engine import Engine, Question, Stream
+    from vlkv.errors import VlkvError
+    from vlkv.policy import POLICIES, Policy
+    from vlkv.result import Result
+
+__all__ = ["POLICIES", "Engine", "Policy", "Question", "Result", "Stream", "VlkvError", "ops"]
+
+_HOME = {
+    "Engine": "vlkv.engine",
+    "POLICIES": "vlkv.policy",
+    "Policy": "vlkv.policy",
+    "Question": "vlkv.engine",
+    "Result": "vlkv.result",
+    "Stream": "vlkv.engine",
+    "VlkvError": "vlkv.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used, so that `import vlkv` is instant."""
+    if name == "ops":
+        return import_module("vlkv.ops")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'vlkv' has no attribute {name!r}")

@@ -11,7 +11,10 @@ from vlkv.cache import Cache
 from vlkv.observe import Observer
 from vlkv.policy import Policy
 
-def split_budget(policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float) -> NDArray[np.int64]:
+
+def split_budget(
+    policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float
+) -> NDArray[np.int64]:
     """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity."""
     shares = sparsity if policy.allocation == "sparsity" else np.zeros_like(sparsity)
     return allocate(shares, length, budget, rule=policy.rule, floor=policy.floor)

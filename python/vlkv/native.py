@@ -19,3 +19,11 @@ def native() -> Any:
             f"vlkv's native operators were not built ({error}); install vlkv with a C++ compiler at hand, "
             "or build the engine with --operators functions"
         ) from None
+
+
+def describe() -> str:
+    """What the operators run on: the vector instructions in use, or that only the ONNX bodies are there."""
+    try:
+        return f"native ({native().simd()})"
+    except EngineError:
+        return "ONNX functions only (the native ones were not built)"

@@ -72,5 +72,7 @@ class Observer:
             total = self.scores[layer]
             key = cache.keys[layer][:, :, : total.shape[2]]
             below[:] = 0
-            native().score(query, key, position, scale, self._policy.threshold, total, self._pairs[layer], below)
+            native().score(
+                query, key, position, scale, self._policy.threshold, total, self._pairs[layer], below
+            )
             self._below[layer] += below

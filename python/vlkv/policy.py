@@ -61,8 +61,17 @@ def resolve(policy: str | Policy) -> Policy:
     return POLICIES[policy]
 
 
-def check_budget(budget: float) -> float:
-    """The budget as a float; outside (0, 1] it is a `PolicyError`."""
-    if not 0.0 < budget <= 1.0:
-        raise PolicyError(f"budget {budget} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache")
+def default_budget(policy: Policy) -> float:
+    """The budget where none is given: a tenth, all for `full`."""
+    return 1.0 if policy.name == "full" else 0.1
+
+
+def check_budget(budget: float, policy: Policy | None = None) -> float:
+    """The budget as a float; outside (0, 1], or under 1 for `full`, it is a `PolicyError`."""
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0.0 < budget <= 1.0:
+        raise PolicyError(f"budget {budget!r} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache")
+    if policy is not None and policy.name == "full" and budget != 1.0:
+        raise PolicyError(
+            f"budget {budget!r} does not go with policy 'full', which keeps all; give 1, or another policy"
+        )
     return float(budget)

@@ -90,7 +90,11 @@ class Tokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """Make a streaming decoder for one answer."""
-        return Detokenizer(self, self._special_ids, self._byte_ids)
+        return Detokenizer(self, self._byte_ids)
+
+    def is_silent(self, token: int) -> bool:
+        """Tell whether an id has no text: a special token, or an id beyond the vocabulary."""
+        return token in self._special_ids or self._backend.id_to_token(token) is None
 
 
 class Detokenizer:
@@ -101,16 +105,15 @@ class Detokenizer:
     Only the last tokens are decoded again, so that a step's time does not grow with the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special: frozenset[int], byte_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, byte_tokens: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._special = special
         self._byte_tokens = byte_tokens
         self._ids: list[int] = []
         self._shown = ""
 
     def push(self, token: int) -> str:
         """Take one token; return the text that is complete now, often empty."""
-        if token in self._special:
+        if self._tokenizer.is_silent(token):
             return ""
         self._ids.append(token)
         if token in self._byte_tokens:

@@ -90,7 +90,15 @@ class OnnxRuntimeBackend:
             position = np.empty((1, score.shape[1], count), np.int32)
             native().evict(*source, score, length, *kept, *target, position, per_head, merge, False)
             return position[0]
-        arrays = (*source, score, length, *kept, np.array(count, np.int64), np.array(per_head), np.array(merge))
+        arrays = (
+            *source,
+            score,
+            length,
+            *kept,
+            np.array(count, np.int64),
+            np.array(per_head),
+            np.array(merge),
+        )
         names = (value.name for value in self._compress.get_inputs())
         result = self._compress.run(None, dict(zip(names, arrays, strict=True)))
         target[0][:], target[1][:] = result[0], result[1]

@@ -1,0 +1,65 @@
+# make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
+# make test    sets all up, runs all tests           make lint    style and types
+# make bench   prefill, compress, decode as ratios   make clean   removes what the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/native
+OUT := out
+NATIVE := CMakeLists.txt $(shell find cpp plugin cmake -type f 2>/dev/null)
+CHECKPOINT := examples/tiny_vlm/checkpoint
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BUILD_TOOLS := scikit-build-core nanobind cmake ninja
+WORKERS ?= 2
+
+.PHONY: demo test test-native test-python lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: $(OUT)/tiny_vlm/engine/manifest.json
+	@$(BIN)/python examples/demo.py $(OUT)/tiny_vlm/engine -o $(OUT)/tiny_vlm
+
+test: test-native test-python
+
+test-native: $(VENV)/tested
+	@TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m cmake -S . -B $(BUILD) -G Ninja --log-level=WARNING \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >/dev/null
+	@$(BIN)/cmake --build $(BUILD) -- --quiet
+	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
+
+test-python: $(VENV)/tested
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(VENV)/tested
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/tested
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+
+clean:
+	rm -rf $(VENV) build $(OUT)
+
+$(OUT)/tiny_vlm/engine/manifest.json: $(VENV)/installed $(wildcard $(CHECKPOINT)/*) $(wildcard export/*.py export/*/*.py)
+	@$(BIN)/vlkv export $(CHECKPOINT) -o $(OUT)/tiny_vlm/graphs
+	@$(BIN)/vlkv build $(OUT)/tiny_vlm/graphs -o $(OUT)/tiny_vlm/engine
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "vlkv needs Python 3.11 or later; name one: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made; on Debian: apt install python3-venv"; exit 2; }
+	@touch $@
+
+$(VENV)/tools: $(VENV)/created constraints.txt
+	@echo "installing build tools"; $(PIP) $(BUILD_TOOLS)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
+	@echo "building and installing vlkv"; $(PIP) --no-build-isolation --editable '.[export]'
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
+	@touch $@

@@ -1,0 +1,98 @@
+"""`vlkv`: the commands of this package, and those that the export part brings where it is installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Annotated
+
+import click
+import typer
+
+from vlkv.cli.console import VERBOSITY, answers
+from vlkv.errors import VlkvError
+
+GROUP = "vlkv.commands"
+PACKAGES = ("onnxruntime", "tokenizers", "numpy", "pillow", "onnx", "onnx-ir", "onnxscript")
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vlkv",
+    help="Vision-language models with a tenth of the KV cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what was asked for.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print versions and backends.")] = False,
+) -> None:
+    """Vision-language models with a tenth of the KV cache."""
+    VERBOSITY.level = -1 if quiet else int(verbose)
+    if show_version:
+        print_versions()
+        raise typer.Exit
+
+
+def print_versions() -> None:
+    """One line for vlkv, one a package, one for the operators, one for the backends."""
+    out = answers()
+    out.print(f"vlkv {version('vlkv')}")
+    for package in PACKAGES:
+        try:
+            out.print(f"  {package} {version(package)}")
+        except PackageNotFoundError:
+            out.print(f"  {package} not installed")
+    from vlkv.native import describe
+
+    out.print(f"  operators: {describe()}")
+    out.print("  backends: onnxruntime (CPU)")
+
+
+def _add_commands() -> None:
+    from vlkv.cli.run import run
+
+    app.command("run")(run)
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            command = entry.load()
+        except ImportError as error:
+            command = _missing(entry.name, error)
+        app.command(entry.name)(command)
+
+
+def _missing(name: str, error: ImportError) -> object:
+    def command() -> None:
+        raise VlkvError(f"vlkv {name} needs the packages of vlkv[export]: {error}")
+
+    command.__doc__ = "Not installed: vlkv[export]."
+    return command
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; what a user did wrong is one line on standard error and exit code 2."""
+    _add_commands()
+    try:
+        sys.exit(app(arguments, standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        fail(error.format_message())
+    except VlkvError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def fail(text: str) -> None:
+    """Prints the line and ends with exit code 2."""
+    line = " ".join(text.split())
+    sys.stderr.write(f"vlkv: {line}\n")
+    sys.exit(BAD_INPUT)

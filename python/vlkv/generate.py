@@ -1,0 +1,107 @@
+"""From prompts to answers: each prompt is prefilled and compressed alone, then all decode together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from vlkv.backend.base import Backend, Floats
+from vlkv.cache import Cache, join
+from vlkv.embedding import TokenEmbedding
+from vlkv.manifest import Manifest
+from vlkv.prefill import Job, Progress, prefill
+from vlkv.result import Result
+from vlkv.sampling import Sampler, Sampling
+from vlkv.stopping import Stopping
+from vlkv.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prepared prompt and how to answer it."""
+
+    job: Job
+    sampling: Sampling
+
+
+class Answer:
+    """One prompt's growing answer: picks tokens, turns them into text, knows when it is done."""
+
+    def __init__(
+        self, result: Result, sampling: Sampling, tokenizer: Tokenizer, eos: Sequence[int], limit: int
+    ) -> None:
+        self.result = result
+        self._sampler = Sampler(sampling)
+        self._stopping = Stopping(tokenizer.detokenizer(), eos, sampling.stop, limit)
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended."""
+        return self._stopping.finish_reason is not None
+
+    @property
+    def last_token(self) -> int:
+        """The token to decode from."""
+        return self.result.token_ids[-1]
+
+    def take(self, logits: Floats) -> str:
+        """Picks a token from logits `[V]`; the text that is certain now."""
+        token = self._sampler.pick(logits)
+        self.result.token_ids.append(token)
+        piece = self._stopping.push(token)
+        self.result.text += piece
+        self.result.finish_reason = self._stopping.finish_reason or ""
+        return piece
+
+
+def generate(
+    requests: Sequence[Request],
+    backend: Backend,
+    embedding: TokenEmbedding,
+    tokenizer: Tokenizer,
+    manifest: Manifest,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, str, Result]]:
+    """Answers a batch.
+
+    Yields:
+        Request number, new text, and that request's result so far, after each of its tokens.
+    """
+    answers: list[Answer] = []
+    caches: list[Cache] = []
+    for number, request in enumerate(requests):
+        cache, logits, result = prefill(request.job, backend, embedding, manifest, progress)
+        answer = Answer(result, request.sampling, tokenizer, manifest.tokens.eos, request.job.room)
+        answers.append(answer)
+        caches.append(cache)
+        yield number, answer.take(logits), result
+    cache = join(caches, max(request.job.room for request in requests))
+    caches.clear()
+    yield from _decode(answers, cache, backend, embedding)
+
+
+def _decode(
+    answers: list[Answer], cache: Cache, backend: Backend, embedding: TokenEmbedding
+) -> Iterator[tuple[int, str, Result]]:
+    active = np.array([not answer.done for answer in answers])
+    if not active.any():
+        return
+    steps = backend.steps(cache)
+    positions = np.array([answer.result.prompt_tokens for answer in answers], np.int64)
+    seconds = 0.0
+    while active.any():
+        start = perf_counter()
+        tokens = np.array([answer.last_token for answer in answers], np.int64)
+        logits = steps.step(embedding.rows(tokens), positions, active)
+        positions += active
+        pieces = [(n, answers[n].take(logits[n])) for n in np.flatnonzero(active)]
+        seconds += perf_counter() - start
+        for number, piece in pieces:
+            result = answers[number].result
+            active[number] = not answers[number].done
+            result.seconds.decode = seconds
+            result.tokens_per_second = (len(result.token_ids) - 1) / seconds
+            yield int(number), piece, result
