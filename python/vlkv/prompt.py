@@ -120,7 +120,7 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
     """Render one user message; as a list of parts, or as a string for templates that take only strings.
 
     A template has taken a form where it has as many image tokens as there are pictures and does not print
-    the list itself; of two such renderings, the first that holds the user's text.
+    the list itself; the first such rendering that holds the user's text counts, else the first at all.
     """
     pictures = [] if token in text else [{"type": "image"}] * image_count
     forms: tuple[Any, ...] = (
@@ -141,10 +141,12 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
                 failure or f"chat template makes {places} {token} of {image_count} {_pictures(image_count)}"
             )
         elif _LISTED not in rendered or _LISTED in text:
+            if text.strip() in rendered:
+                return rendered
             taken.append(rendered)
     if not taken:
         raise PromptError(failure)
-    return next((rendered for rendered in taken if text.strip() in rendered), taken[0])
+    return taken[0]
 
 
 def render(template: str, messages: list[dict[str, Any]], special: dict[str, str]) -> str:
