@@ -15,7 +15,7 @@ Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help
 
 def export(checkpoint: Source, output: Target) -> None:
     """Write the graphs of a Hugging Face LLaVA checkpoint; its weights are linked, not copied."""
-    from vlkv_export.directory import export_checkpoint
+    from vlkv.export.directory import export_checkpoint
 
     with progress() as bar:
         export_checkpoint(checkpoint, output, bar.step)
@@ -31,7 +31,7 @@ def build(
     ] = "native",
 ) -> None:
     """Lower a graph directory for one backend."""
-    from vlkv_export.engine import Watch, build_engine
+    from vlkv.export.engine import Watch, build_engine
 
     with progress() as bar:
         build_engine(graphs, output, backend, operators, Watch(bar.step, bar.advance, bar.total))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+from vlkv.export.checkpoint import Tensor
+from vlkv.export.directory import WEIGHTS, file_facts, versions
+from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
+from vlkv.export.weights import Progress, link_weights, write_float32
 
 from vlkv.errors import EngineError
 from vlkv.files import link_or_copy, new_directory
 from vlkv.manifest import Embedding, Manifest, read, write
-from vlkv_export.checkpoint import Tensor
-from vlkv_export.directory import WEIGHTS, file_facts, versions
-from vlkv_export.lower import GRAPHS, lower_for_onnxruntime
-from vlkv_export.weights import Progress, link_weights, write_float32
 
 BACKENDS = ("onnxruntime",)
 FLOAT32_WEIGHTS = "weights.float32.safetensors"

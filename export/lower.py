@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-
-from vlkv_export.passes.edit import MICROSOFT
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.group_query_attention import use_group_query_attention
-from vlkv_export.passes.multi_head_attention import use_multi_head_attention
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.transposed_weights import fuse_transposed_weights
+from vlkv.export.passes.edit import MICROSOFT
+from vlkv.export.passes.float32 import compute_in_float32
+from vlkv.export.passes.group_query_attention import use_group_query_attention
+from vlkv.export.passes.multi_head_attention import use_multi_head_attention
+from vlkv.export.passes.observed_rows import give_out_observed_rows
+from vlkv.export.passes.transposed_weights import fuse_transposed_weights
 
 GRAPHS = ("vision", "decoder", "compress")
 

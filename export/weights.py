@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from vlkv.export.checkpoint import Tensor
 
 from vlkv.files import link_or_copy
-from vlkv_export.checkpoint import Tensor
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

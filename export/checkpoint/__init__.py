@@ -1,6 +1,6 @@
 """A Hugging Face LLaVA checkpoint on disk: what it is and where each weight lies. Weights are never read."""
 
-from vlkv_export.checkpoint.facts import (
+from vlkv.export.checkpoint.facts import (
     Checkpoint,
     Dtype,
     Projector,
@@ -9,7 +9,7 @@ from vlkv_export.checkpoint.facts import (
     TextConfig,
     VisionConfig,
 )
-from vlkv_export.checkpoint.reader import read_checkpoint
+from vlkv.export.checkpoint.reader import read_checkpoint
 
 __all__ = [
     "Checkpoint",

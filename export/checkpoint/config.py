@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlkv_export.checkpoint.facts import Activation, Projector, TextConfig, VisionConfig
-from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.checkpoint.rope import read_rope
+from vlkv.export.checkpoint.facts import Activation, Projector, TextConfig, VisionConfig
+from vlkv.export.checkpoint.fields import Fields, show
+from vlkv.export.checkpoint.rope import read_rope
 
 from vlkv.errors import CheckpointError
 

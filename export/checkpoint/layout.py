@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlkv_export.checkpoint.facts import Projector, TextConfig, VisionConfig
+from vlkv.export.checkpoint.facts import Projector, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
 EMBEDDING = "text.embed_tokens.weight"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from vlkv_export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
+from vlkv.export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
 
 from vlkv.errors import CheckpointError
 from vlkv.manifest import TokenFacts

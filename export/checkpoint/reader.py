@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vlkv_export.checkpoint import config as configuration
-from vlkv_export.checkpoint import layout, processor, prompt, weights
-from vlkv_export.checkpoint.facts import Checkpoint
-from vlkv_export.checkpoint.fields import Fields, read_object, show
+from vlkv.export.checkpoint import config as configuration
+from vlkv.export.checkpoint import layout, processor, prompt, weights
+from vlkv.export.checkpoint.facts import Checkpoint
+from vlkv.export.checkpoint.fields import Fields, read_object, show
 
 from vlkv.errors import CheckpointError
 

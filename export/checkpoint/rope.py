@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from vlkv_export.checkpoint.facts import Rope
-from vlkv_export.checkpoint.fields import Fields
+from vlkv.export.checkpoint.facts import Rope
+from vlkv.export.checkpoint.fields import Fields
 
 from vlkv.errors import CheckpointError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlkv_export.checkpoint.fields import parse_object, show
+from vlkv.export.checkpoint.fields import parse_object, show
 
 from vlkv.errors import CheckpointError
 

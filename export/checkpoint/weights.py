@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from vlkv_export.checkpoint.facts import Tensor
-from vlkv_export.checkpoint.fields import read_object, show
-from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape
-from vlkv_export.checkpoint.names import canonical
-from vlkv_export.checkpoint.safetensors import DTYPES, Entry, read_header
+from vlkv.export.checkpoint.facts import Tensor
+from vlkv.export.checkpoint.fields import read_object, show
+from vlkv.export.checkpoint.layout import EMBEDDING, HEAD, Shape
+from vlkv.export.checkpoint.names import canonical
+from vlkv.export.checkpoint.safetensors import DTYPES, Entry, read_header
 
 from vlkv.errors import CheckpointError
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-
-from vlkv_export.checkpoint import TextConfig
-from vlkv_export.graph.builder import Builder
+from vlkv.export.checkpoint import TextConfig
+from vlkv.export.graph.builder import Builder
 
 INT64 = ir.DataType.INT64
 
@@ -28,7 +27,7 @@ class Call:
 
 
 def rotary_tables(b: Builder, position_ids: ir.Value, text: TextConfig) -> tuple[ir.Value, ir.Value]:
-    """cos and sin `[B,S,D/2]` of the positions, in float32 as transformers computes them, then in the graph's dtype."""
+    """Cos and sin `[B,S,D/2]` of the positions, in float32 as transformers computes them, then in the graph's dtype."""
     with b.scope("rope"):
         frequency = b.op.Constant(value=ir.tensor(text.rope.inv_freq, name="inv_freq"))
         position = b.op.Cast(b.op.Unsqueeze(position_ids, [-1]), to=ir.DataType.FLOAT)

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
-
-from vlkv_export.checkpoint import Tensor
-from vlkv_export.ops import DOMAIN, OPSET, VERSION, functions
+from vlkv.export.checkpoint import Tensor
+from vlkv.export.ops import DOMAIN, OPSET, VERSION, functions
 
 IR_VERSION = 11
 DTYPES = {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-
-from vlkv_export.checkpoint import Checkpoint, TextConfig
-from vlkv_export.graph.activation import activate
-from vlkv_export.graph.attention import INT64, attend, shared_values
-from vlkv_export.graph.builder import Builder
+from vlkv.export.checkpoint import Checkpoint, TextConfig
+from vlkv.export.graph.activation import activate
+from vlkv.export.graph.attention import INT64, attend, shared_values
+from vlkv.export.graph.builder import Builder
 
 FLOAT = ir.DataType.FLOAT
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-
-from vlkv_export.checkpoint import Checkpoint, VisionConfig
-from vlkv_export.graph.activation import activate
-from vlkv_export.graph.builder import Builder
+from vlkv.export.checkpoint import Checkpoint, VisionConfig
+from vlkv.export.graph.activation import activate
+from vlkv.export.graph.builder import Builder
 
 
 def build_vision(checkpoint: Checkpoint, dtype: str) -> ir.Model:

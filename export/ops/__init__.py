@@ -1,11 +1,11 @@
 """The operators of domain `vlkv`, version 1, as ONNX functions, and the graphs that are made of them alone.
 
 `functions()` is what a model with `vlkv` nodes carries; `compress_model` is the third graph of a graph
-directory; `python -m vlkv_export.ops` writes the reference graphs that `vlkv.ops` runs.
+directory; `python -m vlkv.export.ops` writes the reference graphs that `vlkv.ops` runs.
 """
 
-from vlkv_export.ops.domain import DOMAIN, OPSET, VERSION
-from vlkv_export.ops.graphs import compress_model, score_model
-from vlkv_export.ops.library import function_protos, functions
+from vlkv.export.ops.domain import DOMAIN, OPSET, VERSION
+from vlkv.export.ops.graphs import compress_model, score_model
+from vlkv.export.ops.library import function_protos, functions
 
 __all__ = ["DOMAIN", "OPSET", "VERSION", "compress_model", "function_protos", "functions", "score_model"]

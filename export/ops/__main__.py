@@ -1,10 +1,10 @@
-"""Write the reference graphs that `vlkv.ops` runs: `python -m vlkv_export.ops [FOLDER]`."""
+"""Write the reference graphs that `vlkv.ops` runs: `python -m vlkv.export.ops [FOLDER]`."""
 
 import sys
 from pathlib import Path
 
 import onnx_ir as ir
-from vlkv_export.ops import compress_model, score_model
+from vlkv.export.ops import compress_model, score_model
 
 
 def bodies() -> dict[str, bytes]:

@@ -8,7 +8,10 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from onnx import FunctionProto, GraphProto, NodeProto
+from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
+
+# The condition of every Loop. TensorRT for RTX and ONNX's own evaluator do not take a missing one for true.
+ALWAYS = "always"
 
 
 def canonical(function: FunctionProto, outputs: Sequence[str]) -> FunctionProto:
@@ -21,6 +24,8 @@ def canonical(function: FunctionProto, outputs: Sequence[str]) -> FunctionProto:
     names = _Names(made.input, dict(zip(made.output, outputs, strict=True)))
     _order_nodes(made.node, names)
     made.output[:] = outputs
+    true = helper.make_tensor("", TensorProto.BOOL, [], [True])
+    made.node.insert(0, helper.make_node("Constant", [], [ALWAYS], value=true))
     return made
 
 
@@ -30,7 +35,7 @@ class _Names:
     def __init__(self, inputs: Sequence[str], outputs: dict[str, str]) -> None:
         self.new = {name: name for name in inputs}
         self._outputs = outputs
-        self._taken = {"", *inputs, *outputs.values()}
+        self._taken = {"", ALWAYS, *inputs, *outputs.values()}
 
     def define(self, old: str) -> str:
         if old in self._outputs:
@@ -49,6 +54,8 @@ def _order_nodes(nodes: Sequence[NodeProto], names: _Names) -> None:
         if bodies:
             _order_outputs(node, bodies)
         node.input[:] = [names.new[name] if name else "" for name in node.input]
+        if node.op_type == "Loop":
+            node.input[1] = ALWAYS
         for body in bodies:
             body.name = _base(body.name)
             for value in body.input:
@@ -57,6 +64,7 @@ def _order_nodes(nodes: Sequence[NodeProto], names: _Names) -> None:
             for value in body.output:
                 value.name = names.new[value.name]
         node.output[:] = [names.define(name) for name in node.output]
+        node.ClearField("name")
 
 
 def _order_outputs(node: NodeProto, bodies: Sequence[GraphProto]) -> None:

@@ -7,7 +7,7 @@ Sources: VL-Cache (arXiv 2410.23317), keeping the recent and the highest scores;
 
 from onnxscript import BOOL, FLOAT, INT32, INT64, script
 from onnxscript.onnx_opset import opset24 as op
-from vlkv_export.ops.domain import VLKV
+from vlkv.export.ops.domain import VLKV
 
 
 @script(VLKV, default_opset=op)
@@ -81,24 +81,30 @@ def Evict(key, value, score, length, keep, sinks, recent, capacity, per_head: in
         to_upper = op.GatherElements(source, upper, axis=2) - slot
         upper_is_nearer = op.And(to_upper > zero, to_upper < to_lower)
         nearest = op.Where(op.Or(slot_at_or_before < zero, upper_is_nearer), upper, lower)
-        # What is not valid goes to one slot beyond, which is cut off.
-        target = op.Where(op.And(valid, kept > zero), nearest, capacity)
-        target_rows = op.Expand(op.Unsqueeze(target, last), op.Shape(key))
-        room = op.Concat(op.Shape(key, start=0, end=2), op.Reshape(capacity + one, last), axis=0)
-        empty = op.Expand(zero_float, room)
-        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(target))
-        count = op.ScatterElements(empty, target, ones, axis=2, reduction="add")
-        divisor = op.Unsqueeze(op.Max(count, op.Constant(value_float=1.0)), last)
-        empty_rows = op.Expand(zero_float, op.Concat(room, op.Shape(key, start=3, end=4), axis=0))
-        key_sum = op.ScatterElements(
-            empty_rows, target_rows, op.Cast(key, to=FLOAT.dtype), axis=2, reduction="add"
-        )
-        value_sum = op.ScatterElements(
-            empty_rows, target_rows, op.Cast(value, to=FLOAT.dtype), axis=2, reduction="add"
-        )
-        end = op.Reshape(capacity, last)
-        kept_key = op.Slice(key_sum / divisor, first, end, slots_axis)
-        kept_value = op.Slice(value_sum / divisor, first, end, slots_axis)
+        # Kept slots and what goes to them are runs of neighbours: `run` numbers them. The rest is one run more.
+        run = op.Where(op.And(valid, kept > zero), nearest, capacity)
+        key_sum = op.Cast(key, to=FLOAT.dtype)
+        value_sum = op.Cast(value, to=FLOAT.dtype)
+        step = op.Constant(value_int=1)
+        # After t doublings, each row holds the sum of up to 2^t rows of its run from there on.
+        bits = op.Log(op.Cast(slot_count, to=FLOAT.dtype)) / op.Log(op.Constant(value_float=2.0))
+        for _doubling in range(op.Cast(bits, to=INT64.dtype) + one):
+            ahead = slot + step
+            there = op.Min(ahead, slot_count - one)
+            same = op.And(ahead < slot_count, op.Equal(op.Gather(run, there, axis=2), run))
+            joins = op.Unsqueeze(same, last)
+            key_sum = key_sum + op.Where(joins, op.Gather(key_sum, there, axis=2), zero_float)
+            value_sum = value_sum + op.Where(joins, op.Gather(value_sum, there, axis=2), zero_float)
+            step = step + step
+        before = op.Gather(source, op.Clip(new_slot - one, zero, slot_count - one), axis=2)
+        after = op.Gather(source, op.Min(new_slot + one, slot_count - one), axis=2)
+        two = op.Constant(value_int=2)
+        start = op.Where(new_slot > zero, (before + source_there) / two + one, zero)
+        end = op.Where(new_slot + one < kept, (source_there + after) / two + one, valid_length)
+        count = op.Unsqueeze(op.Cast(op.Max(end - start, one), to=FLOAT.dtype), last)
+        starts = op.Unsqueeze(op.Min(start, slot_count - one), last)
+        kept_key = op.GatherND(key_sum, starts, batch_dims=2) / count
+        kept_value = op.GatherND(value_sum, starts, batch_dims=2) / count
     else:
         rows = op.Unsqueeze(source_there, last)
         kept_key = op.Cast(op.GatherND(key, rows, batch_dims=2), to=FLOAT.dtype)

@@ -3,9 +3,9 @@
 import onnx_ir as ir
 from onnxscript import BOOL, script
 from onnxscript.onnx_opset import opset24 as op
-from vlkv_export.ops.domain import DOMAIN, OPSET, VERSION
-from vlkv_export.ops.evict import Evict
-from vlkv_export.ops.library import compiled, functions
+from vlkv.export.ops.domain import DOMAIN, OPSET, VERSION
+from vlkv.export.ops.evict import Evict
+from vlkv.export.ops.library import compiled, functions
 
 IR_VERSION = 11
 Dim = int | str

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 from onnxscript import OnnxFunction
-from vlkv_export.ops.canonical import canonical
-from vlkv_export.ops.evict import Evict
-from vlkv_export.ops.score import Score
+from vlkv.export.ops.canonical import canonical
+from vlkv.export.ops.evict import Evict
+from vlkv.export.ops.score import Score
 
 
 def functions() -> tuple[ir.Function, ...]:

@@ -6,8 +6,7 @@ Its CPU kernel works in tiles; the one of the standard operator builds the whole
 from __future__ import annotations
 
 import onnx_ir as ir
-
-from vlkv_export.passes.edit import MICROSOFT, like, new_node, replace
+from vlkv.export.passes.edit import MICROSOFT, like, new_node, replace
 
 
 def use_multi_head_attention(model: ir.Model) -> int:

@@ -7,8 +7,7 @@ so that a step which observes nothing costs nothing.
 from __future__ import annotations
 
 import onnx_ir as ir
-
-from vlkv_export.graph.builder import DOMAIN
+from vlkv.export.graph.builder import DOMAIN
 
 
 def give_out_observed_rows(model: ir.Model) -> int:

@@ -39,7 +39,7 @@ class Cache:
     @property
     def batch(self) -> int:
         """Number of prompts (B)."""
-        return self.length.shape[1]
+        return int(self.length.shape[1])
 
     @property
     def bytes(self) -> int:
@@ -48,7 +48,7 @@ class Cache:
 
     def capacity(self, layer: int) -> int:
         """Slots of a layer (C_l)."""
-        return self.keys[layer].shape[2]
+        return int(self.keys[layer].shape[2])
 
     def like(self, capacity: Sequence[int], batch: int = 1) -> Cache:
         """An empty cache of the same heads and dtype, of other capacities."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -40,7 +41,7 @@ def chunk_bounds(length: int, chunk: int = CHUNK) -> list[tuple[int, int]]:
     """Equal parts of at most `chunk` tokens."""
     parts = -(-length // chunk)
     edges = [length * part // parts for part in range(parts + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def prefill(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 from models import generations, tiny
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_checkpoint import check_config
 from transformers import LlavaConfig
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError

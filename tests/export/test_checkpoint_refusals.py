@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, MistralConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
-from vlkv_export.checkpoint.fields import Fields
-from vlkv_export.checkpoint.rope import read_rope
+from vlkv.export.checkpoint.fields import Fields
+from vlkv.export.checkpoint.rope import read_rope
 
 from vlkv.errors import CheckpointError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from test_checkpoint_refusals import refused
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 

@@ -102,7 +102,8 @@ class OnnxRuntimeBackend:
         names = (value.name for value in self._compress.get_inputs())
         result = self._compress.run(None, dict(zip(names, arrays, strict=True)))
         target[0][:], target[1][:] = result[0], result[1]
-        return np.asarray(result[2][0])
+        position: NDArray[np.int32] = result[2][0]
+        return position
 
     def steps(self, cache: Cache) -> Steps:
         """See `Backend.steps`."""

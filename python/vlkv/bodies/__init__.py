@@ -1,6 +1,6 @@
 """The operators' public definitions: ONNX functions of standard operators, run in ONNX Runtime.
 
-`python -m vlkv_export.ops` writes the files. ONNX Runtime is imported when the first one is opened.
+`python -m vlkv.export.ops` writes the files. ONNX Runtime is imported when the first one is opened.
 """
 
 from __future__ import annotations
