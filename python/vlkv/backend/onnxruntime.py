@@ -87,9 +87,11 @@ class OnnxRuntimeBackend:
         count = keep[0]
         length, *kept = (np.array([n], np.int64) for n in (score.shape[2], *keep))
         if self._compress is None:
-            position = np.empty((1, score.shape[1], count), np.int32)
-            native().evict(*source, score, length, *kept, *target, position, per_head, merge, False)
-            return position[0]
+            positions = np.empty((score.shape[1], count), np.int32)
+            native().evict(
+                *source, score, length, *kept, *target, positions[np.newaxis], per_head, merge, False
+            )
+            return positions
         arrays = (
             *source,
             score,
@@ -102,8 +104,8 @@ class OnnxRuntimeBackend:
         names = (value.name for value in self._compress.get_inputs())
         result = self._compress.run(None, dict(zip(names, arrays, strict=True)))
         target[0][:], target[1][:] = result[0], result[1]
-        position: NDArray[np.int32] = result[2][0]
-        return position
+        kept_positions: NDArray[np.int32] = result[2][0]
+        return kept_positions
 
     def steps(self, cache: Cache) -> Steps:
         """See `Backend.steps`."""

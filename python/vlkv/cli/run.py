@@ -89,6 +89,7 @@ def summary(stream: Stream) -> str:
     before = spent.vision + spent.prefill + spent.compress
     return (
         f"{result.policy}: {sum(result.kept_tokens) // len(result.kept_tokens)} of {result.prompt_tokens} prompt "
-        f"tokens a layer, cache {result.cache_bytes / 2**20:.2f} MiB ({share:.0%} of full), first token after {before:.2f} s, "
+        f"tokens a layer, cache {result.cache_bytes / 2**20:.2f} MiB "
+        f"({share:.0%} of full), first token after {before:.2f} s, "
         f"{result.tokens_per_second:.0f} tokens/s"
     )
