@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
+
 from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 from vlkv.export.graph.builder import DTYPES
 from vlkv.export.graph.decoder import build_decoder
 from vlkv.export.graph.vision import build_vision
 from vlkv.export.ops import compress_model
 from vlkv.export.weights import link_weights
-
 from vlkv.files import hash_file, link_or_copy, new_directory
 from vlkv.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 import onnx_ir as ir
+
+from vlkv.errors import EngineError
 from vlkv.export.checkpoint import Tensor
 from vlkv.export.directory import WEIGHTS, file_facts, versions
 from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
 from vlkv.export.weights import Progress, link_weights, write_float32
-
-from vlkv.errors import EngineError
 from vlkv.files import link_or_copy, new_directory
 from vlkv.manifest import Embedding, Manifest, read, write
 

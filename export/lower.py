@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from onnx_ir.passes import common
+
 from vlkv.export.passes.edit import MICROSOFT
 from vlkv.export.passes.float32 import compute_in_float32
 from vlkv.export.passes.group_query_attention import use_group_query_attention

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from vlkv.export.checkpoint import Tensor
 
+from vlkv.export.checkpoint import Tensor
 from vlkv.files import link_or_copy
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -23,8 +23,7 @@ struct ScoreBlock {
 };
 
 struct Kernels {
-  int lanes;    // rows in a vector
-  int vectors;  // vectors that a micro-kernel takes at once
+  int lanes;  // rows in a vector
 
   // Converts `count` contiguous elements. Rounds to nearest even; a NaN stays a NaN.
   void (*to_float)(const void* from, DType type, float* to, int64_t count);
@@ -44,11 +43,16 @@ struct Kernels {
 
   // to[i] += from[i]
   void (*add)(const float* from, float* to, int64_t count);
+
+  // Multiply-adds between registers, for measuring the processor's rate; returns the floating point
+  // operations.
+  int64_t (*multiply_adds)(int64_t rounds);
 };
 
 // The table in use, and the table of one instruction set (null where this build or processor lacks it).
 const Kernels& kernels();
 const Kernels* kernels_of(Simd level);
+void use_kernels(const Kernels& table);
 
 extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;

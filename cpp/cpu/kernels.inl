@@ -16,22 +16,25 @@ constexpr int kLanes = VLKV_LANES;
 constexpr int kAccumulators = VLKV_ACCUMULATORS;
 constexpr float kLargest = 3.4028234e38F;
 
+// clang-format off: the first is what the others stand on
+#include "cpu/vector.inl"
 #include "cpu/convert.inl"
 #include "cpu/score_kernel.inl"
-#include "cpu/vector.inl"  // first: the others need it
+// clang-format on
 
 }  // namespace
 }  // namespace VLKV_KERNELS_NAMESPACE
 
+extern const Kernels VLKV_TABLE;
 const Kernels VLKV_TABLE = {
     VLKV_LANES,
-    2,
     VLKV_KERNELS_NAMESPACE::to_float,
     VLKV_KERNELS_NAMESPACE::from_float,
     VLKV_KERNELS_NAMESPACE::weigh,
     VLKV_KERNELS_NAMESPACE::combine,
     VLKV_KERNELS_NAMESPACE::add_columns,
     VLKV_KERNELS_NAMESPACE::add,
+    VLKV_KERNELS_NAMESPACE::multiply_adds,
 };
 
 }  // namespace vlkv::cpu

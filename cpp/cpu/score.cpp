@@ -18,7 +18,7 @@ using cpu::Kernels;
 using cpu::kTileKeys;
 using cpu::ScoreBlock;
 
-constexpr int64_t kBlockBytes = int64_t{4} << 20;
+constexpr int64_t kBlockBytes = int64_t{8} << 20;
 constexpr int64_t kMostRows = 64;
 constexpr int64_t kParallelWork = int64_t{1} << 18;  // multiply-adds that are worth a second thread
 constexpr int32_t kAll = std::numeric_limits<int32_t>::max();
@@ -111,7 +111,9 @@ class HeadScorer {
       run_block(b, h, keys, under);
       pairs += count_pairs();
     }
-    return {pairs, under.load(std::memory_order_relaxed)};
+    // Nothing is below 0, and masked pairs, which the kernels tell by their weight of 0, would not be either.
+    const bool counts = plan_.params.threshold >= std::numeric_limits<float>::min();
+    return {pairs, counts ? under.load(std::memory_order_relaxed) : 0};
   }
 
  private:

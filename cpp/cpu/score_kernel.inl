@@ -45,8 +45,13 @@ VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, co
     position[v] = load<I>(block.position + (vector + v) * kLanes);
     maximum[v] = splat(-kLargest);
   }
+  // Each vector's turn fetches its share of the next tile, so that memory is asked for evenly.
+  const int64_t share = int64_t{kKeys} * NV * key_stride / block.vectors;
+  const float* next = key + kTileKeys * key_stride + vector * (kTileKeys * key_stride / block.vectors);
   int n = 0;
   for (; n + kKeys <= keys; n += kKeys) {
+    for (int64_t at = 0; at < share; at += 16) __builtin_prefetch(next + at, 0, 2);
+    next += share;
     micro<NV, kKeys, kMasked>(query, key + n * key_stride, key_stride, dim, position, tile * kTileKeys + n,
                               weight + n * kLanes, maximum);
   }

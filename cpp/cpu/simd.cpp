@@ -30,18 +30,25 @@ Simd best() {
   return Simd::kPortable;
 }
 
-std::atomic<Simd>& chosen() {
-  static std::atomic<Simd> level{best()};
-  return level;
+std::atomic<const Kernels*>& current() {
+  static std::atomic<const Kernels*> table{kernels_of(best())};
+  return table;
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *kernels_of(simd()); }
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
+
+void use_kernels(const Kernels& table) { current().store(&table, std::memory_order_relaxed); }
 
 }  // namespace cpu
 
-Simd simd() { return cpu::chosen().load(std::memory_order_relaxed); }
+Simd simd() {
+  for (const Simd level : {Simd::kAvx512, Simd::kAvx2}) {
+    if (cpu::kernels_of(level) == &cpu::kernels()) return level;
+  }
+  return Simd::kPortable;
+}
 
 const char* simd_name(Simd level) {
   switch (level) {
@@ -61,7 +68,7 @@ void set_simd(Simd level) {
   if (!simd_available(level)) {
     throw Unavailable(std::string("[vlkv] this processor or build has no ") + simd_name(level));
   }
-  cpu::chosen().store(level, std::memory_order_relaxed);
+  cpu::use_kernels(*cpu::kernels_of(level));
 }
 
 const char* version() { return VLKV_VERSION; }

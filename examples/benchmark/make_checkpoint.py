@@ -1,6 +1,6 @@
 """Writes LLaVA checkpoints of random weights, seeded, so that timings have real sizes. They answer nothing.
 
-    python examples/benchmark/make_checkpoint.py 150m out/bench/150m
+python examples/benchmark/make_checkpoint.py 150m out/bench/150m
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ def write_weights(size: Size, seed: int, path: Path) -> None:
 def write_tokenizer(size: Size, folder: Path) -> None:
     """A word-level tokenizer: `w0`, `w1`, ... are words of one token."""
     words = [*SPECIAL, *(f"w{number}" for number in range(size.vocab - len(SPECIAL)))]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlkv.errors import CheckpointError
 from vlkv.export.checkpoint.facts import Activation, Projector, TextConfig, VisionConfig
 from vlkv.export.checkpoint.fields import Fields, show
 from vlkv.export.checkpoint.rope import read_rope
-
-from vlkv.errors import CheckpointError
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 SUPPORTED = f"{ARCHITECTURE} with a clip_vision_model tower and a llama or mistral text model"

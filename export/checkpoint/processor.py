@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlkv.errors import CheckpointError
 from vlkv.export.checkpoint.facts import VisionConfig
 from vlkv.export.checkpoint.fields import Fields, read_object, show
-
-from vlkv.errors import CheckpointError
 from vlkv.manifest import ImageFacts
 
 TYPES = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor")

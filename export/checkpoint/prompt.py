@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from vlkv.export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
 
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
 from vlkv.manifest import TokenFacts
 
 TOKENIZER = "tokenizer.json"

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vlkv.errors import CheckpointError
 from vlkv.export.checkpoint import config as configuration
 from vlkv.export.checkpoint import layout, processor, prompt, weights
 from vlkv.export.checkpoint.facts import Checkpoint
 from vlkv.export.checkpoint.fields import Fields, read_object, show
-
-from vlkv.errors import CheckpointError
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:

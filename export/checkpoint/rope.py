@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
-from vlkv.export.checkpoint.facts import Rope
-from vlkv.export.checkpoint.fields import Fields
 
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint.facts import Rope
+from vlkv.export.checkpoint.fields import Fields
 
 TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 DEFAULT_THETA = 10_000.0

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlkv.export.checkpoint.fields import parse_object, show
-
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint.fields import parse_object, show
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 16

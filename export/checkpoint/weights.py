@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from vlkv.errors import CheckpointError
 from vlkv.export.checkpoint.facts import Tensor
 from vlkv.export.checkpoint.fields import read_object, show
 from vlkv.export.checkpoint.layout import EMBEDDING, HEAD, Shape
 from vlkv.export.checkpoint.names import canonical
 from vlkv.export.checkpoint.safetensors import DTYPES, Entry, read_header
-
-from vlkv.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

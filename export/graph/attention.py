@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
 from vlkv.export.checkpoint import TextConfig
 from vlkv.export.graph.builder import Builder
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
+
 from vlkv.export.checkpoint import Tensor
 from vlkv.export.ops import DOMAIN, OPSET, VERSION, functions
 

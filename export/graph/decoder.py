@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.checkpoint import Checkpoint, TextConfig
 from vlkv.export.graph.activation import activate
 from vlkv.export.graph.attention import INT64, attend, shared_values

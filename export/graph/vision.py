@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.checkpoint import Checkpoint, VisionConfig
 from vlkv.export.graph.activation import activate
 from vlkv.export.graph.builder import Builder

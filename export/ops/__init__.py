@@ -5,7 +5,16 @@ directory; `python -m vlkv.export.ops` writes the reference graphs that `vlkv.op
 """
 
 from vlkv.export.ops.domain import DOMAIN, OPSET, VERSION
-from vlkv.export.ops.graphs import compress_model, score_model
+from vlkv.export.ops.graphs import compress_model, evict_model, score_model
 from vlkv.export.ops.library import function_protos, functions
 
-__all__ = ["DOMAIN", "OPSET", "VERSION", "compress_model", "function_protos", "functions", "score_model"]
+__all__ = [
+    "DOMAIN",
+    "OPSET",
+    "VERSION",
+    "compress_model",
+    "evict_model",
+    "function_protos",
+    "functions",
+    "score_model",
+]

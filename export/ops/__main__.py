@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import onnx_ir as ir
+
 from vlkv.export.ops import compress_model, score_model
 
 

@@ -24,8 +24,9 @@ def canonical(function: FunctionProto, outputs: Sequence[str]) -> FunctionProto:
     names = _Names(made.input, dict(zip(made.output, outputs, strict=True)))
     _order_nodes(made.node, names)
     made.output[:] = outputs
-    true = helper.make_tensor("", TensorProto.BOOL, [], [True])
-    made.node.insert(0, helper.make_node("Constant", [], [ALWAYS], value=true))
+    if names.loops:
+        true = helper.make_tensor("", TensorProto.BOOL, [], [True])
+        made.node.insert(0, helper.make_node("Constant", [], [ALWAYS], value=true))
     return made
 
 
@@ -34,6 +35,7 @@ class _Names:
 
     def __init__(self, inputs: Sequence[str], outputs: dict[str, str]) -> None:
         self.new = {name: name for name in inputs}
+        self.loops = False
         self._outputs = outputs
         self._taken = {"", ALWAYS, *inputs, *outputs.values()}
 
@@ -56,6 +58,7 @@ def _order_nodes(nodes: Sequence[NodeProto], names: _Names) -> None:
         node.input[:] = [names.new[name] if name else "" for name in node.input]
         if node.op_type == "Loop":
             node.input[1] = ALWAYS
+            names.loops = True
         for body in bodies:
             body.name = _base(body.name)
             for value in body.input:

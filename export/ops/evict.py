@@ -7,6 +7,7 @@ Sources: VL-Cache (arXiv 2410.23317), keeping the recent and the highest scores;
 
 from onnxscript import BOOL, FLOAT, INT32, INT64, script
 from onnxscript.onnx_opset import opset24 as op
+
 from vlkv.export.ops.domain import VLKV
 
 
@@ -52,7 +53,7 @@ def Evict(key, value, score, length, keep, sinks, recent, capacity, per_head: in
     other = op.Cast(op.And(candidate, is_nan), to=INT32.dtype)
     always_count = op.ReduceSum(op.Cast(always, to=INT32.dtype), slots_axis, keepdims=1)
     free = op.Cast(kept, to=INT32.dtype) - always_count
-    _, order = op.TopK(op.Where(is_nan, minus_infinity, ranked), slots, axis=2, largest=1, sorted=1)
+    _ranked, order = op.TopK(op.Where(is_nan, minus_infinity, ranked), slots, axis=2, largest=1, sorted=1)
     number_ranked = op.GatherElements(number, order, axis=2)
     by_rank = number_ranked * op.Cast(
         op.CumSum(number_ranked, op.Constant(value_int=2)) <= free, to=INT32.dtype
@@ -74,41 +75,46 @@ def Evict(key, value, score, length, keep, sinks, recent, capacity, per_head: in
     filled = new_slot < kept
     source_there = op.Gather(source, op.Min(new_slot, slot_count - one), axis=2)
     new_position = op.Cast(op.Where(filled, source_there, last), to=INT32.dtype)
-    if op.Cast(op.Constant(value_int=merge), to=BOOL.dtype):
-        lower = op.Max(slot_at_or_before, zero)
-        upper = op.Max(op.Min(slot_at_or_before + one, kept - one), zero)
-        to_lower = slot - op.GatherElements(source, lower, axis=2)
-        to_upper = op.GatherElements(source, upper, axis=2) - slot
-        upper_is_nearer = op.And(to_upper > zero, to_upper < to_lower)
-        nearest = op.Where(op.Or(slot_at_or_before < zero, upper_is_nearer), upper, lower)
-        # Kept slots and what goes to them are runs of neighbours: `run` numbers them. The rest is one run more.
-        run = op.Where(op.And(valid, kept > zero), nearest, capacity)
-        key_sum = op.Cast(key, to=FLOAT.dtype)
-        value_sum = op.Cast(value, to=FLOAT.dtype)
-        step = op.Constant(value_int=1)
-        # After t doublings, each row holds the sum of up to 2^t rows of its run from there on.
-        bits = op.Log(op.Cast(slot_count, to=FLOAT.dtype)) / op.Log(op.Constant(value_float=2.0))
-        for _doubling in range(op.Cast(bits, to=INT64.dtype) + one):
-            ahead = slot + step
-            there = op.Min(ahead, slot_count - one)
-            same = op.And(ahead < slot_count, op.Equal(op.Gather(run, there, axis=2), run))
-            joins = op.Unsqueeze(same, last)
-            key_sum = key_sum + op.Where(joins, op.Gather(key_sum, there, axis=2), zero_float)
-            value_sum = value_sum + op.Where(joins, op.Gather(value_sum, there, axis=2), zero_float)
-            step = step + step
-        before = op.Gather(source, op.Clip(new_slot - one, zero, slot_count - one), axis=2)
-        after = op.Gather(source, op.Min(new_slot + one, slot_count - one), axis=2)
-        two = op.Constant(value_int=2)
-        start = op.Where(new_slot > zero, (before + source_there) / two + one, zero)
-        end = op.Where(new_slot + one < kept, (source_there + after) / two + one, valid_length)
-        count = op.Unsqueeze(op.Cast(op.Max(end - start, one), to=FLOAT.dtype), last)
-        starts = op.Unsqueeze(op.Min(start, slot_count - one), last)
-        kept_key = op.GatherND(key_sum, starts, batch_dims=2) / count
-        kept_value = op.GatherND(value_sum, starts, batch_dims=2) / count
-    else:
-        rows = op.Unsqueeze(source_there, last)
-        kept_key = op.Cast(op.GatherND(key, rows, batch_dims=2), to=FLOAT.dtype)
-        kept_value = op.Cast(op.GatherND(value, rows, batch_dims=2), to=FLOAT.dtype)
+
+    # Merging. A kept slot and what is nearest to it are a run of neighbours, from past the middle between the slot
+    # and the one before to the middle to the one after. Runs are numbered; what is not valid is one run more.
+    lower = op.Max(slot_at_or_before, zero)
+    upper = op.Max(op.Min(slot_at_or_before + one, kept - one), zero)
+    to_lower = slot - op.GatherElements(source, lower, axis=2)
+    to_upper = op.GatherElements(source, upper, axis=2) - slot
+    upper_is_nearer = op.And(to_upper > zero, to_upper < to_lower)
+    nearest = op.Where(op.Or(slot_at_or_before < zero, upper_is_nearer), upper, lower)
+    run = op.Where(op.And(valid, kept > zero), nearest, capacity)
+    before = op.Gather(source, op.Clip(new_slot - one, zero, slot_count - one), axis=2)
+    after = op.Gather(source, op.Min(new_slot + one, slot_count - one), axis=2)
+    two = op.Constant(value_int=2)
+    run_start = op.Where(new_slot > zero, (before + source_there) / two + one, zero)
+    run_end = op.Where(new_slot + one < kept, (source_there + after) / two + one, valid_length)
+    run_size = op.Where(filled, run_end - run_start, one)
+
+    # After t doublings, each row holds the sum of up to 2^t rows of its run from there on: t = log2 of the longest,
+    # plus what covers the logarithm's rounding, rounded up. Without merging, t = 0 and a row stays as it is.
+    merging = op.Constant(value_int=merge)
+    longest = op.Max(op.ReduceMax(run_size, keepdims=0), one)
+    bits = op.Log(op.Cast(longest, to=FLOAT.dtype)) / op.Log(op.Constant(value_float=2.0))
+    doublings = op.Cast(op.Ceil(bits + op.Constant(value_float=0.001)), to=INT64.dtype)
+    key_sum = op.Cast(key, to=FLOAT.dtype)
+    value_sum = op.Cast(value, to=FLOAT.dtype)
+    step = op.Constant(value_int=1)
+    for _doubling in range(merging * doublings):
+        ahead = slot + step
+        row_ahead = op.Min(ahead, slot_count - one)
+        same_run = op.And(ahead < slot_count, op.Equal(op.Gather(run, row_ahead, axis=2), run))
+        joins = op.Unsqueeze(same_run, last)
+        key_sum = key_sum + op.Where(joins, op.Gather(key_sum, row_ahead, axis=2), zero_float)
+        value_sum = value_sum + op.Where(joins, op.Gather(value_sum, row_ahead, axis=2), zero_float)
+        step = step + step
+    is_merging = op.Cast(merging, to=BOOL.dtype)
+    from_row = op.Where(is_merging, op.Min(run_start, slot_count - one), source_there)
+    divisor = op.Cast(op.Where(is_merging, run_size, one), to=FLOAT.dtype)
+    rows = op.Unsqueeze(from_row, last)
+    kept_key = op.GatherND(key_sum, rows, batch_dims=2) / op.Unsqueeze(divisor, last)
+    kept_value = op.GatherND(value_sum, rows, batch_dims=2) / op.Unsqueeze(divisor, last)
     there = op.Unsqueeze(filled, last)
     new_key = op.CastLike(op.Where(there, kept_key, zero_float), key)
     new_value = op.CastLike(op.Where(there, kept_value, zero_float), value)

@@ -1,14 +1,16 @@
-"""Graphs made of the operators alone: `compress`, one layer's eviction, and `score`, one Score node."""
+"""Graphs of the operators alone: `compress`, which evicts from one layer, and one node of Evict or Score."""
 
 import onnx_ir as ir
 from onnxscript import BOOL, script
 from onnxscript.onnx_opset import opset24 as op
+
 from vlkv.export.ops.domain import DOMAIN, OPSET, VERSION
 from vlkv.export.ops.evict import Evict
 from vlkv.export.ops.library import compiled, functions
 
 IR_VERSION = 11
 Dim = int | str
+CACHES = ("new_key", "new_value")
 
 
 @script(default_opset=op)
@@ -37,17 +39,26 @@ def compress_model(
     int64; capacity [] int64; per_head, merge [] bool. Outputs: new_key, new_value [B, Hkv, capacity, D];
     position [B, Hkv, capacity] int32.
     """
-    graph = compiled(compress, ("new_key", "new_value", "position")).graph
-    cache = ("B", kv_heads, "C", head_dim)
-    new_cache = ("B", kv_heads, "capacity", head_dim)
-    floats, long, flag = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
-    per_prompt = [(name, long, ("B",)) for name in ("length", "keep", "sinks", "recent")]
-    flags = [(name, flag, ()) for name in ("per_head", "merge")]
-    heads = [("key", dtype, cache), ("value", dtype, cache), ("score", floats, cache[:3])]
-    _describe(graph.inputs, [*heads, *per_prompt, ("capacity", long, ()), *flags])
-    caches = [("new_key", dtype, new_cache), ("new_value", dtype, new_cache)]
-    _describe(graph.outputs, [*caches, ("position", ir.DataType.INT32, new_cache[:3])])
-    return _finish(graph, "compress")
+    graph = compiled(compress, (*CACHES, "position")).graph
+    flags = [(name, ir.DataType.BOOL, ()) for name in ("per_head", "merge")]
+    return _evict_graph(graph, dtype, kv_heads, head_dim, flags)
+
+
+def evict_model(
+    per_head: bool,
+    merge: bool,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    kv_heads: Dim = "Hkv",
+    head_dim: Dim = "D",
+) -> ir.Model:
+    """Make a graph of one Evict node: `compress` with its flags fixed, for runtimes that fail on a Loop in an If.
+
+    Inputs and outputs are those of `compress_model` without per_head and merge.
+    """
+    inputs = [ir.Value() for _ in Evict.op_signature.inputs]
+    flags = {"per_head": int(per_head), "merge": int(merge)}
+    node = ir.node("Evict", inputs, flags, domain=DOMAIN, num_outputs=3)
+    return _evict_graph(ir.Graph(inputs, node.outputs, nodes=[node]), dtype, kv_heads, head_dim, [])
 
 
 def score_model(scale: float, threshold: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
@@ -64,6 +75,17 @@ def score_model(scale: float, threshold: float, dtype: ir.DataType = ir.DataType
     floats = ir.DataType.FLOAT
     _describe(graph.outputs, [("score", floats, ("B", "Hkv", "C")), ("sparsity", floats, ("B",))])
     return _finish(graph, "score")
+
+
+def _evict_graph(graph: ir.Graph, dtype: ir.DataType, kv_heads: Dim, head_dim: Dim, flags: list) -> ir.Model:
+    dims = ("B", kv_heads, "C", head_dim)
+    caches = [("key", dtype, dims), ("value", dtype, dims), ("score", ir.DataType.FLOAT, dims[:3])]
+    counts = [(name, ir.DataType.INT64, ("B",)) for name in ("length", "keep", "sinks", "recent")]
+    _describe(graph.inputs, [*caches, *counts, ("capacity", ir.DataType.INT64, ()), *flags])
+    dims = ("B", kv_heads, "capacity", head_dim)
+    positions = ("position", ir.DataType.INT32, dims[:3])
+    _describe(graph.outputs, [*((name, dtype, dims) for name in CACHES), positions])
+    return _finish(graph, "compress")
 
 
 def _describe(values, facts) -> None:

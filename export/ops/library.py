@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 from onnxscript import OnnxFunction
+
 from vlkv.export.ops.canonical import canonical
 from vlkv.export.ops.evict import Evict
 from vlkv.export.ops.score import Score

@@ -7,6 +7,7 @@ Source: VL-Cache (arXiv 2410.23317), the accumulated attention scores and the la
 
 from onnxscript import FLOAT, INT32, INT64, script
 from onnxscript.onnx_opset import opset24 as op
+
 from vlkv.export.ops.domain import VLKV
 
 

@@ -9,6 +9,7 @@ single tokens; a chunk after a filled cache has to come alone (B = 1) and withou
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.passes.edit import MICROSOFT, constant, like, new_node, producer, replace
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64

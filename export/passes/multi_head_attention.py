@@ -6,6 +6,7 @@ Its CPU kernel works in tiles; the one of the standard operator builds the whole
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.passes.edit import MICROSOFT, like, new_node, replace
 
 

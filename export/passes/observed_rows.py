@@ -7,6 +7,7 @@ so that a step which observes nothing costs nothing.
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.graph.builder import DOMAIN
 
 

@@ -6,6 +6,7 @@ Otherwise loading folds every transposition into a second copy of the weights.
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from vlkv.export.passes.edit import MICROSOFT, like, new_node, producer, replace
 
 

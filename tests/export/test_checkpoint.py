@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 from models import generations, tiny
+from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 CANONICAL = (
     ("model.language_model.", "text."),

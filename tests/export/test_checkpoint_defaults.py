@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_checkpoint import check_config
 from transformers import LlavaConfig
-from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
+from vlkv.export.checkpoint import read_checkpoint
 
 
 def test_fields_left_out_have_the_defaults_of_transformers(tmp_path: Path) -> None:

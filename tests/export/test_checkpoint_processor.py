@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint import read_checkpoint
 
 KINDS = (None, "CLIPImageProcessor", "CLIPImageProcessorFast", "LlavaImageProcessor")
 BILINEAR = 2

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint import Checkpoint, read_checkpoint
 
 SETTINGS = settings(
     deadline=None,

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint import read_checkpoint
 
 TEXT, VISION = "text_config", "vision_config"
 

@@ -11,10 +11,10 @@ from transformers import LlamaConfig, MistralConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
-from vlkv.export.checkpoint.fields import Fields
-from vlkv.export.checkpoint.rope import read_rope
 
 from vlkv.errors import CheckpointError
+from vlkv.export.checkpoint.fields import Fields
+from vlkv.export.checkpoint.rope import read_rope
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from test_checkpoint_refusals import refused
-from vlkv.export.checkpoint import read_checkpoint
 
 from models import sparse
+from vlkv.export.checkpoint import read_checkpoint
 
 QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
 

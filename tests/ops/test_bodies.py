@@ -13,13 +13,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from vlkv.export.ops import compress_model, function_protos, functions, score_model
-from vlkv.export.ops.__main__ import bodies
 
 import vlkv.bodies
 from vlkv import ops
+from vlkv.export.ops import compress_model, evict_model, function_protos, functions, score_model
+from vlkv.export.ops.__main__ import bodies
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
@@ -70,6 +69,7 @@ def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
 def test_models_pass_the_full_checks(dtype):
     for model in (
         compress_model(dtype),
+        evict_model(True, True, dtype),
         compress_model(dtype, kv_heads=2, head_dim=16),
         score_model(0.25, 0.01, dtype),
     ):
@@ -131,27 +131,34 @@ def test_compress_for_every_dtype(rng, dtype, per_head, merge):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("merge", [0, 1])
-@pytest.mark.parametrize("per_head", [0, 1])
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("per_head", [False, True])
 def test_evict_as_one_node(rng, per_head, merge):
-    """The attributes of the node, which `compress` has as inputs; two differing calls share one function."""
-    feeds = compress_feeds(rng, per_head=bool(per_head), merge=bool(merge))
-    graph = compress_model().graph
-    names = [value.name for value in graph.inputs][:8]
-    nodes = [
-        helper.make_node("Evict", names, outputs, domain="vlkv", per_head=kind, merge=merge)
-        for outputs, kind in ((["a", "b", "c"], per_head), (["d", "e", "f"], 1 - per_head))
-    ]
-    inputs = [ir.to_proto(value) for value in graph.inputs[:8]]
-    types = {"a": 1, "b": 1, "c": 6, "d": 1, "e": 1, "f": 6}
-    outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()]
-    opsets = [helper.make_opsetid("", 24), helper.make_opsetid("vlkv", 1)]
-    made = helper.make_graph(nodes, "two", inputs, outputs)
-    model = helper.make_model(made, functions=function_protos()[1:], opset_imports=opsets, ir_version=11)
-    got = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {n: feeds[n] for n in names})
+    """The flags as the node's attributes; two nodes that differ share one function."""
+    feeds = compress_feeds(rng, per_head=per_head, merge=merge)
+    model = evict_model(per_head, merge)
+    (node,) = model.graph
+    flags = {"per_head": int(not per_head), "merge": int(merge)}
+    model.graph.append(ir.node("Evict", node.inputs, flags, domain="vlkv", num_outputs=3))
+    for value, old in zip(model.graph[1].outputs, node.outputs, strict=True):
+        value.name, value.type = f"other_{old.name}", old.type
+    model.graph.outputs.extend(model.graph[1].outputs)
+    names = [value.name for value in model.graph.inputs]
+    got = open_model(model).run(None, {name: feeds[name] for name in names})
     other = {**feeds, "per_head": np.array(not per_head)}
     for one, wanted in zip(got, [*expected(feeds), *expected(other)], strict=True):
         np.testing.assert_array_equal(one, wanted)
+
+
+@pytest.mark.parametrize(("batch", "capacity"), [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("merge", [False, True])
+def test_empty_sizes_in_compress(rng, batch, capacity, merge):
+    feeds = compress_feeds(rng, merge=merge)
+    feeds = {name: value[:batch] if value.ndim else value for name, value in feeds.items()}
+    feeds |= {name: np.zeros(batch, np.int64) for name in ("keep", "sinks", "recent")}
+    new_key, _, position = open_model(compress_model()).run(None, {**feeds, "capacity": np.array(capacity)})
+    assert new_key.shape == (batch, 3, capacity, 4)
+    assert (position == -1).all()
 
 
 @pytest.mark.parametrize("batch", [0, 2])
