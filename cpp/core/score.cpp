@@ -27,8 +27,8 @@ void validate(const ScoreParams& p) {
   check.require(p.score != nullptr || p.batch == 0 || p.slots == 0, "score is null");
   check.require(p.score_stride_b >= 0 && p.score_stride_h >= 0, "score has a negative stride (",
                 p.score_stride_b, ", ", p.score_stride_h, ")");
-  check.require(p.kv_heads == 1 || p.batch == 0 || p.slots == 0 || p.score_stride_h >= p.slots, "score's stride over heads ",
-                p.score_stride_h, " is less than slots ", p.slots);
+  check.require(p.kv_heads == 1 || p.batch == 0 || p.slots == 0 || p.score_stride_h >= p.slots,
+                "score's stride over heads ", p.score_stride_h, " is less than slots ", p.slots);
   check.require(p.batch <= 1 || p.slots == 0 || p.score_stride_b >= p.slots, "score's stride over prompts ",
                 p.score_stride_b, " is less than slots ", p.slots);
   check.require(std::isfinite(p.scale) && p.scale >= 0.0F, "scale is ", p.scale,
