@@ -1,0 +1,95 @@
+"""Checkpoints, graphs and engines of the tiny shapes, each made once a session and worker, when first asked for."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkv import Engine
+
+if TYPE_CHECKING:
+    from models.reference import Reference
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers whose seed a failing test prints; VLKV_SEED repeats one."""
+    seed = int(os.environ.get("VLKV_SEED", secrets.randbits(32)))
+    print(f"VLKV_SEED={seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Checkpoint folders by the name of their shape."""
+    from models import tiny
+
+    base = tmp_path_factory.mktemp("checkpoints")
+    return cache(lambda name: tiny.build(name, base / name))
+
+
+@pytest.fixture(scope="session")
+def graphs_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Graph directories by the name of their shape."""
+    from vlkv.export.directory import export_checkpoint
+
+    base = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def make(name: str) -> Path:
+        export_checkpoint(checkpoint_of(name), base / name)
+        return base / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Engine directories by shape and operators."""
+    from vlkv.export.engine import build_engine
+
+    base = tmp_path_factory.mktemp("engines")
+
+    @cache
+    def make(name: str, operators: str = "native") -> Path:
+        target = base / f"{name}-{operators}"
+        build_engine(graphs_of(name), target, operators=operators)
+        return target
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine_of(built_of: Make) -> Callable[..., Engine]:
+    """Opened engines by shape and operators."""
+    return cache(lambda name, operators="native": Engine.load(built_of(name, operators), threads=1))
+
+
+@pytest.fixture(scope="session")
+def reference_of(checkpoint_of: Make) -> Callable[..., Reference]:
+    """The checkpoint in transformers, eager, in float32 or another precision."""
+    from models.reference import Reference
+
+    return cache(lambda name, dtype="float32": Reference(checkpoint_of(name), dtype))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two PNG files of coloured noise blown up, of unequal sides."""
+    base = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for seed, size in enumerate(((61, 47), (33, 90))):
+        noise = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+        paths.append(base / f"{seed}.png")
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(paths[-1])
+    return paths
