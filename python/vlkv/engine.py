@@ -148,7 +148,7 @@ class Engine:
             top_p=question.top_p,
             seed=question.seed,
             max_new_tokens=question.max_new_tokens,
-            stop=tuple(question.stop),
+            stop=question.stop,
         )
         prompt = self.prompt(question)
         room = min(sampling.max_new_tokens, self.manifest.text.max_positions - len(prompt.token_ids))
