@@ -57,5 +57,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the positions, ready for JSON."""
-        values = {name: value for name, value in vars(self).items() if name not in ("positions", "seconds")}
-        return values | {"seconds": asdict(self.seconds)}
+        return {
+            name: asdict(self.seconds) if name == "seconds" else value
+            for name, value in vars(self).items()
+            if name != "positions"
+        }
