@@ -125,7 +125,7 @@ class Detokenizer:
         piece = stable[len(self._shown) :]
         self._shown = stable
         if stable == text and len(self._ids) > 2 * _WINDOW:
-            self._forget(text)
+            self._forget()
         return piece
 
     def finish(self) -> str:
@@ -135,11 +135,14 @@ class Detokenizer:
         self._shown = text
         return piece
 
-    def _forget(self, text: str) -> None:
-        """Keep the last tokens only, where they decode alone to the end of the text."""
+    def _forget(self) -> None:
+        """Keep the last tokens only; what follows is added to their text as it is to the whole.
+
+        That holds as long as they have a text: a decoder may strip a space before the first one only.
+        """
         ids = self._ids[-_WINDOW:]
         alone = self._tokenizer.decode(ids)
-        if alone and text.endswith(alone):
+        if alone:
             self._ids, self._shown = ids, alone
 
 

@@ -1,6 +1,7 @@
 """Tokenizers of the kinds that checkpoints use; streamed text equals the text decoded whole."""
 
 import json
+import random
 from functools import cache
 
 import pytest
@@ -103,6 +104,19 @@ def test_pieces_of_any_ids_equal_the_whole(kind: str, data: st.DataObject) -> No
     size = tokenizer(kind)._backend.get_vocab_size()
     ids = data.draw(st.lists(st.integers(0, size), max_size=90))
     assert "".join(streamed(kind, ids)) == tokenizer(kind).decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_answers_of_any_ids(kind: str) -> None:
+    size = tokenizer(kind)._backend.get_vocab_size()
+    for seed in range(10):
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        favoured = [chance.randrange(size) for _ in range(chance.choice([1, 3, 30]))]
+        ids = [
+            chance.choice(favoured) if chance.random() < 0.8 else chance.randrange(size) for _ in range(500)
+        ]
+        assert "".join(streamed(kind, ids)) == tokenizer(kind).decode(ids)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
