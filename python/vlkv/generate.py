@@ -80,6 +80,8 @@ def generate(
         yield number, answer.take(logits), result
     cache = join(caches, max(request.job.room for request in requests))
     caches.clear()
+    for answer in answers:
+        answer.result.cache_bytes = cache.bytes // len(answers)
     yield from _decode(answers, cache, backend, embedding)
 
 
