@@ -92,8 +92,8 @@ def test_result_tells_what_was_done(engine, pictures):
         "sparsity",
         "cache_bytes",
         "cache_bytes_full",
-        "tokens_per_second",
         "seconds",
+        "tokens_per_second",
     ]
     assert msgspec.json.decode(msgspec.json.encode(result.to_dict())) == result.to_dict()
 
