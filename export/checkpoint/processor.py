@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlkv.errors import CheckpointError
 from vlkv.export.checkpoint.facts import VisionConfig
@@ -15,6 +15,8 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BILINEAR, BICUBIC = 2, 3
 DEFAULT_EDGE = 224
+
+Resize = Literal["none", "shortest_edge", "exact"]
 
 
 def read_processor(folder: Path) -> Fields:
@@ -52,7 +54,8 @@ def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: st
     crop = processor.boolean("do_center_crop", True)
     if crop:
         _check_size(processor, "crop_size", _crop_size(processor), size)
-    resize, height, width = "none", size, size
+    resize: Resize = "none"
+    height = width = size
     if processor.boolean("do_resize", True):
         resize, height, width = _resize(processor)
         if not crop:
@@ -117,7 +120,7 @@ def _crop_size(processor: Fields) -> tuple[int, int]:
     return sizes["height"], sizes["width"]
 
 
-def _resize(processor: Fields) -> tuple[Any, int, int]:
+def _resize(processor: Fields) -> tuple[Resize, int, int]:
     value = processor.get("size")
     value = DEFAULT_EDGE if value is None else value
     if isinstance(value, int):
@@ -147,9 +150,6 @@ def _channels(
     wanted = f"3 numbers {'above 0' if positive else 'from -1e6 to 1e6'}"
     if len(value) != 3:
         raise processor.fail(name, wanted)
-    fields = Fields(dict(enumerate(value)), f"{processor.where}: {name}")  # type: ignore[arg-type]
-    first, second, third = (
-        fields.number(index, above=0.0 if positive else -1e6, high=1e6)  # type: ignore[arg-type]
-        for index in range(3)
-    )
+    fields = Fields(dict(zip("012", value, strict=True)), f"{processor.where}: {name}")
+    first, second, third = (fields.number(key, above=0.0 if positive else -1e6, high=1e6) for key in "012")
     return first, second, third

@@ -54,6 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     "yarn, one mscale": {"rope_scaling": {**YARN, "mscale": 0.707}},
     "yarn, betas": {"rope_scaling": {**YARN, "beta_fast": 16, "beta_slow": 2, "truncate": False}},
     "yarn, betas null": {"rope_scaling": {**YARN, "beta_fast": None, "beta_slow": None}},
+    "yarn, one beta": {"rope_scaling": {**YARN, "beta_fast": 4, "beta_slow": 4, "truncate": False}},
+    "yarn, short original": {"rope_scaling": {**YARN, "original_max_position_embeddings": 64}},
+    "yarn, shorter original": {"rope_scaling": {**YARN, "original_max_position_embeddings": 4}},
     "yarn, no original": {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
 }
 ULP = 4
