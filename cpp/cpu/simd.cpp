@@ -9,8 +9,8 @@ namespace cpu {
 const Kernels* kernels_of(Simd level) {
   if (level == Simd::kPortable) return &kPortableKernels;
 #if defined(VLKV_X86)
-  if (level == Simd::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  // Every processor with AVX2 converts halves too (F16C).
+  if (level == Simd::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     return &kAvx2Kernels;
   }
   if (level == Simd::kAvx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
