@@ -79,7 +79,7 @@ class Sampler:
         kept, weight = kept_tokens(logits, self._sampling)
         total = np.cumsum(weight)
         place = int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
-        return int(kept[place]) if place < len(kept) else best
+        return int(kept[place])
 
 
 def _best(logits: NDArray[np.floating]) -> int:

@@ -160,7 +160,7 @@ def _files(name: str) -> dict[str, Any]:
         (b"[]", "object"),
         (b"\xff\xfe", "manifest.json"),
         (b'{"format_version": NaN}', "manifest.json"),
-        (b"[" * 200_000, "manifest.json"),
+        (b'{"format_version": 1, "versions": ' + b"[" * 200_000, "manifest.json"),
         (b'{"format_version": 1}', "missing"),
         (b" " * (m.MAX_BYTES + 1), "larger than"),
     ],

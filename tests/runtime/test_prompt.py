@@ -131,7 +131,7 @@ def test_template_helpers_are_those_of_transformers() -> None:
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}\n"
         "    {% generation %}\n"
         "{{ m.content | tojson }}{% set seen = 1 %}{% endgeneration %}\n"
-        "{{ strftime_now('%Y')|length }}{{ bos_token }}{{ missing }}{{ tools is none }}{% endfor %}"
+        "{{ strftime_now('%Y')|length }}{{ seen }}{{ bos_token }}{{ missing }}{{ tools is none }}{% endfor %}"
     )
     text = "é<b>'\""
     prompt = build_prompt(text, 0, tokenizer("byte-level"), FACTS, chat_template=template)

@@ -105,6 +105,18 @@ def test_top_p_and_top_k_limit_the_draws() -> None:
     assert set(draws(Sampling(temperature=1.0, top_p=0.75, seed=1), logits, 300)) == {0, 1}
     assert set(draws(Sampling(temperature=1.0, top_k=3, seed=1), logits, 300)) == {0, 1, 2}
     assert set(draws(Sampling(temperature=1.0, top_p=1e-9, seed=1), logits, 50)) == {0}
+    assert len(kept_tokens(np.zeros(4, np.float32), Sampling(temperature=1.0, top_p=1e-300))[0]) == 1
+
+
+def test_the_largest_random_number_takes_the_last_token() -> None:
+    class Largest:
+        def random(self) -> float:
+            return float(np.nextafter(1.0, 0.0))
+
+    for size in range(1, 200):
+        sampler = Sampler(Sampling(temperature=1.0))
+        sampler._random = Largest()  # type: ignore[assignment]
+        assert sampler.pick(np.zeros(size, np.float32)) == size - 1
 
 
 def test_a_seed_repeats_and_requests_do_not_disturb_each_other() -> None:
