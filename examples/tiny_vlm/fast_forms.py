@@ -1,0 +1,187 @@
+"""Training batches that never render: each cell's patch embedding is gathered by its character.
+
+A training picture may be small: some rows of the grid, each cell with its position in the whole grid. Several
+questions share one picture; each sees the BOS, the picture and itself only. Text starts where it does after a
+whole picture. So one batch equals many ordinary prompts, at a fraction of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from .forms import (
+    CELL,
+    GLYPH_LEFT,
+    GLYPH_TOP,
+    GRID,
+    KEYS,
+    VALUE_CHARACTERS,
+    VALUE_LENGTHS,
+    Form,
+    characters,
+    font,
+)
+from .model import TEXT_LAYERS, TEXT_START
+from .tokens import BOS, KEY_ROW, PAD, answer_ids, question_ids
+
+ALPHABET = " :abcdefghijklmnopqrstuvwxyz" + VALUE_CHARACTERS  # of a cell; its class is the index here
+NONE = -100  # a label that no loss counts
+QUESTION = len(question_ids(KEYS[0]))  # tokens of a question
+BLOCK = QUESTION + VALUE_LENGTHS[1]  # tokens of a question and its longest answer without EOS
+
+BOS_HIDDEN, WORD_HIDDEN, FIELD_HIDDEN, OTHER_HIDDEN = 0.5, 0.5, 0.2, 0.9  # from a forgetful answer, per layer
+
+_CLASS = {character: i for i, character in enumerate(ALPHABET)}
+_KEY = {key: i for i, key in enumerate(KEYS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B pictures of R rows with K questions each; all integer tensors, `NONE` where there is no label.
+
+    cells, places, cell_key, cell_index `[B, 24 R]`: class of the character, place in the grid, and for a
+    value's character its key and its index in the value. tokens, labels, keys, following `[B, K, BLOCK]`: the
+    text, what comes next in the answer, the key asked for, the index in the value of what comes next.
+    bag `[B, K, 36]`: the share of each character in the value.
+    hidden `[L, B, K, 1 + 24 R + QUESTION]`: what of BOS, picture and question a layer hides from answers.
+    """
+
+    cells: Tensor
+    places: Tensor
+    cell_key: Tensor
+    cell_index: Tensor
+    tokens: Tensor
+    labels: Tensor
+    keys: Tensor
+    following: Tensor
+    bag: Tensor
+    hidden: Tensor
+
+
+def make_batch(
+    forms: Sequence[Form], rows: Sequence[Sequence[int]], questions: int, seed: int, forgetful: float = 0.0
+) -> Batch:
+    """Make the batch of these forms, each cut to its rows; `seed` draws the questions of each.
+
+    A share `forgetful` of the answers has a small cache, drawn anew for each layer; see `forget`.
+    """
+    rng = np.random.default_rng(seed)
+    count, width = len(forms), GRID * len(rows[0])
+    cells = np.zeros((count, width), np.int64)
+    places = np.zeros((count, width), np.int64)
+    cell_labels = np.full((2, count, width), NONE, np.int64)
+    tokens = np.full((count, questions, BLOCK), PAD, np.int64)
+    labels = np.full((3, count, questions, BLOCK), NONE, np.int64)
+    bag = np.zeros((count, questions, len(VALUE_CHARACTERS)), np.float32)
+    own = np.zeros((count, questions, 1 + width + QUESTION), bool)
+    for b, (form, kept) in enumerate(zip(forms, rows, strict=True)):
+        cells[b] = [_CLASS[c] for c in characters(form)[list(kept)].ravel()]
+        places[b] = (np.array(kept)[:, None] * GRID + np.arange(GRID)).ravel()
+        for field in form.fields:
+            start = list(kept).index(field.row) * GRID + field.value_column
+            cell_labels[0, b, start : start + len(field.value)] = _KEY[field.key]
+            cell_labels[1, b, start : start + len(field.value)] = np.arange(len(field.value))
+        order = np.resize(rng.permutation(len(form.fields)), questions)
+        for k, field in enumerate(form.fields[i] for i in order):
+            answer = answer_ids(field.value)
+            end = QUESTION + len(answer) - 1
+            tokens[b, k, :end] = [*question_ids(field.key), *answer[:-1]]
+            labels[0, b, k, QUESTION - 1 : end] = answer
+            labels[1, b, k, KEY_ROW:end] = _KEY[field.key]
+            labels[2, b, k, QUESTION - 1 : end] = np.arange(len(answer))
+            start = 1 + list(kept).index(field.row) * GRID + field.column
+            own[b, k, start : start + len(field.text)] = True
+            for character in field.value:
+                bag[b, k, VALUE_CHARACTERS.index(character)] += 1 / len(field.value)
+    hidden = forget(own, rng) & (rng.random((count, questions, 1)) < forgetful)
+    arrays = (cells, places, *cell_labels, tokens, *labels, bag, hidden)
+    return Batch(*map(torch.from_numpy, arrays))
+
+
+def forget(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw what answers do not see `[L, B, K, n]`; `own` `[B, K, n]` marks the cells of the field asked for.
+
+    The field asked for goes as a whole in some layers, BOS and the words of the question one by one in half,
+    other cells one by one in most. The key asked for always stays.
+    """
+    shape = (TEXT_LAYERS, *own.shape)
+    hidden = rng.random(shape, np.float32) < OTHER_HIDDEN
+    hidden[..., 0] = rng.random(shape[:-1]) < BOS_HIDDEN
+    hidden[..., -QUESTION:] = rng.random((*shape[:-1], QUESTION)) < WORD_HIDDEN
+    hidden[..., KEY_ROW - QUESTION] = False
+    return np.where(own, rng.random((*shape[:-1], 1)) < FIELD_HIDDEN, hidden)
+
+
+@cache
+def glyphs() -> Tensor:
+    """Draw the normalised pixels of each class's cell, `[classes, 3, 14, 14]`: white is 0, black is -4."""
+    patches = []
+    for character in ALPHABET:
+        picture = Image.new("RGB", (CELL, CELL), "white")
+        ImageDraw.Draw(picture).text((GLYPH_LEFT, GLYPH_TOP), character, fill="black", font=font())
+        patches.append(np.asarray(picture, np.float32).transpose(2, 0, 1))
+    return torch.from_numpy((np.stack(patches) / 255 - 1) / 0.25)
+
+
+def patch_embeddings(model: LlavaForConditionalGeneration, cells: Tensor) -> Tensor:
+    """Gather the tower's patch embeddings `[..., n, width]` of cells `[..., n]`, before any position."""
+    table = model.model.vision_tower.embeddings.patch_embedding(glyphs()).flatten(1)
+    return table[cells]
+
+
+def image_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+    """Compute the projected features of the batch's pictures, `[B, 24 R, hidden]`."""
+    tower = model.model.vision_tower
+    positions = tower.embeddings.position_embedding.weight
+    patches = patch_embeddings(model, batch.cells) + positions[1 + batch.places]
+    first = (tower.embeddings.class_embedding + positions[0]).expand(len(patches), 1, -1)
+    hidden = tower.pre_layrnorm(torch.cat([first, patches], dim=1))
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, attention_mask=None)
+    return model.model.multi_modal_projector(hidden[:, 1:])
+
+
+def layer_masks(batch: Batch) -> Iterator[Tensor]:
+    """Make each layer's mask `[B or 1, 1, S, S]` added to scores: causal, blind to other questions."""
+    layers, count, questions, _ = batch.hidden.shape
+    picture = 1 + batch.cells.shape[1]
+    block = torch.arange(1, questions + 1).repeat_interleave(BLOCK)
+    block = torch.cat([torch.zeros(picture, dtype=torch.long), block])
+    seen = (block[None] == 0) | (block[None] == block[:, None])
+    seen &= torch.ones_like(seen).tril()
+    shared = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
+    for layer in range(layers):
+        if not batch.hidden.any():
+            yield shared
+            continue
+        mask = shared.repeat(count, 1, 1, 1)
+        for k in range(questions):
+            start = picture + k * BLOCK
+            rows, hidden = mask[:, 0, start + QUESTION : start + BLOCK], batch.hidden[layer, :, k, None]
+            rows[..., :picture].masked_fill_(hidden[..., :picture], -torch.inf)
+            rows[..., start : start + QUESTION].masked_fill_(hidden[..., picture:], -torch.inf)
+        yield mask
+
+
+def text_states(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor) -> list[Tensor]:
+    """Compute the text states after the first layer and at the end, `[B, 1 + 24 R + K BLOCK, hidden]`."""
+    text = model.model.language_model
+    count, questions, _ = batch.tokens.shape
+    start = text.embed_tokens.weight[BOS].expand(count, 1, -1)
+    hidden = torch.cat([start, features, text.embed_tokens(batch.tokens.flatten(1))], dim=1)
+    asked = (TEXT_START + torch.arange(BLOCK)).repeat(questions).expand(count, -1)
+    positions = torch.cat([torch.zeros(count, 1, dtype=torch.long), 1 + batch.places, asked], dim=1)
+    rotary = text.rotary_emb(hidden, position_ids=positions)
+    states = []
+    for layer, mask in zip(text.layers, layer_masks(batch), strict=True):
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        states.append(hidden)
+    return [states[0], text.norm(hidden)]

@@ -1,0 +1,134 @@
+"""Dense forms of `key: VALUE` fields on 336 x 336 pictures, deterministic by seed.
+
+A form is a grid of 24 x 24 cells of 14 pixels, one character a cell, which is one patch of the vision tower.
+Each row is two halves of 12 columns; a half is empty or holds one field. Needs NumPy and Pillow only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GRID = 24  # cells along a side
+CELL = 14  # pixels along a cell's side
+SIDE = GRID * CELL  # pixels along the picture's side
+HALF = GRID // 2  # columns of a half row
+GLYPH_LEFT, GLYPH_TOP = 4, 1  # where the 6 x 11 glyph stands in its cell, pixels
+
+_KEYS = """
+name date city code time year size unit room gate seat line plan team rank type
+cost rate tax sum fee net due qty item ship port zip tel fax bank lot
+bin bay dock load mass area crew flag lane mode note page ref step user zone
+"""
+KEYS = _KEYS.split()
+VALUE_CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+VALUE_LENGTHS = (2, 4)  # fewest and most characters
+FIELD_COUNTS = (12, 24)  # fewest and most fields of a whole form
+
+TRAINING_SEEDS = range(1_000_000_000)
+HELD_OUT_SEEDS = range(1_000_000_000, 2_000_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One `key: VALUE`; `row` and `column` are the cell of the key's first character."""
+
+    key: str
+    value: str
+    row: int
+    column: int
+
+    @property
+    def text(self) -> str:
+        """What is written on the form, from the cell (`row`, `column`) to the right."""
+        return f"{self.key}: {self.value}"
+
+    @property
+    def value_column(self) -> int:
+        """The column of the value's first character."""
+        return self.column + len(self.key) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The fields of one form, from the top left to the bottom right, and the seed that made it."""
+
+    seed: int
+    fields: tuple[Field, ...]
+
+
+def random_form(
+    seed: int, rows: Sequence[int] = tuple(range(GRID)), counts: tuple[int, int] = FIELD_COUNTS
+) -> Form:
+    """Make the form of that seed: `counts[0]` to `counts[1]` fields, only on the given rows of the grid."""
+    rng = np.random.default_rng(seed)
+    most = min(counts[1], 2 * len(rows), len(KEYS))
+    count = int(rng.integers(min(counts[0], most), most + 1))
+    halves = np.sort(rng.choice(2 * len(rows), size=count, replace=False))
+    keys = rng.choice(len(KEYS), size=count, replace=False)
+    lengths = rng.integers(VALUE_LENGTHS[0], VALUE_LENGTHS[1] + 1, size=count)
+    characters = rng.integers(len(VALUE_CHARACTERS), size=(count, VALUE_LENGTHS[1]))
+    indents = rng.random(count)
+    fields = []
+    for half, key_id, length, ids, indent in zip(halves, keys, lengths, characters, indents, strict=True):
+        key = KEYS[key_id]
+        value = "".join(VALUE_CHARACTERS[i] for i in ids[:length])
+        room = HALF - (len(key) + 2 + len(value))  # the last column stays blank
+        column = int(half % 2) * HALF + int(indent * room)
+        fields.append(Field(key, value, rows[half // 2], column))
+    return Form(seed, tuple(fields))
+
+
+def held_out_form(number: int) -> Form:
+    """Make the held-out form of that number (from 0); training never draws a seed of this range."""
+    return random_form(HELD_OUT_SEEDS[number])
+
+
+def training_form(number: int, rows: Sequence[int], counts: tuple[int, int]) -> Form:
+    """Make the training form of that number (from 0), on the given rows."""
+    return random_form(TRAINING_SEEDS[number], rows, counts)
+
+
+def characters(form: Form) -> np.ndarray:
+    """Return the character of each cell, `[24, 24]` of one-character strings; a blank cell holds a space."""
+    grid = np.full((GRID, GRID), " ", dtype="<U1")
+    for field in form.fields:
+        grid[field.row, field.column : field.column + len(field.text)] = list(field.text)
+    return grid
+
+
+@cache
+def font() -> ImageFont.ImageFont:
+    """Return Pillow's built-in 6 x 11 bitmap font."""
+    return ImageFont.load_default_imagefont()
+
+
+def draw(form: Form) -> Image.Image:
+    """Draw the form as an RGB picture of 336 x 336 pixels, black on white."""
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    pen = ImageDraw.Draw(picture)
+    for (row, column), character in np.ndenumerate(characters(form)):
+        if character != " ":
+            position = (CELL * column + GLYPH_LEFT, CELL * row + GLYPH_TOP)
+            pen.text(position, str(character), fill="black", font=font())
+    return picture
+
+
+def question(key: str) -> str:
+    """Say what a user asks to get the value of `key`."""
+    return f"what is the {key}?"
+
+
+def questions(form: Form) -> list[tuple[str, str]]:
+    """List the (question, right answer) of each field of the form."""
+    return [(question(field.key), field.value) for field in form.fields]
+
+
+def one_question(form: Form) -> tuple[str, str]:
+    """Return one (question, right answer) of the form, chosen by its seed."""
+    choice = np.random.default_rng([form.seed, 1]).integers(len(form.fields))
+    return questions(form)[choice]
