@@ -15,6 +15,11 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
+def has_only(node: ir.Node, *names: str) -> bool:
+    """Whether the node has no attributes but these, so that none of its meaning is lost by ignoring others."""
+    return set(node.attributes) <= set(names)
+
+
 def new_node(
     op_type: str,
     inputs: list[ir.Value | None],

@@ -9,22 +9,23 @@ single tokens; a chunk after a filled cache has to come alone (B = 1) and withou
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
-from vlkv.export.passes.edit import MICROSOFT, constant, like, new_node, producer, replace
+from vlkv.export.passes.edit import MICROSOFT, constant, has_only, like, new_node, producer, replace
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
 def use_group_query_attention(model: ir.Model) -> int:
-    """Rewrites each Attention whose keys and values come from a TensorScatter into a graph input."""
+    """Rewrites each Attention over TensorScatters into graph inputs whose rows see all slots up to their own."""
     graph = model.graph
     found = [match for node in graph if (match := _match(node))]
     if not found:
         return 0
     first = found[0]["attention"]
     lengths, totals = _lengths(graph, first)
-    for layer, match in enumerate(found):
-        node = match["attention"]
+    for match in found:
+        node, layer = match["attention"], match["layer"]
         index = constant(graph, f"layer_index.{layer}", layer, INT64)
         parts = [
             ir.Value(name=f"{name}.{layer}", type=ir.TensorType(INT32)) for name in ("seqlens_k", "total")
@@ -49,6 +50,7 @@ def use_group_query_attention(model: ir.Model) -> int:
         )
         swaps = {match["result"]: result, match["keys"]: keys, match["values"]: values}
         replace(graph, match["keys"].producer(), [*gathers, fused], swaps)
+    common.RemoveUnusedNodesPass()(model)
     return len(found)
 
 
@@ -61,12 +63,37 @@ def _merged(value: ir.Value) -> tuple[ir.Value, int] | None:
     return reshape.inputs[0], int(reshape.inputs[1].const_value.numpy()[2])
 
 
+def _layer(written: ir.Value) -> int | None:
+    """The row of the input `length [L,B]` that says where a layer's new tokens are written."""
+    gather = producer(written, "Gather")
+    if gather is None or not gather.inputs[0].is_graph_input() or gather.inputs[0].name != "length":
+        return None
+    index = gather.inputs[1].const_value
+    return None if index is None else int(index.numpy())
+
+
+def _sees_up_to_own_slot(mask: ir.Value, written: ir.Value) -> bool:
+    """Whether the mask is `slot <= written + row`, which is what the fused operator does without one."""
+    compare = producer(mask, "LessOrEqual")
+    last = producer(compare.inputs[1], "Unsqueeze") if compare else None
+    place = producer(last.inputs[0], "Add") if last else None
+    start = producer(place.inputs[0], "Unsqueeze") if place else None
+    if start is None or start.inputs[0] is not written:
+        return False
+    return None not in (producer(compare.inputs[0], "Range"), producer(place.inputs[1], "Range"))
+
+
 def _match(node: ir.Node) -> dict | None:
-    if node.op_type != "Attention" or node.domain != "" or len(node.inputs) < 4:
+    if node.op_type != "Attention" or node.domain != "" or len(node.inputs) != 4:
         return None
     scatters = [producer(node.inputs[1], "TensorScatter"), producer(node.inputs[2], "TensorScatter")]
     query = _merged(node.inputs[0])
-    if None in scatters or query is None:
+    if None in scatters or query is None or not has_only(node, "scale"):
+        return None
+    layer = _layer(scatters[0].inputs[2])
+    if layer is None or scatters[1].inputs[2] is not scatters[0].inputs[2]:
+        return None
+    if not _sees_up_to_own_slot(node.inputs[3], scatters[0].inputs[2]):
         return None
     key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
     transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
@@ -75,6 +102,7 @@ def _match(node: ir.Node) -> dict | None:
     (reshape,) = transposed[0].outputs[0].consumers()
     return {
         "attention": node,
+        "layer": layer,
         "query": query[0],
         "heads": query[1],
         "key": key[0],

@@ -17,7 +17,7 @@ def fuse_transposed_weights(model: ir.Model) -> int:
         if node.op_type != "MatMul" or node.domain != "":
             continue
         transpose = producer(node.inputs[1], "Transpose")
-        if transpose is None or not transpose.inputs[0].is_initializer():
+        if transpose is None or not _is_turned_matrix(transpose):
             continue
         result = like(node.outputs[0])
         fused = new_node(
@@ -32,3 +32,10 @@ def fuse_transposed_weights(model: ir.Model) -> int:
         model.graph.remove(node, safe=True)
         count += 1
     return count
+
+
+def _is_turned_matrix(transpose: ir.Node) -> bool:
+    weight = transpose.inputs[0]
+    if not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
+        return False
+    return list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]
