@@ -31,6 +31,18 @@ VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride,
   }
 }
 
+// Asks for rows of the next tile. Each turn of each vector asks for its share, so that memory is busy evenly;
+// past the end of the keys nothing is read.
+VLKV_INLINE void fetch_rows(const float* key, int64_t key_stride, int dim, int begin, int end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(key) +
+                         static_cast<uint64_t>(row) * static_cast<uint64_t>(key_stride) * sizeof(float);
+    for (uintptr_t line = 0; line < static_cast<unsigned>(dim) * sizeof(float); line += 64) {
+      __builtin_prefetch(reinterpret_cast<const void*>(at + line), 0, 2);
+    }
+  }
+}
+
 template <int NV, bool kMasked>
 VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, const float* key,
                                int64_t key_stride, int keys) {
@@ -45,13 +57,11 @@ VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, co
     position[v] = load<I>(block.position + (vector + v) * kLanes);
     maximum[v] = splat(-kLargest);
   }
-  // Each vector's turn fetches its share of the next tile, so that memory is asked for evenly.
-  const int64_t share = int64_t{kKeys} * NV * key_stride / block.vectors;
-  const float* next = key + kTileKeys * key_stride + vector * (kTileKeys * key_stride / block.vectors);
   int n = 0;
   for (; n + kKeys <= keys; n += kKeys) {
-    for (int64_t at = 0; at < share; at += 16) __builtin_prefetch(next + at, 0, 2);
-    next += share;
+    const int turn = vector * kTileKeys + n * NV;
+    fetch_rows(key, key_stride, dim, kTileKeys + turn / block.vectors,
+               kTileKeys + (turn + kKeys * NV) / block.vectors);
     micro<NV, kKeys, kMasked>(query, key + n * key_stride, key_stride, dim, position, tile * kTileKeys + n,
                               weight + n * kLanes, maximum);
   }

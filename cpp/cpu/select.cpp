@@ -75,12 +75,19 @@ void select_highest(const float* score, int64_t begin, int64_t end, int64_t coun
     left = kept;
   }
 
-  int64_t written = 0, ties = rank;  // how many keys equal to the threshold are taken
-  for (int64_t i = 0; written < count; ++i) {
-    const uint32_t key = keys[i];
-    const bool tie = key == threshold && ties > 0;
-    slots[written] = static_cast<int32_t>(begin + i);
-    written += key > threshold || tie ? 1 : 0;
+  // All slots at the threshold or above, without a branch; then as many of those at it as there is room for.
+  uint32_t* reaching = scratch + n;
+  int64_t reached = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    reaching[reached] = static_cast<uint32_t>(i);
+    reached += keys[i] >= threshold ? 1 : 0;
+  }
+  int64_t written = 0, ties = rank;
+  for (int64_t i = 0; i < reached && written < count; ++i) {
+    const uint32_t slot = reaching[i];
+    const bool tie = keys[slot] == threshold;
+    slots[written] = static_cast<int32_t>(begin + slot);
+    written += !tie || ties > 0 ? 1 : 0;
     ties -= tie ? 1 : 0;
   }
 }
