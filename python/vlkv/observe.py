@@ -42,11 +42,11 @@ class Observer:
         sparsity: `[L]` float64, of what was added so far.
     """
 
-    def __init__(self, text: TextFacts, policy: Policy, length: int) -> None:
+    def __init__(self, text: TextFacts, policy: Policy, length: int, threads: int = 0) -> None:
         self.scores = [np.zeros((1, text.kv_heads, length), np.float32) for _ in range(text.layers)]
         self._pairs = np.zeros((text.layers, 1), np.int64)
         self._below = np.zeros((text.layers, 1), np.float64)
-        self._text, self._policy = text, policy
+        self._text, self._policy, self._threads = text, policy, threads
 
     @property
     def sparsity(self) -> NDArray[np.float64]:
@@ -73,6 +73,14 @@ class Observer:
             key = cache.keys[layer][:, :, : total.shape[2]]
             below[:] = 0
             native().score(
-                query, key, position, scale, self._policy.threshold, total, self._pairs[layer], below
+                query,
+                key,
+                position,
+                scale,
+                self._policy.threshold,
+                total,
+                self._pairs[layer],
+                below,
+                self._threads,
             )
             self._below[layer] += below

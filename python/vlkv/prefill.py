@@ -81,7 +81,7 @@ def prefill(
 
     whole = policy.name == "full"
     rows = observed_rows(policy, length, job.prompt.last_image)
-    observer = Observer(text, policy, length)
+    observer = Observer(text, policy, length, backend.threads)
     cache = Cache.empty(text, length + (job.room if whole else 0))
     for begin, end in chunk_bounds(length, chunk):
         start = perf_counter()

@@ -45,7 +45,13 @@ class Steps(Protocol):
 
 
 class Backend(Protocol):
-    """The graphs of an engine directory, opened."""
+    """The graphs of an engine directory, opened.
+
+    Attributes:
+        threads: of one operator; 0 for all cores.
+    """
+
+    threads: int
 
     def vision(self, pixels: Floats) -> Floats:
         """Image features `[N,P,hidden]` of `pixel_values [N,3,height,width]`."""

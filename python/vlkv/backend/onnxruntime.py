@@ -33,6 +33,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
         self.text = manifest.text
+        self.threads = threads
         self._native = manifest.operators == "native"
         self._vision = _session(directory / "vision.onnx", threads)
         self._decoder = _session(directory / "decoder.onnx", threads)
@@ -89,7 +90,16 @@ class OnnxRuntimeBackend:
         if self._compress is None:
             positions = np.empty((score.shape[1], count), np.int32)
             native().evict(
-                *source, score, length, *kept, *target, positions[np.newaxis], per_head, merge, False
+                *source,
+                score,
+                length,
+                *kept,
+                *target,
+                positions[np.newaxis],
+                per_head,
+                merge,
+                False,
+                self.threads,
             )
             return positions
         arrays = (
