@@ -15,7 +15,7 @@ from vlkv.export.directory import WEIGHTS, file_facts, versions
 from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
 from vlkv.export.weights import Progress, link_weights, write_float32
 from vlkv.files import link_or_copy, new_directory
-from vlkv.manifest import Embedding, Manifest, read, write
+from vlkv.manifest import Embedding, Manifest, read, verify, write
 
 BACKENDS = ("onnxruntime",)
 FLOAT32_WEIGHTS = "weights.float32.safetensors"
@@ -50,7 +50,8 @@ def build_engine(
         watch: told of progress.
 
     Raises:
-        EngineError: `source` is no graph directory, the backend is unknown, or `target` exists and is not vlkv's.
+        EngineError: `source` is no graph directory or has a missing or changed file, the backend is unknown, or
+            `target` exists and is not vlkv's.
     """
     if backend not in BACKENDS:
         raise EngineError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
@@ -61,6 +62,7 @@ def build_engine(
         raise EngineError(
             f"{source} holds an engine; vlkv build takes a graph directory that vlkv export wrote"
         )
+    verify(source, manifest)
     with new_directory(target) as folder:
         models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
         halves = _half_weights(models, manifest)
