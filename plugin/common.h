@@ -1,0 +1,141 @@
+// What both plugins share: refusals through TensorRT's logger, attributes in and out, sizes of tensors.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "vlkv/types.h"
+
+namespace vlkv::tensorrt {
+
+// To the logger of the engine that called, or to standard error where TensorRT has named none.
+void log_error(const char* text) noexcept;
+
+template <class... Parts>
+void require(bool holds, const char* op, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream text;
+  text << '[' << op << "] ";
+  (text << ... << parts);
+  throw InvalidArgument(text.str());
+}
+
+// Returns what `body` returns. What it throws is logged, and `failure` returned: nothing passes a noexcept.
+template <class Result, class Body>
+Result guarded(Result failure, Body body) noexcept {
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    log_error(error.what());
+  } catch (...) {
+    log_error("[vlkv] an error of unknown type");
+  }
+  return failure;
+}
+
+inline constexpr int32_t kDone = 0, kRefused = 1;
+
+// As `guarded`, for methods that answer with a status.
+template <class Body>
+int32_t status(Body body) noexcept {
+  return guarded(kRefused, [&] {
+    body();
+    return kDone;
+  });
+}
+
+// Attributes that a plugin is made from. Every name must be there once, as one value of the right type.
+class Attributes {
+ public:
+  Attributes(const char* op, const nvinfer1::PluginFieldCollection* fields);
+
+  float number(const char* name) const;
+  int32_t flag(const char* name) const;  // 0 or 1, given as int32 or int64
+
+ private:
+  const nvinfer1::PluginField& find(const char* name) const;
+
+  const char* op_;
+  const nvinfer1::PluginFieldCollection* fields_;
+};
+
+// float32, float16 or bfloat16; false for other types.
+bool is_cache_type(nvinfer1::DataType type) noexcept;
+DType cache_type(nvinfer1::DataType type);
+const char* type_name(nvinfer1::DataType type) noexcept;
+
+void require_rank(const char* op, const char* name, int32_t rank, int32_t wanted);
+
+// Sets `size` to `other`; refuses two known sizes that differ. -1 is a size not yet known.
+void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other);
+
+// Strides of a tensor [B, heads, slots, dim] without gaps.
+template <class Pointer>
+BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, int64_t slots, int64_t dim) {
+  return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
+}
+
+// Where validate() asks for a pointer before there is one.
+void* stand_in() noexcept;
+
+// One object has all three capabilities. `fields` is what the plugin is made from again, and points into the
+// plugin itself: copies are made from values, never from another plugin's fields.
+class Plugin : public nvinfer1::IPluginV3,
+               public nvinfer1::IPluginV3OneCore,
+               public nvinfer1::IPluginV3OneBuild,
+               public nvinfer1::IPluginV3OneRuntime {
+ public:
+  Plugin(const char* name, std::string description) : name_(name), description_(std::move(description)) {}
+  Plugin(const Plugin&) = delete;
+  Plugin& operator=(const Plugin&) = delete;
+
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+  const char* getPluginName() const noexcept override { return name_; }
+  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginNamespace() const noexcept override { return ""; }
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override {
+    return clone();
+  }
+  const char* getTimingCacheID() noexcept override { return description_.c_str(); }
+  const char* getMetadataString() noexcept override { return description_.c_str(); }
+  const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
+
+ protected:
+  void serialize(std::vector<nvinfer1::PluginField> fields) {
+    fields_ = std::move(fields);
+    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+  }
+
+ private:
+  const char* name_;
+  std::string description_;
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+};
+
+// P has kName, kFields (names and types of its attributes) and create(Attributes).
+template <class P>
+class Creator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase) noexcept override {
+    return guarded<nvinfer1::IPluginV3*>(nullptr, [&] { return P::create(Attributes(P::kName, fields)); });
+  }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
+  const char* getPluginName() const noexcept override { return P::kName; }
+  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginNamespace() const noexcept override { return ""; }
+
+ private:
+  nvinfer1::PluginFieldCollection collection_{static_cast<int32_t>(std::size(P::kFields)), P::kFields};
+};
+
+nvinfer1::IPluginCreatorInterface& score_creator() noexcept;
+nvinfer1::IPluginCreatorInterface& evict_creator() noexcept;
+
+}  // namespace vlkv::tensorrt
