@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,8 @@ from rich.progress import (
 )
 
 MIB = 1 << 20
+PLAIN: Any = {"highlight": False, "markup": False, "emoji": False}
+"""Texts hold paths and answers: brackets and colons in them are themselves."""
 
 
 @dataclass
@@ -36,12 +39,12 @@ VERBOSITY = Verbosity()
 
 def notes() -> Console:
     """The console for progress and notes."""
-    return Console(stderr=True, quiet=VERBOSITY.level < 0, highlight=False)
+    return Console(stderr=True, quiet=VERBOSITY.level < 0, **PLAIN)
 
 
 def answers() -> Console:
     """The console for what was asked for."""
-    return Console(file=sys.stdout, highlight=False)
+    return Console(file=sys.stdout, **PLAIN)
 
 
 class Bar:
@@ -74,7 +77,13 @@ class Bar:
 def progress(*, data: bool = True) -> Iterator[Bar]:
     """A progress line on standard error, gone when it ends. `data` shows bytes, otherwise counts."""
     amount = DownloadColumn(binary_units=True) if data else TextColumn("{task.completed:.0f}/{task.total}")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), amount, TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        amount,
+        TimeElapsedColumn(),
+    )
     console = notes()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield Bar(bar, bar.add_task("", total=None))

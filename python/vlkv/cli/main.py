@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Annotated
+from typing import Annotated, cast
 
-import click
 import typer
 
 from vlkv.cli.console import VERBOSITY, answers
@@ -17,10 +17,14 @@ PACKAGES = ("onnxruntime", "tokenizers", "numpy", "pillow", "onnx", "onnx-ir", "
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+WRONG_USE = cast(
+    type[Exception], next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+)
+"""What typer raises for a command line that it can't read: click's class, or the one of typer's own copy of click."""
+
 app = typer.Typer(
     name="vlkv",
     help="Vision-language models with a tenth of the KV cache.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -28,6 +32,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what was asked for.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     show_version: Annotated[bool, typer.Option("--version", help="Print versions and backends.")] = False,
@@ -37,6 +42,9 @@ def options(
     if show_version:
         print_versions()
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help())
+        raise typer.Exit(BAD_INPUT)
 
 
 def print_versions() -> None:
@@ -54,6 +62,7 @@ def print_versions() -> None:
     out.print("  backends: onnxruntime (CPU)")
 
 
+@cache
 def _add_commands() -> None:
     from vlkv.cli.run import run
 
@@ -79,12 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
     _add_commands()
     try:
         sys.exit(app(arguments, standalone_mode=False) or 0)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        fail(error.format_message())
+    except WRONG_USE as error:
+        fail(getattr(error, "format_message", error.__str__)())
     except VlkvError as error:
         fail(str(error))
     except BrokenPipeError:
