@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "core/check.h"
 #include "cpu/kernels.h"
+#include "cpu/score_rows.h"
 #include "cpu/thread_pool.h"
 
 namespace vlkv {
@@ -16,6 +16,7 @@ namespace {
 
 using cpu::Kernels;
 using cpu::kTileKeys;
+using cpu::Row;
 using cpu::ScoreBlock;
 
 constexpr int64_t kBlockBytes = int64_t{8} << 20;
@@ -26,32 +27,6 @@ constexpr int32_t kAll = std::numeric_limits<int32_t>::max();
 template <class T>
 std::unique_ptr<T[]> allocate(int64_t count) {
   return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(count));
-}
-
-// An observed row of one prompt that is not padding.
-struct Row {
-  int32_t index, position;
-};
-
-int64_t row_position(const ScoreParams& p, int64_t b, int64_t i) {
-  const int64_t at = b * p.row_position_stride_b + i;
-  return p.row_position_type == IndexType::kInt32 ? int64_t{static_cast<const int32_t*>(p.row_position)[at]}
-                                                  : static_cast<const int64_t*>(p.row_position)[at];
-}
-
-std::vector<std::vector<Row>> read_rows(const ScoreParams& p) {
-  const Check check("score");
-  std::vector<std::vector<Row>> prompts(static_cast<size_t>(p.batch));
-  for (int64_t b = 0; b < p.batch; ++b) {
-    for (int64_t i = 0; i < p.rows; ++i) {
-      const int64_t position = row_position(p, b, i);
-      check.require(position >= -1 && position < p.slots, "row_position[", b, ", ", i, "] is ", position,
-                    ", not in [-1, ", p.slots, ")");
-      if (position < 0) continue;
-      prompts[static_cast<size_t>(b)].push_back({static_cast<int32_t>(i), static_cast<int32_t>(position)});
-    }
-  }
-  return prompts;
 }
 
 const char* at(const ConstView& view, int64_t b, int64_t h, int64_t s) {
@@ -226,7 +201,7 @@ void clear(const ScoreParams& p) {
 
 void run_cpu(const ScoreParams& p) {
   validate(p);
-  const std::vector<std::vector<Row>> prompts = read_rows(p);
+  const std::vector<std::vector<Row>> prompts = cpu::read_rows(p);
   const Plan plan(p, prompts);
   const int64_t heads = p.batch * p.kv_heads;
   const int64_t work = plan.tiles * kTileKeys * plan.block_vectors * plan.kernels.lanes * p.head_dim;
