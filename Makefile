@@ -1,6 +1,8 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
-# make bench   prefill, compress, decode as ratios   make clean   removes what the others made
+# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
+# make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
+# make clean   removes what the others made
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,8 +14,10 @@ CHECKPOINT := examples/tiny_vlm/checkpoint
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
+CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python lint format bench clean
+.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -22,8 +26,7 @@ demo: $(OUT)/tiny_vlm/engine/manifest.json
 test: test-native test-python
 
 test-native: $(VENV)/tested
-	@TENSORRT_ROOT="$(TENSORRT_ROOT)" $(BIN)/python -m cmake -S . -B $(BUILD) -G Ninja --log-level=WARNING \
-		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja >/dev/null
+	@$(CMAKE) -S . -B $(BUILD) >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
@@ -38,6 +41,20 @@ format: $(VENV)/tested
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+
+bench-ops: test-native
+	@$(BUILD)/cpp/bench/vlkv_bench
+
+test-asan: $(VENV)/installed
+	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+	@$(BIN)/cmake --build build/asan -- --quiet
+	@$(BIN)/ctest --test-dir build/asan --output-on-failure
+
+fuzz: $(VENV)/installed
+	@$(if $(shell command -v clang++),CXX=clang++) $(CMAKE) -S . -B build/fuzz -DVLKV_ASAN=ON -DVLKV_FUZZ=ON \
+		-DVLKV_TESTS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+	@$(BIN)/cmake --build build/fuzz -- --quiet
+	@build/fuzz/cpp/fuzz/vlkv_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=800
 
 clean:
 	rm -rf $(VENV) build $(OUT)
