@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Annotated, cast
@@ -69,15 +70,17 @@ def _add_commands() -> None:
     app.command("run")(run)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            command = entry.load()
+            app.command(entry.name)(entry.load())
         except ImportError as error:
-            command = _missing(entry.name, error)
-        app.command(entry.name)(command)
+            any_use = {"allow_extra_args": True, "ignore_unknown_options": True}
+            app.command(entry.name, context_settings=any_use)(_missing(entry.name, error))
 
 
-def _missing(name: str, error: ImportError) -> object:
+def _missing(name: str, error: ImportError) -> Callable[[], None]:
+    text = f"vlkv {name} needs the packages of vlkv[export]: {error}"
+
     def command() -> None:
-        raise VlkvError(f"vlkv {name} needs the packages of vlkv[export]: {error}")
+        raise VlkvError(text)
 
     command.__doc__ = "Not installed: vlkv[export]."
     return command
