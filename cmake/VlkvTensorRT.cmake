@@ -3,7 +3,7 @@
 find_path(VLKV_TENSORRT_INCLUDE NvInferRuntime.h HINTS ${TENSORRT_ROOT} ENV TENSORRT_ROOT
           PATH_SUFFIXES include include/x86_64-linux-gnu include/aarch64-linux-gnu)
 
-set(vlkv_tensorrt_ref a892d22267d9cd2dedc1a0893e6892ac901f6d3d)  # 11.1.0.106
+set(vlkv_tensorrt_tag v11.1)
 set(vlkv_tensorrt_hashes
   NvInferImpl.h c6acddec7e286c18e9cd08511553c2015f99c487ca25717790e54e30c18ade79
   NvInferLegacyDims.h 3e10fe5b85545f2e956e6935271badf0b1c72553b698000a61d46d69c5d53030
@@ -16,7 +16,7 @@ set(vlkv_tensorrt_hashes
   impl/NvInferPythonPlugin.h 9b3a1df866a40620ae029af35ea6cdb45d439cffbe4cc21aaf673201c07dcc77)
 
 function(vlkv_fetch_tensorrt folder)
-  set(base https://raw.githubusercontent.com/NVIDIA/TensorRT/${vlkv_tensorrt_ref}/include)
+  set(base https://raw.githubusercontent.com/NVIDIA/TensorRT/${vlkv_tensorrt_tag}/include)
   while(vlkv_tensorrt_hashes)
     list(POP_FRONT vlkv_tensorrt_hashes name hash)
     set(file ${folder}/${name})
@@ -46,5 +46,5 @@ if(VLKV_TENSORRT_INCLUDE)
     ${PROJECT_SOURCE_DIR}/plugin/cuda_types ${VLKV_TENSORRT_INCLUDE})
 else()
   message(NOTICE "TensorRT plugin skipped: no headers here and none could be fetched (set TENSORRT_ROOT to a "
-                 "folder with include/NvInferRuntime.h, of TensorRT 10.3 or later)")
+                 "folder with include/NvInferRuntime.h, of TensorRT 10.1 or later)")
 endif()

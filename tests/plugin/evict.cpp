@@ -152,9 +152,10 @@ void check_sizes(Harness& h, const Made& made) {
     return runtime.onShapeChange(all.data(), 7, all.data() + 7, kOutputs) == 0;
   });
 
-  for (const auto& [way, call] :
-       {std::pair<std::string, std::function<bool(std::vector<PluginTensorDesc>)>>("configured", configure),
-        {"at run time", change}}) {
+  using Call = std::function<bool(const std::vector<PluginTensorDesc>&)>;
+  for (const bool configured : {true, false}) {
+    const std::string way = configured ? "configured" : "at run time";
+    const Call call = configured ? Call(configure) : Call(change);
     const auto refuses = [&](std::initializer_list<const char*> texts, size_t i, PluginTensorDesc with) {
       auto all = tensors(2, 4, 9, 8, 3);
       all[i] = with;

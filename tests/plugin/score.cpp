@@ -113,9 +113,10 @@ void check_sizes(Harness& h, const Made& made) {
   h.accepts("VlkvScore takes B = 0", [&] { return change(tensors(0, 32, 8, 1, 16, 128)); });
   h.accepts("VlkvScore takes C = 131072", [&] { return change(tensors(1, 32, 8, 1024, 131072, 128)); });
 
-  for (const auto& [way, call] :
-       {std::pair<std::string, std::function<bool(std::vector<PluginTensorDesc>)>>("configured", configure),
-        {"at run time", change}}) {
+  using Call = std::function<bool(const std::vector<PluginTensorDesc>&)>;
+  for (const bool configured : {true, false}) {
+    const std::string way = configured ? "configured" : "at run time";
+    const Call call = configured ? Call(configure) : Call(change);
     const auto refuses = [&](std::initializer_list<const char*> texts, size_t i, PluginTensorDesc with) {
       auto all = tensors(2, 4, 2, 3, 9, 8);
       all[i] = with;

@@ -1,0 +1,50 @@
+"""The plugin library: what it exports, and every method called through the registry of TensorRT's lean runtime."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def lean() -> Path:
+    """Return TensorRT's lean runtime, which has a plugin registry and needs no GPU for it."""
+    spec = importlib.util.find_spec("tensorrt_lean_libs")
+    if spec is None:
+        pytest.skip("no lean runtime (pip install tensorrt-lean-cu13-libs)")
+    return next(Path(spec.submodule_search_locations[0]).glob("libnvinfer_lean.so.*"))
+
+
+def symbols(library: Path, *options: str) -> list[str]:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm (binutils)")
+    lines = subprocess.check_output(["nm", "-D", "-P", *options, library], text=True).splitlines()
+    return sorted(line.split()[0] for line in lines)
+
+
+def test_exports_two_entry_points_alone(plugin):
+    assert symbols(plugin, "--defined-only") == ["getCreators", "setLoggerFinder"]
+
+
+def test_links_neither_tensorrt_nor_cuda(plugin):
+    taken = symbols(plugin, "--undefined-only")
+    assert not [name for name in taken if re.match(r"cuda|cu[A-Z]|nvinfer|getPluginRegistry|getLogger", name)]
+
+
+def test_every_method_through_the_registry(plugin, driver, lean):
+    done = subprocess.run([driver, plugin, lean], capture_output=True, text=True, timeout=120)
+    print(done.stdout)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert done.returncode == 0, f"{failed or done.stderr}"
+    passed = re.search(r"^(\d+) passed, 0 failed$", done.stdout, re.MULTILINE)
+    assert passed is not None
+    assert int(passed[1]) >= 269
+
+
+def test_driver_fails_on_a_library_that_is_no_plugin(driver, lean):
+    done = subprocess.run([driver, lean, lean], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "FAIL" in done.stdout
