@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
 from vlkv.embedding import TokenEmbedding
-from vlkv.errors import EngineError, PromptError
+from vlkv.errors import EngineError, PolicyError, PromptError
+from vlkv.forced import Forced
 from vlkv.generate import Request, generate
 from vlkv.image import open_image
 from vlkv.policy import Policy, check_budget, default_budget, resolve
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vlkv.backend.base import Backend
 
 MAX_NEW_TOKENS = 256
+THRESHOLD = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Question:
     seed: int | None = None
     stop: Sequence[str] = ()
     raw: bool = False
+    scores: bool = False
 
 
 class Stream:
@@ -104,7 +107,8 @@ class Engine:
             images: pictures as paths, encoded bytes, or Pillow images.
             **settings: the other fields of `Question`: `policy` (a name or a `Policy`), `budget` (share of the
                 prompt's cache to keep; 0.1, for `full` 1), `max_new_tokens`, `temperature` (0 is greedy),
-                `top_k`, `top_p`, `seed`, `stop`, and `raw` (no chat template).
+                `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the result
+                is to hold them).
 
         Raises:
             PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
@@ -126,6 +130,18 @@ class Engine:
             for number, _, result in self._run(requests):
                 results[number] = result
         return [results[number] for number in range(len(requests))]
+
+    def forced(self, question: Question, tokens: Sequence[int], *, attention: bool = False) -> Forced:
+        """Runs given tokens as the answer: logits of each step under the question's policy.
+
+        Args:
+            question: `max_new_tokens` and sampling have no effect.
+            tokens: ids, at most as many as there are positions behind the prompt.
+            attention: whether each step tells what its token attended to; for policies that only append.
+        """
+        job = self._prepare(question).job
+        job = replace(job, room=max(1, len(tokens)))
+        return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
 
     def prompt(self, question: Question) -> Prompt:
         """The token ids of a question."""
@@ -156,8 +172,13 @@ class Engine:
             raise PromptError(
                 f"the prompt's {len(prompt.token_ids)} tokens fill all {self.manifest.text.max_positions} positions"
             )
+        if self.manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
+            raise PolicyError(
+                f"policy {policy.name!r}: threshold {policy.threshold} does not go with an engine of operators "
+                f"'functions', which has {THRESHOLD}; build one of operators 'native'"
+            )
         images = [open_image(picture) for picture in question.images]
-        return Request(Job(prompt, images, policy, budget, room), sampling)
+        return Request(Job(prompt, images, policy, budget, room, question.scores), sampling)
 
     def _run(
         self, requests: Sequence[Request], progress: Progress | None = None
