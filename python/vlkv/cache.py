@@ -62,6 +62,7 @@ class Cache:
         """Lets a layer's arrays go."""
         gone = self.keys[layer][:, :, :0].copy()
         self.keys[layer] = self.values[layer] = gone
+        self._overwriting = None
 
     def grown(self, room: int) -> Cache:
         """The same tokens in arrays with `room` slots behind each layer's longest. This one is emptied."""

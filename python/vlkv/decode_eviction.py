@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from math import floor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,14 @@ def evicting(
     return Oldest(policy, budget, prompt_tokens, kept, room)
 
 
+def _fitted(array: NDArray[Any], slots: int, fill: float) -> NDArray[Any]:
+    """The same with another number of slots, its last axis."""
+    result = np.full((*array.shape[:-1], slots), fill, array.dtype)
+    both = min(slots, array.shape[-1])
+    result[..., :both] = array[..., :both]
+    return result
+
+
 class Eviction:
     """What one prompt evicts.
 
@@ -81,9 +90,11 @@ class Eviction:
     def __init__(self, kept: Positions, room: int) -> None:
         self.positions = [np.pad(layer, ((0, 0), (0, room)), constant_values=-1) for layer in kept]
 
-    def reserve(self, room: int) -> None:
-        """Makes room for that many more slots, when the cache's arrays grow."""
-        self.positions = [np.pad(layer, ((0, 0), (0, room)), constant_values=-1) for layer in self.positions]
+    def fit(self, capacity: Sequence[int]) -> None:
+        """Follows the cache's arrays to other capacities `[L]`."""
+        self.positions = [
+            _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
+        ]
 
     def observe(self, seen: Observation, cache: Cache, row: int) -> None:
         """Adds what the newest token attended to; `row` is the prompt's place in the batch."""
@@ -175,10 +186,10 @@ class Lowest(Eviction):
             self.scores.append(np.pad(found, ((0, 0), (0, room)))[np.newaxis])
         self._unused = np.zeros((2, 1), np.int64)
 
-    def reserve(self, room: int) -> None:
-        """See `Eviction.reserve`."""
-        super().reserve(room)
-        self.scores = [np.pad(score, ((0, 0), (0, 0), (0, room))) for score in self.scores]
+    def fit(self, capacity: Sequence[int]) -> None:
+        """See `Eviction.fit`."""
+        super().fit(capacity)
+        self.scores = [_fitted(score, slots, 0.0) for score, slots in zip(self.scores, capacity, strict=True)]
 
     def observe(self, seen: Observation, cache: Cache, row: int) -> None:
         """See `Eviction.observe`."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
+from vlkv.conversation import Conversation, Keep
 from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError, PolicyError, PromptError
 from vlkv.forced import Forced
-from vlkv.generate import Request, generate
+from vlkv.generate import Request, Stream, generate
 from vlkv.image import open_image
 from vlkv.policy import Policy, check_budget, default_budget, resolve
 from vlkv.prefill import Job, Progress
 from vlkv.prompt import Prompt, build_prompt
+from vlkv.question import Question
 from vlkv.result import Result
 from vlkv.sampling import Sampling
 from vlkv.tokenizer import Tokenizer
@@ -23,40 +25,7 @@ from vlkv.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
 
-MAX_NEW_TOKENS = 256
 THRESHOLD = 0.01
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt of a batch; the fields are the arguments of `Engine.generate`."""
-
-    prompt: str
-    images: Sequence[Any] = ()
-    policy: str | Policy = "vl-cache"
-    budget: float | None = None
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    raw: bool = False
-    scores: bool = False
-
-
-class Stream:
-    """An answer as it comes: iterate for pieces of text; `result` grows along and is whole at the end."""
-
-    def __init__(self, pieces: Iterator[tuple[int, str, Result]]) -> None:
-        self._pieces = pieces
-        self.result = Result()
-
-    def __iter__(self) -> Iterator[str]:
-        for _, piece, result in self._pieces:
-            self.result = result
-            if piece:
-                yield piece
 
 
 class Engine:
@@ -155,7 +124,23 @@ class Engine:
             raw=question.raw,
         )
 
-    def _prepare(self, question: Question) -> Request:
+    def chat(
+        self, policy: str | Policy = "vl-cache", budget: float | None = None, keep: Keep = "compressed"
+    ) -> Conversation:
+        """A conversation, whose later questions are about the same pictures.
+
+        Args:
+            policy: a name or a `Policy`, for the whole conversation.
+            budget: share of the prompt's cache to keep.
+            keep: `compressed` answers later questions from what was kept for the first; `reusable` holds the full
+                keys and values in memory and compresses them anew for each question.
+        """
+        found = resolve(policy)
+        share = default_budget(found) if budget is None else check_budget(budget, found)
+        parts = self._backend, self._embedding, self._tokenizer, self.manifest
+        return Conversation(*parts, self._prepare, found, share, keep)
+
+    def _prepare(self, question: Question, prompt: Prompt | None = None) -> Request:
         policy = resolve(question.policy)
         budget = default_budget(policy) if question.budget is None else check_budget(question.budget, policy)
         sampling = Sampling(
@@ -166,7 +151,7 @@ class Engine:
             max_new_tokens=question.max_new_tokens,
             stop=question.stop,
         )
-        prompt = self.prompt(question)
+        prompt = self.prompt(question) if prompt is None else prompt
         room = min(sampling.max_new_tokens, self.manifest.text.max_positions - len(prompt.token_ids))
         if room < 1:
             raise PromptError(

@@ -59,6 +59,20 @@ class Answer:
         return piece
 
 
+class Stream:
+    """An answer as it comes: iterate for pieces of text; `result` grows along and is whole at the end."""
+
+    def __init__(self, pieces: Iterator[tuple[int, str, Result]]) -> None:
+        self._pieces = pieces
+        self.result = Result()
+
+    def __iter__(self) -> Iterator[str]:
+        for _, piece, result in self._pieces:
+            self.result = result
+            if piece:
+                yield piece
+
+
 def generate(
     requests: Sequence[Request],
     backend: Backend,

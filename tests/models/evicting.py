@@ -37,7 +37,7 @@ class Evicting:
 
     def __init__(self, reference: Any, inputs: dict[str, Any], kept: list[np.ndarray], merge: bool) -> None:
         self.model = reference.model
-        self.length = inputs["input_ids"].shape[1]
+        self.length = next(iter(inputs.values())).shape[1]
         self.cache = DynamicCache()
         with torch.no_grad():
             out = self.model(**inputs, past_key_values=self.cache, use_cache=True)
