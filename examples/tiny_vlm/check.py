@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from .forms import Form, draw, held_out_form, one_question
+from vlkv.eval.forms import Form, draw, held_out_form, one_question
+
 from .tokens import prompt
 
 

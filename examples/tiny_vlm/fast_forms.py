@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from .forms import (
+from vlkv.eval.forms import (
     CELL,
     GLYPH_LEFT,
     GLYPH_TOP,
@@ -29,6 +29,7 @@ from .forms import (
     characters,
     font,
 )
+
 from .model import TEXT_LAYERS, TEXT_START
 from .tokens import BOS, KEY_ROW, PAD, answer_ids, question_ids
 

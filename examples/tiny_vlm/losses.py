@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
+from vlkv.eval.forms import KEYS, VALUE_CHARACTERS, VALUE_LENGTHS
+
 from .fast_forms import ALPHABET, BLOCK, NONE, QUESTION, Batch, image_features, text_states
-from .forms import KEYS, VALUE_CHARACTERS, VALUE_LENGTHS
 from .model import TEXT_WIDTH
 from .tokens import KEY_ROW
 

@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from vlkv.eval.forms import GRID, training_form
+
 from .check import exact_share
 from .fast_forms import Batch, make_batch
-from .forms import GRID, training_form
 from .losses import Heads, training_loss
 from .model import make_model
 from .tokens import make_processor

@@ -34,3 +34,7 @@ class SamplingError(VlkvError):
 
 class OperatorError(VlkvError):
     """An operator's array of a wrong rank, size or dtype. The text opens with `[operator]`."""
+
+
+class EvalError(VlkvError):
+    """A task, a number of samples, a folder of data, or a directory of results that can't be used."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from examples.tiny_vlm import forms  # noqa: E402
+from vlkv.eval import forms  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "tiny_vlm"
 CHECKPOINT = EXAMPLE / "checkpoint"

@@ -132,3 +132,10 @@ def one_question(form: Form) -> tuple[str, str]:
     """Return one (question, right answer) of the form, chosen by its seed."""
     choice = np.random.default_rng([form.seed, 1]).integers(len(form.fields))
     return questions(form)[choice]
+
+
+def two_questions(form: Form) -> list[tuple[str, str]]:
+    """Return two different (question, right answer)s of the form, chosen by its seed."""
+    choice = np.random.default_rng([form.seed, 2]).choice(len(form.fields), size=2, replace=False)
+    asked = questions(form)
+    return [asked[index] for index in choice]
