@@ -129,6 +129,10 @@ class Engine:
             raw=question.raw,
         )
 
+    def words(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token says, for a person to read."""
+        return [self._tokenizer.piece(token) for token in token_ids]
+
     def chat(
         self, policy: str | Policy = "vl-cache", budget: float | None = None, keep: Keep = "compressed"
     ) -> Conversation:

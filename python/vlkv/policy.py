@@ -51,6 +51,8 @@ class Policy:
     threshold: float = 0.01
     pooling: Literal["none", "max", "mean"] = "none"
     kernel: int = 1
+    mixing: float = 0.0
+    value_norms: bool = False
     allocation: Literal["sparsity", "equal", "pyramid", "all"] = "equal"
     rule: Literal["exact", "paper"] = "exact"
     floor: float = 0.01

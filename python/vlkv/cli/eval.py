@@ -31,6 +31,10 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="For task folder: a .jsonl file, or its folder.", show_default=False)
     ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="Other words for form tasks; {key} is the key.", show_default="what is the {key}?"),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="8 to 128, by task")
     ] = None,
@@ -70,14 +74,14 @@ def evaluate(
         raise EvalError(f"batch {batch} is under 1")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise EvalError(f"max-new-tokens {max_new_tokens} is under 1")
-    chosen = make_samples(task, samples, seed, turns, data)
+    chosen = make_samples(task, samples, seed, turns, data, question)
     turns = len(chosen[0].turns)
     if ablation and turns > 1:
         raise EvalError("--ablation needs a task with one question a sample")
     budgets = split_numbers(budget)
     settings = ablation_settings(budgets) if ablation else make_settings(split_names(policy), budgets, turns)
     new_tokens = max_new_tokens or NEW_TOKENS[task]
-    run = Run(run_name(task, seed, turns, new_tokens, data), new_tokens, batch, hits=ablation)
+    run = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
     with progress(data=False, remaining=True) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads)

@@ -66,12 +66,14 @@ def print_versions() -> None:
 @cache
 def _add_commands() -> None:
     from vlkv.cli.eval import evaluate
+    from vlkv.cli.inspect import inspect
     from vlkv.cli.policies import policies
     from vlkv.cli.run import run
 
     app.command("run")(run)
     app.command("policies")(policies)
     app.command("eval")(evaluate)
+    app.command("inspect")(inspect)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.command(entry.name)(entry.load())

@@ -34,7 +34,7 @@ def read_folder(data: Path, turns: int = 1) -> list[Line]:
     Raises:
         EvalError: no such file or folder, no line, or one that can't be used, with its number.
     """
-    path = _file(data)
+    path = data_file(data)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -52,7 +52,8 @@ def read_folder(data: Path, turns: int = 1) -> list[Line]:
 _EXAMPLE = '{"image": "a.png", "question": "...", "answer": "..."}'
 
 
-def _file(data: Path) -> Path:
+def data_file(data: Path) -> Path:
+    """The JSONL file that is given, or the only one in a folder."""
     if not data.exists():
         raise EvalError(f"{show(data)} does not exist")
     if not data.is_dir():

@@ -76,7 +76,11 @@ class Answers:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("a+b")
                 self._load(self._file)
-            except OSError as error:
+            except BaseException as error:
+                if self._file is not None:
+                    self._file.close()
+                if not isinstance(error, OSError):
+                    raise
                 raise EvalError(f"{show(self._path)}: {reason(error)}") from error
         return self
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from vlkv.conversation import Keep
 from vlkv.engine import Engine
+from vlkv.eval.folder import data_file
 from vlkv.eval.hits import hit_rate
 from vlkv.eval.metrics import exact, similarity
 from vlkv.eval.records import Answers, Record
@@ -41,13 +42,13 @@ class Run:
     hits: bool = False
 
 
-def run_name(task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None) -> str:
+def run_name(
+    task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None, words: str | None = None
+) -> str:
     """The name of a `Run`; a folder's is that of its lines, wherever they lie."""
-    where = ""
-    if data is not None:
-        path = data if data.is_file() else next(iter(sorted(data.glob("*.jsonl"))))
-        where = f" {hash_file(path)[:16]}"
-    return f"{task}{where} seed {seed} turns {turns} new {new_tokens}"
+    where = f" {hash_file(data_file(data))[:16]}" if data is not None else ""
+    asked = f" asked {words!r}" if words is not None else ""
+    return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}"
 
 
 def engine_digest(directory: Path) -> str:
