@@ -81,13 +81,7 @@ def compress(
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])
         sinks, recent = always_kept(policy, count, len(observer.rows))
-        rating = observer.scores[layer]
-        if policy.value_norms:
-            norms = np.linalg.norm(cache.values[layer][:, :, :length], axis=3)
-            rating = rating * norms
-        if policy.mixing:
-            rating = rating + np.float32(policy.mixing) * rating.mean(axis=1, keepdims=True)
-        rating = pool(rating, policy.pooling, policy.kernel, length - recent)
+        rating = pool(observer.scores[layer], policy.pooling, policy.kernel, length - recent)
         kept = backend.evict(
             (cache.keys[layer][:, :, :length], cache.values[layer][:, :, :length]),
             rating,

@@ -51,8 +51,6 @@ class Policy:
     threshold: float = 0.01
     pooling: Literal["none", "max", "mean"] = "none"
     kernel: int = 1
-    mixing: float = 0.0
-    value_norms: bool = False
     allocation: Literal["sparsity", "equal", "pyramid", "all"] = "equal"
     rule: Literal["exact", "paper"] = "exact"
     floor: float = 0.01
@@ -139,6 +137,7 @@ POLICIES = {
         Policy("h2o", rows="all", recent=0.5, per_head=False, decode="lowest"),
         Policy("snapkv", rows="last", pooling="max", kernel=7, keep_observed=True),
         Policy("pyramidkv", rows="last", pooling="max", kernel=7, allocation="pyramid", keep_observed=True),
+        Policy("shared-question", rows="post_vision", sinks=1, keep_observed=True, per_head=False),
         Policy("streaming-llm", sinks=4, recent=1.0, per_head=False, decode="sliding"),
     )
 }
