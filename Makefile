@@ -1,6 +1,7 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
+# make accuracy   trains six checkpoints (a quarter of an hour each on a core, kept in out/accuracy), asks all under every policy
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -17,7 +18,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops clean
+.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops accuracy clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -41,6 +42,9 @@ format: $(VENV)/tested
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+
+accuracy: $(VENV)/tested
+	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench

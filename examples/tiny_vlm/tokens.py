@@ -81,9 +81,18 @@ def prompt(processor: LlavaProcessor, text: str) -> str:
 KEY_ROW = 3  # where the key stands in a question's tokens
 
 
-def question_ids(key: str) -> list[int]:
-    """List the tokens after the picture for a question about that key: eight, the key is the fourth."""
-    return [VOCABULARY[t] for t in ("what", " is", " the", f" {key}", "?", "\n", "A", ":")]
+def question_ids(key: str, times: int = 1) -> list[int]:
+    """List the tokens after the picture for a question about that key: eight, the key is the fourth.
+
+    A longer prompt asks several times, a line each.
+    """
+    asked = ["what", " is", " the", f" {key}", "?", "\n"]
+    return [VOCABULARY[t] for t in (*asked * times, "A", ":")]
+
+
+def question_words(times: int = 1) -> str:
+    """The same as text, `{key}` in the key's place; the chat template adds the rest."""
+    return "\n".join(["what is the {key}?"] * times)
 
 
 def answer_ids(value: str) -> list[int]:
