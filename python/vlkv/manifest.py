@@ -89,6 +89,21 @@ class Embedding(Struct, frozen=True):
     shape: tuple[Size, Size]
 
 
+class DeviceFacts(Struct, frozen=True):
+    """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
+
+    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are updated
+    in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most prompt tokens
+    of a call.
+    """
+
+    compute_capabilities: tuple[str, ...]
+    capacity: Size
+    batch: Size
+    chunk: Size
+    cache: Literal["dynamic", "static"]
+
+
 class FileFacts(Struct, frozen=True):
     """A file of the directory: bytes, and SHA-256 in hexadecimal (none for a graph directory's weights)."""
 
@@ -111,6 +126,7 @@ class Manifest(Struct, frozen=True):
     chat_template: str | None
     versions: dict[str, str]
     files: dict[str, FileFacts]
+    device: DeviceFacts | None = None
 
 
 class _Header(msgspec.Struct):
@@ -166,6 +182,8 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     need(image.resize != "exact" or image.resize_width > 0, "image: resize_width is 0")
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
+    compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")
+    need(compiled == (manifest.device is not None), f"backend {manifest.backend!r} and device do not go together")
     for file, facts in files.items():
         need(_is_plain(file), f"files: {file!a} is not a plain file name")
         need(manifest.kind == "graphs" or facts.sha256 is not None, f"files: {file} has no sha256")
