@@ -93,6 +93,7 @@ def lower_for_tensorrt(
         models["score"] = _score_graph(decoder, dtype)
         counts["score"] = {}
         done["observed_rows"] = give_out_observed_rows(decoder)
+        common.RemoveUnusedNodesPass()(decoder)
     for name, model in models.items():
         if operators == "native":
             counts[name]["plugin_nodes"] = name_plugins(model)

@@ -48,7 +48,8 @@ def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[i
         return None
     values, order = sort.outputs
     users = {node.op_type: node for node, _ in order.uses()}
-    if list(values.uses()) or set(users) != {"GatherElements", "ScatterElements"} or len(list(order.uses())) != 2:
+    unread = not list(values.uses()) and not values.is_graph_output()
+    if not unread or set(users) != {"GatherElements", "ScatterElements"} or len(list(order.uses())) != 2:
         return None
     gather, scatter = users["GatherElements"], users["ScatterElements"]
     if any(node.attributes.get_int("axis", 0) != 2 for node in (gather, scatter)) or not has_only(scatter, "axis"):

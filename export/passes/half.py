@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from vlkv.export.graph.builder import DOMAIN
-from vlkv.export.passes.edit import new_node
+from vlkv.export.passes.edit import new_node, producer
 
 FLOAT = ir.DataType.FLOAT
 FLOATS = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -85,16 +85,16 @@ def _is_cache(value: ir.Value) -> bool:
 
 def _makers(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that make float32 tables, back to the graph's inputs."""
-    open_values = [
-        node.inputs[index]
-        for node in graph
-        for index in TABLES.get((node.domain, node.op_type), ())
-        if node.inputs[index].dtype in (FLOAT, None)
+    tables = [
+        node.inputs[index] for node in graph for index in TABLES.get((node.domain, node.op_type), ())
     ]
+    # where they are 16-bit already, what they are cast from
+    open_values = [value.producer().inputs[0] if producer(value, "Cast") else value for value in tables]
     found: set[ir.Node] = set()
     while open_values:
-        node = (value := open_values.pop()) is not None and value.producer()
-        if node and node not in found:
+        value = open_values.pop()
+        node = value.producer() if value is not None else None
+        if node is not None and node not in found:
             found.add(node)
             open_values.extend(node.inputs)
     return found

@@ -28,7 +28,8 @@ class Built:
     Attributes:
         version: TensorRT's.
         capabilities: the compute capabilities that it can build for.
-        graphs: per graph its engine's `bytes`, its `plugins` (names of their layers) and `kinds` of layers.
+        graphs: per graph its engine's `bytes`, its `plugins` (names of their layers), how many layers of which `kinds`, and
+            rank and type of its `outputs`.
     """
 
     version: str = ""

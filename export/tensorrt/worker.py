@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ MODULES = {
 }
 BAD_PROFILE = "not self-consistent"
 """In a warning of the builder's: the engine would refuse shapes of its own profile."""
+NO_GPU = "cudaError 35"
+"""In errors that follow others on a machine without a GPU, and say nothing."""
 
 
 class Failure(Exception):
@@ -77,7 +80,7 @@ class Session:
 
     def said(self) -> str:
         """What the log holds of errors, as one line; the log is emptied."""
-        text = "; ".join(dict.fromkeys(self.problems))
+        text = "; ".join(dict.fromkeys(problem for problem in self.problems if NO_GPU not in problem))
         self.problems.clear()
         return re.sub(r"\s+", " ", text)[:1000]
 
@@ -95,7 +98,8 @@ class Session:
         parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
         if not parser.parse_from_file(graph["onnx"]):
             errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-            raise Failure(f"the parser refuses {graph['name']}: {errors or self.said()}")
+            reason = re.sub(r"\s+", " ", errors.split("[checkMacros")[0]).strip()
+            raise Failure(f"the parser refuses {graph['name']}: {reason or self.said()}")
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         for layer in layers:
             if layer.type == trt.LayerType.ATTENTION_INPUT:
@@ -113,11 +117,13 @@ class Session:
         if engine is None or BAD_PROFILE in said:
             raise Failure(f"the builder refuses {graph['name']}: {said or 'it does not say why'}")
         Path(graph["engine"]).write_bytes(engine)
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
         say(
             built=graph["name"],
             bytes=engine.nbytes,
             plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
-            kinds=sorted({layer.type.name for layer in layers}),
+            kinds=dict(Counter(layer.type.name for layer in layers)),
+            outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
         )
 
     def _profile(self, network: Any, shapes: dict[str, list[list[int]]]) -> Any:
