@@ -69,6 +69,7 @@ class Session:
             self._load(plugin)
 
     def _load(self, plugin: str) -> None:
+        say(step="loading the plugin")
         registry = self.builder.get_plugin_registry()
         try:
             handle = registry.load_library(plugin)
