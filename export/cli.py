@@ -36,7 +36,9 @@ def build(
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(help="A GPU to build for, as in 8.9; may be given several times.", rich_help_panel=DEVICE),
+        typer.Option(
+            help="A GPU to build for, as in 8.9; may be given several times.", rich_help_panel=DEVICE
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -78,7 +80,5 @@ def build(
     capabilities = tuple(dict.fromkeys(compute_capability or ()))
     settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin)
     with progress() as bar:
-        build_engine(
-            graphs, output, backend, operators, Watch(bar.step, bar.advance, bar.total), settings
-        )
+        build_engine(graphs, output, backend, operators, Watch(bar.step, bar.advance, bar.total), settings)
         bar.done(f"wrote {output}")

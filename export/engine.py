@@ -13,7 +13,8 @@ from vlkv.export import convert
 from vlkv.export.checkpoint import Tensor
 from vlkv.export.directory import WEIGHTS, file_facts, versions
 from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
-from vlkv.export.tensorrt.engine import BACKENDS as TENSORRT, build_into, check_builder
+from vlkv.export.tensorrt.engine import BACKENDS as TENSORRT
+from vlkv.export.tensorrt.engine import build_into, check_builder
 from vlkv.export.tensorrt.settings import Settings, resolve
 from vlkv.export.watch import Watch
 from vlkv.export.weights import link_weights, write_weights
@@ -29,7 +30,7 @@ def build_engine(
     target: Path,
     backend: str = "onnxruntime",
     operators: str | None = None,
-    watch: Watch = Watch(),
+    watch: Watch | None = None,
     settings: Settings | None = None,
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
@@ -47,12 +48,15 @@ def build_engine(
         EngineError: `source` is no graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
+    watch = watch or Watch()
     if backend not in BACKENDS:
         raise EngineError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if operators not in (None, "native", "functions"):
         raise EngineError(f"unknown operators {operators!r}; known: native, functions")
     if backend == "onnxruntime" and settings not in (None, Settings()):
-        raise EngineError("--backend onnxruntime takes none of TensorRT's options; it serves any size on any CPU")
+        raise EngineError(
+            "--backend onnxruntime takes none of TensorRT's options; it serves any size on any CPU"
+        )
     manifest = read(source)
     if manifest.kind != "graphs":
         raise EngineError(

@@ -64,8 +64,9 @@ def lower_for_tensorrt(
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place, and adds what becomes an engine of its own.
 
-    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the bodies of functions, `score`
-    is one too, as its builder crashes on a Loop beside Attention; the decoder then gives out the observed rows.
+    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the bodies of
+    functions, `score` is one too, as its builder crashes on a Loop beside Attention; the decoder then gives out the
+    observed rows.
 
     Args:
         models: the graphs by name.

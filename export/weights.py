@@ -42,7 +42,11 @@ def convert(data: bytes, before: str, after: str, name: str) -> np.ndarray:
     Raises:
         EngineError: a finite number that float16 can't hold.
     """
-    wide = np.frombuffer(data, np.float32) if before == "float32" else widen(np.frombuffer(data, np.uint16), before)
+    wide = (
+        np.frombuffer(data, np.float32)
+        if before == "float32"
+        else widen(np.frombuffer(data, np.uint16), before)
+    )
     if after == "float32":
         return wide
     if after == "bfloat16":

@@ -37,11 +37,11 @@ def SelectHighest(ranked, candidate, free):  # noqa: N802
         enough = op.ReduceSum(op.Cast(above, to=INT32.dtype), slots_axis, keepdims=1) >= free
         least_above = op.ReduceMin(op.Where(above, ranked, infinity), slots_axis, keepdims=1)
         most_below = op.ReduceMax(op.Where(below, ranked, minus_infinity), slots_axis, keepdims=1)
-        open = low < high
-        low = op.Where(op.And(open, enough), least_above, low)
-        high = op.Where(op.And(open, op.Not(enough)), most_below, high)
-        wide = op.Cast(low < high, to=INT32.dtype)
-        closed = op.Not(op.Cast(op.ReduceMax(wide, keepdims=0), to=BOOL.dtype))
+        wide = low < high
+        low = op.Where(op.And(wide, enough), least_above, low)
+        high = op.Where(op.And(wide, op.Not(enough)), most_below, high)
+        apart = op.Cast(low < high, to=INT32.dtype)
+        closed = op.Not(op.Cast(op.ReduceMax(apart, keepdims=0), to=BOOL.dtype))
         if closed:
             break
     better = op.And(allowed, ranked > high)

@@ -41,7 +41,9 @@ def scatter_elements(model: ir.Model) -> int:
 
 def _is_linear(node: ir.Node) -> bool:
     axis, mode = node.attributes.get_int("axis", -2), node.attributes.get_string("mode", "linear")
-    return len(node.inputs) == 3 and axis in (-2, SLOTS) and mode == "linear" and has_only(node, "axis", "mode")
+    return (
+        len(node.inputs) == 3 and axis in (-2, SLOTS) and mode == "linear" and has_only(node, "axis", "mode")
+    )
 
 
 def _slots(graph: ir.Graph, rows: ir.Value, start: ir.Value, nodes: list[ir.Node]) -> ir.Value:
@@ -54,6 +56,8 @@ def _slots(graph: ir.Graph, rows: ir.Value, start: ir.Value, nodes: list[ir.Node
 
     zero, one = constant(graph, "zero_i64", 0, INT64), constant(graph, "one_i64", 1, INT64)
     tokens = make("Squeeze", [make("Shape", [rows], start=2, end=3), constant(graph, "axis_0", [0], INT64)])
-    row = make("Unsqueeze", [make("Range", [zero, tokens, one]), constant(graph, "axes_0_1_3", [0, 1, 3], INT64)])
+    row = make(
+        "Unsqueeze", [make("Range", [zero, tokens, one]), constant(graph, "axes_0_1_3", [0, 1, 3], INT64)]
+    )
     first = make("Unsqueeze", [start, constant(graph, "axes_1_2_3", [1, 2, 3], INT64)])
     return make("Add", [first, row])

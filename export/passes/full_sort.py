@@ -13,7 +13,7 @@ from vlkv.export.passes.edit import has_only, new_node, producer, replace
 
 
 def select_without_sort(model: ir.Model) -> int:
-    """Rewrites each ranking of all slots whose one use is to mark the best candidates; Evict's body is inlined before."""
+    """Rewrites each ranking of all slots that only marks the best candidates; Evict's body is inlined before."""
     graph = model.graph
     found = [match for node in list(graph) if (match := _match(node))]
     for ranked, number, free, scatter, totals in found:
@@ -34,8 +34,9 @@ def select_without_sort(model: ir.Model) -> int:
 
 
 def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[ir.Node]] | None:
-    """`Scatter(order, n * (CumSum(n) <= free))` with `n = Gather(number, order)`: what is ranked, number, free, the
-    Scatter, and sums of the product over all ranks, which are those of the result over all slots.
+    """What is ranked, number, free and the Scatter of `Scatter(order, n * (CumSum(n) <= free))`, n = Gather(number, order).
+
+    The last are sums of the product over all ranks, which are those of the result over all slots.
     """
     if sort.op_type != "TopK" or sort.domain != "" or not has_only(sort, "axis", "largest", "sorted"):
         return None
@@ -52,7 +53,9 @@ def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[i
     if not unread or set(users) != {"GatherElements", "ScatterElements"} or len(list(order.uses())) != 2:
         return None
     gather, scatter = users["GatherElements"], users["ScatterElements"]
-    if any(node.attributes.get_int("axis", 0) != 2 for node in (gather, scatter)) or not has_only(scatter, "axis"):
+    if any(node.attributes.get_int("axis", 0) != 2 for node in (gather, scatter)) or not has_only(
+        scatter, "axis"
+    ):
         return None
     product = producer(scatter.inputs[2], "Mul")
     if product is None or product.inputs[0] is not gather.outputs[0] or not _is_nothing(scatter.inputs[0]):

@@ -39,9 +39,15 @@ def compute_in_half(model: ir.Model, dtype: ir.DataType, converted: dict[str, ir
         sinks = TABLES.get((node.domain, node.op_type), ())
         for index, value in enumerate(node.inputs):
             enters = value is not None and value.is_graph_input() and not _is_cache(value)
-            if node.op_type != "Cast" and (enters or (index in sinks and node.domain == "")) and value.dtype == FLOAT:
+            if (
+                node.op_type != "Cast"
+                and (enters or (index in sinks and node.domain == ""))
+                and value.dtype == FLOAT
+            ):
                 if value not in casts:
-                    casts[value] = ir.Value(name=f"{value.name}.narrow", type=ir.TensorType(dtype), shape=value.shape)
+                    casts[value] = ir.Value(
+                        name=f"{value.name}.narrow", type=ir.TensorType(dtype), shape=value.shape
+                    )
                     graph.insert_before(node, [new_node("Cast", [value], [casts[value]], {"to": dtype})])
                 if index not in sinks or node.domain == "":
                     node.replace_input_with(index, casts[value])
@@ -85,9 +91,7 @@ def _is_cache(value: ir.Value) -> bool:
 
 def _makers(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that make float32 tables, back to the graph's inputs."""
-    tables = [
-        node.inputs[index] for node in graph for index in TABLES.get((node.domain, node.op_type), ())
-    ]
+    tables = [node.inputs[index] for node in graph for index in TABLES.get((node.domain, node.op_type), ())]
     # where they are 16-bit already, what they are cast from
     open_values = [value.producer().inputs[0] if producer(value, "Cast") else value for value in tables]
     found: set[ir.Node] = set()

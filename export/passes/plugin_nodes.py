@@ -17,10 +17,14 @@ PLUGINS = {"Score": "VlkvScore", "Evict": "VlkvEvict"}
 
 
 def name_plugins(model: ir.Model) -> int:
-    """Renames each Score and Evict node of the graph after its plugin, and adds functions of those names that call the old."""
+    """Renames each Score and Evict node after its plugin, and adds functions of those names that call the old."""
     graph = model.graph
     nodes = [node for node in graph if node.domain == DOMAIN and node.op_type in PLUGINS]
-    axes = constant(graph, "axis_0", [0], ir.DataType.INT64) if any(n.op_type == "Evict" for n in nodes) else None
+    axes = (
+        constant(graph, "axis_0", [0], ir.DataType.INT64)
+        if any(n.op_type == "Evict" for n in nodes)
+        else None
+    )
     for node in nodes:
         if node.op_type == "Evict":
             vector = ir.Value(name=f"{node.inputs[CAPACITY].name}.vector")

@@ -1,4 +1,4 @@
-"""Caches of one capacity, updated in place: what TensorRT's KV cache layer asks of the TensorScatter it is made from."""
+"""Caches of one capacity, updated in place: what TensorRT's KV cache layer asks of its TensorScatter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ SLOTS = 2
 
 
 def fix_capacity(model: ir.Model, capacity: int) -> int:
-    """Gives `capacity` slots to each cache that is a graph input, is read by one TensorScatter only, and whose update is
-    a graph output.
+    """Gives `capacity` slots to each cache.
+
+    A cache is a graph input that one TensorScatter alone reads, and its update is a graph output.
 
     Returns:
         How many caches; a graph where one of them is anything else is left as it is.
@@ -20,7 +21,9 @@ def fix_capacity(model: ir.Model, capacity: int) -> int:
     names = {node.inputs[0].shape[SLOTS].value for node in scatters}
     for value in _values(model):
         if value.shape is not None:
-            sizes = [capacity if isinstance(d, ir.SymbolicDim) and d.value in names else d for d in value.shape]
+            sizes = [
+                capacity if isinstance(d, ir.SymbolicDim) and d.value in names else d for d in value.shape
+            ]
             value.shape = ir.Shape(sizes)
     return len(scatters)
 
@@ -28,7 +31,9 @@ def fix_capacity(model: ir.Model, capacity: int) -> int:
 def _is_in_place(node: ir.Node) -> bool:
     cache, result = node.inputs[0], node.outputs[0]
     alone = len(list(cache.uses())) == 1
-    named = cache.shape is not None and len(cache.shape) == 4 and isinstance(cache.shape[SLOTS], ir.SymbolicDim)
+    named = (
+        cache.shape is not None and len(cache.shape) == 4 and isinstance(cache.shape[SLOTS], ir.SymbolicDim)
+    )
     return cache.is_graph_input() and result.is_graph_output() and alone and named
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import onnx_ir as ir
 
 from vlkv.errors import EngineError
-from vlkv.export.convert import DTYPES, TABLE, embedding, embedding_table, external, other_weights, weight_files
+from vlkv.export.convert import (
+    DTYPES,
+    TABLE,
+    embedding,
+    embedding_table,
+    external,
+    other_weights,
+    weight_files,
+)
 from vlkv.export.lower import lower_for_tensorrt
 from vlkv.export.tensorrt import process
 from vlkv.export.tensorrt.settings import Target
@@ -37,9 +45,13 @@ def check_builder(target: Target) -> None:
         raise EngineError(f"--backend {target.backend} needs --compute-capability; known: {', '.join(known)}")
     for name in wanted:
         if known and name not in known:
-            raise EngineError(f"unknown --compute-capability {name!r}; {target.backend} builds for {', '.join(known)}")
+            raise EngineError(
+                f"unknown --compute-capability {name!r}; {target.backend} builds for {', '.join(known)}"
+            )
         if not known:
-            raise EngineError(f"--backend {target.backend} builds for this machine's GPU; leave --compute-capability out")
+            raise EngineError(
+                f"--backend {target.backend} builds for this machine's GPU; leave --compute-capability out"
+            )
 
 
 def build_into(

@@ -28,8 +28,8 @@ class Built:
     Attributes:
         version: TensorRT's.
         capabilities: the compute capabilities that it can build for.
-        graphs: per graph its engine's `bytes`, its `plugins` (names of their layers), how many layers of which `kinds`, and
-            rank and type of its `outputs`.
+        graphs: per graph its engine's `bytes`, its `plugins` (names of their layers), how many layers of which
+            `kinds`, and rank and type of its `outputs`.
     """
 
     version: str = ""
@@ -57,7 +57,9 @@ def build(
         EngineError: TensorRT is not installed, or the builder refused, aborted or crashed.
     """
     if not any(importlib.util.find_spec(name) for name in worker.MODULES[backend]):
-        raise EngineError(f"--backend {backend}: no package {worker.MODULES[backend][0]}; pip install '{EXTRAS[backend]}'")
+        raise EngineError(
+            f"--backend {backend}: no package {worker.MODULES[backend][0]}; pip install '{EXTRAS[backend]}'"
+        )
     job = {
         "backend": backend,
         "plugin": str(plugin.resolve()) if plugin else None,
@@ -91,8 +93,14 @@ def build(
         if process.returncode:
             noise.seek(0)
             lines = [line.strip() for line in noise if line.strip()]
-            ended = f"ended with status {process.returncode}" if process.returncode > 0 else f"crashed (signal {-process.returncode})"
-            raise EngineError(f"--backend {backend}: the builder {ended} while {step}: {(lines or ['it said nothing'])[-1]}")
+            ended = (
+                f"ended with status {process.returncode}"
+                if process.returncode > 0
+                else f"crashed (signal {-process.returncode})"
+            )
+            raise EngineError(
+                f"--backend {backend}: the builder {ended} while {step}: {(lines or ['it said nothing'])[-1]}"
+            )
     return done
 
 

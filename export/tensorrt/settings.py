@@ -67,7 +67,9 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
         operators = "functions" if settings.plugin is None else "native"
     _known("operators", operators, ("native", "functions"))
     if operators == "native" and settings.plugin is None:
-        raise EngineError(f"--operators native on {backend} needs --plugin libvlkv_tensorrt.so; plugin/README.md builds it")
+        raise EngineError(
+            f"--operators native on {backend} needs --plugin libvlkv_tensorrt.so; plugin/README.md builds it"
+        )
     if settings.plugin is not None and not settings.plugin.is_file():
         raise EngineError(f"--plugin {settings.plugin}: no such file")
     longest = manifest.text.max_positions

@@ -27,7 +27,7 @@ def profiles(name: str, model: ir.Model, device: DeviceFacts) -> list[Profile]:
     one = (1, 1, 1)
     prompt = {"B": one, "S": (1, chunk, chunk), "W": (0, min(ROWS, chunk), chunk), "C": slots, "N": one}
     if name == "score":
-        prompt["W"] = (1, min(ROWS, chunk), chunk)
+        prompt |= {"B": (1, 1, device.batch), "W": (1, min(ROWS, chunk), chunk)}
     calls = [prompt]
     if name == "decoder":
         calls.append({"B": (1, 1, device.batch), "S": one, "W": (0, 0, 1), "C": slots})

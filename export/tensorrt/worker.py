@@ -24,7 +24,7 @@ NO_GPU = "cudaError 35"
 """In errors that follow others on a machine without a GPU, and say nothing."""
 
 
-class Failure(Exception):
+class BuildError(Exception):
     """What the other side is told as an error."""
 
 
@@ -45,7 +45,7 @@ def bindings(backend: str) -> Any:
             reasons.append(f"{name} has no builder")
         except ImportError as error:
             reasons.append(str(error))
-    raise Failure("; ".join(reasons))
+    raise BuildError("; ".join(reasons))
 
 
 class Session:
@@ -74,10 +74,10 @@ class Session:
         try:
             handle = registry.load_library(plugin)
         except Exception as error:
-            raise Failure(f"{plugin} can't be loaded: {error}") from error
+            raise BuildError(f"{plugin} can't be loaded: {error}") from error
         names = {creator.name for creator in registry.all_creators}
         if handle is None or not {"VlkvScore", "VlkvEvict"} <= names:
-            raise Failure(f"{plugin} is not vlkv's plugin: {self.said() or 'no creators of that name'}")
+            raise BuildError(f"{plugin} is not vlkv's plugin: {self.said() or 'no creators of that name'}")
 
     def said(self) -> str:
         """What the log holds of errors, as one line; the log is emptied."""
@@ -89,7 +89,9 @@ class Session:
         """The compute capabilities that can be built for, as in "8.9"; none where only the machine's own can."""
         kinds = getattr(self.trt, "ComputeCapability", None)
         members = dict(kinds.__members__) if kinds is not None else {}
-        return {f"{name[2:-1]}.{name[-1]}": kind for name, kind in members.items() if re.match(r"SM\d+$", name)}
+        return {
+            f"{name[2:-1]}.{name[-1]}": kind for name, kind in members.items() if re.match(r"SM\d+$", name)
+        }
 
     def build(self, graph: dict[str, Any], capabilities: list[str]) -> None:
         """Makes one engine file of an ONNX file."""
@@ -100,7 +102,7 @@ class Session:
         if not parser.parse_from_file(graph["onnx"]):
             errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
             reason = re.sub(r"\s+", " ", errors.split("[checkMacros")[0]).strip()
-            raise Failure(f"the parser refuses {graph['name']}: {reason or self.said()}")
+            raise BuildError(f"the parser refuses {graph['name']}: {reason or self.said()}")
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         for layer in layers:
             if layer.type == trt.LayerType.ATTENTION_INPUT:
@@ -116,7 +118,7 @@ class Session:
         engine = self.builder.build_serialized_network(network, config)
         said = self.said()
         if engine is None or BAD_PROFILE in said:
-            raise Failure(f"the builder refuses {graph['name']}: {said or 'it does not say why'}")
+            raise BuildError(f"the builder refuses {graph['name']}: {said or 'it does not say why'}")
         Path(graph["engine"]).write_bytes(engine)
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         say(
@@ -148,7 +150,7 @@ def main() -> None:
         for graph in job["graphs"]:
             say(step=f"building {graph['name']}")
             session.build(graph, job["capabilities"])
-    except Failure as failure:
+    except BuildError as failure:
         say(error=str(failure))
 
 

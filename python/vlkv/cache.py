@@ -6,13 +6,42 @@ B prompts, C cache slots, Hkv key/value heads, D head dimension, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.manifest import TextFacts
 
-Array = NDArray[np.float32]
+Array = Any
+"""A NumPy array of float32, or a device's array with the same slicing."""
+
+
+class Store(Protocol):
+    """Where the arrays of a cache lie."""
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An array `[B, Hkv, C, D]` of any content."""
+        ...
+
+    def assign(self, target: Array, source: Array) -> None:
+        """Copies one view into another."""
+        ...
+
+
+class HostStore:
+    """NumPy arrays of float32."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """See `Store.empty`. Pages that no token reaches stay untouched."""
+        return np.empty(shape, np.float32)
+
+    def assign(self, target: Array, source: Array) -> None:
+        """See `Store.assign`."""
+        target[...] = source
+
+
+HOST = HostStore()
 
 
 class Cache:
@@ -22,19 +51,23 @@ class Cache:
         keys: per layer `[B, Hkv, C_l, D]`.
         values: the same shapes.
         length: valid slots `[L, B]`, int64; a layer's slots past its length hold anything.
+        store: where the arrays lie.
     """
 
-    def __init__(self, keys: list[Array], values: list[Array], length: NDArray[np.int64]) -> None:
+    def __init__(
+        self, keys: list[Array], values: list[Array], length: NDArray[np.int64], store: Store = HOST
+    ) -> None:
         self.keys = keys
         self.values = values
         self.length = length
+        self.store = store
 
     @classmethod
-    def empty(cls, text: TextFacts, capacity: int) -> Cache:
+    def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:
         """A cache for one prompt with `capacity` slots in every layer. Pages that no token reaches stay untouched."""
         shape = (1, text.kv_heads, capacity, text.head_dim)
-        keys, values = ([np.empty(shape, np.float32) for _ in range(text.layers)] for _ in range(2))
-        return cls(keys, values, np.zeros((text.layers, 1), np.int64))
+        keys, values = ([store.empty(shape) for _ in range(text.layers)] for _ in range(2))
+        return cls(keys, values, np.zeros((text.layers, 1), np.int64), store)
 
     @property
     def batch(self) -> int:
@@ -54,13 +87,13 @@ class Cache:
         """An empty cache of the same heads and dtype, of other capacities."""
         _, heads, _, dim = self.keys[0].shape
         shapes = [(batch, heads, slots, dim) for slots in capacity]
-        keys, values = ([np.empty(shape, np.float32) for shape in shapes] for _ in range(2))
-        return Cache(keys, values, np.zeros((len(capacity), batch), np.int64))
+        keys, values = ([self.store.empty(shape) for shape in shapes] for _ in range(2))
+        return Cache(keys, values, np.zeros((len(capacity), batch), np.int64), self.store)
 
     def free(self, layer: int) -> None:
         """Lets a layer's arrays go."""
-        gone = self.keys[layer][:, :, :0].copy()
-        self.keys[layer] = self.values[layer] = gone
+        batch, heads, _, dim = self.keys[layer].shape
+        self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
 
 def join(parts: list[Cache], room: int) -> Cache:
@@ -75,10 +108,10 @@ def join(parts: list[Cache], room: int) -> Cache:
     for layer, longest in enumerate(length.max(axis=1)):
         for kind in ("keys", "values"):
             _, heads, _, dim = getattr(parts[0], kind)[layer].shape
-            array = np.empty((len(parts), heads, int(longest) + room, dim), np.float32)
+            array = joined.store.empty((len(parts), heads, int(longest) + room, dim))
             for row, part in enumerate(parts):
                 valid = int(part.length[layer, 0])
-                array[row, :, :valid] = getattr(part, kind)[layer][0, :, :valid]
+                joined.store.assign(array[row, :, :valid], getattr(part, kind)[layer][0, :, :valid])
             getattr(joined, kind)[layer] = array
         for part in parts:
             part.free(layer)

@@ -72,13 +72,21 @@ class Engine:
         self._tokenizer = Tokenizer.load(directory, manifest.tokens)
 
     @classmethod
-    def load(cls, directory: str | Path, *, verify: bool = True, threads: int = 0) -> Engine:
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        verify: bool = True,
+        threads: int = 0,
+        plugin: str | Path | None = None,
+    ) -> Engine:
         """Opens an engine directory.
 
         Args:
             directory: what `vlkv build` wrote.
             verify: whether every file's hash is compared with the manifest's; sizes always are.
             threads: threads of one operator; 0 takes all cores.
+            plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
 
         Raises:
             EngineError: no engine, one of another format version, or one with a missing or changed file.
@@ -91,7 +99,9 @@ class Engine:
             )
         manifests.verify(folder, manifest, hashes=verify)
         if manifest.backend != "onnxruntime":
-            raise EngineError(f"{folder} is built for {manifest.backend}; this runtime drives onnxruntime")
+            from vlkv.backend.tensorrt_open import open_engine
+
+            return cls(folder, manifest, open_engine(folder, manifest, Path(plugin) if plugin else None))
         from vlkv.backend.onnxruntime import OnnxRuntimeBackend
 
         return cls(folder, manifest, OnnxRuntimeBackend(folder, manifest, threads))

@@ -19,9 +19,10 @@ from vlkv.files import hash_files, reason, show, write_bytes
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
-MAX_BYTES = 16 << 20
+MAXBYTES = 16 << 20
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one number, by dtype."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -92,9 +93,9 @@ class Embedding(Struct, frozen=True):
 class DeviceFacts(Struct, frozen=True):
     """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
 
-    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are updated
-    in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most prompt tokens
-    of a call.
+    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are
+    updated in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most
+    prompt tokens of a call.
     """
 
     compute_capabilities: tuple[str, ...]
@@ -183,12 +184,15 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
     compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")
-    need(compiled == (manifest.device is not None), f"backend {manifest.backend!r} and device do not go together")
+    need(
+        compiled == (manifest.device is not None),
+        f"backend {manifest.backend!r} and device do not go together",
+    )
     for file, facts in files.items():
         need(_is_plain(file), f"files: {file!a} is not a plain file name")
         need(manifest.kind == "graphs" or facts.sha256 is not None, f"files: {file} has no sha256")
     need(table.file in files, f"embedding: file {table.file!a} is not among the files")
-    end, size = table.offset + prod(table.shape) * _BYTES[table.dtype], files[table.file].size
+    end, size = table.offset + prod(table.shape) * BYTES[table.dtype], files[table.file].size
     need(end <= size, f"embedding: ends at byte {end} of {table.file}, which has {size}")
 
 
@@ -217,13 +221,13 @@ def _load(directory: Path) -> bytes:
         if not path.is_file():
             raise EngineError(f"{show(directory)} holds no {NAME}: not a graph or engine directory")
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAXBYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, EngineError):
             raise
         raise EngineError(f"{show(path)}: {reason(error)}") from error
-    if len(data) > MAX_BYTES:
-        raise EngineError(f"{show(path)} is larger than {MAX_BYTES} bytes")
+    if len(data) > MAXBYTES:
+        raise EngineError(f"{show(path)} is larger than {MAXBYTES} bytes")
     return data
 
 

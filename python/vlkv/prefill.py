@@ -14,7 +14,7 @@ from vlkv.backend.base import Backend, Floats
 from vlkv.cache import Cache
 from vlkv.compress import compress, split_budget
 from vlkv.embedding import TokenEmbedding
-from vlkv.manifest import Manifest
+from vlkv.manifest import BYTES, Manifest
 from vlkv.observe import Observer, observed_rows
 from vlkv.policy import Policy
 from vlkv.preprocess import preprocess
@@ -82,8 +82,8 @@ def prefill(
     whole = policy.name == "full"
     rows = observed_rows(policy, length, job.prompt.last_image)
     observer = Observer(text, policy, length, backend.threads)
-    cache = Cache.empty(text, length + (job.room if whole else 0))
-    for begin, end in chunk_bounds(length, chunk):
+    cache = Cache.empty(text, length + (job.room if whole else 0), backend.store)
+    for begin, end in chunk_bounds(length, min(chunk, backend.chunk or chunk)):
         start = perf_counter()
         seen = np.arange(max(begin, rows.start), min(end, rows.stop), dtype=np.int64)
         positions = np.arange(begin, end, dtype=np.int64)[np.newaxis]
@@ -104,7 +104,7 @@ def prefill(
         result.kept_tokens = counts.tolist()
         spent.compress += perf_counter() - start
     result.cache_bytes = cache.bytes
-    slots = text.layers * text.kv_heads * text.head_dim * 2 * np.dtype(np.float32).itemsize
+    slots = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[manifest.cache_dtype]
     result.cache_bytes_full = slots * (length + job.room)
     return cache, logits[0], result
 

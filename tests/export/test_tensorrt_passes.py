@@ -198,12 +198,14 @@ def test_selection_keeps_what_the_oracle_keeps(rng, tmp_path):
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
-    """Apart by float16's rounding, or bfloat16's where the checkpoint has it: ONNX Runtime runs neither bfloat16 graph."""
+    """Apart by float16's rounding. ONNX Runtime does not run bfloat16 graphs, so theirs are opened only."""
     graphs = folder(name)
     source = read(graphs).cache_dtype
     models = {graph: ir.load(graphs / f"{graph}.onnx") for graph in GRAPHS}
     others = other_weights(models, "float16")
-    placed = write_weights(graphs, graphs / "half.safetensors", others, set(), dtype="float16") if others else {}
+    placed = (
+        write_weights(graphs, graphs / "half.safetensors", others, set(), dtype="float16") if others else {}
+    )
     tensors = {name: external(tensor) for name, tensor in placed.items()}
     for graph in ("vision", "decoder"):
         path, count = onnx_runs.changed(
@@ -220,7 +222,9 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
         feeds = (
             onnx_runs.decoder_feeds(read(graphs), "chunk", rng)
             if graph == "decoder"
-            else {"pixel_values": rng.normal(size=(1, 3, read(graphs).image.height, read(graphs).image.width))}
+            else {
+                "pixel_values": rng.normal(size=(1, 3, read(graphs).image.height, read(graphs).image.width))
+            }
         )
         half = {n: a.astype(np.float16) if "cache" in n else a for n, a in feeds.items()}
         half = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in half.items()}
@@ -241,9 +245,7 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
 def test_positions_are_computed_in_float32(name, graphs_of):
     """Float16 counts to 2048, bfloat16 to 256: RoPE's angles of later positions would be wrong."""
     model = ir.load(graphs_of(name) / "decoder.onnx")
-    zeros = {
-        key: ir.tensor(np.zeros(1, np.float16), name=key) for key in model.graph.initializers
-    }
+    zeros = {key: ir.tensor(np.zeros(1, np.float16), name=key) for key in model.graph.initializers}
     compute_in_half(model, ir.DataType.FLOAT16, zeros)
     (cosine,) = {node.inputs[1] for node in model.graph if node.op_type == "RotaryEmbedding"}
     cast = cosine.producer()
@@ -278,7 +280,9 @@ def test_graphs_without_the_pattern_stay(change, graphs, graphs_of):
         assert unchanged(ir.load(graphs_of("mistral") / f"{graph}.onnx"), change)
 
 
-@pytest.mark.parametrize("change", [scatter_elements, inline_bodies, name_plugins, lambda m: fix_capacity(m, 8)])
+@pytest.mark.parametrize(
+    "change", [scatter_elements, inline_bodies, name_plugins, lambda m: fix_capacity(m, 8)]
+)
 def test_a_second_time_finds_nothing(change, graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     assert change(model) > 0

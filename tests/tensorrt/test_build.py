@@ -64,11 +64,17 @@ def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
     assert facts.device.compute_capabilities == ("8.9",)
     assert (facts.device.capacity, facts.device.batch, facts.device.chunk) == (256, 3, 128)
     assert facts.versions["tensorrt-rtx"].startswith("1.")
-    assert [name.split("/")[0] for name in said["decoder"]["plugins"]] == [f"layer.{n}" for n in range(LAYERS)]
+    assert [name.split("/")[0] for name in said["decoder"]["plugins"]] == [
+        f"layer.{n}" for n in range(LAYERS)
+    ]
     assert all("Score" in name for name in said["decoder"]["plugins"])
     assert len(said["compress"]["plugins"]) == len(said["compress_merge"]["plugins"]) == 1
     assert said["vision"]["plugins"] == []
-    for graph, layer in (("decoder", b"VlkvScore"), ("compress", b"VlkvEvict"), ("compress_merge", b"VlkvEvict")):
+    for graph, layer in (
+        ("decoder", b"VlkvScore"),
+        ("compress", b"VlkvEvict"),
+        ("compress_merge", b"VlkvEvict"),
+    ):
         data = (tmp_path / "e" / f"{graph}.engine").read_bytes()
         assert layer in data
         # nothing of the bodies is left
@@ -91,7 +97,9 @@ def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
     ],
 )
 def test_with_bodies(name, dtype, cache, wanted, builder, graphs_of, tmp_path, said):
-    facts = build_engine(graphs_of(name), tmp_path / "e", builder, settings=settings(dtype=dtype, cache=cache))
+    facts = build_engine(
+        graphs_of(name), tmp_path / "e", builder, settings=settings(dtype=dtype, cache=cache)
+    )
     assert_whole(tmp_path / "e", COMMON | {"score"})
     assert (facts.operators, facts.cache_dtype, facts.device.cache) == ("functions", wanted, cache)
     assert not any(graph["plugins"] for graph in said.values())
@@ -140,7 +148,16 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
 
 def test_the_command_line(builder, graphs_of, tmp_path, capfd):
     arguments = ["build", str(graphs_of("llama")), "-o", str(tmp_path / "e"), "--backend", builder]
-    arguments += ["--compute-capability", "8.0", "--compute-capability", "12.0", "--capacity", "64", "--chunk", "32"]
+    arguments += [
+        "--compute-capability",
+        "8.0",
+        "--compute-capability",
+        "12.0",
+        "--capacity",
+        "64",
+        "--chunk",
+        "32",
+    ]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0, capfd.readouterr().err
@@ -220,7 +237,12 @@ def test_a_refusal_in_the_middle_leaves_nothing(builder, graphs_of, tmp_path):
 def test_progress_is_told(builder, graphs_of, tmp_path):
     steps: list[str] = []
     build_engine(
-        graphs_of("llama"), tmp_path / "e", builder, None, Watch(steps.append), settings(capacity=64, chunk=16)
+        graphs_of("llama"),
+        tmp_path / "e",
+        builder,
+        None,
+        Watch(steps.append),
+        settings(capacity=64, chunk=16),
     )
     assert [step for step in steps if step.startswith("building")] == [
         f"building {name}" for name in ("vision", "decoder", "compress", "compress_merge", "score")
