@@ -84,6 +84,10 @@ class CudaDevice:
         """See `Device.allocate`."""
         return DeviceArray(_Memory(self._cuda, prod(shape) * BYTES[dtype], self.stream), tuple(shape), dtype)
 
+    def clear(self, array: DeviceArray) -> None:
+        """See `Device.clear`."""
+        check(self._cuda.cudaMemsetAsync(array.pointer, 0, array.nbytes, self.stream))
+
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """See `Device.pinned`."""
         size = max(prod(shape) * BYTES[dtype], 1)

@@ -133,6 +133,10 @@ class Device(Protocol):
         """An array of its own, of any content."""
         ...
 
+    def clear(self, array: DeviceArray) -> None:
+        """Enqueues zeros into a whole array."""
+        ...
+
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """A host array that the device copies from and to without a detour."""
         ...

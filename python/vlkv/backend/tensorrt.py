@@ -31,7 +31,10 @@ class DeviceStore:
         self._device, self._dtype, self._limits = device, dtype, limits
 
     def empty(self, shape: tuple[int, ...]) -> DeviceArray:
-        """An array `[B,Hkv,C,D]`; a static engine's has all of its slots."""
+        """An array `[B,Hkv,C,D]` of zeros; a static engine's has all of its slots.
+
+        Attention gives slots that hold nothing yet the weight 0, and 0 times what memory happens to hold may be NaN.
+        """
         batch, heads, slots, dim = shape
         if slots > self._limits.capacity:
             raise PromptError(
@@ -45,7 +48,9 @@ class DeviceStore:
             )
         if self._limits.cache == "static" and slots:
             slots = self._limits.capacity
-        return self._device.allocate((batch, heads, slots, dim), self._dtype)
+        array = self._device.allocate((batch, heads, slots, dim), self._dtype)
+        self._device.clear(array)
+        return array
 
     def assign(self, target: Array, source: Array) -> None:
         """Copies one view into another."""
