@@ -71,6 +71,14 @@ def build(
         Path | None,
         typer.Option(help="libvlkv_tensorrt.so, to score and evict.", rich_help_panel=DEVICE),
     ] = None,
+    lower_only: Annotated[
+        bool,
+        typer.Option(
+            "--lower-only",
+            help="Write lowered graphs for other builders; needs no TensorRT.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = False,
 ) -> None:
     """Lower a graph directory for one backend."""
     from vlkv.export.engine import build_engine
@@ -78,7 +86,7 @@ def build(
     from vlkv.export.watch import Watch
 
     capabilities = tuple(dict.fromkeys(compute_capability or ()))
-    settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin)
+    settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
     with progress() as bar:
         build_engine(graphs, output, backend, operators, Watch(bar.step, bar.advance, bar.total), settings)
         bar.done(f"wrote {output}")

@@ -14,7 +14,7 @@ from vlkv.export.checkpoint import Tensor
 from vlkv.export.directory import WEIGHTS, file_facts, versions
 from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
 from vlkv.export.tensorrt.engine import BACKENDS as TENSORRT
-from vlkv.export.tensorrt.engine import build_into, check_builder
+from vlkv.export.tensorrt.engine import build_into, check_builder, lower_into
 from vlkv.export.tensorrt.settings import Settings, resolve
 from vlkv.export.watch import Watch
 from vlkv.export.weights import link_weights, write_weights
@@ -53,32 +53,34 @@ def build_engine(
         raise EngineError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if operators not in (None, "native", "functions"):
         raise EngineError(f"unknown operators {operators!r}; known: native, functions")
-    if backend == "onnxruntime" and settings not in (None, Settings()):
+    settings = settings or Settings()
+    if backend == "onnxruntime" and settings != Settings():
         raise EngineError(
             "--backend onnxruntime takes none of TensorRT's options; it serves any size on any CPU"
         )
     manifest = read(source)
     if manifest.kind != "graphs":
-        raise EngineError(
-            f"{source} holds an engine; vlkv build takes a graph directory that vlkv export wrote"
-        )
+        held = "an engine" if manifest.kind == "engine" else "lowered graphs"
+        raise EngineError(f"{source} holds {held}; vlkv build takes a graph directory that vlkv export wrote")
     wanted = None
     if backend != "onnxruntime":
         check_target(target)
-        wanted = resolve(backend, settings or Settings(), operators, manifest)
-        check_builder(wanted)
+        wanted = resolve(backend, settings, operators, manifest)
+        if not settings.lower_only:
+            check_builder(wanted)
     verify(source, manifest)
     with new_directory(target) as folder:
         models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
         if wanted is None:
             changes = _for_onnxruntime(source, folder, models, manifest, operators or "native", watch)
         else:
-            changes = build_into(source, folder, models, manifest, wanted, watch)
+            write_into = lower_into if settings.lower_only else build_into
+            changes = write_into(source, folder, models, manifest, wanted, watch)
         for name in manifest.files:
             if not name.endswith((WEIGHTS, ".onnx")):
                 link_or_copy(source / name, folder / name)
         files = file_facts(folder, hash_weights=True, report=watch.step)
-        built = msgspec.structs.replace(manifest, kind="engine", files=files, **changes)
+        built = msgspec.structs.replace(manifest, files=files, **changes)
         write(folder, built)
     return built
 
@@ -107,6 +109,7 @@ def _for_onnxruntime(
     table = convert.embedding(converted[convert.TABLE]) if converted else manifest.embedding
     link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - {FLOAT32_WEIGHTS}))
     return {
+        "kind": "engine",
         "backend": "onnxruntime",
         "operators": operators,
         "cache_dtype": "float32",

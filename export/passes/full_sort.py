@@ -34,7 +34,7 @@ def select_without_sort(model: ir.Model) -> int:
 
 
 def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[ir.Node]] | None:
-    """The parts of `Scatter(order, n * (CumSum(n) <= free))` with n = Gather(number, order): ranked, number, free, Scatter.
+    """Ranked, number, free, Scatter of `Scatter(order, n * (CumSum(n) <= free))` with n = Gather(number, order).
 
     The last are sums of the product over all ranks, which are those of the result over all slots.
     """

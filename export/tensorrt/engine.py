@@ -54,6 +54,14 @@ def check_builder(target: Target) -> None:
             )
 
 
+def lower_into(
+    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
+) -> dict[str, Any]:
+    """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
+    _lowered(source, folder, models, target, watch)
+    return {"kind": "lowered"} | _facts(source, folder, manifest, target)
+
+
 def build_into(
     source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
 ) -> dict[str, Any]:
@@ -73,6 +81,12 @@ def build_into(
     capabilities = target.device.compute_capabilities
     built = process.build(target.backend, target.plugin, capabilities, graphs, watch.step)
     shutil.rmtree(lowered)
+    facts = _facts(source, folder, manifest, target)
+    return facts | {"kind": "engine", "versions": manifest.versions | {target.backend: built.version}}
+
+
+def _facts(source: Path, folder: Path, manifest: Manifest, target: Target) -> dict[str, Any]:
+    """Writes the embedding table; the fields of the manifest that do not depend on the builder."""
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
         "backend": target.backend,
@@ -80,7 +94,6 @@ def build_into(
         "cache_dtype": target.dtype,
         "device": target.device,
         "embedding": embedding(table),
-        "versions": manifest.versions | {target.backend: built.version},
     }
 
 

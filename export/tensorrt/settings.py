@@ -29,6 +29,7 @@ class Settings:
         chunk: most prompt tokens of one call.
         cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
             updated in place.
+        lower_only: write the lowered graphs, for other builders, in place of engines.
         plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
     """
 
@@ -39,6 +40,7 @@ class Settings:
     chunk: int = DEFAULT_CHUNK
     cache: str = "dynamic"
     plugin: Path | None = None
+    lower_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
     if operators is None:
         operators = "functions" if settings.plugin is None else "native"
     _known("operators", operators, ("native", "functions"))
-    if operators == "native" and settings.plugin is None:
+    if operators == "native" and settings.plugin is None and not settings.lower_only:
         raise EngineError(
             f"--operators native on {backend} needs --plugin libvlkv_tensorrt.so; plugin/README.md builds it"
         )

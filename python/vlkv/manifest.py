@@ -116,7 +116,7 @@ class Manifest(Struct, frozen=True):
     """Everything that a runtime has to know of a directory before it opens a graph."""
 
     format_version: int
-    kind: Literal["graphs", "engine"]
+    kind: Literal["graphs", "lowered", "engine"]
     backend: Literal["none", "onnxruntime", "tensorrt", "tensorrt-rtx"]
     operators: Literal["functions", "native"]
     cache_dtype: Literal["float32", "float16", "bfloat16"]
@@ -208,7 +208,7 @@ def _is_plain(name: str) -> bool:
 def is_manifest(directory: Path) -> bool:
     """Tell whether the directory holds a manifest of some vlkv, of any format version. Never raises."""
     try:
-        return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "engine")
+        return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "lowered", "engine")
     except (EngineError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from models import onnx_runs
 from vlkv.backend.device import BYTES, DeviceArray, copies
-from vlkv.backend.tensorrt import TensorRTBackend
+from vlkv.backend.device_backend import DeviceBackend
 from vlkv.export.lower import GRAPHS, lower_for_tensorrt
 from vlkv.manifest import DeviceFacts, read
 
@@ -106,7 +106,13 @@ class HostGraph:
 def host_backend(source: Path, folder: Path, operators: str, cache: str, **limits: Any) -> tuple[Any, Any]:
     """The TensorRT backend over a graph directory's lowered graphs, and the manifest that an engine would have."""
     folder = onnx_runs.copied(source, folder)
-    facts = {"compute_capabilities": ("8.9",), "capacity": 128, "batch": 3, "chunk": 16, "cache": cache} | limits
+    facts = {
+        "compute_capabilities": ("8.9",),
+        "capacity": 128,
+        "batch": 3,
+        "chunk": 16,
+        "cache": cache,
+    } | limits
     device = DeviceFacts(**facts)
     models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
     capacity = device.capacity if cache == "static" else None
@@ -124,4 +130,4 @@ def host_backend(source: Path, folder: Path, operators: str, cache: str, **limit
         cache_dtype="float32",
         device=device,
     )
-    return TensorRTBackend(HostDevice(), graphs, manifest), manifest
+    return DeviceBackend(HostDevice(), graphs, manifest), manifest

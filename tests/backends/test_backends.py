@@ -8,16 +8,19 @@ from functools import cache
 import numpy as np
 import pytest
 
-from backends.host_device import host_backend
+from backends.host_device import HostDevice, host_backend
 from vlkv import Engine, Question
 from vlkv.backend.cuda import compute_capability
+from vlkv.backend.onnxruntime_device import device_backend
 from vlkv.errors import EngineError, PromptError
 from vlkv.export.engine import build_engine
 from vlkv.export.tensorrt.settings import Settings
+from vlkv.manifest import read
 
+PLAIN = "device-functions"
 HOST = [f"host-{operators}-{kind}" for operators in ("native", "functions") for kind in ("dynamic", "static")]
 GPU = ["tensorrt-rtx-dynamic", "tensorrt-rtx-static"]
-BACKENDS = ["onnxruntime-functions", *HOST, *GPU]
+BACKENDS = ["onnxruntime-functions", PLAIN, *HOST, *GPU, "cuda-functions"]
 QUESTION = "what is the total of the form"
 
 
@@ -30,6 +33,13 @@ def opened(graphs_of, built_of, tmp_path_factory):
         kind, _, rest = backend.partition("-")
         if kind == "onnxruntime":
             return Engine.load(built_of(name, rest), threads=1)
+        if kind == "device":
+            folder = built_of(name, rest)
+            facts, provider = read(folder), ["CPUExecutionProvider"]
+            return Engine(folder, facts, device_backend(folder, facts, HostDevice(), "cpu", provider))
+        if kind == "cuda":
+            _gpu()
+            return Engine.load(built_of(name, rest), device="cuda")
         folder = tmp_path_factory.mktemp("engine")
         if kind == "host":
             operators, _, caches = rest.partition("-")
@@ -87,9 +97,9 @@ def test_a_batch_of_unequal_prompts(backend, opened, pictures):
 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("backend", [*HOST, *GPU])
+@pytest.mark.parametrize("backend", [PLAIN, *HOST, *GPU])
 def test_evict(backend, per_head, merge, opened, rng):
-    """One layer, straight: what the backend keeps and merges is what the operators keep, in slots behind nothing else."""
+    """One layer, straight: the backend keeps and merges what the operators do, and leaves the slots behind empty."""
     from vlkv import ops
     from vlkv.backend.device import to_host
 
@@ -98,15 +108,22 @@ def test_evict(backend, per_head, merge, opened, rng):
     slots, count = 20, 7
     key, value = rng.standard_normal((2, 1, text.kv_heads, slots, text.head_dim), np.float32)
     score = rng.random((1, text.kv_heads, slots), np.float32)
-    capacity = 128 if found.static else slots + 3
-    source, target = ([found.store.empty((1, text.kv_heads, n, text.head_dim)) for _ in range(2)] for n in (slots + 3, count + 5))
+    capacity = 128 if found.limits.cache == "static" else slots + 3
+    source, target = (
+        [found.store.empty((1, text.kv_heads, n, text.head_dim)) for _ in range(2)]
+        for n in (slots + 3, count + 5)
+    )
     assert source[0].shape[2] == capacity
     views = [array[:, :, :slots] for array in source]
     for array, given in zip(views, (key, value), strict=True):
         device.upload(array, given)
-    kept = found.evict(tuple(views), score, (count, 2, 1), tuple(a[:, :, :count] for a in target), per_head, merge)
+    kept = found.evict(
+        tuple(views), score, (count, 2, 1), tuple(a[:, :, :count] for a in target), per_head, merge
+    )
     mode = "nearest_mean" if merge else "none"
-    wanted = ops.evict(key, value, score, slots, count, 2, 1, count, per_head, mode, implementation="reference")
+    wanted = ops.evict(
+        key, value, score, slots, count, 2, 1, count, per_head, mode, implementation="reference"
+    )
     np.testing.assert_array_equal(kept, wanted[2][0])
     for array, want in zip(target, wanted[:2], strict=True):
         result = to_host(device, array)
@@ -115,7 +132,7 @@ def test_evict(backend, per_head, merge, opened, rng):
         assert not result[:, :, count:].any()
 
 
-@pytest.mark.parametrize("backend", [*HOST, *GPU])
+@pytest.mark.parametrize("backend", [PLAIN, *HOST, *GPU])
 def test_watched_steps_and_overwritten_slots(backend, opened, rng):
     """What a token attends to, and a token moved into another's slot, against the cache as the host reads it."""
     from vlkv import ops
@@ -157,10 +174,24 @@ def test_watched_steps_and_overwritten_slots(backend, opened, rng):
 @pytest.mark.parametrize("backend", HOST[:1])
 def test_limits_are_told(backend, opened):
     engine = opened(backend)
-    with pytest.raises(PromptError, match="take 1.. cache slots, the engine was built for 128: .*--capacity"):
+    with pytest.raises(
+        PromptError, match=r"take 1.. cache slots, the engine was built for 128: .*--capacity"
+    ):
         engine.generate("total " * 100, policy="full", max_new_tokens=80)
-    with pytest.raises(PromptError, match="4 prompts at once, the engine was built for 3: .*--max-batch"):
+    with pytest.raises(PromptError, match=r"4 prompts at once, the engine was built for 3: .*--max-batch"):
         engine.generate_batch([Question("total", max_new_tokens=2)] * 4)
+
+
+def test_onnxruntime_on_cuda_is_refused_in_one_line(built_of):
+    with pytest.raises(EngineError, match="unknown device 'tpu'"):
+        Engine.load(built_of("llama"), device="tpu")
+    with pytest.raises(EngineError, match=r"--device cuda needs an engine .* --operators functions"):
+        Engine.load(built_of("llama"), device="cuda")
+    try:
+        compute_capability(())
+    except EngineError:
+        with pytest.raises(EngineError, match=r"this engine needs a GPU$"):
+            Engine.load(built_of("llama", "functions"), device="cuda")
 
 
 @pytest.mark.parametrize("caches", ["dynamic", "static"])

@@ -21,8 +21,14 @@ def test_copies_between_views(rng):
     device = HostDevice()
     for _ in range(300):
         shape = tuple(rng.integers(1, 6, 4).tolist())
-        source, target = device.allocate(shape, "float32"), device.allocate(tuple(n + 2 for n in shape), "float32")
-        numbers, garbage = rng.standard_normal(shape, np.float32), rng.standard_normal(target.shape, np.float32)
+        source, target = (
+            device.allocate(shape, "float32"),
+            device.allocate(tuple(n + 2 for n in shape), "float32"),
+        )
+        numbers, garbage = (
+            rng.standard_normal(shape, np.float32),
+            rng.standard_normal(target.shape, np.float32),
+        )
         view(source)[...], view(target)[...] = numbers, garbage
         place = random_slices(rng, shape)
         shift = tuple(int(n) for n in rng.integers(0, 3, 4))

@@ -1,194 +1,128 @@
-"""Engines of TensorRT and TensorRT for RTX: caches stay on the device, and are bound where they lie.
-
-The host gets logits, and of what was observed scores and sparsity; it gives embeddings and small integers.
-B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
-L layers.
-"""
+"""Opens an engine directory with TensorRT or TensorRT for RTX on this machine's GPU. Unverified: no test ran on one."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Floats, Ints, Observation
-from vlkv.backend.device import Device, DeviceArray, Graph, to_device, to_host
-from vlkv.backend.tensorrt_steps import DeviceSteps
-from vlkv.cache import Array, Cache, Store
-from vlkv.errors import EngineError, PromptError
-from vlkv.manifest import DeviceFacts, Manifest
+from vlkv.backend.cuda import CudaDevice, compute_capability
+from vlkv.backend.device import DeviceArray
+from vlkv.backend.device_backend import DeviceBackend
+from vlkv.errors import EngineError
+from vlkv.manifest import Manifest
 
-PREFILL, DECODE = 0, 1
-"""The decoder's optimization profiles."""
-
-
-class DeviceStore:
-    """Makes a cache's arrays on a device, as large as the engine takes them."""
-
-    def __init__(self, device: Device, dtype: str, limits: DeviceFacts) -> None:
-        self._device, self._dtype, self._limits = device, dtype, limits
-
-    def empty(self, shape: tuple[int, ...]) -> DeviceArray:
-        """An array `[B,Hkv,C,D]` of zeros; a static engine's has all of its slots.
-
-        Attention gives slots that hold nothing yet the weight 0, and 0 times what memory happens to hold may be NaN.
-        """
-        batch, heads, slots, dim = shape
-        if slots > self._limits.capacity:
-            raise PromptError(
-                f"prompt and answer take {slots} cache slots, the engine was built for {self._limits.capacity}: "
-                "ask for fewer new tokens, or build it with a larger --capacity"
-            )
-        if batch > self._limits.batch:
-            raise PromptError(
-                f"{batch} prompts at once, the engine was built for {self._limits.batch}: "
-                "ask fewer at once, or build it with a larger --max-batch"
-            )
-        if self._limits.cache == "static" and slots:
-            slots = self._limits.capacity
-        array = self._device.allocate((batch, heads, slots, dim), self._dtype)
-        self._device.clear(array)
-        return array
-
-    def assign(self, target: Array, source: Array) -> None:
-        """Copies one view into another."""
-        self._device.copy(target, source)
+MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+PLUGIN = "VLKV_TENSORRT_PLUGIN"
+"""The environment variable that names the plugin's library."""
 
 
-class TensorRTBackend:
-    """An engine directory's graphs on a device.
+def open_engine(directory: Path, manifest: Manifest, plugin: Path | None = None) -> DeviceBackend:
+    """The engine's graphs on this machine's GPU.
 
     Args:
-        device: where everything lies.
-        graphs: by name: `vision`, `decoder`, `compress`, `compress_merge`, and `score` of an engine without the plugin.
-        manifest: the engine's.
+        directory: the engine directory, verified.
+        manifest: its manifest.
+        plugin: `libvlkv_tensorrt.so`, for an engine whose operators are the plugin's; else what the environment
+            variable VLKV_TENSORRT_PLUGIN names.
+
+    Raises:
+        EngineError: no driver or another GPU, a missing package or plugin, or an engine of another TensorRT.
     """
+    limits = manifest.device
+    compute_capability(limits.compute_capabilities if limits else ())
+    trt = _bindings(manifest.backend)
+    errors: list[str] = []
 
-    threads = 0
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
 
-    def __init__(self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest) -> None:
-        if manifest.device is None:
-            raise EngineError("the manifest says nothing of a device")
-        self.device, self.graphs, self.text, self.limits = device, graphs, manifest.text, manifest.device
-        self.dtype = manifest.cache_dtype
-        self.native = manifest.operators == "native"
-        self.static = self.limits.cache == "static"
-        self.chunk = self.limits.chunk
-        self.store: Store = DeviceStore(device, self.dtype, self.limits)
-        self._tokens = manifest.image.tokens_per_image
+        def log(self, severity: Any, text: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                errors.append(text)
 
-    def vision(self, pixels: Floats) -> Floats:
-        """See `Backend.vision`; one picture at a time."""
-        found = []
-        for picture in pixels:
-            features = self.device.allocate((1, self._tokens, self.text.hidden), "float32")
-            given = to_device(self.device, picture[np.newaxis])
-            self.graphs["vision"].run({"pixel_values": given}, {"image_features": features})
-            found.append(to_host(self.device, features))
-        return np.concatenate(found)
+    log = Log()
+    runtime = trt.Runtime(log)
+    if manifest.operators == "native":
+        runtime.get_plugin_registry().load_library(str(_plugin(plugin)))
+    device = CudaDevice()
+    graphs = {}
+    for path in sorted(directory.glob("*.engine")):
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            built = manifest.versions.get(manifest.backend, "unknown")
+            raise EngineError(
+                f"{path} can't be opened by {manifest.backend} {trt.__version__}, it was built by {built}: "
+                f"{errors[0] if errors else 'no reason given'}"
+            )
+        graphs[path.stem] = _Graph(trt, engine, device, errors, (runtime, log))
+    return DeviceBackend(device, graphs, manifest)
 
-    def extend(
-        self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
-    ) -> tuple[Floats, Observation]:
-        """See `Backend.extend`; at most `chunk` tokens."""
-        batch, tokens, _ = embeds.shape
-        given: dict[str, NDArray[Any]] = {"inputs_embeds": embeds, "position_ids": positions}
-        given |= {"row_index": row_index, "length": cache.length}
-        inputs = {name: to_device(self.device, array) for name, array in given.items()}
-        old, new = (cache.keys, cache.values), self.target(cache)
-        outputs = self.outputs(cache, row_index.shape[1])
-        profile = PREFILL if batch == 1 else DECODE
-        self.graphs["decoder"].run(
-            inputs | self.caches(*old), outputs | self.caches(*new, prefix="new_"), profile
+
+def _bindings(backend: str) -> Any:
+    for name in MODULES[backend]:
+        try:
+            module = import_module(name)
+        except ImportError:
+            continue
+        if hasattr(module, "Runtime"):
+            return module
+    raise EngineError(f"this engine needs the package {MODULES[backend][0]}; pip install 'vlkv[{backend}]'")
+
+
+def _plugin(given: Path | None) -> Path:
+    named = given or (Path(os.environ[PLUGIN]) if PLUGIN in os.environ else None)
+    if named is None:
+        raise EngineError(
+            f"this engine's operators are vlkv's plugin: say where it is with --plugin or {PLUGIN}"
         )
-        cache.keys, cache.values = new
-        logits = to_host(self.device, outputs["logits"])
-        rows = np.where(row_index < 0, -1, cache.length[:, :, np.newaxis] + row_index)
-        seen = self.observed(outputs, cache, rows) if row_index.shape[1] else Observation([], [], None)
-        cache.length += tokens
-        return logits, seen
+    if not named.is_file():
+        raise EngineError(f"{named}: no such plugin")
+    return named.resolve()
 
-    def evict(
+
+class _Graph:
+    """An engine with a context a profile; see `vlkv.backend.device.Graph`."""
+
+    def __init__(self, trt: Any, engine: Any, device: CudaDevice, errors: list[str], alive: object) -> None:
+        self._trt, self._engine, self._device, self._errors, self._alive = trt, engine, device, errors, alive
+        self._contexts: dict[int, Any] = {}
+
+    def run(
         self,
-        source: tuple[DeviceArray, DeviceArray],
-        score: Floats,
-        keep: tuple[int, int, int],
-        target: tuple[DeviceArray, DeviceArray],
-        per_head: bool,
-        merge: bool,
-    ) -> NDArray[np.int32]:
-        """See `Backend.evict`; both pairs are the first slots of whole arrays, which are bound as they are."""
-        whole, slots = source[0].root.shape, target[0].root.shape[2]
-        padded = self.device.allocate(whole[:3], "float32")
-        dense = np.ascontiguousarray(score, np.float32)
-        self.device.upload(padded[:, :, : score.shape[2]], dense)
-        position = self.device.allocate((1, whole[1], slots), "int32")
-        names = ("length", "keep", "sinks", "recent")
-        counts = {
-            name: np.array([n], np.int64) for name, n in zip(names, (score.shape[2], *keep), strict=True)
-        }
-        inputs: dict[str, Any] = {name: to_device(self.device, array) for name, array in counts.items()}
-        inputs |= {"key": source[0].root, "value": source[1].root, "score": padded}
-        inputs |= {
-            "per_head": to_device(self.device, np.array(per_head)),
-            "capacity": np.array(slots, np.int64),
-        }
-        outputs = {"new_key": target[0].root, "new_value": target[1].root, "position": position}
-        self.graphs["compress_merge" if merge else "compress"].run(inputs, outputs)
-        kept: NDArray[np.int32] = to_host(self.device, position)[0, :, : keep[0]]
-        return kept
+        inputs: Mapping[str, DeviceArray | NDArray[Any]],
+        outputs: Mapping[str, DeviceArray],
+        profile: int = 0,
+    ) -> None:
+        """See `Graph.run`."""
+        context = self._context(profile)
+        for name, array in inputs.items():
+            place = array.ctypes.data if isinstance(array, np.ndarray) else array.pointer
+            context.set_input_shape(name, array.shape)
+            context.set_tensor_address(name, place)
+        for name, made in outputs.items():
+            context.set_tensor_address(name, made.pointer)
+        missing = context.infer_shapes()
+        if missing or not context.execute_async_v3(int(self._device.stream)):
+            told = self._errors[-1] if self._errors else f"inputs {missing} lack a shape or an address"
+            raise EngineError(f"TensorRT can't run {self._engine.name}: {' '.join(told.split())}")
 
-    def steps(self, cache: Cache) -> DeviceSteps:
-        """See `Backend.steps`."""
-        return DeviceSteps(self, cache)
-
-    def target(self, cache: Cache) -> tuple[list[DeviceArray], list[DeviceArray]]:
-        """The arrays that a call writes a cache's keys and values into: its own, where they are updated in place."""
-        if self.static:
-            return cache.keys, cache.values
-        keys, values = (
-            [self.device.allocate(array.shape, array.dtype) for array in arrays]
-            for arrays in (cache.keys, cache.values)
-        )
-        return keys, values
-
-    def caches(
-        self, keys: list[DeviceArray], values: list[DeviceArray], prefix: str = ""
-    ) -> dict[str, DeviceArray]:
-        """The decoder's names for a cache's arrays."""
-        named = {f"{prefix}key_cache.{layer}": array for layer, array in enumerate(keys)}
-        return named | {f"{prefix}value_cache.{layer}": array for layer, array in enumerate(values)}
-
-    def outputs(self, cache: Cache, rows: int) -> dict[str, DeviceArray]:
-        """Fresh arrays for what the decoder gives out beside the caches, with W = `rows`."""
-        text, batch = self.text, cache.batch
-        made = {"logits": self.device.allocate((batch, text.vocab), "float32")}
-        for layer in range(text.layers):
-            if self.native:
-                shape = (batch, text.kv_heads, cache.capacity(layer))
-                made[f"score.{layer}"] = self.device.allocate(shape, "float32")
-            else:
-                query = (batch, text.query_heads, rows, text.head_dim)
-                made[f"query.{layer}"] = self.device.allocate(query, self.dtype)
-        if self.native:
-            made["sparsity"] = self.device.allocate((text.layers, batch), "float32")
-        return made
-
-    def observed(self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Ints) -> Observation:
-        """What a call saw: read from its outputs, or made of its query rows, which stand at slots `rows [L,B,W]`."""
-        layers = range(self.text.layers)
-        if self.native:
-            scores = [to_host(self.device, outputs[f"score.{layer}"]) for layer in layers]
-            return Observation([], scores, to_host(self.device, outputs["sparsity"]))
-        scores, sparsity = [], []
-        for layer in layers:
-            score = self.device.allocate((cache.batch, self.text.kv_heads, cache.capacity(layer)), "float32")
-            share = self.device.allocate((cache.batch,), "float32")
-            inputs = {"query": outputs[f"query.{layer}"], "key": cache.keys[layer]}
-            inputs["row_position"] = to_device(self.device, rows[layer])
-            self.graphs["score"].run(inputs, {"score": score, "sparsity": share})
-            scores.append(to_host(self.device, score))
-            sparsity.append(to_host(self.device, share))
-        return Observation([], scores, np.stack(sparsity))
+    def _context(self, profile: int) -> Any:
+        if profile not in self._contexts:
+            strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            context = self._engine.create_execution_context(strategy)
+            if context is None or not context.set_optimization_profile_async(
+                profile, int(self._device.stream)
+            ):
+                raise EngineError(f"TensorRT has no room for {self._engine.name}: {self._errors[-1:]}")
+            self._contexts[profile] = context
+        return self._contexts[profile]

@@ -13,7 +13,7 @@ from vlkv.backend.device import DeviceArray
 from vlkv.cache import Cache
 
 if TYPE_CHECKING:
-    from vlkv.backend.tensorrt import TensorRTBackend
+    from vlkv.backend.device_backend import DeviceBackend
 
 DECODE = 1
 
@@ -29,7 +29,7 @@ class DeviceSteps:
         observation: of the last step that watched.
     """
 
-    def __init__(self, backend: TensorRTBackend, cache: Cache) -> None:
+    def __init__(self, backend: DeviceBackend, cache: Cache) -> None:
         self._backend, self._cache, device, text = backend, cache, backend.device, backend.text
         batch = cache.batch
         self.logits: Floats = device.pinned((batch, text.vocab), "float32")
@@ -80,7 +80,7 @@ class DeviceSteps:
         cache.length -= slots[:, :, 0] >= 0
 
     def _turn(self) -> None:
-        self._now = 0 if self._backend.static else 1 - self._now
+        self._now = 0 if self._backend.in_place else 1 - self._now
         self._cache.keys, self._cache.values = self._sets[self._now]
 
     def _run(self, now: int) -> None:
@@ -91,7 +91,7 @@ class DeviceSteps:
         for name, array in self._given.items():
             device.upload(array, self._host[name])
         inputs = self._given | {"row_index": rows} | backend.caches(*self._sets[now])
-        made = outputs | backend.caches(*self._sets[now if backend.static else 1 - now], prefix="new_")
+        made = outputs | backend.caches(*self._sets[now if backend.in_place else 1 - now], prefix="new_")
         backend.graphs["decoder"].run(inputs, made, DECODE)
         device.download(self.logits, outputs["logits"])
 
