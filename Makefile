@@ -1,6 +1,6 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
-# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
+# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -43,7 +43,7 @@ bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
 
 bench-ops: test-native
-	@$(BUILD)/cpp/bench/vlkv_bench
+	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
@@ -79,4 +79,5 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
 
 $(VENV)/tested: $(VENV)/installed
 	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
+	@$(PIP) --no-deps kvpress
 	@touch $@

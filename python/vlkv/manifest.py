@@ -19,7 +19,7 @@ from vlkv.files import hash_files, reason, show, write_bytes
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
-MAXBYTES = 16 << 20
+MAX_BYTES = 16 << 20
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Of one number, by dtype."""
@@ -221,13 +221,13 @@ def _load(directory: Path) -> bytes:
         if not path.is_file():
             raise EngineError(f"{show(directory)} holds no {NAME}: not a graph or engine directory")
         with path.open("rb") as file:
-            data = file.read(MAXBYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, EngineError):
             raise
         raise EngineError(f"{show(path)}: {reason(error)}") from error
-    if len(data) > MAXBYTES:
-        raise EngineError(f"{show(path)} is larger than {MAXBYTES} bytes")
+    if len(data) > MAX_BYTES:
+        raise EngineError(f"{show(path)} is larger than {MAX_BYTES} bytes")
     return data
 
 

@@ -215,3 +215,25 @@ def test_an_engine_without_a_gpu_is_one_line(builder, graphs_of, tmp_path):
     build_engine(graphs_of("llama"), tmp_path / "e", builder, settings=settings)
     with pytest.raises(EngineError, match=r"this engine needs a GPU of compute capability 8\.9$"):
         Engine.load(tmp_path / "e")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", ["h2o", "streaming-llm", "elastic"])
+def test_policies_that_evict_while_decoding(backend, policy, opened, pictures):
+    """Watched steps, and slots overwritten, through whole answers."""
+    settings = {"policy": policy, "budget": 0.5, "max_new_tokens": 12, "images": [str(pictures[1])]}
+    want = opened("onnxruntime-native").generate(QUESTION, **settings)
+    got = opened(backend).generate(QUESTION, **settings)
+    assert got.token_ids == want.token_ids
+    assert got.kept_tokens == want.kept_tokens
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("keep", ["compressed", "reusable"])
+def test_conversations(backend, keep, opened, pictures):
+    answers = []
+    for engine in (opened("onnxruntime-native"), opened(backend)):
+        chat = engine.chat("vl-cache", 0.5, keep)
+        first = chat.ask("what is the total", images=[str(pictures[0])], max_new_tokens=5)
+        answers.append((first.token_ids, chat.ask("and the date", max_new_tokens=5).token_ids))
+    assert answers[0] == answers[1]

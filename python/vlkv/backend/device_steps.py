@@ -68,16 +68,8 @@ class DeviceSteps:
         return self.logits
 
     def overwrite(self, slots: Ints) -> None:
-        """Each prompt's last token takes another's slot `[L,B,Hkv]`, the length goes down; -1 leaves a layer alone."""
-        cache, copy = self._cache, self._backend.device.copy
-        for layer, row, head in zip(*np.nonzero(slots >= 0), strict=True):
-            slot, last = int(slots[layer, row, head]), int(cache.length[layer, row]) - 1
-            if slot == last:
-                continue
-            for arrays in (cache.keys, cache.values):
-                line = arrays[layer][int(row), int(head)]
-                copy(line[slot : slot + 1], line[last : last + 1])
-        cache.length -= slots[:, :, 0] >= 0
+        """See `vlkv.backend.base.Steps.overwrite`."""
+        self._cache.overwrite(slots)
 
     def _turn(self) -> None:
         self._now = 0 if self._backend.in_place else 1 - self._now
