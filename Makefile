@@ -1,6 +1,7 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
+# make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -15,9 +16,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+CUDA_ARCHITECTURES ?= 80
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops clean
+.PHONY: demo test test-native test-python test-gpu test-asan fuzz lint format bench bench-ops bench-gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -26,7 +28,7 @@ demo: $(OUT)/tiny_vlm/engine/manifest.json
 test: test-native test-python
 
 test-native: $(VENV)/tested
-	@$(CMAKE) -S . -B $(BUILD) >/dev/null
+	@$(CMAKE) -S . -B $(BUILD) -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
@@ -44,6 +46,18 @@ bench: $(VENV)/tested
 
 bench-ops: test-native
 	@$(BUILD)/cpp/bench/vlkv_bench
+
+# On the machine's own Python, with PyTorch and pytest: nothing is installed.
+build/gpu/.built: $(NATIVE)
+	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES=native -DVLKV_GPU_TESTS=ON -DVLKV_TESTS=OFF >/dev/null
+	@cmake --build build/gpu --parallel
+	@touch $@
+
+test-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest tests/gpu -q --confcutdir=tests/gpu -o filterwarnings=default
+
+bench-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null

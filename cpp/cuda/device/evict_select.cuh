@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kSumThreads) evict_sum_heads(const EvictArgs a
 }
 
 // A block for each head of each prompt, or for each prompt.
-__global__ void __launch_bounds__(kSelectThreads) evict_select(const EvictArgs args) {
+__global__ void __launch_bounds__(kSelectThreads, 1) evict_select(const EvictArgs args) {
   __shared__ SelectMemory memory;
   const int64_t selections = args.per_head ? args.kv_heads : 1;
   const int64_t b = blockIdx.x / selections, h = blockIdx.x % selections;

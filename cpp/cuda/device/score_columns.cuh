@@ -34,10 +34,15 @@ __device__ __forceinline__ void add_rows(ColumnSums& columns, const Logits& logi
   }
 }
 
+struct ColumnExchange {
+  float weight[2][kTileKeys];
+  int32_t below[kScoreThreads / kWarp];
+};
+
 // Grid: tiles of keys, fastest, then B * Hkv.
 template <class Product>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_columns(const ScoreArgs args) {
-  __shared__ TileMemory<Product> memory;
+  __shared__ ScoreMemory<Product, ColumnExchange> memory;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t key_tile = blockIdx.x % args.tiles, head = blockIdx.x / args.tiles;
   const int64_t b = head / args.kv_heads, h = head % args.kv_heads;
@@ -52,7 +57,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_columns(con
 
   ColumnSums columns;
   for_each_tile<false>(
-      memory, args, query_rows(args, b, h), key_rows(args, b, h),
+      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h),
       first_key, attending(0), args.row_blocks, [&](int64_t row_block) { return attending(row_block + 1); },
       [&](int64_t row_block, const Logits& logits) {
         const int64_t first_row = row_block * kTileRows, row_at = head * args.group_rows + first_row;
@@ -73,12 +78,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_columns(con
       });
 
   // Lanes of one residue mod 4 have the same keys, and so do two warps.
-  struct Exchange {
-    float weight[2][kTileKeys];
-    int32_t below[kScoreThreads / kWarp];
-  };
-  static_assert(sizeof(Exchange) <= sizeof(memory));
-  auto& exchange = *reinterpret_cast<Exchange*>(&memory);
+  ColumnExchange& exchange = memory.exchange;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
 #pragma unroll

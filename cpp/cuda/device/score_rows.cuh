@@ -44,10 +44,15 @@ __device__ __forceinline__ void add_tile(RunningSum (&rows)[4], const Logits& lo
   }
 }
 
+struct RowExchange {
+  int32_t longest[kScoreThreads / kWarp];
+  float maximum[2][kTileRows], sum[2][kTileRows];
+};
+
 // Grid: row blocks, fastest, then splits, then B * Hkv.
 template <class Product>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const ScoreArgs args) {
-  __shared__ TileMemory<Product> memory;
+  __shared__ ScoreMemory<Product, RowExchange> memory;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t block = blockIdx.x;
   const int64_t row_block = block % args.row_blocks, split = block / args.row_blocks % args.splits;
@@ -62,12 +67,12 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
     shortest = last[i] < shortest ? last[i] : shortest;
     longest = last[i] > longest ? last[i] : longest;
   }
-  auto* const exchange = reinterpret_cast<int32_t*>(&memory);
+  RowExchange& exchange = memory.exchange;
   longest = __reduce_max_sync(kAllLanes, longest);
-  if (thread % kWarp == 0) exchange[thread / kWarp] = longest;
+  if (thread % kWarp == 0) exchange.longest[thread / kWarp] = longest;
   __syncthreads();
   for (int warp = 0; warp < kScoreThreads / kWarp; ++warp) {
-    longest = exchange[warp] > longest ? exchange[warp] : longest;
+    longest = exchange.longest[warp] > longest ? exchange.longest[warp] : longest;
   }
   __syncthreads();
   shortest = __reduce_min_sync(kAllLanes, shortest);
@@ -77,7 +82,7 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
   const int64_t end = clamped((split + 1) * each, 0, reached);
   RunningSum rows[4];
   for_each_tile<true>(
-      memory, args, query_rows(args, b, h), key_rows(args, b, h),
+      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h),
       first_row, split * each, end, [](int64_t tile) { return tile + 1; },
       [&](int64_t tile, const Logits& logits) {
         const int64_t first_key = tile * kTileKeys;
@@ -86,7 +91,6 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
       });
 
   // Four lanes share a row, and two warps: always added in the same order.
-  auto* const partial = reinterpret_cast<RunningSum*>(&memory);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -96,12 +100,15 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
       other.sum = __shfl_xor_sync(kAllLanes, rows[i].sum, distance);
       rows[i].add(other, args.factor);
     }
-    if (thread % 4 == 0) partial[thread / 64 * kTileRows + tile_row(thread, i)] = rows[i];
+    if (thread % 4 == 0) {
+      exchange.maximum[thread / 64][tile_row(thread, i)] = rows[i].maximum;
+      exchange.sum[thread / 64][tile_row(thread, i)] = rows[i].sum;
+    }
   }
   __syncthreads();
   if (thread < kTileRows && first_row + thread < args.group_rows) {
-    RunningSum row = partial[thread];
-    row.add(partial[kTileRows + thread], args.factor);
+    RunningSum row{exchange.maximum[0][thread], exchange.sum[0][thread]};
+    row.add({exchange.maximum[1][thread], exchange.sum[1][thread]}, args.factor);
     const int64_t at = (head * args.splits + split) * args.group_rows + first_row + thread;
     args.split_maximum[at] = row.maximum;
     args.split_sum[at] = row.sum;

@@ -56,7 +56,7 @@ struct TensorProduct {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
     const int query_row = warp % 2 * 32 + lane % 16, query_chunk = lane / 16;
     const int key_row = warp / 2 * 32 + lane / 16 * 8 + lane % 8, key_chunk = lane / 8 % 2;
-#pragma unroll
+#pragma unroll 4
     for (int step = 0; step < kDepth / 16; ++step) {
       uint32_t a[2][4], b[2][4];
 #pragma unroll

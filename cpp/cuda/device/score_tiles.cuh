@@ -11,6 +11,13 @@ struct TileMemory {
   typename Product::Tile resident, passing[2];
 };
 
+// Before and after the loop, threads exchange what they have where the tiles lie.
+template <class Product, class Exchange>
+union ScoreMemory {
+  TileMemory<Product> tiles;
+  Exchange exchange;
+};
+
 // Calls use(tile, logits) for `tile` and for each tile that following() gives, while they are before `end`. Rows
 // of the resident operand begin at `resident_first`; the passing one's tile t begins at row t * 64. Ends with a
 // barrier: the memory may be used for something else.
