@@ -1,12 +1,17 @@
 """The plugin library: what it exports, and every method called through the registry of TensorRT's lean runtime."""
 
+import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+
+BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +39,19 @@ def test_links_neither_tensorrt_nor_cuda(plugin):
     assert not [name for name in taken if re.match(r"cuda|cu[A-Z]|nvinfer|getPluginRegistry|getLogger", name)]
 
 
+def kernels() -> list[str]:
+    """Tell the driver whether the build has kernels and this machine a device."""
+    if not ctypes.CDLL(str(BUILD / "cpp" / "libvlkv.so")).vlkv_has_cuda():
+        return []
+    try:
+        device = ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        device = False
+    return ["--device"] if device else ["--no-device"]
+
+
 def test_every_method_through_the_registry(plugin, driver, lean):
-    done = subprocess.run([driver, plugin, lean], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([driver, plugin, lean, *kernels()], capture_output=True, text=True, timeout=120)
     print(done.stdout)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert done.returncode == 0, f"{failed or done.stderr}"
