@@ -17,6 +17,7 @@ BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 CUDA_ARCHITECTURES ?= 80
+DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo test test-native test-python test-gpu test-asan fuzz lint format bench bench-ops bench-gpu clean
@@ -47,14 +48,19 @@ bench: $(VENV)/tested
 bench-ops: test-native
 	@$(BUILD)/cpp/bench/vlkv_bench
 
-# On the machine's own Python, with PyTorch and pytest: nothing is installed.
-build/gpu/.built: $(NATIVE)
-	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES=native -DVLKV_GPU_TESTS=ON -DVLKV_TESTS=OFF >/dev/null
+# On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
+# TensorRT's headers and its runtime is installed.
+build/gpu/.built: $(NATIVE) $(wildcard tests/plugin/*)
+	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
 	@cmake --build build/gpu --parallel
 	@touch $@
 
 test-gpu: build/gpu/.built
-	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest tests/gpu -q --confcutdir=tests/gpu -o filterwarnings=default
+	@VLKV_GPU_BUILD=$(abspath build/gpu) VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default \
+		--confcutdir=tests/gpu tests/gpu
+	@VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default --confcutdir=tests/plugin \
+		tests/plugin/test_plugin.py tests/cuda
 
 bench-gpu: build/gpu/.built
 	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json

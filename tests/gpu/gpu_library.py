@@ -54,28 +54,52 @@ def _size(t: torch.Tensor) -> int:
 
 
 class Library:
-    """The library of a build with CUDA; calls go to torch's current stream."""
+    """libvlkv on a device: "cuda", or "cpu", which checks the tests themselves. Calls go to torch's current stream.
 
-    def __init__(self, path: Path):
+    Args:
+        path: the library.
+        device: where the tensors lie.
+        poison: fill each call's workspace with NaN, which shows who reads it before writing it; else keep one.
+    """
+
+    def __init__(self, path: Path, device: str = "cuda", poison: bool = True):
+        self.device = device
         self._calls = ctypes.CDLL(str(path))
+        self._poison = poison
+        self._workspace: torch.Tensor | None = None
         for op in ("score", "evict"):
             getattr(self._calls, f"vlkv_{op}_cuda_workspace").restype = _bytes
-            run = getattr(self._calls, f"vlkv_{op}_cuda")
-            run.argtypes = [_pointer, _pointer, _bytes, _pointer, ctypes.c_char_p, ctypes.c_size_t]
+            texts = [ctypes.c_char_p, ctypes.c_size_t]
+            getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
+            getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, _bytes, _pointer, *texts]
 
     @property
     def has_cuda(self) -> bool:
         """Whether the kernels are in the library."""
         return bool(self._calls.vlkv_has_cuda())
 
+    def wait(self) -> None:
+        """Wait until all that was queued is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _memory(self, size: int) -> torch.Tensor:
+        if self._poison:
+            return torch.full((max(size, 1),), 0xFF, dtype=torch.uint8, device=self.device)
+        if self._workspace is None or self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._workspace
+
     def _run(self, op: str, params: ctypes.Structure) -> None:
-        size = getattr(self._calls, f"vlkv_{op}_cuda_workspace")(ctypes.byref(params))
-        # What lies in a workspace is nobody's business: NaN shows who reads it before writing it.
-        workspace = torch.full((max(size, 1),), 0xFF, dtype=torch.uint8, device="cuda")
         message = ctypes.create_string_buffer(500)
-        stream = torch.cuda.current_stream().cuda_stream
-        call = getattr(self._calls, f"vlkv_{op}_cuda")
-        code = call(ctypes.byref(params), workspace.data_ptr(), size, stream, message, len(message))
+        texts = (message, len(message))
+        if self.device == "cpu":
+            code = getattr(self._calls, f"vlkv_{op}_cpu")(ctypes.byref(params), *texts)
+        else:
+            size = getattr(self._calls, f"vlkv_{op}_cuda_workspace")(ctypes.byref(params))
+            memory, stream = self._memory(size), torch.cuda.current_stream().cuda_stream
+            call = getattr(self._calls, f"vlkv_{op}_cuda")
+            code = call(ctypes.byref(params), memory.data_ptr(), size, stream, *texts)
         if code:
             raise (ValueError if code == 1 else RuntimeError)(message.value.decode())
 

@@ -29,12 +29,12 @@ SHAPES = [
 NAN = float("nan")
 
 
-def score_case(shape, dtype, key_dtype=None):
+def score_case(library, shape, dtype, key_dtype=None):
     batch, query_heads, kv_heads, rows, slots, dim = shape
-    query = torch.randn(batch, query_heads, rows, dim, device="cuda").to(dtype)
-    key = torch.randn(batch, kv_heads, slots, dim, device="cuda").to(key_dtype or dtype)
+    query = torch.randn(batch, query_heads, rows, dim, device=library.device).to(dtype)
+    key = torch.randn(batch, kv_heads, slots, dim, device=library.device).to(key_dtype or dtype)
     # Prompts of different lengths; some rows are padding.
-    position = torch.full((batch, rows), -1, device="cuda")
+    position = torch.full((batch, rows), -1, device=library.device)
     for b in range(batch if slots else 0):
         length = int(torch.randint(1, slots + 1, ()))
         position[b] = torch.randint(-1, length, (rows,))
@@ -43,11 +43,11 @@ def score_case(shape, dtype, key_dtype=None):
 
 def run_score(library, query, key, position):
     batch, kv_heads, slots = key.shape[:3]
-    score = torch.full((batch, kv_heads, slots), NAN, device="cuda")
-    pairs, below = torch.full((2, batch), -7, dtype=torch.int64, device="cuda")
-    sparsity = torch.full((batch,), NAN, device="cuda")
+    score = torch.full((batch, kv_heads, slots), NAN, device=library.device)
+    pairs, below = torch.full((2, batch), -7, dtype=torch.int64, device=library.device)
+    sparsity = torch.full((batch,), NAN, device=library.device)
     library.score(query, key, position, score, pairs, below, sparsity)
-    torch.cuda.synchronize()
+    library.wait()
     return score, pairs, below, sparsity
 
 
@@ -71,26 +71,28 @@ def check_score(library, query, key, position):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_score(library, seed, shape, dtype):
-    check_score(library, *score_case(shape, dtype))
+    check_score(library, *score_case(library, shape, dtype))
 
 
 @pytest.mark.parametrize("types", [(torch.float32, torch.float16), (torch.bfloat16, torch.float16)], ids=str)
 def test_score_of_two_types(library, seed, types):
-    check_score(library, *score_case((2, 4, 2, 21, 300, 128), *types))
+    check_score(library, *score_case(library, (2, 4, 2, 21, 300, 128), *types))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_score_of_views(library, seed, dtype):
-    query, key, position = score_case((2, 4, 2, 21, 300, 128), dtype)
+    query, key, position = score_case(library, (2, 4, 2, 21, 300, 128), dtype)
     for start in (0, 1):  # where copies of 16 bytes are possible, and where not
-        wide = torch.full((2, 2, 400, 133), NAN, device="cuda", dtype=dtype)
+        wide = torch.full((2, 2, 400, 133), NAN, device=library.device, dtype=dtype)
         view = wide[:, :, 50:350, start : start + 128]
         view.copy_(key)
         check_score(library, query, view, position)
 
 
 def test_score_captured_into_a_graph(library, seed):
-    query, key, position = score_case((1, 8, 2, 32, 2048, 128), torch.float16)
+    if library.device != "cuda":
+        pytest.skip("graphs are CUDA's")
+    query, key, position = score_case(library, (1, 8, 2, 32, 2048, 128), torch.float16)
     right = run_score(library, query, key, position)
     outputs = [torch.zeros_like(t) for t in right]
     library.score(query, key, position, *outputs)
@@ -100,13 +102,13 @@ def test_score_captured_into_a_graph(library, seed):
     for t in outputs:
         t.zero_()
     graph.replay()
-    torch.cuda.synchronize()
+    library.wait()
     assert all(torch.equal(a, b) for a, b in zip(right, outputs, strict=True))
 
 
-def evict_case(batch, heads, slots, dim, dtype, scores):
-    key, value = torch.randn(2, batch, heads, slots, dim, device="cuda").to(dtype)
-    score = torch.rand(batch, heads, slots, device="cuda")
+def evict_case(library, batch, heads, slots, dim, dtype, scores):
+    key, value = torch.randn(2, batch, heads, slots, dim, device=library.device).to(dtype)
+    score = torch.rand(batch, heads, slots, device=library.device)
     if scores == "ties":
         score = (score * 4).round()
     if scores == "nan":
@@ -115,7 +117,7 @@ def evict_case(batch, heads, slots, dim, dtype, scores):
     keep = (length * torch.rand(batch) * 0.5).long()
     sinks = torch.minimum(torch.randint(0, 5, (batch,)), keep)
     recent = ((keep - sinks) * 0.3).long()
-    return key, value, score, tuple(c.cuda() for c in (length, keep, sinks, recent))
+    return key, value, score, tuple(c.to(library.device) for c in (length, keep, sinks, recent))
 
 
 def check_evict(library, key, value, score, counts, capacity, per_head, merge):
@@ -123,11 +125,12 @@ def check_evict(library, key, value, score, counts, capacity, per_head, merge):
 
     def run():
         out = [
-            torch.full((batch, heads, capacity, dim), NAN, device="cuda", dtype=key.dtype) for _ in range(2)
+            torch.full((batch, heads, capacity, dim), NAN, device=library.device, dtype=key.dtype)
+            for _ in range(2)
         ]
-        position = torch.full((batch, heads, capacity), -7, dtype=torch.int32, device="cuda")
+        position = torch.full((batch, heads, capacity), -7, dtype=torch.int32, device=library.device)
         library.evict(key, value, score, counts, *out, position, per_head=per_head, merge=merge)
-        torch.cuda.synchronize()
+        library.wait()
         return *out, position
 
     got = run()
@@ -153,34 +156,37 @@ def check_evict(library, key, value, score, counts, capacity, per_head, merge):
     "size", [(2, 4, 1000, 128), (3, 2, 77, 33), (1, 3, 5, 2), (1, 8, 32768, 128)], ids=str
 )
 def test_evict(library, seed, size, per_head, merge, scores, dtype):
-    key, value, score, counts = evict_case(*size, dtype, scores)
+    key, value, score, counts = evict_case(library, *size, dtype, scores)
     capacity = int(torch.minimum(counts[0], counts[1]).max()) + 3
     check_evict(library, key, value, score, counts, capacity, per_head, merge)
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["evict", "merge"])
 def test_evict_of_131072(library, seed, merge):
-    key, value, score, _ = evict_case(1, 2, 131072, 128, torch.bfloat16, "numbers")
-    counts = tuple(torch.tensor([n], device="cuda") for n in (131072, 13107, 4, 1311))
+    key, value, score, _ = evict_case(library, 1, 2, 131072, 128, torch.bfloat16, "numbers")
+    counts = tuple(torch.tensor([n], device=library.device) for n in (131072, 13107, 4, 1311))
     check_evict(library, key, value, score, counts, 13107, True, merge)
 
 
 def test_evict_of_nothing(library, seed):
-    key, value, score, _ = evict_case(2, 2, 10, 64, torch.float16, "numbers")
+    key, value, score, _ = evict_case(library, 2, 2, 10, 64, torch.float16, "numbers")
     for numbers in [(0, 5, 1, 1), (10, 0, 0, 0), (10, 20, 3, 3)]:
-        counts = tuple(torch.full((2,), n, device="cuda") for n in numbers)
+        counts = tuple(torch.full((2,), n, device=library.device) for n in numbers)
         check_evict(library, key, value, score, counts, 12, True, True)
+    counts = tuple(torch.full((2,), n, device=library.device) for n in (0, 3, 1, 1))
     check_evict(library, key[:, :, :0], value[:, :, :0], score[:, :, :0], counts, 3, True, False)
 
 
 def test_refusals_name_the_value_and_the_limit(library, seed):
-    query, key, position = score_case((1, 4, 2, 3, 10, 64), torch.float16)
+    query, key, position = score_case(library, (1, 4, 2, 3, 10, 64), torch.float16)
     with pytest.raises(ValueError, match=r"^\[score\] query_heads 3 is not a multiple of kv_heads 2$"):
         run_score(library, query[:, :3], key, position)
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 def test_under_compute_sanitizer(library, tool):
+    if library.device != "cuda":
+        pytest.skip("compute-sanitizer is for CUDA")
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     program = gpu_library.BUILD / "cpp" / "tests" / "cuda" / "vlkv_cuda_check"
     if not os.access(sanitizer, os.X_OK):

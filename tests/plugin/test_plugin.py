@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-
 BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
 
 
 @pytest.fixture(scope="module")
 def lean() -> Path:
-    """Return TensorRT's lean runtime, which has a plugin registry and needs no GPU for it."""
-    spec = importlib.util.find_spec("tensorrt_lean_libs")
-    if spec is None:
-        pytest.skip("no lean runtime (pip install tensorrt-lean-cu13-libs)")
-    return next(Path(spec.submodule_search_locations[0]).glob("libnvinfer_lean.so.*"))
+    """Return TensorRT's lean runtime, or the full one: both have a plugin registry and need no GPU for it."""
+    for package, library in (("tensorrt_lean_libs", "libnvinfer_lean"), ("tensorrt_libs", "libnvinfer")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None:
+            return next(Path(spec.submodule_search_locations[0]).glob(f"{library}.so.*"))
+    pytest.skip("no lean runtime (pip install tensorrt-lean-cu13-libs)")
 
 
 def symbols(library: Path, *options: str) -> list[str]:

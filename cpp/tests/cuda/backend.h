@@ -9,6 +9,13 @@
 
 namespace vlkv::test {
 
+// How often a random test repeats. Under AddressSanitizer each change of fibers is many times slower.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr int rounds(int n) { return n / 10 + 1; }
+#else
+constexpr int rounds(int n) { return n; }
+#endif
+
 template <class Params>
 void run_emulated(const Params& params) {
   const size_t size = cuda_workspace_size(params);

@@ -8,7 +8,7 @@ namespace {
 
 TEST(CudaEvict, MatchesTheDefinition) {
   Random random(120);
-  for (int i = 0; i < 120; ++i) {
+  for (int i = 0; i < rounds(120); ++i) {
     const DType type = random.pick({DType::kFloat32, DType::kFloat16, DType::kBFloat16});
     const int64_t slots = random.integer(0, i % 10 ? 60 : 400);
     const int64_t dim = i % 2 ? random.integer(1, 40) : random.pick<int64_t>({2, 8, 64});
@@ -84,7 +84,7 @@ TEST(CudaEvict, ClampsNumbersThatTheHostCannotSee) {
 
 TEST(CudaEvict, EveryCountOfRandomBits) {
   Random random(124);
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < rounds(40); ++i) {
     const int64_t slots = random.integer(1, 300);
     Case c(random, DType::kFloat16, 1, 1, slots, 1, slots, false);
     for (float& x : c.score) x = std::bit_cast<float>(static_cast<uint32_t>(random.integer(0, 0xffffffffLL)));

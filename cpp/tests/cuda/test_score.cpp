@@ -26,7 +26,7 @@ std::string describe(const Shape& s, DType query, DType key) {
 
 TEST(CudaScore, MatchesTheDefinition) {
   Random random(102);
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < rounds(40); ++i) {
     const int64_t kv_heads = random.integer(1, 2), group = random.pick<int64_t>({1, 1, 2, 3, 4, 7, 8});
     const Shape s{random.integer(1, 2),         kv_heads * group,
                   kv_heads,                     random.integer(1, 30),
@@ -84,7 +84,7 @@ TEST(CudaScore, SameBitsInAnyOrderOfThreads) {
 TEST(CudaScore, ARowThatIsNotFiniteCountsNowhere) {
   const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
   Random random(107);
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < rounds(12); ++i) {
     const DType type = random.pick({kFull, kHalf, kBrain});
     Case c(random, {2, 4, 2, 9, 150, 16}, type, type, 1.0F, false);
     for (int n = 0; n < 2; ++n) {
