@@ -99,4 +99,5 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
 
 $(VENV)/tested: $(VENV)/installed
 	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
+	@$(PIP) --no-deps kvpress
 	@touch $@

@@ -10,18 +10,57 @@ from vlkv.backend.base import Backend
 from vlkv.cache import Cache
 from vlkv.observe import Observer
 from vlkv.policy import Policy
+from vlkv.pooling import pool
 
 
 def split_budget(
-    policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float
+    policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float, observed: int = 0
 ) -> NDArray[np.int64]:
-    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity."""
-    shares = sparsity if policy.allocation == "sparsity" else np.zeros_like(sparsity)
-    return allocate(shares, length, budget, rule=policy.rule, floor=policy.floor)
+    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
+
+    `observed` is the number of observed rows: a pyramid is no narrower than those that always stay.
+    """
+    if policy.allocation == "all":
+        return np.full(len(sparsity), length, np.int64)
+    shares, floor = np.zeros_like(sparsity), policy.floor
+    if policy.allocation == "sparsity":
+        shares = sparsity
+    elif policy.allocation == "pyramid" and length:
+        stay = min(observed if policy.keep_observed else 0, length) / length
+        steps = pyramid(len(sparsity), budget, policy.beta, 1.0 - stay)
+        shares, floor = 1.0 - steps / steps.max(), max(floor, stay)
+    return allocate(shares, length, budget, rule=policy.rule, floor=floor)
+
+
+def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:
+    """Shares `[L]` of a prompt that fall evenly from the first layer to the last, `budget` on average.
+
+    The last is budget / beta, unless the first, 2 * budget - last, were more than `most`: then the first is `most`
+    and the last is what remains, the first at the most (arXiv 2406.02069, section 4.2).
+    """
+    last = budget / beta
+    first = 2 * budget - last
+    if first > most:
+        first = max(most, budget)
+        last = 2 * budget - first
+    return np.linspace(first, last, layers) if layers > 1 else np.full(layers, budget)
+
+
+def always_kept(policy: Policy, count: int, observed: int) -> tuple[int, int]:
+    """How many of a layer's `count` tokens are the prompt's first, and its last, whatever their score."""
+    sinks = min(policy.sinks, count)
+    recent = max(round(policy.recent * count), policy.recent_tokens, observed if policy.keep_observed else 0)
+    return sinks, min(recent, count - sinks)
 
 
 def compress(
-    policy: Policy, cache: Cache, observer: Observer, counts: NDArray[np.int64], room: int, backend: Backend
+    policy: Policy,
+    cache: Cache,
+    observer: Observer,
+    counts: NDArray[np.int64],
+    room: int,
+    backend: Backend,
+    keep_source: bool = False,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
 
@@ -32,6 +71,7 @@ def compress(
         counts: tokens to keep, `[L]`.
         room: slots for new tokens behind the kept ones.
         backend: runs the eviction.
+        keep_source: leaves the given cache as it is.
 
     Returns:
         The small cache, and per layer the kept positions `[Hkv, count]`.
@@ -40,17 +80,18 @@ def compress(
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])
-        sinks = min(policy.sinks, count)
-        recent = min(round(policy.recent * count), count - sinks)
+        sinks, recent = always_kept(policy, count, len(observer.rows))
+        rating = pool(observer.scores[layer], policy.pooling, policy.kernel, length - recent)
         kept = backend.evict(
             (cache.keys[layer][:, :, :length], cache.values[layer][:, :, :length]),
-            observer.scores[layer],
+            rating,
             (count, sinks, recent),
             (small.keys[layer][:, :, :count], small.values[layer][:, :, :count]),
             policy.per_head,
             policy.merge != "none",
         )
-        cache.free(layer)
+        if not keep_source:
+            cache.free(layer)
         small.length[layer] = count
         positions.append(kept)
     return small, positions

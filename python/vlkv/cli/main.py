@@ -65,9 +65,11 @@ def print_versions() -> None:
 
 @cache
 def _add_commands() -> None:
+    from vlkv.cli.policies import policies
     from vlkv.cli.run import run
 
     app.command("run")(run)
+    app.command("policies")(policies)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.command(entry.name)(entry.load())
