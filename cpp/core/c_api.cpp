@@ -145,7 +145,8 @@ int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t 
   return guarded(message, message_size, [&] {
     const auto p = checked(params);
     const uint64_t needed = cuda_workspace_size(p);
-    Check(op).require(workspace_bytes >= needed, "workspace has ", workspace_bytes, " bytes, less than ", needed);
+    Check(op).require(workspace_bytes >= needed, "workspace has ", workspace_bytes, " bytes, less than ",
+                      needed);
     run_cuda(p, workspace, static_cast<vlkv::CudaStream>(stream));
   });
 }

@@ -6,15 +6,16 @@
 
 namespace vlkv::cuda {
 
-// The largest of 16, 4 and 2 bytes that all of a tensor's rows begin and end on. Strides over one step are not
-// looked at.
+// The largest of 16, 4 and 2 bytes that all of a tensor's rows begin and end on. Strides over one step are
+// not looked at.
 template <class V>
 int64_t row_unit(const V& view, int64_t batch, int64_t heads, int64_t slots, int64_t head_dim) {
   const int64_t size = size_of(view.dtype);
   for (const int64_t unit : {16, 4}) {
     if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(unit) == 0 &&
         head_dim * size % unit == 0 && (batch <= 1 || view.stride_b * size % unit == 0) &&
-        (heads <= 1 || view.stride_h * size % unit == 0) && (slots <= 1 || view.stride_s * size % unit == 0)) {
+        (heads <= 1 || view.stride_h * size % unit == 0) &&
+        (slots <= 1 || view.stride_s * size % unit == 0)) {
       return unit;
     }
   }

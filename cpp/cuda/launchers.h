@@ -7,7 +7,8 @@
 
 namespace vlkv::cuda {
 
-// Type: the type of query and key, Float16 or BFloat16 for the matrix units, float, or AnyType where they differ.
+// Type: the type of query and key, Float16 or BFloat16 for the matrix units, float, or AnyType where they
+// differ.
 struct AnyType;
 template <class Type>
 void launch_score_rows(const ScoreArgs& args, CudaStream stream);

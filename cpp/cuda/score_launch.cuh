@@ -18,7 +18,8 @@ void launch_rows(const ScoreArgs& args, CudaStream stream) {
 
 template <class Product>
 void launch_columns(const ScoreArgs& args, CudaStream stream) {
-  launch("score", score_columns<Product>, args.tiles * args.batch * args.kv_heads, kScoreThreads, args, stream);
+  launch("score", score_columns<Product>, args.tiles * args.batch * args.kv_heads, kScoreThreads, args,
+         stream);
 }
 
 template <class Type>

@@ -25,5 +25,6 @@ DeviceMemory device_memory(size_t bytes, const void* from) {
 }
 
 bool from_device(void* to, const DeviceMemory& from, size_t bytes) {
-  return succeeded(cudaDeviceSynchronize()) && succeeded(cudaMemcpy(to, from.get(), bytes, cudaMemcpyDeviceToHost));
+  return succeeded(cudaDeviceSynchronize()) &&
+         succeeded(cudaMemcpy(to, from.get(), bytes, cudaMemcpyDeviceToHost));
 }

@@ -1,6 +1,6 @@
-// vlkv_plugin_driver PLUGIN LIBNVINFER [--device | --no-device]: loads the plugin into TensorRT's registry and
-// calls every method of what its creators make. The plugin has no kernels; or it has, and there is a device, on
-// which enqueue is then checked, or there is none.
+// vlkv_plugin_driver PLUGIN LIBNVINFER [--device | --no-device]: loads the plugin into TensorRT's registry
+// and calls every method of what its creators make. The plugin has no kernels; or it has, and there is a
+// device, on which enqueue is then checked, or there is none.
 #include <dlfcn.h>
 
 #include <cstring>

@@ -57,7 +57,8 @@ void check_score_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
     p.batch = kBatch, p.query_heads = kHeads, p.kv_heads = kKvHeads;
     p.rows = rows, p.slots = kSlots, p.head_dim = kDim;
     p.query = dense(query, kHeads, rows, kDim), p.key = dense(key, kKvHeads, kSlots, kDim);
-    p.row_position = position.data(), p.row_position_stride_b = rows, p.scale = scale, p.threshold = threshold;
+    p.row_position = position.data(), p.row_position_stride_b = rows, p.scale = scale,
+    p.threshold = threshold;
     p.score = score.data(), p.score_stride_b = kKvHeads * kSlots, p.score_stride_h = kSlots;
     p.sparsity = sparsity.data();
     run_cpu(p);
@@ -68,7 +69,8 @@ void check_score_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
     const auto sized = ranges(all);
     const auto workspace = device_memory(made.build().getWorkspaceSize(sized.data(), 3, sized.data() + 3, 2));
     const auto query_there = copied(query), key_there = copied(key), position_there = copied(position);
-    const auto score_there = device_memory(score.size() * 4), sparsity_there = device_memory(sparsity.size() * 4);
+    const auto score_there = device_memory(score.size() * 4),
+               sparsity_there = device_memory(sparsity.size() * 4);
     const void* in[] = {query_there.get(), key_there.get(), position_there.get()};
     void* out[] = {score_there.get(), sparsity_there.get()};
     const std::string at = "VlkvScore on a device, W = " + std::to_string(rows);
@@ -95,7 +97,8 @@ void check_evict_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
     vlkv::EvictParams p;
     p.batch = kBatch, p.kv_heads = kHeads, p.slots = kSlots, p.head_dim = kDim, p.capacity = kCapacity;
     p.key = dense(key, kHeads, kSlots, kDim), p.value = dense(value, kHeads, kSlots, kDim);
-    p.key_out = dense(key_out, kHeads, kCapacity, kDim), p.value_out = dense(value_out, kHeads, kCapacity, kDim);
+    p.key_out = dense(key_out, kHeads, kCapacity, kDim),
+    p.value_out = dense(value_out, kHeads, kCapacity, kDim);
     p.score = score.data(), p.score_stride_b = kHeads * kSlots, p.score_stride_h = kSlots;
     p.length = length.data(), p.keep = keep.data(), p.sinks = sinks.data(), p.recent = recent.data();
     p.position_out = position.data();
@@ -105,20 +108,28 @@ void check_evict_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
 
     const auto cache = tensor(kReal, {kBatch, kHeads, kSlots, kDim}), count = tensor(kLong, {kBatch});
     const auto compact = tensor(kReal, {kBatch, kHeads, kCapacity, kDim});
-    const std::vector<PluginTensorDesc> all{
-        cache, cache, tensor(kReal, {kBatch, kHeads, kSlots}), count, count, count, count, tensor(kLong, {}),
-        compact, compact, tensor(DataType::kINT32, {kBatch, kHeads, kCapacity})};
+    const std::vector<PluginTensorDesc> all{cache,
+                                            cache,
+                                            tensor(kReal, {kBatch, kHeads, kSlots}),
+                                            count,
+                                            count,
+                                            count,
+                                            count,
+                                            tensor(kLong, {}),
+                                            compact,
+                                            compact,
+                                            tensor(DataType::kINT32, {kBatch, kHeads, kCapacity})};
     const auto sized = ranges(all);
     const auto workspace = device_memory(made.build().getWorkspaceSize(sized.data(), 8, sized.data() + 8, 3));
-    const DeviceMemory there[] = {copied(key), copied(value), copied(score), copied(length), copied(keep),
-                                  copied(sinks), copied(recent)};
+    const DeviceMemory there[] = {copied(key),  copied(value), copied(score), copied(length),
+                                  copied(keep), copied(sinks), copied(recent)};
     const DeviceMemory made_there[] = {device_memory(key_out.size() * 4), device_memory(value_out.size() * 4),
                                        device_memory(position.size() * 4)};
     const void* in[8] = {};
     for (size_t i = 0; i < 7; ++i) in[i] = there[i].get();
     void* out[] = {made_there[0].get(), made_there[1].get(), made_there[2].get()};
-    const std::string at = "VlkvEvict on a device, per_head " + std::to_string(per_head) + ", merge " +
-                           std::to_string(merge);
+    const std::string at =
+        "VlkvEvict on a device, per_head " + std::to_string(per_head) + ", merge " + std::to_string(merge);
     h.accepts(at, [&] {
       return made.runtime().enqueue(all.data(), all.data() + 8, in, out, workspace.get(), nullptr) == 0;
     });

@@ -25,8 +25,8 @@ __device__ __forceinline__ int32_t running_sum_of_lanes(int32_t value) {
   return value;
 }
 
-// The sum of the values of all threads before this one. `warps` has an entry for each warp. Every thread of the
-// block takes part; begins and ends with a barrier.
+// The sum of the values of all threads before this one. `warps` has an entry for each warp. Every thread of
+// the block takes part; begins and ends with a barrier.
 __device__ __forceinline__ int32_t sum_before(int32_t value, int32_t* warps) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   const int32_t running = running_sum_of_lanes(value);

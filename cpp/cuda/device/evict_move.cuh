@@ -54,14 +54,16 @@ __global__ void __launch_bounds__(kMoveThreads) evict_gather(const EvictArgs arg
       const int64_t slot = move.first + item / units;
       unit[i] = Unit{};
       if (item < items && slot < move.keeping.keep) {
-        unit[i] = reinterpret_cast<const Unit*>(move.from + move.slots[slot] * move.from_stride)[item % units];
+        unit[i] =
+            reinterpret_cast<const Unit*>(move.from + move.slots[slot] * move.from_stride)[item % units];
       }
     }
 #pragma unroll
     for (uint32_t i = 0; i < kUnderWay; ++i) {
       const uint32_t item = begin + i * kMoveThreads;
       if (item < items) {
-        reinterpret_cast<Unit*>(move.to + (move.first + item / units) * move.to_stride)[item % units] = unit[i];
+        reinterpret_cast<Unit*>(move.to + (move.first + item / units) * move.to_stride)[item % units] =
+            unit[i];
       }
     }
   }
@@ -72,7 +74,8 @@ struct alignas(sizeof(Type) * kElements) Elements {
   Type element[kElements];
 };
 
-// As evict_gather, with each slot's tokens summed in their order, in float32. A thread has kElements of a row.
+// As evict_gather, with each slot's tokens summed in their order, in float32. A thread has kElements of a
+// row.
 template <class Type, int kElements>
 __global__ void __launch_bounds__(kMoveThreads) evict_merge(const EvictArgs args) {
   using Unit = Elements<Type, kElements>;
@@ -86,8 +89,9 @@ __global__ void __launch_bounds__(kMoveThreads) evict_merge(const EvictArgs args
     };
     Unit out{};
     if (slot < move.keeping.keep) {
-      const Span span = move.keeping.all() ? Span{slot, slot + 1}
-                                           : nearest_to(move.slots, slot, move.keeping.keep, move.keeping.length);
+      const Span span = move.keeping.all()
+                            ? Span{slot, slot + 1}
+                            : nearest_to(move.slots, slot, move.keeping.keep, move.keeping.length);
       out = token(span.first);
       if (span.end - span.first > 1) {
         float sum[kElements];

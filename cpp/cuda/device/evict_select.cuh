@@ -20,7 +20,8 @@ struct SelectMemory {
   int32_t rank;
 };
 
-// Calls use(slot, key) for slots begin + thread, and on in steps of `step`; four loads are under way at a time.
+// Calls use(slot, key) for slots begin + thread, and on in steps of `step`; four loads are under way at a
+// time.
 template <class Use>
 __device__ __forceinline__ void for_each_key(const float* score, int64_t begin, int64_t end, int64_t thread,
                                              int64_t step, Use use) {
@@ -35,18 +36,19 @@ __device__ __forceinline__ void for_each_key(const float* score, int64_t begin, 
   for (; slot < end; slot += step) use(slot, ordered(__float_as_uint(score[slot])));
 }
 
-// The `rank`-th highest key of [begin, end), from 1. Rank becomes the rank among the keys equal to it: how many of
-// them stay. The same in every thread.
+// The `rank`-th highest key of [begin, end), from 1. Rank becomes the rank among the keys equal to it: how
+// many of them stay. The same in every thread.
 __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, int64_t begin,
                                                    int64_t end, int32_t& rank) {
   const int thread = static_cast<int>(threadIdx.x);
   uint32_t threshold = 0, known = 0;
-  for (int shift = 32 - kDigitBits; ; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
+  for (int shift = 32 - kDigitBits;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
     for (int i = thread; i < kBins * kCopies; i += kSelectThreads) memory.bins[i] = 0;
     __syncthreads();
     for_each_key(score, begin, end, thread, kSelectThreads, [&](int64_t, uint32_t key) {
       if ((key & known) == threshold) {
-        atomicAdd(&memory.bins[(key >> shift) % kBins * kCopies + static_cast<uint32_t>(thread) % kCopies], 1U);
+        atomicAdd(&memory.bins[(key >> shift) % kBins * kCopies + static_cast<uint32_t>(thread) % kCopies],
+                  1U);
       }
     });
     __syncthreads();
@@ -81,11 +83,12 @@ __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const f
 
 // Writes the slots of [begin, end) whose keys are above the threshold, and the first `ties` of those at it.
 // Each warp has a stretch of slots: it counts, waits for the counts of the warps before it, and writes.
-__device__ __forceinline__ void write_slots(SelectMemory& memory, const float* score, int64_t begin, int64_t end,
-                                            uint32_t threshold, int32_t ties, int32_t* out) {
+__device__ __forceinline__ void write_slots(SelectMemory& memory, const float* score, int64_t begin,
+                                            int64_t end, uint32_t threshold, int32_t ties, int32_t* out) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int64_t stretch = parts(parts(end - begin, kSelectWarps), kWarp) * kWarp;
-  const int64_t first = clamped(begin + warp * stretch, begin, end), last = clamped(first + stretch, begin, end);
+  const int64_t first = clamped(begin + warp * stretch, begin, end),
+                last = clamped(first + stretch, begin, end);
   int32_t above = 0, equal = 0;
   for_each_key(score, first, last, lane, kWarp, [&](int64_t, uint32_t key) {
     above += key > threshold ? 1 : 0;
@@ -144,9 +147,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1) evict_select(const EvictArg
   const int64_t before = k.all() ? k.keep : k.sinks;
   for (int64_t i = thread; i < before; i += kSelectThreads) out[i] = static_cast<int32_t>(i);
   if (!k.all()) {
-    const float* const score =
-        args.per_head ? args.score + b * args.score_stride_b + h * args.score_stride_h
-                      : args.shared_score + b * args.slots;
+    const float* const score = args.per_head ? args.score + b * args.score_stride_b + h * args.score_stride_h
+                                             : args.shared_score + b * args.slots;
     for (int64_t i = thread; i < k.recent; i += kSelectThreads) {
       out[k.keep - k.recent + i] = static_cast<int32_t>(k.length - k.recent + i);
     }
@@ -164,7 +166,8 @@ __global__ void __launch_bounds__(kSelectThreads, 1) evict_select(const EvictArg
   __syncthreads();
   const int64_t written = args.zero_tail ? args.capacity : k.keep;
   for (int64_t other = 1; other < args.kv_heads; ++other) {
-    for (int64_t i = thread; i < written; i += kSelectThreads) out[other * args.position_stride_h + i] = out[i];
+    for (int64_t i = thread; i < written; i += kSelectThreads)
+      out[other * args.position_stride_h + i] = out[i];
   }
 }
 

@@ -17,7 +17,7 @@ struct ScoreArgs {
   CacheView query, key;
   int32_t query_type, key_type;  // vlkv::DType
   int32_t query_size, key_size;  // bytes of an element
-  bool copies_16;  // query and key lie so that 16 bytes can be copied at a time
+  bool copies_16;                // query and key lie so that 16 bytes can be copied at a time
   const void* row_position;
   int64_t row_position_stride_b;
   bool wide_positions;         // row_position is int64

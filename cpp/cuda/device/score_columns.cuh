@@ -1,5 +1,6 @@
 // Score's second pass: the attention that each key of one tile receives from all rows of its KV head, and how
-// many of its pairs are below the threshold. A block owns its keys, so sums have one order and need no atomics.
+// many of its pairs are below the threshold. A block owns its keys, so sums have one order and need no
+// atomics.
 #pragma once
 
 #include "cuda/device/score_tiles.cuh"
@@ -57,8 +58,8 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_columns(con
 
   ColumnSums columns;
   for_each_tile<false>(
-      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h),
-      first_key, attending(0), args.row_blocks, [&](int64_t row_block) { return attending(row_block + 1); },
+      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h), first_key, attending(0),
+      args.row_blocks, [&](int64_t row_block) { return attending(row_block + 1); },
       [&](int64_t row_block, const Logits& logits) {
         const int64_t first_row = row_block * kTileRows, row_at = head * args.group_rows + first_row;
         const int64_t rows_left = args.group_rows - first_row;

@@ -6,8 +6,8 @@
 
 namespace vlkv::cuda {
 
-// A warp for each row block: maximum and sum over all splits, in their order. A row whose sum is not a positive
-// number attends to nothing from here on.
+// A warp for each row block: maximum and sum over all splits, in their order. A row whose sum is not a
+// positive number attends to nothing from here on.
 __global__ void __launch_bounds__(kWarp) score_combine(const ScoreArgs args) {
   const int64_t row_block = blockIdx.x % args.row_blocks, head = blockIdx.x / args.row_blocks;
   int64_t pairs = 0;
@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kCountThreads) score_counts(const ScoreArgs ar
     }
     return sum_of_lanes(sum);
   };
-  const int64_t of_pairs = share(args.block_pairs, args.row_blocks), of_below = share(args.tile_below, args.tiles);
+  const int64_t of_pairs = share(args.block_pairs, args.row_blocks),
+                of_below = share(args.tile_below, args.tiles);
   if (thread % kWarp == 0) {
     sums[0][thread / kWarp] = of_pairs;
     sums[1][thread / kWarp] = of_below;

@@ -1,5 +1,5 @@
-// Dot products in float32 multiply-adds, for float32 and for query and key of different types. The matrix units
-// would need three tf32 products to come near float32; this gives the CPU's accuracy as it is.
+// Dot products in float32 multiply-adds, for float32 and for query and key of different types. The matrix
+// units would need three tf32 products to come near float32; this gives the CPU's accuracy as it is.
 #pragma once
 
 #include "cuda/device/ptx.cuh"

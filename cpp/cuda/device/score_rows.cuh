@@ -1,4 +1,5 @@
-// Score's first pass: each row's maximum and sum over one split of the keys. A block has 64 rows of one KV head.
+// Score's first pass: each row's maximum and sum over one split of the keys. A block has 64 rows of one KV
+// head.
 #pragma once
 
 #include "cuda/device/score_tiles.cuh"
@@ -25,8 +26,8 @@ struct RunningSum {
 };
 
 template <bool kMasked>
-__device__ __forceinline__ void add_tile(RunningSum (&rows)[4], const Logits& logits, const int32_t (&last)[4],
-                                         int64_t first_key, float factor) {
+__device__ __forceinline__ void add_tile(RunningSum (&rows)[4], const Logits& logits,
+                                         const int32_t (&last)[4], int64_t first_key, float factor) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float value[8];
@@ -82,12 +83,14 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
   const int64_t end = clamped((split + 1) * each, 0, reached);
   RunningSum rows[4];
   for_each_tile<true>(
-      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h),
-      first_row, split * each, end, [](int64_t tile) { return tile + 1; },
+      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h), first_row, split * each, end,
+      [](int64_t tile) { return tile + 1; },
       [&](int64_t tile, const Logits& logits) {
         const int64_t first_key = tile * kTileKeys;
-        if (first_key + kTileKeys - 1 <= shortest) add_tile<false>(rows, logits, last, first_key, args.factor);
-        else add_tile<true>(rows, logits, last, first_key, args.factor);
+        if (first_key + kTileKeys - 1 <= shortest)
+          add_tile<false>(rows, logits, last, first_key, args.factor);
+        else
+          add_tile<true>(rows, logits, last, first_key, args.factor);
       });
 
   // Four lanes share a row, and two warps: always added in the same order.

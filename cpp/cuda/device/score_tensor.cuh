@@ -17,7 +17,9 @@ struct TensorProduct {
   };
 
   // Chunks of neighbouring rows lie in different banks: 8 rows of a fragment are read without conflict.
-  VLKV_HOST_DEVICE static int at(int row, int chunk) { return (row * kChunks + (chunk ^ (row % 8))) * kChunk; }
+  VLKV_HOST_DEVICE static int at(int row, int chunk) {
+    return (row * kChunks + (chunk ^ (row % 8))) * kChunk;
+  }
 
   // Rows [first, first + 64), elements [depth, depth + kDepth); zeros outside. Complete after wait_copies()
   // and a barrier.

@@ -18,25 +18,31 @@ union ScoreMemory {
   Exchange exchange;
 };
 
-// Calls use(tile, logits) for `tile` and for each tile that following() gives, while they are before `end`. Rows
-// of the resident operand begin at `resident_first`; the passing one's tile t begins at row t * 64. Ends with a
-// barrier: the memory may be used for something else.
+// Calls use(tile, logits) for `tile` and for each tile that following() gives, while they are before `end`.
+// Rows of the resident operand begin at `resident_first`; the passing one's tile t begins at row t * 64. Ends
+// with a barrier: the memory may be used for something else.
 template <bool kQueryStays, class Product, class Following, class Use>
 __device__ __forceinline__ void for_each_tile(TileMemory<Product>& memory, const ScoreArgs& args,
                                               const QueryRows& query, const KeyRows& key,
                                               int64_t resident_first, int64_t tile, int64_t end,
                                               Following following, Use use) {
   const auto load_resident = [&](int64_t depth) {
-    if constexpr (kQueryStays) Product::load_query(memory.resident, args, query, resident_first, depth);
-    else Product::load_key(memory.resident, args, key, resident_first, depth);
+    if constexpr (kQueryStays)
+      Product::load_query(memory.resident, args, query, resident_first, depth);
+    else
+      Product::load_key(memory.resident, args, key, resident_first, depth);
   };
   const auto load_passing = [&](int stage, int64_t t, int64_t depth) {
-    if constexpr (kQueryStays) Product::load_key(memory.passing[stage], args, key, t * kTileKeys, depth);
-    else Product::load_query(memory.passing[stage], args, query, t * kTileRows, depth);
+    if constexpr (kQueryStays)
+      Product::load_key(memory.passing[stage], args, key, t * kTileKeys, depth);
+    else
+      Product::load_query(memory.passing[stage], args, query, t * kTileRows, depth);
   };
   const auto multiply = [&](int stage, Logits& logits) {
-    if constexpr (kQueryStays) Product::multiply(memory.resident, memory.passing[stage], logits);
-    else Product::multiply(memory.passing[stage], memory.resident, logits);
+    if constexpr (kQueryStays)
+      Product::multiply(memory.resident, memory.passing[stage], logits);
+    else
+      Product::multiply(memory.passing[stage], memory.resident, logits);
   };
 
   if (args.head_dim > Product::kDepth) {

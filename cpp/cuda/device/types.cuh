@@ -31,6 +31,8 @@ VLKV_HOST_DEVICE int64_t clamped(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
 }
 
-VLKV_HOST_DEVICE int64_t parts(int64_t total, int64_t each) { return total <= 0 ? 0 : (total - 1) / each + 1; }
+VLKV_HOST_DEVICE int64_t parts(int64_t total, int64_t each) {
+  return total <= 0 ? 0 : (total - 1) / each + 1;
+}
 
 }  // namespace vlkv::cuda

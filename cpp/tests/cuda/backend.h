@@ -20,8 +20,8 @@ template <class Params>
 void run_emulated(const Params& params) {
   const size_t size = cuda_workspace_size(params);
   const auto free_it = [](void* memory) { std::free(memory); };
-  const std::unique_ptr<void, decltype(free_it)> workspace(
-      size > 0 ? std::aligned_alloc(256, size) : nullptr, free_it);
+  const std::unique_ptr<void, decltype(free_it)> workspace(size > 0 ? std::aligned_alloc(256, size) : nullptr,
+                                                           free_it);
   if (size > 0) std::memset(workspace.get(), 0xff, size);
   run_cuda(params, workspace.get(), nullptr);
 }

@@ -1,5 +1,5 @@
-// vlkv_cuda_check [CASES]: random small cases of Score and Evict on the device against the CPU's kernels, whose
-// oracle is elsewhere. Exits 1 where they differ, 77 without a device. Small, for compute-sanitizer.
+// vlkv_cuda_check [CASES]: random small cases of Score and Evict on the device against the CPU's kernels,
+// whose oracle is elsewhere. Exits 1 where they differ, 77 without a device. Small, for compute-sanitizer.
 #include <cuda_runtime_api.h>
 
 #include <cmath>
@@ -62,10 +62,13 @@ class Random {
       uint32_t bits;
       std::memcpy(&bits, &value, sizeof bits);
       const auto high = static_cast<uint16_t>(bits >> 16);
-      const auto half = static_cast<uint16_t>((integer(0, 1) << 15) | (integer(12, 15) << 10) | integer(0, 1023));
+      const auto half =
+          static_cast<uint16_t>((integer(0, 1) << 15) | (integer(12, 15) << 10) | integer(0, 1023));
       const uint16_t narrow = type == vlkv::DType::kBFloat16 ? high : half;
-      if (type == vlkv::DType::kFloat32) std::memcpy(bytes.data() + i * 4, &bits, 4);
-      else std::memcpy(bytes.data() + i * 2, &narrow, 2);
+      if (type == vlkv::DType::kFloat32)
+        std::memcpy(bytes.data() + i * 4, &bits, 4);
+      else
+        std::memcpy(bytes.data() + i * 2, &narrow, 2);
     }
     return bytes;
   }
@@ -114,10 +117,12 @@ void check_score(Random& random) {
   p.pairs = pairs_there.as<int64_t>(), p.below = below_there.as<int64_t>();
   run(p);
   const auto got = score_there.read<float>();
-  // Logits of numbers under 6 are off by less than 1e-3 for both: D 144, 36 a product, 147 eps of the magnitudes.
+  // Logits of numbers under 6 are off by less than 1e-3 for both: D 144, 36 a product, 147 eps of the
+  // magnitudes.
   for (size_t i = 0; i < got.size(); ++i) {
-    require(std::fabs(got[i] - score[i]) <= 8e-3F * score[i] + 1e-30F, "score " + std::to_string(i) + " is " +
-                std::to_string(got[i]) + ", not " + std::to_string(score[i]));
+    require(
+        std::fabs(got[i] - score[i]) <= 8e-3F * score[i] + 1e-30F,
+        "score " + std::to_string(i) + " is " + std::to_string(got[i]) + ", not " + std::to_string(score[i]));
   }
   require(pairs_there.read<int64_t>() == pairs, "pairs differ");
   const auto counted = below_there.read<int64_t>();
@@ -149,7 +154,8 @@ void check_evict(Random& random) {
   p.key = {key.data(), type, p.kv_heads * p.slots * p.head_dim, p.slots * p.head_dim, p.head_dim};
   p.value = p.key, p.value.data = value.data();
   auto key_out = filled<unsigned char>(heads * p.capacity * p.head_dim * size, 0xff), value_out = key_out;
-  p.key_out = {key_out.data(), type, p.kv_heads * p.capacity * p.head_dim, p.capacity * p.head_dim, p.head_dim};
+  p.key_out = {key_out.data(), type, p.kv_heads * p.capacity * p.head_dim, p.capacity * p.head_dim,
+               p.head_dim};
   p.value_out = p.key_out, p.value_out.data = value_out.data();
   p.score = score.data(), p.score_stride_b = p.kv_heads * p.slots, p.score_stride_h = p.slots;
   p.length = length.data(), p.keep = keep.data(), p.sinks = sinks.data(), p.recent = recent.data();

@@ -176,8 +176,10 @@ void wait_copies(int pending) {
   Fiber& self = *fibers[current];
   for (; self.groups.size() > static_cast<size_t>(pending); self.groups.pop_front()) {
     for (const Copy& copy : self.groups.front()) {
-      if (copy.valid) std::memcpy(copy.to, copy.from, 16);
-      else std::memset(copy.to, 0, 16);
+      if (copy.valid)
+        std::memcpy(copy.to, copy.from, 16);
+      else
+        std::memset(copy.to, 0, 16);
     }
   }
 }

@@ -1,7 +1,8 @@
-// Runs the CUDA kernels, as they are, on the host: include this, then cpp/cuda/*.cu. A block's threads are fibers
-// of one thread that take turns at barriers and warp operations, in an order drawn anew for each block; blocks
-// come one after the other. A barrier that not all threads reach ends the program. Copies to shared memory
-// arrive when they are waited for and no sooner. Under AddressSanitizer global memory is checked as well.
+// Runs the CUDA kernels, as they are, on the host: include this, then cpp/cuda/*.cu. A block's threads are
+// fibers of one thread that take turns at barriers and warp operations, in an order drawn anew for each
+// block; blocks come one after the other. A barrier that not all threads reach ends the program. Copies to
+// shared memory arrive when they are waited for and no sooner. Under AddressSanitizer global memory is
+// checked as well.
 #pragma once
 
 #include <cmath>
@@ -130,10 +131,10 @@ inline void load_matrices(uint32_t (&fragment)[4], const void* row) {
 }
 template <class Element>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  emulation::multiply_add(
-      c, {{a[0], a[1], a[2], a[3]}, {b0, b1}},
-      sizeof(Element) == 2 && std::is_same_v<Element, Float16> ? emulation::half_to_float
-                                                               : emulation::bfloat16_to_float);
+  emulation::multiply_add(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}},
+                          sizeof(Element) == 2 && std::is_same_v<Element, Float16>
+                              ? emulation::half_to_float
+                              : emulation::bfloat16_to_float);
 }
 inline float exp2_flushed(float x) {
   const float y = std::exp2(x);

@@ -28,9 +28,12 @@ TEST(CudaScore, MatchesTheDefinition) {
   Random random(102);
   for (int i = 0; i < rounds(40); ++i) {
     const int64_t kv_heads = random.integer(1, 2), group = random.pick<int64_t>({1, 1, 2, 3, 4, 7, 8});
-    const Shape s{random.integer(1, 2),         kv_heads * group,
-                  kv_heads,                     random.integer(1, 30),
-                  random.integer(1, 200),       i % 2 ? random.integer(1, 70) : random.pick<int64_t>({16, 64, 80, 128})};
+    const Shape s{random.integer(1, 2),
+                  kv_heads * group,
+                  kv_heads,
+                  random.integer(1, 30),
+                  random.integer(1, 200),
+                  i % 2 ? random.integer(1, 70) : random.pick<int64_t>({16, 64, 80, 128})};
     const DType query = random.pick({kFull, kHalf, kBrain});
     const DType key = random.integer(0, 4) == 0 ? random.pick({kFull, kHalf, kBrain}) : query;
     const Case c(random, s, query, key, random.pick({0.1F, 1.0F, 3.0F}), random.integer(0, 1) == 1);
@@ -41,8 +44,9 @@ TEST(CudaScore, MatchesTheDefinition) {
 TEST(CudaScore, SplitsRowBlocksAndDeepHeads) {
   Random random(103);
   for (const DType type : {kHalf, kBrain, kFull}) {
-    for (const Shape s : {Shape{1, 2, 1, 3, 1700, 16}, Shape{1, 8, 1, 25, 70, 64}, Shape{2, 2, 2, 65, 129, 128},
-                          Shape{1, 3, 1, 5, 66, 200}, Shape{1, 1, 1, 2, 65, 257}}) {
+    for (const Shape s :
+         {Shape{1, 2, 1, 3, 1700, 16}, Shape{1, 8, 1, 25, 70, 64}, Shape{2, 2, 2, 65, 129, 128},
+          Shape{1, 3, 1, 5, 66, 200}, Shape{1, 1, 1, 2, 65, 257}}) {
       const Case c(random, s, type, type, 1.0F, false);
       expect_close(c, run_kernels(c), oracle(c), describe(s, type, type));
     }
@@ -90,9 +94,11 @@ TEST(CudaScore, ARowThatIsNotFiniteCountsNowhere) {
     for (int n = 0; n < 2; ++n) {
       const float bad = random.pick({nan, inf, -inf});
       if (i % 3 == 0) {
-        c.query.set(random.integer(0, 1), random.integer(0, 3), random.integer(0, 8), random.integer(0, 15), bad);
+        c.query.set(random.integer(0, 1), random.integer(0, 3), random.integer(0, 8), random.integer(0, 15),
+                    bad);
       } else {
-        c.key.set(random.integer(0, 1), random.integer(0, 1), random.integer(0, 149), random.integer(0, 15), bad);
+        c.key.set(random.integer(0, 1), random.integer(0, 1), random.integer(0, 149), random.integer(0, 15),
+                  bad);
       }
     }
     const Result r = run_kernels(c);
