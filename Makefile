@@ -1,6 +1,6 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
-# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
+# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
@@ -46,7 +46,7 @@ bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
 
 bench-ops: test-native
-	@$(BUILD)/cpp/bench/vlkv_bench
+	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
 # On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
 # TensorRT's headers and its runtime is installed.
