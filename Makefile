@@ -2,6 +2,7 @@
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour each on a core, kept in out/accuracy), asks all under every policy
+# make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -16,9 +17,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+CUDA_ARCHITECTURES ?= 80
+DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops accuracy clean
+.PHONY: demo test test-native test-python test-gpu test-asan fuzz lint format bench bench-ops bench-gpu accuracy clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -27,7 +30,7 @@ demo: $(OUT)/tiny_vlm/engine/manifest.json
 test: test-native test-python
 
 test-native: $(VENV)/tested
-	@$(CMAKE) -S . -B $(BUILD) >/dev/null
+	@$(CMAKE) -S . -B $(BUILD) -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
@@ -48,6 +51,23 @@ accuracy: $(VENV)/tested
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
+
+# On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
+# TensorRT's headers and its runtime is installed.
+build/gpu/.built: $(NATIVE) $(wildcard tests/plugin/*)
+	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
+	@cmake --build build/gpu --parallel
+	@touch $@
+
+test-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default \
+		--confcutdir=tests/gpu tests/gpu
+	@VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default --confcutdir=tests/plugin \
+		tests/plugin/test_plugin.py tests/cuda
+
+bench-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null

@@ -5,14 +5,24 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from vlkv.export.ops import DOMAIN, score_model
+from vlkv.export.passes.dynamic_cache import scatter_elements
 from vlkv.export.passes.edit import MICROSOFT
+from vlkv.export.passes.fixed_flag import fix_flag
 from vlkv.export.passes.float32 import compute_in_float32
+from vlkv.export.passes.full_sort import select_without_sort
+from vlkv.export.passes.function_bodies import inline_bodies
 from vlkv.export.passes.group_query_attention import use_group_query_attention
+from vlkv.export.passes.half import compute_in_half
 from vlkv.export.passes.multi_head_attention import use_multi_head_attention
 from vlkv.export.passes.observed_rows import give_out_observed_rows
+from vlkv.export.passes.plugin_nodes import name_plugins
+from vlkv.export.passes.static_cache import fix_capacity
 from vlkv.export.passes.transposed_weights import fuse_transposed_weights
 
 GRAPHS = ("vision", "decoder", "compress")
+MERGING = {"compress": False, "compress_merge": True}
+"""The two graphs that `compress` becomes, and what each does with the evicted."""
 
 
 def lower_for_onnxruntime(
@@ -43,3 +53,69 @@ def lower_for_onnxruntime(
         common.RemoveUnusedNodesPass()(model)
         common.RemoveUnusedFunctionsPass()(model)
     return counts
+
+
+def lower_for_tensorrt(
+    models: dict[str, ir.Model],
+    converted: dict[str, ir.TensorProtocol],
+    dtype: ir.DataType,
+    operators: str,
+    capacity: int | None = None,
+) -> dict[str, dict[str, int]]:
+    """Lowers the three graphs in place, and adds what becomes an engine of its own.
+
+    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the bodies of
+    functions, `score` is one too, as its builder crashes on a Loop beside Attention; the decoder then gives out the
+    observed rows.
+
+    Args:
+        models: the graphs by name.
+        converted: tensors in `dtype` that take the place of other initializers, by name.
+        dtype: what the graphs compute in.
+        operators: `native` keeps nodes for the plugin, `functions` takes the ONNX bodies.
+        capacity: slots of every cache, for caches that are updated in place; None for caches of any capacity.
+
+    Returns:
+        How often each pass rewrote, by graph and pass.
+    """
+    compress = ir.to_proto(models.pop("compress"))
+    models |= {name: ir.from_proto(compress) for name in MERGING}
+    counts: dict[str, dict[str, int]] = {name: {} for name in models}
+    for name, merging in MERGING.items():
+        counts[name]["fixed_flag"] = fix_flag(models[name], "merge", merging)
+    for name, model in models.items():
+        counts[name]["dtype"] = _compute_in(model, dtype, converted)
+    decoder, done = models["decoder"], counts["decoder"]
+    if capacity is None:
+        done["dynamic_cache"] = scatter_elements(decoder)
+    else:
+        done["static_cache"] = fix_capacity(decoder, capacity)
+    if operators == "functions":
+        models["score"] = _score_graph(decoder, dtype)
+        counts["score"] = {}
+        done["observed_rows"] = give_out_observed_rows(decoder)
+        common.RemoveUnusedNodesPass()(decoder)
+    for name, model in models.items():
+        if operators == "native":
+            counts[name]["plugin_nodes"] = name_plugins(model)
+        else:
+            counts[name]["function_bodies"] = inline_bodies(model)
+            counts[name]["full_sort"] = select_without_sort(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.RemoveUnusedFunctionsPass()(model)
+    return counts
+
+
+def _compute_in(model: ir.Model, dtype: ir.DataType, converted: dict[str, ir.TensorProtocol]) -> int:
+    if dtype == ir.DataType.FLOAT:
+        return compute_in_float32(model, converted)
+    return compute_in_half(model, dtype, converted)
+
+
+def _score_graph(decoder: ir.Model, dtype: ir.DataType) -> ir.Model:
+    """The graph of one layer's Score; all layers of a decoder have the same sizes and attributes."""
+    node = next(node for node in decoder.graph if (node.domain, node.op_type) == (DOMAIN, "Score"))
+    scale, threshold = (node.attributes.get_float(name) for name in ("scale", "threshold"))
+    _, kv_heads, _, dim = next(v for v in decoder.graph.inputs if v.name == "key_cache.0").shape
+    heads = int(node.inputs[0].producer().inputs[0].producer().inputs[1].const_value.numpy()[2])
+    return score_model(scale, threshold, dtype, heads, kv_heads, dim)

@@ -19,12 +19,15 @@ EXPORT_PARTS = {
     "ops": set(),
     "checkpoint": set(),
     "graph": {"checkpoint", "ops"},
-    "passes": {"graph"},
-    "lower": {"passes"},
+    "passes": {"graph", "ops"},
+    "watch": set(),
+    "lower": {"ops", "passes"},
     "weights": {"checkpoint"},
+    "convert": {"checkpoint", "weights"},
     "directory": {"checkpoint", "graph", "ops", "weights"},
-    "engine": {"checkpoint", "directory", "lower", "weights"},
-    "cli": {"directory", "engine"},
+    "tensorrt": {"convert", "lower", "watch", "weights"},
+    "engine": {"checkpoint", "convert", "directory", "lower", "tensorrt", "watch", "weights"},
+    "cli": {"directory", "engine", "tensorrt", "watch"},
 }
 """Parts of `vlkv.export` and which others each may import."""
 
@@ -79,7 +82,7 @@ def test_there_is_something_to_look_at():
     assert len(sources("python/vlkv")) > 20
     assert len(sources("export")) > 20
     assert {path.name for path in (ROOT / "export").iterdir() if path.is_dir()} - {"__pycache__"} == {
-        "checkpoint", "graph", "ops", "passes"
+        "checkpoint", "graph", "ops", "passes", "tensorrt"
     }  # fmt: skip
     assert len(sources("cpp", CPP)) > 10
     assert len(sources("tests/oracles")) >= 3

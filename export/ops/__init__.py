@@ -6,7 +6,7 @@ directory; `python -m vlkv.export.ops` writes the reference graphs that `vlkv.op
 
 from vlkv.export.ops.domain import DOMAIN, OPSET, VERSION
 from vlkv.export.ops.graphs import compress_model, evict_model, score_model
-from vlkv.export.ops.library import function_protos, functions
+from vlkv.export.ops.library import function_protos, functions, select_highest
 
 __all__ = [
     "DOMAIN",
@@ -17,4 +17,5 @@ __all__ = [
     "function_protos",
     "functions",
     "score_model",
+    "select_highest",
 ]

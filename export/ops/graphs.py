@@ -61,8 +61,15 @@ def evict_model(
     return _evict_graph(ir.Graph(inputs, node.outputs, nodes=[node]), dtype, kv_heads, head_dim, [])
 
 
-def score_model(scale: float, threshold: float, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Model:
-    """Make a graph of one Score node.
+def score_model(
+    scale: float,
+    threshold: float,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    query_heads: Dim = "Hq",
+    kv_heads: Dim = "Hkv",
+    head_dim: Dim = "D",
+) -> ir.Model:
+    """Make a graph of one Score node; sizes are numbers, or names if known at run time.
 
     Inputs: query [B, Hq, W, D], key [B, Hkv, C, D] of `dtype`; row_position [B, W] int64. Outputs: score
     [B, Hkv, C] and sparsity [B], float32.
@@ -70,10 +77,11 @@ def score_model(scale: float, threshold: float, dtype: ir.DataType = ir.DataType
     inputs = [ir.Value(name=name) for name in ("query", "key", "row_position")]
     node = ir.node("Score", inputs, {"scale": scale, "threshold": threshold}, domain=DOMAIN, num_outputs=2)
     graph = ir.Graph(inputs, node.outputs, nodes=[node])
-    caches = [("query", dtype, ("B", "Hq", "W", "D")), ("key", dtype, ("B", "Hkv", "C", "D"))]
+    query, key = ("B", query_heads, "W", head_dim), ("B", kv_heads, "C", head_dim)
+    caches = [("query", dtype, query), ("key", dtype, key)]
     _describe(graph.inputs, [*caches, ("row_position", ir.DataType.INT64, ("B", "W"))])
     floats = ir.DataType.FLOAT
-    _describe(graph.outputs, [("score", floats, ("B", "Hkv", "C")), ("sparsity", floats, ("B",))])
+    _describe(graph.outputs, [("score", floats, ("B", kv_heads, "C")), ("sparsity", floats, ("B",))])
     return _finish(graph, "score")
 
 

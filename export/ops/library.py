@@ -10,6 +10,7 @@ from onnxscript import OnnxFunction
 from vlkv.export.ops.canonical import canonical
 from vlkv.export.ops.evict import Evict
 from vlkv.export.ops.score import Score
+from vlkv.export.ops.select import SelectHighest
 
 
 def functions() -> tuple[ir.Function, ...]:
@@ -23,6 +24,11 @@ def functions() -> tuple[ir.Function, ...]:
 def function_protos() -> tuple[onnx.FunctionProto, ...]:
     """Return the same as `FunctionProto`s; their bytes are the same every time."""
     return tuple(ir.to_proto(function) for function in functions())
+
+
+def select_highest() -> ir.Function:
+    """Return the selection that stands in for Evict's sort, freshly made."""
+    return compiled(SelectHighest, ("chosen",))
 
 
 def compiled(script: OnnxFunction, outputs: Sequence[str]) -> ir.Function:

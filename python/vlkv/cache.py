@@ -6,13 +6,42 @@ B prompts, C cache slots, Hkv key/value heads, D head dimension, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.manifest import TextFacts
 
-Array = NDArray[np.float32]
+Array = Any
+"""A NumPy array of float32, or a device's array with the same slicing."""
+
+
+class Store(Protocol):
+    """Where the arrays of a cache lie."""
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An array `[B, Hkv, C, D]` of any content."""
+        ...
+
+    def assign(self, target: Array, source: Array) -> None:
+        """Copies one view into another."""
+        ...
+
+
+class HostStore:
+    """NumPy arrays of float32."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """See `Store.empty`. Pages that no token reaches stay untouched."""
+        return np.empty(shape, np.float32)
+
+    def assign(self, target: Array, source: Array) -> None:
+        """See `Store.assign`."""
+        target[...] = source
+
+
+HOST = HostStore()
 
 
 class Cache:
@@ -22,19 +51,23 @@ class Cache:
         keys: per layer `[B, Hkv, C_l, D]`.
         values: the same shapes.
         length: valid slots `[L, B]`, int64; a layer's slots past its length hold anything.
+        store: where the arrays lie.
     """
 
-    def __init__(self, keys: list[Array], values: list[Array], length: NDArray[np.int64]) -> None:
+    def __init__(
+        self, keys: list[Array], values: list[Array], length: NDArray[np.int64], store: Store = HOST
+    ) -> None:
         self.keys = keys
         self.values = values
         self.length = length
+        self.store = store
 
     @classmethod
-    def empty(cls, text: TextFacts, capacity: int) -> Cache:
+    def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:
         """A cache for one prompt with `capacity` slots in every layer. Pages that no token reaches stay untouched."""
         shape = (1, text.kv_heads, capacity, text.head_dim)
-        keys, values = ([np.empty(shape, np.float32) for _ in range(text.layers)] for _ in range(2))
-        return cls(keys, values, np.zeros((text.layers, 1), np.int64))
+        keys, values = ([store.empty(shape) for _ in range(text.layers)] for _ in range(2))
+        return cls(keys, values, np.zeros((text.layers, 1), np.int64), store)
 
     @property
     def batch(self) -> int:
@@ -54,13 +87,13 @@ class Cache:
         """An empty cache of the same heads and dtype, of other capacities."""
         _, heads, _, dim = self.keys[0].shape
         shapes = [(batch, heads, slots, dim) for slots in capacity]
-        keys, values = ([np.empty(shape, np.float32) for shape in shapes] for _ in range(2))
-        return Cache(keys, values, np.zeros((len(capacity), batch), np.int64))
+        keys, values = ([self.store.empty(shape) for shape in shapes] for _ in range(2))
+        return Cache(keys, values, np.zeros((len(capacity), batch), np.int64), self.store)
 
     def free(self, layer: int) -> None:
         """Lets a layer's arrays go."""
-        gone = self.keys[layer][:, :, :0].copy()
-        self.keys[layer] = self.values[layer] = gone
+        batch, heads, _, dim = self.keys[layer].shape
+        self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
     def grown(self, room: int) -> Cache:
         """The same tokens in arrays with `room` slots behind each layer's longest. This one is emptied."""
@@ -76,6 +109,9 @@ class Cache:
             slots: `[L, B, Hkv]` int64, the slot to overwrite, under the length; -1 leaves a layer of a prompt alone
                 (in all of its heads).
         """
+        if self.store is not HOST:
+            self._assign(slots)
+            return
         for layer, prompt in np.argwhere(slots[:, :, 0] >= 0).tolist():
             last = int(self.length[layer, prompt]) - 1
             heads = slots[layer, prompt].tolist()
@@ -86,6 +122,15 @@ class Cache:
                 for head, slot in enumerate(heads):
                     array[head, slot] = array[head, last]
             self.length[layer, prompt] = last
+
+    def _assign(self, slots: NDArray[np.int64]) -> None:
+        """The same through the store, a copy for each head of each layer that drops a token."""
+        for layer, row, head in np.argwhere(slots >= 0).tolist():
+            slot, last = int(slots[layer, row, head]), int(self.length[layer, row]) - 1
+            for array in (self.keys[layer], self.values[layer]) if slot != last else ():
+                line = array[row, head]
+                self.store.assign(line[slot : slot + 1], line[last : last + 1])
+        self.length -= slots[:, :, 0] >= 0
 
 
 def join(parts: list[Cache], capacity: Sequence[int] | None = None) -> Cache:
@@ -103,10 +148,10 @@ def join(parts: list[Cache], capacity: Sequence[int] | None = None) -> Cache:
     for layer, slots in enumerate(capacity):
         for kind in ("keys", "values"):
             _, heads, _, dim = getattr(parts[0], kind)[layer].shape
-            array = np.empty((len(parts), heads, slots, dim), np.float32)
+            array = joined.store.empty((len(parts), heads, slots, dim))
             for row, part in enumerate(parts):
                 valid = int(part.length[layer, 0])
-                array[row, :, :valid] = getattr(part, kind)[layer][0, :, :valid]
+                joined.store.assign(array[row, :, :valid], getattr(part, kind)[layer][0, :, :valid])
             getattr(joined, kind)[layer] = array
         for part in parts:
             part.free(layer)

@@ -24,7 +24,7 @@ from vlkv.generate import Answer, Request, Stream, decode
 from vlkv.manifest import Manifest
 from vlkv.observe import Observer, observed_rows
 from vlkv.policy import Policy
-from vlkv.prefill import Job, chunk_bounds, cut, embed, new_result, read
+from vlkv.prefill import CHUNK, Job, chunk_bounds, cut, embed, new_result, read
 from vlkv.prompt import Prompt
 from vlkv.question import Question
 from vlkv.result import Result
@@ -166,7 +166,7 @@ class Conversation:
         rows = observed_rows(policy, length, job.prompt.last_image, begin)
         if before is None:
             whole = policy.allocation == "all" and self.keep == "compressed"
-            cache = Cache.empty(text, length + (job.room if whole else 0))
+            cache = Cache.empty(text, length + (job.room if whole else 0), self._backend.store)
             observer = Observer(text, policy, length, rows, self._backend.threads)
         else:
             embeds = np.concatenate([before.embeds, embeds])
@@ -198,7 +198,7 @@ class Conversation:
         embeds = self._embedding.rows(job.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, last in chunk_bounds(length, begin=done):
+        for first, last in chunk_bounds(length, backend.chunk or CHUNK, done):
             watched = np.arange(last - first if eviction is not None and eviction.watches else 0)
             positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()

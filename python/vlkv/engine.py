@@ -44,26 +44,48 @@ class Engine:
         self._tokenizer = Tokenizer.load(directory, manifest.tokens)
 
     @classmethod
-    def load(cls, directory: str | Path, *, verify: bool = True, threads: int = 0) -> Engine:
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        verify: bool = True,
+        threads: int = 0,
+        plugin: str | Path | None = None,
+        device: str = "cpu",
+    ) -> Engine:
         """Opens an engine directory.
 
         Args:
             directory: what `vlkv build` wrote.
             verify: whether every file's hash is compared with the manifest's; sizes always are.
             threads: threads of one operator; 0 takes all cores.
+            plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
+            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT's are of a GPU.
 
         Raises:
             EngineError: no engine, one of another format version, or one with a missing or changed file.
         """
+        if device not in ("cpu", "cuda"):
+            raise EngineError(f"unknown device {device!r}; known: cpu, cuda")
         folder = Path(directory)
         manifest = manifests.read(folder)
+        if manifest.kind == "lowered":
+            raise EngineError(
+                f"{folder} holds lowered graphs for other builders; vlkv build makes engines of graphs"
+            )
         if manifest.kind != "engine":
             raise EngineError(
                 f"{folder} holds graphs; make an engine of them with `vlkv build {folder} -o ENGINE`"
             )
         manifests.verify(folder, manifest, hashes=verify)
         if manifest.backend != "onnxruntime":
-            raise EngineError(f"{folder} is built for {manifest.backend}; this runtime drives onnxruntime")
+            from vlkv.backend.tensorrt import open_engine
+
+            return cls(folder, manifest, open_engine(folder, manifest, Path(plugin) if plugin else None))
+        if device == "cuda":
+            from vlkv.backend.onnxruntime_device import open_on_cuda
+
+            return cls(folder, manifest, open_on_cuda(folder, manifest))
         from vlkv.backend.onnxruntime import OnnxRuntimeBackend
 
         return cls(folder, manifest, OnnxRuntimeBackend(folder, manifest, threads))

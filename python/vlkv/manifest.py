@@ -21,7 +21,8 @@ FORMAT_VERSION = 1
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one number, by dtype."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -89,6 +90,21 @@ class Embedding(Struct, frozen=True):
     shape: tuple[Size, Size]
 
 
+class DeviceFacts(Struct, frozen=True):
+    """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
+
+    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are
+    updated in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most
+    prompt tokens of a call.
+    """
+
+    compute_capabilities: tuple[str, ...]
+    capacity: Size
+    batch: Size
+    chunk: Size
+    cache: Literal["dynamic", "static"]
+
+
 class FileFacts(Struct, frozen=True):
     """A file of the directory: bytes, and SHA-256 in hexadecimal (none for a graph directory's weights)."""
 
@@ -100,7 +116,7 @@ class Manifest(Struct, frozen=True):
     """Everything that a runtime has to know of a directory before it opens a graph."""
 
     format_version: int
-    kind: Literal["graphs", "engine"]
+    kind: Literal["graphs", "lowered", "engine"]
     backend: Literal["none", "onnxruntime", "tensorrt", "tensorrt-rtx"]
     operators: Literal["functions", "native"]
     cache_dtype: Literal["float32", "float16", "bfloat16"]
@@ -111,6 +127,7 @@ class Manifest(Struct, frozen=True):
     chat_template: str | None
     versions: dict[str, str]
     files: dict[str, FileFacts]
+    device: DeviceFacts | None = None
 
 
 class _Header(msgspec.Struct):
@@ -166,11 +183,16 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     need(image.resize != "exact" or image.resize_width > 0, "image: resize_width is 0")
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
+    compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")
+    need(
+        compiled == (manifest.device is not None),
+        f"backend {manifest.backend!r} and device do not go together",
+    )
     for file, facts in files.items():
         need(_is_plain(file), f"files: {file!a} is not a plain file name")
         need(manifest.kind == "graphs" or facts.sha256 is not None, f"files: {file} has no sha256")
     need(table.file in files, f"embedding: file {table.file!a} is not among the files")
-    end, size = table.offset + prod(table.shape) * _BYTES[table.dtype], files[table.file].size
+    end, size = table.offset + prod(table.shape) * BYTES[table.dtype], files[table.file].size
     need(end <= size, f"embedding: ends at byte {end} of {table.file}, which has {size}")
 
 
@@ -186,7 +208,7 @@ def _is_plain(name: str) -> bool:
 def is_manifest(directory: Path) -> bool:
     """Tell whether the directory holds a manifest of some vlkv, of any format version. Never raises."""
     try:
-        return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "engine")
+        return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "lowered", "engine")
     except (EngineError, msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlkv import allocate as allocation
 from vlkv import bodies
-from vlkv.allocate import allocate
 from vlkv.errors import EngineError, OperatorError
 from vlkv.native import native
 
@@ -87,6 +87,24 @@ def score(
     pairs, below = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
     kernels.score(_bits(query), _bits(key), positions, factor, float(threshold), total, pairs, below)
     return total, (below / np.maximum(pairs, 1)).astype(np.float32)
+
+
+def allocate(
+    sparsity: ArrayLike,
+    length: int,
+    budget: float,
+    rule: Literal["exact", "paper"] = "exact",
+    floor: float = 0.01,
+    ceiling: ArrayLike | None = None,
+    *,
+    implementation: Implementation | None = None,
+) -> NDArray[np.int64]:
+    """Split a budget over layers, on the host whatever the implementation: see `vlkv.allocate.allocate`.
+
+    `implementation` is there as the other operators have it, and is checked as theirs.
+    """
+    _native("allocate", implementation)
+    return allocation.allocate(sparsity, length, budget, rule, floor, ceiling)
 
 
 def evict(

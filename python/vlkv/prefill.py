@@ -15,7 +15,7 @@ from vlkv.cache import Cache
 from vlkv.compress import compress, split_budget
 from vlkv.decode_eviction import Eviction, evicting, room_for
 from vlkv.embedding import TokenEmbedding
-from vlkv.manifest import Manifest
+from vlkv.manifest import BYTES, Manifest
 from vlkv.observe import Observer, observed_rows
 from vlkv.policy import Policy
 from vlkv.preprocess import preprocess
@@ -92,7 +92,7 @@ def prefill(
     whole = policy.allocation == "all"
     rows = observed_rows(policy, length, job.prompt.last_image)
     observer = Observer(manifest.text, policy, length, rows, backend.threads)
-    cache = Cache.empty(manifest.text, length + (job.room if whole else 0))
+    cache = Cache.empty(manifest.text, length + (job.room if whole else 0), backend.store)
     logits = read(embeds, 0, cache, observer, backend, result, progress, chunk)
     cache, eviction = cut(job, cache, observer, backend, result)
     return Prefilled(cache, logits, result, eviction)
@@ -101,7 +101,7 @@ def prefill(
 def new_result(job: Job, manifest: Manifest) -> Result:
     """What is known of a result before anything has run."""
     length, text = len(job.prompt.token_ids), manifest.text
-    slot = text.layers * text.kv_heads * text.head_dim * 2 * np.dtype(np.float32).itemsize
+    slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[manifest.cache_dtype]
     return Result(
         prompt_tokens=length,
         image_tokens=len(job.prompt.image_positions),
@@ -139,7 +139,7 @@ def read(
     The observer gets those of its rows that are run. Returns logits `[V]` of the last token.
     """
     length, rows, spent = len(embeds), observer.rows, result.seconds
-    for first, last in chunk_bounds(length, chunk, begin):
+    for first, last in chunk_bounds(length, min(chunk, backend.chunk or chunk), begin):
         start = perf_counter()
         seen = np.arange(max(first, rows.start), min(last, rows.stop), dtype=np.int64)
         positions = np.arange(first, last, dtype=np.int64)[np.newaxis]

@@ -17,7 +17,8 @@ from models import tiny
 from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError
 from vlkv.export.directory import export_checkpoint
-from vlkv.export.engine import FLOAT32_WEIGHTS, Watch, build_engine
+from vlkv.export.engine import FLOAT32_WEIGHTS, build_engine
+from vlkv.export.watch import Watch
 from vlkv.manifest import read
 
 GRAPHS = {"vision.onnx", "decoder.onnx", "compress.onnx"}

@@ -9,7 +9,7 @@ import pytest
 
 from models import onnx_runs, tiny
 from vlkv.export.checkpoint import read_checkpoint
-from vlkv.export.engine import _external, _half_weights, _is_weight
+from vlkv.export.convert import external, other_weights
 from vlkv.export.lower import lower_for_onnxruntime
 from vlkv.export.passes.edit import MICROSOFT
 from vlkv.export.passes.float32 import compute_in_float32
@@ -17,7 +17,7 @@ from vlkv.export.passes.group_query_attention import use_group_query_attention
 from vlkv.export.passes.multi_head_attention import use_multi_head_attention
 from vlkv.export.passes.observed_rows import give_out_observed_rows
 from vlkv.export.passes.transposed_weights import fuse_transposed_weights
-from vlkv.export.weights import write_float32
+from vlkv.export.weights import write_weights
 from vlkv.manifest import read
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
@@ -61,11 +61,10 @@ def unchanged(model, change):
 def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     graphs = folder(name)
     models = {graph: ir.load(graphs / f"{graph}.onnx") for graph in ("vision", "decoder", "compress")}
-    halves = _half_weights(models, read(graphs))
-    kept = {tensor for tensor in halves if not _is_weight(models, tensor)}
-    placed = write_float32(graphs, graphs / "all.safetensors", halves, kept) if halves else {}
-    weights = {graph: external(model) for graph, model in models.items()}
-    counts = lower_for_onnxruntime(models, {n: _external(t) for n, t in placed.items()}, operators)
+    halves = other_weights(models, "float32")
+    placed = write_weights(graphs, graphs / "all.safetensors", halves, set()) if halves else {}
+    weights = {graph: external_count(model) for graph, model in models.items()}
+    counts = lower_for_onnxruntime(models, {n: external(t) for n, t in placed.items()}, operators)
     half = tiny._SHAPES[name].dtype != "float32"
     assert counts["decoder"] == {
         "float32": weights["decoder"] if half else 0,
@@ -82,7 +81,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     assert max(read_checkpoint(checkpoint_of(name)).vision.feature_layers) == TOWER_LAYERS[name]
 
 
-def external(model):
+def external_count(model):
     return sum(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values())
 
 
@@ -165,11 +164,11 @@ def test_float32_of_a_float16_graph(folder, rng):
     """The wide graph against the float16 one, which ONNX Runtime runs by casting: apart by float16's rounding."""
     graphs = folder("llama-old")
     model = ir.load(graphs / "decoder.onnx")
-    halves = _half_weights({"decoder": model}, read(graphs))
-    placed = write_float32(graphs, graphs / "all.safetensors", halves, set())
-    tensors = {name: _external(tensor) for name, tensor in placed.items()}
+    halves = other_weights({"decoder": model}, "float32")
+    placed = write_weights(graphs, graphs / "all.safetensors", halves, set())
+    tensors = {name: external(tensor) for name, tensor in placed.items()}
     path, count = onnx_runs.changed(graphs, "decoder", lambda m: compute_in_float32(m, tensors))
-    assert count == external(model) > DECODER_WEIGHTS
+    assert count == external_count(model) > DECODER_WEIGHTS
     wide = ir.load(path)
     values = [*wide.graph.inputs, *wide.graph.outputs, *wide.graph.initializers.values()]
     values += [value for node in wide.graph for value in node.outputs]

@@ -167,3 +167,15 @@ def test_errors(change, error, text):
 def test_budget_outside_its_range(budget):
     with pytest.raises(PolicyError, match=r"outside \(0, 1\]"):
         allocate([0.5], 10, budget)
+
+
+def test_every_implementation_is_the_hosts(rng):
+    from vlkv import ops
+    from vlkv.errors import OperatorError
+
+    shares = rng.random(7)
+    for implementation in (None, "native", "reference"):
+        counts = ops.allocate(shares, 500, 0.2, implementation=implementation)
+        np.testing.assert_array_equal(counts, allocate(shares, 500, 0.2))
+    with pytest.raises(OperatorError, match="unknown implementation 'cuda'; known: native, reference"):
+        ops.allocate(shares, 500, 0.2, implementation="cuda")

@@ -1,104 +1,118 @@
-"""Graphs with the plugin's nodes: TensorRT for RTX builds engines from them on the CPU, ONNX Runtime runs them."""
+"""Graphs of one plugin node each: TensorRT for RTX builds engines from them on the CPU, ONNX Runtime runs them."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import itertools
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from plugin_nodes import plugin_nodes
 
+from vlkv.errors import EngineError
 from vlkv.export.ops.graphs import evict_model, score_model
+from vlkv.export.passes.plugin_nodes import name_plugins
+from vlkv.export.tensorrt import process
 
-CASES = {
-    f"{case}-{dtype}{rest}"
-    for dtype in ("float32", "float16", "bfloat16")
-    for case, rest in [
-        ("score", ""),
-        *(("evict", f"-{a}-{b}") for a in ("per_head", "shared") for b in ("merge", "drop")),
-    ]
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+FLAGS = list(itertools.product((False, True), repeat=2))
+CASES = [("score", dtype) for dtype in DTYPES] + [
+    (f"evict-{per_head:d}-{merge:d}", dtype) for dtype in DTYPES for per_head, merge in FLAGS
+]
+CACHE = ((1, 8, 1, 128), (1, 8, 4096, 128), (4, 8, 32768, 128))
+PER_PROMPT = ((1,), (1,), (4,))
+RANGES = {
+    "query": ((1, 32, 0, 128), (1, 32, 64, 128), (4, 32, 1024, 128)),
+    "row_position": ((1, 0), (1, 64), (4, 1024)),
+    "key": CACHE,
+    "value": CACHE,
+    "score": tuple(shape[:3] for shape in CACHE),
+    "capacity": ((0,), (410,), (32768,)),
+    **dict.fromkeys(("length", "keep", "sinks", "recent"), PER_PROMPT),
 }
 
 
+def model_of(case: str, dtype: str) -> ir.Model:
+    kind = ir.DataType[{"HALF": "FLOAT16", "BF16": "BFLOAT16"}.get(DTYPES[dtype], "FLOAT")]
+    if case == "score":
+        return score_model(0.125, 0.01, kind)
+    _, per_head, merge = case.split("-")
+    return evict_model(per_head == "1", merge == "1", kind, 8, 128)
+
+
 @pytest.fixture(scope="module")
-def engines(plugin, tmp_path_factory) -> dict:
-    """Build every case in one process; return what it reports."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    if spec is None or importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("no TensorRT for RTX (pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings)")
-    # The parser opens the library by a name that the wheel lacks, as soon as it meets a plugin.
-    folder = tmp_path_factory.mktemp("libraries")
-    library = Path(spec.submodule_search_locations[0]) / "libtensorrt_rtx.so.1"
-    (folder / "libtensorrt_rtx.so").symlink_to(library)
-    paths = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("build_engines.py"), plugin],
-        env=os.environ | {"LD_LIBRARY_PATH": ":".join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {report["case"]: report for report in reports}
+def built(plugin, builder, tmp_path_factory) -> process.Built:
+    """Build every case in one process."""
+    folder = tmp_path_factory.mktemp("engines")
+    graphs = []
+    for case, dtype in CASES:
+        model, name = model_of(case, dtype), f"{case}-{dtype}"
+        assert name_plugins(model) == 1
+        ir.save(model, folder / f"{name}.onnx")
+        profile = {value.name: RANGES[value.name] for value in model.graph.inputs}
+        paths = {"onnx": str(folder / f"{name}.onnx"), "engine": str(folder / f"{name}.engine")}
+        graphs.append({"name": name, "profiles": [profile], **paths})
+    done = process.build(builder, plugin, ("8.9",), graphs)
+    for name, facts in done.graphs.items():
+        data = (folder / f"{name}.engine").read_bytes()
+        assert len(data) == facts["bytes"]
+        assert (b"VlkvScore" if name.startswith("score") else b"VlkvEvict") in data
+    return done
 
 
-def test_every_case_was_built(engines):
-    assert set(engines) == CASES
-
-
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_engine_holds_the_plugin(engines, case):
-    report = engines[case]
-    assert report["error"] == ""
-    assert report["nodes"] == report["plugins"] == 1
-    assert report["engine"] > 0
-    assert report["named"]
-    if case.startswith("score"):
-        assert report["outputs"] == {"score": [3, "FLOAT"], "sparsity": [1, "FLOAT"]}
+@pytest.mark.parametrize(("case", "dtype"), CASES)
+def test_engine_holds_the_plugin(built, case, dtype):
+    facts = built.graphs[f"{case}-{dtype}"]
+    assert len(facts["plugins"]) == facts["kinds"]["PLUGIN_V3"] == 1
+    assert facts["bytes"] > 0
+    if case == "score":
+        assert facts["outputs"] == {"score": [3, "FLOAT"], "sparsity": [1, "FLOAT"]}
     else:
-        cache = [4, {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[case.split("-")[1]]]
-        assert report["outputs"] == {"new_key": cache, "new_value": cache, "position": [3, "INT32"]}
+        cache = [4, DTYPES[dtype]]
+        assert facts["outputs"] == {"new_key": cache, "new_value": cache, "position": [3, "INT32"]}
 
 
-def run(model: onnx.ModelProto, feed: dict) -> list[np.ndarray]:
+def test_a_library_that_is_no_plugin(builder, plugin, tmp_path):
+    text, cut = tmp_path / "text.so", tmp_path / "cut.so"
+    text.write_text("no library" * 100)
+    with pytest.raises(EngineError, match=r"text\.so is not vlkv's plugin: .*invalid ELF header"):
+        process.build(builder, text)
+    # the dynamic linker may die of it
+    cut.write_bytes(plugin.read_bytes()[:1000])
+    with pytest.raises(EngineError, match=r"loading the plugin|is not vlkv's plugin"):
+        process.build(builder, cut)
+
+
+def run(model: ir.Model, feed: dict) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feed)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options).run(None, feed)
 
 
 def test_score_node_runs_as_a_function(rng):
-    model = ir.to_proto(score_model(0.3, 0.01))
+    model = score_model(0.3, 0.01)
     feed = {
         "query": rng.standard_normal((2, 4, 5, 8), np.float32),
         "key": rng.standard_normal((2, 2, 9, 8), np.float32),
         "row_position": np.array([[4, 5, 6, 7, 8], [0, 1, 2, -1, -1]]),
     }
     wanted = run(model, feed)
-    assert plugin_nodes(model) == 1
-    onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == ["VlkvScore"]
+    assert name_plugins(model) == 1
+    assert [node.op_type for node in model.graph] == ["VlkvScore"]
     for got, want in zip(run(model, feed), wanted, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("merge", [False, True])
-@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize(("per_head", "merge"), FLAGS)
 def test_evict_node_runs_as_a_function(rng, per_head, merge):
-    model = ir.to_proto(evict_model(per_head, merge))
+    model = evict_model(per_head, merge)
     key, value = rng.standard_normal((2, 2, 2, 9, 8), np.float32)
     counts = {"length": [9, 5], "keep": [4, 3], "sinks": [1, 1], "recent": [1, 0]}
     feed = {name: np.array(values) for name, values in counts.items()}
     feed |= {"key": key, "value": value, "score": rng.random((2, 2, 9), np.float32), "capacity": np.array(6)}
     wanted = run(model, feed)
-    assert plugin_nodes(model) == 1
-    onnx.checker.check_model(model)
-    assert [node.op_type for node in model.graph.node] == ["Unsqueeze", "VlkvEvict"]
+    assert name_plugins(model) == 1
+    assert [node.op_type for node in model.graph] == ["Unsqueeze", "VlkvEvict"]
     for got, want in zip(run(model, feed), wanted, strict=True):
         np.testing.assert_array_equal(got, want)

@@ -69,8 +69,8 @@ def test_the_prompts_cache_is_freed_at_once(engine_of, pictures, operators, monk
     made = []
     whole = Cache.empty.__func__
 
-    def empty(cls, text, capacity):
-        cache = whole(cls, text, capacity)
+    def empty(cls, text, capacity, store):
+        cache = whole(cls, text, capacity, store)
         made.extend((array.nbytes, weakref.ref(array)) for array in arrays(cache))
         return cache
 

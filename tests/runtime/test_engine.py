@@ -279,7 +279,7 @@ def test_engine_of_another_backend(built_of, tmp_path):
     shutil.copytree(built_of("llama-old"), tmp_path / "engine")
     path = tmp_path / "engine" / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"backend": "onnxruntime"', b'"backend": "tensorrt"'))
-    with pytest.raises(EngineError, match="built for tensorrt"):
+    with pytest.raises(EngineError, match="backend 'tensorrt' and device do not go together"):
         Engine.load(tmp_path / "engine")
 
 

@@ -92,7 +92,20 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     m.verify(tmp_path, read)
     m.write(tmp_path, read)
     assert m.read(tmp_path) == read
-    assert json.loads((tmp_path / m.NAME).read_text()) == good()
+    assert json.loads((tmp_path / m.NAME).read_text()) == good() | {"device": None}
+
+
+DEVICE = {"compute_capabilities": ["8.9"], "capacity": 64, "batch": 4, "chunk": 32, "cache": "dynamic"}
+
+
+def test_a_device_goes_with_tensorrt_alone(tmp_path: Path) -> None:
+    read = m.read(place(tmp_path, good() | {"backend": "tensorrt-rtx", "device": DEVICE}))
+    assert read.device is not None
+    assert read.device.compute_capabilities == ("8.9",)
+    for wrong in ({"backend": "tensorrt"}, {"device": DEVICE}):
+        assert "and device do not go together" in error_of(place(tmp_path, good() | wrong))
+    zero = {"backend": "tensorrt", "device": DEVICE | {"capacity": 0}}
+    assert "device.capacity" in error_of(place(tmp_path, good() | zero))
 
 
 @pytest.mark.parametrize("version", [0, 2, 10**30])

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.cache import Cache
+from vlkv.cache import Array, Cache, Store
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -66,9 +66,13 @@ class Backend(Protocol):
 
     Attributes:
         threads: of one operator; 0 for all cores.
+        store: makes the arrays of caches.
+        chunk: most tokens of a call of `extend`; 0 for any number.
     """
 
     threads: int
+    store: Store
+    chunk: int
 
     def vision(self, pixels: Floats) -> Floats:
         """Image features `[N,P,hidden]` of `pixel_values [N,3,height,width]`."""
@@ -93,10 +97,10 @@ class Backend(Protocol):
 
     def evict(
         self,
-        source: tuple[Floats, Floats],
+        source: tuple[Array, Array],
         score: Floats,
         keep: tuple[int, int, int],
-        target: tuple[Floats, Floats],
+        target: tuple[Array, Array],
         per_head: bool,
         merge: bool,
     ) -> NDArray[np.int32]:

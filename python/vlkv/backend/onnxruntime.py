@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Floats, Ints, Observation
-from vlkv.cache import Cache
+from vlkv.cache import HOST, Cache, Store
 from vlkv.errors import EngineError
 from vlkv.manifest import Manifest
 from vlkv.native import native
@@ -30,6 +30,9 @@ class OnnxRuntimeBackend:
         manifest: its manifest.
         threads: threads of one operator; 0 leaves the number to ONNX Runtime.
     """
+
+    store: Store = HOST
+    chunk = 0
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
         self.text = manifest.text

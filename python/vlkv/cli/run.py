@@ -42,11 +42,15 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
+    plugin: Annotated[
+        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
+    ] = None,
 ) -> None:
     """Answer a question about pictures."""
     with progress(data=False) as bar:
         bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads)
+        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
 
         def prefilled(done: int, total: int) -> None:
             if total > LONG_PROMPT and done < total:

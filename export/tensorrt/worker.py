@@ -1,0 +1,158 @@
+"""The builder's process: reads a job from standard input, writes a line of JSON for each thing that happens.
+
+A process of its own, because the dynamic linker reads LD_LIBRARY_PATH once, when a process starts, and because a
+builder that fails may abort or crash.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+BAD_PROFILE = "not self-consistent"
+"""In a warning of the builder's: the engine would refuse shapes of its own profile."""
+NO_GPU = "cudaError 35"
+"""In errors that follow others on a machine without a GPU, and say nothing."""
+
+
+class BuildError(Exception):
+    """What the other side is told as an error."""
+
+
+def say(**fact: object) -> None:
+    """Writes a line of JSON."""
+    sys.stdout.write(json.dumps(fact) + "\n")
+    sys.stdout.flush()
+
+
+def bindings(backend: str) -> Any:
+    """TensorRT's module for a backend."""
+    reasons = []
+    for name in MODULES[backend]:
+        try:
+            module = importlib.import_module(name)
+            if hasattr(module, "Builder"):
+                return module
+            reasons.append(f"{name} has no builder")
+        except ImportError as error:
+            reasons.append(str(error))
+    raise BuildError("; ".join(reasons))
+
+
+class Session:
+    """A builder, its log, and the plugin where there is one."""
+
+    def __init__(self, backend: str, plugin: str | None) -> None:
+        self.trt = trt = bindings(backend)
+        problems: list[str] = []
+
+        class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+
+            def log(self, severity: Any, text: str) -> None:
+                if severity <= trt.ILogger.ERROR or BAD_PROFILE in text:
+                    problems.append(text)
+
+        self.problems, self._log = problems, Log()
+        self.builder = trt.Builder(self._log)
+        if plugin:
+            self._load(plugin)
+
+    def _load(self, plugin: str) -> None:
+        say(step="loading the plugin")
+        registry = self.builder.get_plugin_registry()
+        try:
+            handle = registry.load_library(plugin)
+        except Exception as error:
+            raise BuildError(f"{plugin} can't be loaded: {error}") from error
+        names = {creator.name for creator in registry.all_creators}
+        if handle is None or not {"VlkvScore", "VlkvEvict"} <= names:
+            raise BuildError(f"{plugin} is not vlkv's plugin: {self.said() or 'no creators of that name'}")
+
+    def said(self) -> str:
+        """What the log holds of errors, as one line; the log is emptied."""
+        text = "; ".join(dict.fromkeys(problem for problem in self.problems if NO_GPU not in problem))
+        self.problems.clear()
+        return re.sub(r"\s+", " ", text)[:1000]
+
+    def capabilities(self) -> dict[str, Any]:
+        """The compute capabilities that can be built for, as in "8.9"; none where only the machine's own can."""
+        kinds = getattr(self.trt, "ComputeCapability", None)
+        members = dict(kinds.__members__) if kinds is not None else {}
+        return {
+            f"{name[2:-1]}.{name[-1]}": kind for name, kind in members.items() if re.match(r"SM\d+$", name)
+        }
+
+    def build(self, graph: dict[str, Any], capabilities: list[str]) -> None:
+        """Makes one engine file of an ONNX file."""
+        trt = self.trt
+        network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._log)
+        parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)
+        if not parser.parse_from_file(graph["onnx"]):
+            errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+            reason = re.sub(r"\s+", " ", errors.split("[checkMacros")[0]).strip()
+            raise BuildError(f"the parser refuses {graph['name']}: {reason or self.said()}")
+        layers = [network.get_layer(index) for index in range(network.num_layers)]
+        for layer in layers:
+            if layer.type == trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = trt.IAttentionInputLayer
+                layer.attention.decomposable = True
+        config = self.builder.create_builder_config()
+        if capabilities:
+            config.num_compute_capabilities = len(capabilities)
+            for index, name in enumerate(capabilities):
+                config.set_compute_capability(self.capabilities()[name], index)
+        for shapes in graph["profiles"]:
+            config.add_optimization_profile(self._profile(network, shapes))
+        engine = self.builder.build_serialized_network(network, config)
+        said = self.said()
+        if engine is None or BAD_PROFILE in said:
+            raise BuildError(f"the builder refuses {graph['name']}: {said or 'it does not say why'}")
+        Path(graph["engine"]).write_bytes(engine)
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        say(
+            built=graph["name"],
+            bytes=engine.nbytes,
+            plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
+            kinds=dict(Counter(layer.type.name for layer in layers)),
+            outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
+        )
+
+    def _profile(self, network: Any, shapes: dict[str, list[list[int]]]) -> Any:
+        profile = self.builder.create_optimization_profile()
+        for tensor in (network.get_input(index) for index in range(network.num_inputs)):
+            if tensor.is_shape_tensor:
+                profile.set_shape_input(tensor.name, *shapes[tensor.name])
+            elif tensor.name == "capacity":
+                profile.set_shape(tensor.name, (), (), ())
+            else:
+                profile.set_shape(tensor.name, *shapes[tensor.name])
+        return profile
+
+
+def main() -> None:
+    """Runs the job: says what the builder can do, then builds graph after graph."""
+    job = json.load(sys.stdin)
+    try:
+        session = Session(job["backend"], job["plugin"])
+        say(version=session.trt.__version__, capabilities=sorted(session.capabilities(), key=float))
+        for graph in job["graphs"]:
+            say(step=f"building {graph['name']}")
+            session.build(graph, job["capabilities"])
+    except BuildError as failure:
+        say(error=str(failure))
+
+
+if __name__ == "__main__":
+    main()
