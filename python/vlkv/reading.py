@@ -56,7 +56,7 @@ class Reading:
         self.prompt = request.job.prompt
         self.tokens = len(self.prompt.token_ids)
         self._embeds = embed(self.prompt, request.job.images, backend, embedding, manifest)
-        self._cache = Cache.empty(manifest.text, self.tokens)
+        self._cache = Cache.empty(manifest.text, self.tokens, backend.store)
         self._logits: Floats | None = None
         self._seen: dict[tuple[int, int, float], Observer] = {}
 

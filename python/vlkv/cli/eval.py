@@ -56,6 +56,10 @@ def evaluate(
     ] = 32,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
+    plugin: Annotated[
+        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
+    ] = None,
 ) -> None:
     """Measure answers under policies and budgets, with 95% intervals."""
     from vlkv.engine import Engine
@@ -84,7 +88,7 @@ def evaluate(
     run = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
     with progress(data=False, remaining=True) as bar:
         bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads)
+        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step(f"{task}, {len(settings)} settings")
         bar.total(len(chosen) * len(settings))
         with Answers(output) as known:

@@ -26,6 +26,10 @@ def inspect(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
+    plugin: Annotated[
+        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
+    ] = None,
 ) -> None:
     """Show which patches and words each layer keeps."""
     from vlkv.engine import Engine
@@ -39,7 +43,7 @@ def inspect(
     share = default_budget(found) if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:
         bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads)
+        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
         asked = Question(prompt, tuple(image or ()), max_new_tokens=max_new_tokens, raw=raw)
         seen = look(opened, asked, Setting(found, share))

@@ -32,7 +32,7 @@ class Run:
     Fields:
         name: task, data, seed and turns as a text: records of another one are none of this.
         new_tokens: most tokens of an answer.
-        batch: most settings that decode together; memory grows with it.
+        batch: most settings that decode together, an engine's own limit aside; memory grows with it.
         hits: whether cache hit rates are measured.
     """
 
@@ -132,8 +132,10 @@ def _ask_once(
     full = reading.answer([FULL.variant])[0]
     attention = _attention(engine, question, full) if run.hits else []
     records = []
-    for first in range(0, len(asked), run.batch):
-        group = asked[first : first + run.batch]
+    device = engine.manifest.device
+    batch = run.batch if device is None else min(run.batch, device.batch)
+    for first in range(0, len(asked), batch):
+        group = asked[first : first + batch]
         settings = [setting for setting, _ in group]
         results = reading.answer([setting.variant for setting in settings])
         forced = _forced(reading, settings, full.token_ids)
