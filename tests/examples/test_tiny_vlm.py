@@ -237,3 +237,38 @@ def test_longer_prompts_ask_again(shipped):
     assert batch.hidden.shape[-1] == 1 + forms.GRID**2 + 14
     key = forms.KEYS[int(batch.keys[0, 0, -6])]
     assert batch.tokens[0, 0, :14].tolist() == tokens.question_ids(key, 2)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_training_runs_through_its_stages(monkeypatch, times):
+    from dataclasses import replace
+
+    import torch
+    from rich.progress import Progress
+
+    train = pytest.importorskip("examples.tiny_vlm.train")
+    short = [
+        replace(stage, rows=(1, 2), fields=(1, 2), questions=2, forms=4, steps=3) for stage in train.STAGES
+    ]
+    monkeypatch.setattr(train, "STAGES", short)
+    with Progress(disable=True) as progress:
+        model = train.train(3, progress, times)
+        again = train.train(3, progress, times)
+    start = train.make_model(3)
+    trained, repeated, fresh = (m.lm_head.weight for m in (model, again, start))
+    assert torch.isfinite(trained).all() and not torch.equal(trained, fresh)
+    assert torch.equal(trained, repeated)
+
+
+def test_a_table_of_several_checkpoints(tmp_path):
+    from examples.tiny_vlm import spread
+
+    results = {
+        "one": {("full", 1.0): 1.0, ("vl-cache", 0.1): 0.9, ("vl-cache", 0.05): 0.5},
+        "two": {("full", 1.0): 0.98, ("vl-cache", 0.1): 0.1, ("vl-cache", 0.05): 0.0},
+    }
+    rows = [row.split("|")[1:-1] for row in spread.table(results).splitlines()]
+    assert [cell.strip() for cell in rows[3]] == ["vl-cache", "0.1", "50.0%", "10-90%", "90.0", "10.0"]
+    spread.chart(results, tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as chart:
+        chart.load()
