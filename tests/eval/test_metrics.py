@@ -37,6 +37,13 @@ def test_wilson_interval(right, count):
     assert (mean.low, mean.high) == pytest.approx((low, high), abs=1e-12)
 
 
+def test_no_interval_leaves_its_mean_out():
+    for count in range(1, 600):
+        for right in {0, 1, count // 2, count}:
+            mean = proportion([True] * right + [False] * (count - right))
+            assert 0.0 <= mean.low <= mean.value <= mean.high <= 1.0
+
+
 def test_bootstrap_interval_is_that_of_the_normal_distribution_on_many_values(rng):
     values = rng.random(4000)
     mean = average(values.tolist())

@@ -51,7 +51,7 @@ def proportion(right: Sequence[bool]) -> Mean:
     share = sum(right) / count
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return Mean(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Mean(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
 def average(values: Sequence[float]) -> Mean:
