@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,15 +15,28 @@ from vlkv.policy import Policy
 
 
 def split_budget(
-    policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float
+    policy: Policy,
+    sparsity: NDArray[np.float64],
+    length: int,
+    budget: float,
+    ceiling: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
-    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity."""
+    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
+
+    `ceiling` `[L]` is the most that each has slots for.
+    """
     shares = sparsity if policy.allocation == "sparsity" else np.zeros_like(sparsity)
-    return allocate(shares, length, budget, rule=policy.rule, floor=policy.floor)
+    return allocate(shares, length, budget, rule=policy.rule, floor=policy.floor, ceiling=ceiling)
 
 
 def compress(
-    policy: Policy, cache: Cache, observer: Observer, counts: NDArray[np.int64], room: int, backend: Backend
+    policy: Policy,
+    cache: Cache,
+    observer: Observer,
+    counts: NDArray[np.int64],
+    room: int,
+    backend: Backend,
+    slot: Cache | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
 
@@ -32,11 +47,12 @@ def compress(
         counts: tokens to keep, `[L]`.
         room: slots for new tokens behind the kept ones.
         backend: runs the eviction.
+        slot: where the kept tokens go (B = 1); None makes arrays of their size.
 
     Returns:
         The small cache, and per layer the kept positions `[Hkv, count]`.
     """
-    small = cache.like([int(count) + room for count in counts])
+    small = slot or cache.like([int(count) + room for count in counts])
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])

@@ -21,6 +21,7 @@ from vlkv.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
+    from vlkv.scheduler import Scheduler
 
 MAX_NEW_TOKENS = 256
 
@@ -126,6 +127,13 @@ class Engine:
             for number, _, result in self._run(requests):
                 results[number] = result
         return [results[number] for number in range(len(requests))]
+
+    def scheduler(self, **settings: Any) -> Scheduler:
+        """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue."""
+        from vlkv.scheduler import Scheduler
+
+        parts = (self._backend, self._embedding, self._tokenizer, self.manifest)
+        return Scheduler(*parts, self._prepare, **settings)
 
     def prompt(self, question: Question) -> Prompt:
         """The token ids of a question."""
