@@ -51,7 +51,7 @@ class Batch:
     value's character its key and its index in the value. tokens, labels, keys, following `[B, K, BLOCK]`: the
     text, what comes next in the answer, the key asked for, the index in the value of what comes next.
     bag `[B, K, 36]`: the share of each character in the value.
-    hidden `[L, B, K, 1 + 24 R + QUESTION]`: what of BOS, picture and question a layer hides from answers.
+    hidden `[L, B, K, 1 + 24 R + QUESTION]`: what of BOS, picture and question each layer's answer rows do not see.
     """
 
     cells: Tensor
@@ -109,8 +109,8 @@ def make_batch(
 def forget(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw what answers do not see `[L, B, K, n]`; `own` `[B, K, n]` marks the cells of the field asked for.
 
-    The field asked for goes as a whole in some layers, BOS and the words of the question one by one in half,
-    other cells one by one in most. The key asked for always stays.
+    The field asked for goes as a whole in some layers, BOS and the question's tokens one by one in half of them,
+    the other cells one by one in most. The key asked for always stays.
     """
     shape = (TEXT_LAYERS, *own.shape)
     hidden = rng.random(shape, np.float32) < OTHER_HIDDEN

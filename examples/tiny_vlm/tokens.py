@@ -10,7 +10,7 @@ from .forms import CELL, KEYS, SIDE, VALUE_CHARACTERS
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 PAD, BOS, EOS, UNK, IMAGE = range(len(SPECIAL))
-WORDS = ["\n", "?", "what", " is", " the"]
+WORDS = ["\n", "?", ":", "what", " is", " the"]
 VOCABULARY = {
     token: i for i, token in enumerate([*SPECIAL, *WORDS, *(f" {k}" for k in KEYS), *VALUE_CHARACTERS])
 }
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '\\nA:' }}{% endif %}"
 )
 
 
@@ -81,8 +81,8 @@ KEY_ROW = 3  # where the key stands in a question's tokens
 
 
 def question_ids(key: str) -> list[int]:
-    """List the tokens after the picture for a question about that key: six, the key is the fourth."""
-    return [VOCABULARY[t] for t in ("what", " is", " the", f" {key}", "?", "\n")]
+    """List the tokens after the picture for a question about that key: eight, the key is the fourth."""
+    return [VOCABULARY[t] for t in ("what", " is", " the", f" {key}", "?", "\n", "A", ":")]
 
 
 def answer_ids(value: str) -> list[int]:

@@ -93,23 +93,23 @@ def shipped():
         yield model, transformers.AutoProcessor.from_pretrained(CHECKPOINT)
 
 
-def test_prompt_is_six_tokens_after_the_picture(shipped):
+def test_prompt_is_eight_tokens_after_the_picture(shipped):
     from examples.tiny_vlm import tokens
 
     model, processor = shipped
     text = tokens.prompt(processor, forms.question("date"))
-    assert text == "<image>what is the date?\n"
+    assert text == "<image>what is the date?\nA:"
     picture = forms.draw(forms.held_out_form(0))
     ids = processor(images=picture, text=text, return_tensors="pt")["input_ids"][0].tolist()
     assert ids == [tokens.BOS, *[model.config.image_token_id] * 576, *tokens.question_ids("date")]
-    assert processor.decode(ids[577:]) == "what is the date?\n"
+    assert processor.decode(ids[577:]) == "what is the date?\nA:"
 
 
 def test_unknown_words_do_not_fail(shipped):
     from examples.tiny_vlm import tokens
 
     _, processor = shipped
-    ids = processor.tokenizer("What is the colour of ünknown words?\n")["input_ids"]
+    ids = processor.tokenizer("what is the colour?\n")["input_ids"]
     assert tokens.UNK in ids and ids[-1] == tokens.VOCABULARY["\n"]
 
 
@@ -182,10 +182,42 @@ def test_shipped_example_is_a_held_out_form_and_is_answered(shipped):
         assert check.answers(*shipped, [picture], [example["prompt"]]) == [example["answer"]]
 
 
-def test_shipped_checkpoint_bears_a_tenth_of_its_cache(shipped):
-    from examples.tiny_vlm import vlcache_check
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    from vlkv import Engine
+    from vlkv.export.directory import export_checkpoint
+    from vlkv.export.engine import build_engine
 
-    assert vlcache_check.compare(*shipped, range(2020, 2040), budget=0.1).compressed >= 0.9
+    folder = tmp_path_factory.mktemp("tiny_vlm")
+    export_checkpoint(CHECKPOINT, folder / "graphs")
+    build_engine(folder / "graphs", folder / "engine")
+    return Engine.load(folder / "engine", threads=1)
+
+
+@pytest.mark.parametrize(("policy", "budget", "least"), [("full", 1.0, 20), ("vl-cache", 0.1, 19)])
+def test_engine_reads_forms_with_the_full_cache_and_with_a_tenth(engine, policy, budget, least):
+    from examples.tiny_vlm import measure
+
+    right = [measure.exact(engine, forms.held_out_form(2020 + n), policy, budget)[0] for n in range(20)]
+    assert sum(right) >= least
+
+
+def test_demo_shows_right_answers_and_draws_what_was_kept(engine, tmp_path, capsys, monkeypatch):
+    from examples import demo
+
+    monkeypatch.setattr(sys, "argv", ["demo.py", str(engine.directory), "-o", str(tmp_path)])
+    assert demo.main() == 0
+    answer = json.loads((EXAMPLE / "example.json").read_text(encoding="utf-8"))["answer"]
+    assert capsys.readouterr().out.count(answer) == 3
+    with Image.open(tmp_path / "kept.png") as drawn, Image.open(EXAMPLE / "example.png") as picture:
+        assert drawn.size == (5 * picture.width, picture.height)
+        panels = np.split(np.asarray(drawn.convert("RGB"), np.int16), 5, axis=1)
+    example = json.loads((EXAMPLE / "example.json").read_text(encoding="utf-8"))
+    result = engine.generate(example["prompt"], [EXAMPLE / "example.png"], max_new_tokens=8)
+    for panel, positions in zip(panels[1:], result.positions, strict=True):
+        cells = (panel != panels[0]).any(axis=2).reshape(24, 14, 24, 14).any(axis=(1, 3)).ravel()
+        kept = np.unique(positions)
+        assert set(np.flatnonzero(cells)) == set(kept[(kept >= 1) & (kept <= 576)] - 1)
 
 
 def test_checkpoint_is_small():
