@@ -77,6 +77,17 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
 	@echo "building and installing vlkv"; $(PIP) --no-build-isolation --editable '.[export]'
 	@touch $@
 
+# The server of the wheel nvidia-pytriton, in an environment of its own: NumPy 1 first, as that server's Python backend
+# is compiled for it, then the packages of $(VENV).
+$(VENV)/served: $(VENV)/installed constraints-server.txt
+	@echo "installing tritonserver"; $(PIP) --editable '.[serve]' --no-build-isolation
+	@rm -rf $(VENV)/tritonserver && $(BIN)/python -m venv --without-pip $(VENV)/tritonserver
+	@$(BIN)/python -c "import sys, sysconfig; \
+		print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" > $(VENV)/packages.pth
+	@for packages in $(VENV)/tritonserver/lib/python*/site-packages; do mv $(VENV)/packages.pth $$packages/vlkv.pth; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-server.txt --target $$packages; done
+	@touch $@
+
 $(VENV)/tested: $(VENV)/installed
 	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
 	@touch $@

@@ -85,7 +85,7 @@ class Ticket:
     async def __aiter__(self) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.listen(lambda _, piece: loop.call_soon_threadsafe(pieces.put_nowait, piece) and None)
+        self.listen(lambda _, piece: (loop.call_soon_threadsafe(pieces.put_nowait, piece), None)[1])
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
