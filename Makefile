@@ -1,4 +1,5 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
+# make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
@@ -17,11 +18,14 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python test-asan fuzz lint format bench bench-ops clean
+.PHONY: demo serve-demo bench-memory test test-native test-python test-asan fuzz lint format bench bench-ops clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
 	@$(BIN)/python examples/demo.py $(OUT)/tiny_vlm/engine -o $(OUT)/tiny_vlm
+
+serve-demo: $(OUT)/tiny_vlm/engine/manifest.json $(VENV)/served
+	@$(BIN)/python examples/triton/demo.py $(OUT)/tiny_vlm/engine
 
 test: test-native test-python
 
@@ -30,10 +34,10 @@ test-native: $(VENV)/tested
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
-test-python: $(VENV)/tested
+test-python: $(VENV)/tested $(VENV)/served
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-lint: $(VENV)/tested
+lint: $(VENV)/tested $(VENV)/served
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(VENV)/tested
@@ -41,6 +45,9 @@ format: $(VENV)/tested
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+
+bench-memory: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench
 
 bench-ops: test-native
 	@$(BUILD)/cpp/bench/vlkv_bench

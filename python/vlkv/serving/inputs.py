@@ -34,7 +34,9 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
     """
     prompt = _text(_one(tensors, "prompt", b""), "prompt")
     if len(prompt) > most_bytes:
-        raise PromptError(f"the prompt has {len(prompt)} characters, no prompt of this model has over {most_bytes}")
+        raise PromptError(
+            f"the prompt has {len(prompt)} characters, no prompt of this model has over {most_bytes}"
+        )
     images = list(tensors.get("images", np.empty(0)).reshape(-1))
     if len(images) > MAX_IMAGES:
         raise PromptError(f"the request has {len(images)} pictures, the limit is {MAX_IMAGES}")
@@ -81,4 +83,6 @@ def _text(value: bytes, name: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise PromptError(f"{name} is no UTF-8 text: byte {value[error.start]:#04x} at {error.start}") from error
+        raise PromptError(
+            f"{name} is no UTF-8 text: byte {value[error.start]:#04x} at {error.start}"
+        ) from error

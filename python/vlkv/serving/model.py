@@ -32,7 +32,9 @@ class TritonPythonModel:
         try:
             self._policy = resolve(given.get("policy", "vl-cache")).name
             engine = Engine.load(
-                given["engine"], verify=given.get("verify", "true") == "true", threads=int(given.get("threads", 0))
+                given["engine"],
+                verify=given.get("verify", "true") == "true",
+                threads=int(given.get("threads", 0)),
             )
             settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
             if "memory" in given:

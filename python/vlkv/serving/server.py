@@ -27,7 +27,7 @@ HELP = f"no tritonserver: `make .venv/served` installs one, or put it on PATH or
 
 @dataclass(frozen=True)
 class Installation:
-    """A server's program, the environment that its Python backend runs, and the folder of its backends, if not its own."""
+    """A server's program, the environment that its Python backend runs, and its backends' folder where it is told."""
 
     program: Path
     prefix: Path
@@ -108,7 +108,11 @@ class Server:
             command.append(f"--backend-directory={installed.backends}")
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=environment(installed), start_new_session=True
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(installed),
+                start_new_session=True,
             )
 
     @property
@@ -125,7 +129,7 @@ class Server:
         return self._ok(f"/v2/models/{model}/ready")
 
     def wait(self, model: str | None = "vlkv", timeout: float = 60.0) -> None:
-        """Returns when the model is ready (None: the server live); `VlkvError` with the log's end if it does not get so."""
+        """Returns when the model is ready (None: the server live); `VlkvError` with the log's end where it never is."""
         end = monotonic() + timeout
         while not (self.live() if model is None else self.ready(model)):
             if self.process.poll() is not None or monotonic() > end:
