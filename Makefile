@@ -92,7 +92,8 @@ $(VENV)/served: $(VENV)/installed constraints-server.txt
 	@$(BIN)/python -c "import sys, sysconfig; \
 		print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" > $(VENV)/packages.pth
 	@for packages in $(VENV)/tritonserver/lib/python*/site-packages; do mv $(VENV)/packages.pth $$packages/vlkv.pth; \
-		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-server.txt --target $$packages; done
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-server.txt --target $$packages \
+		|| echo "no tritonserver for this platform: its tests are skipped"; done
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed

@@ -8,7 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlkv.engine import Engine
-from vlkv.errors import VlkvError
+from vlkv.errors import SamplingError, VlkvError
 from vlkv.policy import resolve
 from vlkv.scheduler import Scheduler
 from vlkv.serving.exchange import Exchange
@@ -65,9 +65,8 @@ class TritonPythonModel:
                     if tensor is not None:
                         tensors[name] = tensor.as_numpy()
                 question, stream = to_question(tensors, self._policy, self._longest)
-                timeout = request.timeout()
-                deadline = timeout * MICRO if timeout else None
-                self._exchange.follow(self._scheduler.submit(question, deadline=deadline), sender, stream)
+                ticket = self._scheduler.submit(question, deadline=_deadline(request))
+                self._exchange.follow(ticket, sender, stream)
             except Exception as error:
                 if not isinstance(error, VlkvError):
                     pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
@@ -81,3 +80,12 @@ class TritonPythonModel:
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
+
+
+def _deadline(request: Any) -> float | None:
+    """Seconds, from the request's `timeout` in microseconds: Triton's own field over gRPC, a parameter over HTTP."""
+    timeout = request.timeout() or json.loads(request.parameters() or "{}").get("timeout", 0)
+    try:
+        return float(timeout) * MICRO if timeout else None
+    except (TypeError, ValueError):
+        raise SamplingError(f"timeout {timeout!a:.40} is not a number of microseconds") from None
