@@ -12,20 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlkv import ops
-    from vlkv.engine import Engine, Question, Stream
+    from vlkv.conversation import Conversation
+    from vlkv.engine import Engine
     from vlkv.errors import VlkvError
+    from vlkv.generate import Stream
     from vlkv.policy import POLICIES, Policy
+    from vlkv.question import Question
     from vlkv.result import Result
 
-__all__ = ["POLICIES", "Engine", "Policy", "Question", "Result", "Stream", "VlkvError", "ops"]
+__all__ = [
+    "POLICIES",
+    "Conversation",
+    "Engine",
+    "Policy",
+    "Question",
+    "Result",
+    "Stream",
+    "VlkvError",
+    "ops",
+]
 
 _HOME = {
+    "Conversation": "vlkv.conversation",
     "Engine": "vlkv.engine",
     "POLICIES": "vlkv.policy",
     "Policy": "vlkv.policy",
-    "Question": "vlkv.engine",
+    "Question": "vlkv.question",
     "Result": "vlkv.result",
-    "Stream": "vlkv.engine",
+    "Stream": "vlkv.generate",
     "VlkvError": "vlkv.errors",
 }
 

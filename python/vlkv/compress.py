@@ -12,6 +12,7 @@ from vlkv.backend.base import Backend
 from vlkv.cache import Cache
 from vlkv.observe import Observer
 from vlkv.policy import Policy
+from vlkv.pooling import pool
 
 
 def split_budget(
@@ -19,14 +20,45 @@ def split_budget(
     sparsity: NDArray[np.float64],
     length: int,
     budget: float,
+    observed: int = 0,
     ceiling: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
 
-    `ceiling` `[L]` is the most that each has slots for.
+    `observed` is the number of observed rows: a pyramid is no narrower than those that always stay.
+    `ceiling` `[L]` is the most that each layer has slots for.
     """
-    shares = sparsity if policy.allocation == "sparsity" else np.zeros_like(sparsity)
-    return allocate(shares, length, budget, rule=policy.rule, floor=policy.floor, ceiling=ceiling)
+    if policy.allocation == "all":
+        return np.full(len(sparsity), length, np.int64)
+    shares, floor = np.zeros_like(sparsity), policy.floor
+    if policy.allocation == "sparsity":
+        shares = sparsity
+    elif policy.allocation == "pyramid" and length:
+        stay = min(observed if policy.keep_observed else 0, length) / length
+        steps = pyramid(len(sparsity), budget, policy.beta, 1.0 - stay)
+        shares, floor = 1.0 - steps / steps.max(), max(floor, stay)
+    return allocate(shares, length, budget, rule=policy.rule, floor=floor, ceiling=ceiling)
+
+
+def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:
+    """Shares `[L]` of a prompt that fall evenly from the first layer to the last, `budget` on average.
+
+    The last is budget / beta, unless the first, 2 * budget - last, were more than `most`: then the first is `most`
+    and the last is what remains, the first at the most (arXiv 2406.02069, section 4.2).
+    """
+    last = budget / beta
+    first = 2 * budget - last
+    if first > most:
+        first = max(most, budget)
+        last = 2 * budget - first
+    return np.linspace(first, last, layers) if layers > 1 else np.full(layers, budget)
+
+
+def always_kept(policy: Policy, count: int, observed: int) -> tuple[int, int]:
+    """How many of a layer's `count` tokens are the prompt's first, and its last, whatever their score."""
+    sinks = min(policy.sinks, count)
+    recent = max(round(policy.recent * count), policy.recent_tokens, observed if policy.keep_observed else 0)
+    return sinks, min(recent, count - sinks)
 
 
 def compress(
@@ -36,6 +68,7 @@ def compress(
     counts: NDArray[np.int64],
     room: int,
     backend: Backend,
+    keep_source: bool = False,
     slot: Cache | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
@@ -47,6 +80,7 @@ def compress(
         counts: tokens to keep, `[L]`.
         room: slots for new tokens behind the kept ones.
         backend: runs the eviction.
+        keep_source: leaves the given cache as it is.
         slot: where the kept tokens go (B = 1); None makes arrays of their size.
 
     Returns:
@@ -56,17 +90,18 @@ def compress(
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])
-        sinks = min(policy.sinks, count)
-        recent = min(round(policy.recent * count), count - sinks)
+        sinks, recent = always_kept(policy, count, len(observer.rows))
+        rating = pool(observer.scores[layer], policy.pooling, policy.kernel, length - recent)
         kept = backend.evict(
             (cache.keys[layer][:, :, :length], cache.values[layer][:, :, :length]),
-            observer.scores[layer],
+            rating,
             (count, sinks, recent),
             (small.keys[layer][:, :, :count], small.values[layer][:, :, :count]),
             policy.per_head,
             policy.merge != "none",
         )
-        cache.free(layer)
+        if not keep_source:
+            cache.free(layer)
         small.length[layer] = count
         positions.append(kept)
     return small, positions

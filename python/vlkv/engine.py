@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
+from vlkv.conversation import Conversation, Keep
 from vlkv.embedding import TokenEmbedding
-from vlkv.errors import EngineError, PromptError
-from vlkv.generate import Request, generate
+from vlkv.errors import EngineError, PolicyError, PromptError
+from vlkv.forced import Forced
+from vlkv.generate import Request, Stream, generate
 from vlkv.image import open_image
 from vlkv.policy import Policy, check_budget, default_budget, resolve
 from vlkv.prefill import Job, Progress
 from vlkv.prompt import Prompt, build_prompt
+from vlkv.question import Question
 from vlkv.result import Result
 from vlkv.sampling import Sampling
 from vlkv.tokenizer import Tokenizer
@@ -23,38 +26,7 @@ if TYPE_CHECKING:
     from vlkv.backend.base import Backend
     from vlkv.scheduler import Scheduler
 
-MAX_NEW_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt of a batch; the fields are the arguments of `Engine.generate`."""
-
-    prompt: str
-    images: Sequence[Any] = ()
-    policy: str | Policy = "vl-cache"
-    budget: float | None = None
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    raw: bool = False
-
-
-class Stream:
-    """An answer as it comes: iterate for pieces of text; `result` grows along and is whole at the end."""
-
-    def __init__(self, pieces: Iterator[tuple[int, str, Result]]) -> None:
-        self._pieces = pieces
-        self.result = Result()
-
-    def __iter__(self) -> Iterator[str]:
-        for _, piece, result in self._pieces:
-            self.result = result
-            if piece:
-                yield piece
+THRESHOLD = 0.01
 
 
 class Engine:
@@ -105,7 +77,8 @@ class Engine:
             images: pictures as paths, encoded bytes, or Pillow images.
             **settings: the other fields of `Question`: `policy` (a name or a `Policy`), `budget` (share of the
                 prompt's cache to keep; 0.1, for `full` 1), `max_new_tokens`, `temperature` (0 is greedy),
-                `top_k`, `top_p`, `seed`, `stop`, and `raw` (no chat template).
+                `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the result
+                is to hold them).
 
         Raises:
             PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
@@ -128,6 +101,18 @@ class Engine:
                 results[number] = result
         return [results[number] for number in range(len(requests))]
 
+    def forced(self, question: Question, tokens: Sequence[int], *, attention: bool = False) -> Forced:
+        """Runs given tokens as the answer: logits of each step under the question's policy.
+
+        Args:
+            question: `max_new_tokens` and sampling have no effect.
+            tokens: ids, at most as many as there are positions behind the prompt.
+            attention: whether each step tells what its token attended to; for policies that only append.
+        """
+        job = self._prepare(question).job
+        job = replace(job, room=max(1, len(tokens)))
+        return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
+
     def scheduler(self, **settings: Any) -> Scheduler:
         """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue."""
         from vlkv.scheduler import Scheduler
@@ -147,7 +132,23 @@ class Engine:
             raw=question.raw,
         )
 
-    def _prepare(self, question: Question) -> Request:
+    def chat(
+        self, policy: str | Policy = "vl-cache", budget: float | None = None, keep: Keep = "compressed"
+    ) -> Conversation:
+        """A conversation, whose later questions are about the same pictures.
+
+        Args:
+            policy: a name or a `Policy`, for the whole conversation.
+            budget: share of the prompt's cache to keep.
+            keep: `compressed` answers later questions from what was kept for the first; `reusable` holds the full
+                keys and values in memory and compresses them anew for each question.
+        """
+        found = resolve(policy)
+        share = default_budget(found) if budget is None else check_budget(budget, found)
+        parts = self._backend, self._embedding, self._tokenizer, self.manifest
+        return Conversation(*parts, self._prepare, found, share, keep)
+
+    def _prepare(self, question: Question, prompt: Prompt | None = None) -> Request:
         policy = resolve(question.policy)
         budget = default_budget(policy) if question.budget is None else check_budget(question.budget, policy)
         sampling = Sampling(
@@ -158,14 +159,19 @@ class Engine:
             max_new_tokens=question.max_new_tokens,
             stop=question.stop,
         )
-        prompt = self.prompt(question)
+        prompt = self.prompt(question) if prompt is None else prompt
         room = min(sampling.max_new_tokens, self.manifest.text.max_positions - len(prompt.token_ids))
         if room < 1:
             raise PromptError(
                 f"the prompt's {len(prompt.token_ids)} tokens fill all {self.manifest.text.max_positions} positions"
             )
+        if self.manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
+            raise PolicyError(
+                f"policy {policy.name!r}: threshold {policy.threshold} does not go with an engine of operators "
+                f"'functions', which has {THRESHOLD}; build one of operators 'native'"
+            )
         images = [open_image(picture) for picture in question.images]
-        return Request(Job(prompt, images, policy, budget, room), sampling)
+        return Request(Job(prompt, images, policy, budget, room, question.scores), sampling)
 
     def _run(
         self, requests: Sequence[Request], progress: Progress | None = None

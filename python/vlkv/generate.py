@@ -10,9 +10,11 @@ import numpy as np
 
 from vlkv.backend.base import Backend, Floats
 from vlkv.cache import Cache, join
+from vlkv.decode import Decoder
+from vlkv.decode_eviction import Eviction
 from vlkv.embedding import TokenEmbedding
 from vlkv.manifest import Manifest
-from vlkv.prefill import Job, Progress, prefill
+from vlkv.prefill import Job, Prefilled, Progress, prefill
 from vlkv.result import Result
 from vlkv.sampling import Sampler, Sampling
 from vlkv.stopping import Stopping
@@ -57,6 +59,20 @@ class Answer:
         return piece
 
 
+class Stream:
+    """An answer as it comes: iterate for pieces of text; `result` grows along and is whole at the end."""
+
+    def __init__(self, pieces: Iterator[tuple[int, str, Result]]) -> None:
+        self._pieces = pieces
+        self.result = Result()
+
+    def __iter__(self) -> Iterator[str]:
+        for _, piece, result in self._pieces:
+            self.result = result
+            if piece:
+                yield piece
+
+
 def generate(
     requests: Sequence[Request],
     backend: Backend,
@@ -71,39 +87,44 @@ def generate(
         Request number, new text, and that request's result so far, after each of its tokens.
     """
     answers: list[Answer] = []
-    caches: list[Cache] = []
+    ready: list[Prefilled] = []
     for number, request in enumerate(requests):
-        cache, logits, result = prefill(request.job, backend, embedding, manifest, progress)
-        answer = Answer(result, request.sampling, tokenizer, manifest.tokens.eos, request.job.room)
+        begun = prefill(request.job, backend, embedding, manifest, progress)
+        answer = Answer(begun.result, request.sampling, tokenizer, manifest.tokens.eos, request.job.room)
         answers.append(answer)
-        caches.append(cache)
-        yield number, answer.take(logits), result
-    cache = join(caches, max(request.job.room for request in requests))
-    caches.clear()
+        ready.append(begun)
+        yield number, answer.take(begun.logits), begun.result
+    cache = join([begun.cache for begun in ready])
+    evictions = [begun.eviction for begun in ready]
+    ready.clear()
     for answer in answers:
         answer.result.cache_bytes = cache.bytes // len(answers)
-    yield from _decode(answers, cache, backend, embedding)
+    yield from decode(answers, cache, evictions, backend, embedding)
 
 
-def _decode(
-    answers: list[Answer], cache: Cache, backend: Backend, embedding: TokenEmbedding
+def decode(
+    answers: Sequence[Answer],
+    cache: Cache,
+    evictions: Sequence[Eviction | None],
+    backend: Backend,
+    embedding: TokenEmbedding,
 ) -> Iterator[tuple[int, str, Result]]:
+    """Lets begun answers go on until all are done; yields as `generate` does."""
     active = np.array([not answer.done for answer in answers])
     if not active.any():
         return
-    steps = backend.steps(cache)
     positions = np.array([answer.result.prompt_tokens for answer in answers], np.int64)
+    decoder = Decoder(backend, cache, evictions, positions)
     seconds = 0.0
     while active.any():
         start = perf_counter()
         tokens = np.array([answer.last_token for answer in answers], np.int64)
-        logits = steps.step(embedding.rows(tokens), positions, active)
-        positions += active
-        pieces = [(n, answers[n].take(logits[n])) for n in np.flatnonzero(active)]
+        logits = decoder.step(embedding.rows(tokens), active)
+        pieces = [(n, answers[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
         seconds += perf_counter() - start
         for number, piece in pieces:
             result = answers[number].result
             active[number] = not answers[number].done
             result.seconds.decode = seconds
             result.tokens_per_second = (len(result.token_ids) - 1) / seconds
-            yield int(number), piece, result
+            yield number, piece, result

@@ -16,7 +16,7 @@ from vlkv.native import native
 from vlkv.policy import Policy
 
 
-def observed_rows(policy: Policy, length: int, last_image: int) -> range:
+def observed_rows(policy: Policy, length: int, last_image: int, since: int = 0) -> range:
     """The prompt rows that a policy observes.
 
     Args:
@@ -24,13 +24,14 @@ def observed_rows(policy: Policy, length: int, last_image: int) -> range:
         length: tokens of the prompt.
         last_image: position of the last image token, -1 where there is none. Without a picture, and where a
             picture ends the prompt, the rows after it are the last `policy.window`.
+        since: where the newest turn of a conversation begins: rows after a picture are those of that turn.
     """
     if policy.rows == "none":
         return range(0)
     if policy.rows == "all":
         return range(length)
     if policy.rows == "post_vision" and 0 <= last_image < length - 1:
-        return range(last_image + 1, length)
+        return range(max(last_image + 1, since), length)
     return range(max(0, length - policy.window), length)
 
 
@@ -38,11 +39,13 @@ class Observer:
     """Adds up scores of one prompt.
 
     Attributes:
+        rows: positions of the prompt that are to be observed.
         scores: per layer `[1, Hkv, C]` float32.
         sparsity: `[L]` float64, of what was added so far.
     """
 
-    def __init__(self, text: TextFacts, policy: Policy, length: int, threads: int = 0) -> None:
+    def __init__(self, text: TextFacts, policy: Policy, length: int, rows: range, threads: int = 0) -> None:
+        self.rows = rows
         self.scores = [np.zeros((1, text.kv_heads, length), np.float32) for _ in range(text.layers)]
         self._pairs = np.zeros((text.layers, 1), np.int64)
         self._below = np.zeros((text.layers, 1), np.float64)
@@ -53,6 +56,14 @@ class Observer:
         """Share of the attended pairs whose weight is under the threshold, per layer."""
         below = self._below[:, 0]
         return np.divide(below, self._pairs[:, 0], out=np.zeros_like(below), where=self._pairs[:, 0] > 0)
+
+    def grown(self, length: int, rows: range) -> Observer:
+        """The same sums with room for a longer prompt, to add more of its rows to."""
+        other = Observer(self._text, self._policy, length, rows, self._threads)
+        for new, old in zip(other.scores, self.scores, strict=True):
+            new[:, :, : old.shape[2]] = old
+        other._pairs[:], other._below[:] = self._pairs, self._below
+        return other
 
     def add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""

@@ -75,23 +75,24 @@ def build_prompt(
             f"prompt has {places} {image.token} for {image_count} given {_pictures(image_count)}"
         )
     if raw or chat_template is None:
-        whole = _plain(text, image_count, image.token)
+        whole = plain(text, image_count, image.token)
     else:
         whole = _chat(text, image_count, image.token, chat_template, tokenizer.special_tokens)
     bos = tokenizer.special_tokens.get("bos_token")
     ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
-    return _expand(whole, np.array(ids, np.int64), image_count, image, max_positions)
+    return expand(whole, np.array(ids, np.int64), image_count, image, max_positions)
 
 
 def _pictures(count: int) -> str:
     return "picture" if count == 1 else "pictures"
 
 
-def _plain(text: str, image_count: int, token: str) -> str:
+def plain(text: str, image_count: int, token: str) -> str:
+    """The text with image tokens before it, a line each, unless it says itself where they go."""
     return text if token in text else f"{token}\n" * image_count + text
 
 
-def _expand(
+def expand(
     text: str, ids: NDArray[np.int64], image_count: int, image: ImageFacts, max_positions: int | None
 ) -> Prompt:
     """Repeat every image token `tokens_per_image` times."""
@@ -125,7 +126,7 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
     pictures = [] if token in text else [{"type": "image"}] * image_count
     forms: tuple[Any, ...] = (
         [*pictures, {"type": "text", "text": text}],
-        _plain(text, image_count, token),
+        plain(text, image_count, token),
     )
     taken: list[str] = []
     failure = ""

@@ -11,6 +11,8 @@ import pytest
 
 from vlkv import Engine, Question, Result
 from vlkv.cache import Cache
+from vlkv.decode import Decoder
+from vlkv.decode_eviction import Eviction
 from vlkv.prefill import CHUNK, prefill
 
 ROUNDOFF = 2.0**-24
@@ -25,15 +27,16 @@ class Prefilled:
     cache: Cache
     logits: np.ndarray
     result: Result
+    eviction: Eviction | None
 
     def forced(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits `[1 + T, V]` of the prompt's end and after each of the given tokens."""
-        steps = self.engine._backend.steps(self.cache)
+        positions = np.array([self.result.prompt_tokens])
+        decoder = Decoder(self.engine._backend, self.cache, [self.eviction], positions)
         found = [self.logits]
-        for number, token in enumerate(tokens):
+        for token in tokens:
             embeds = self.engine._embedding.rows(np.array([token], np.int64))
-            position = np.array([self.result.prompt_tokens + number])
-            found.append(steps.step(embeds, position, np.array([True]))[0].copy())
+            found.append(decoder.step(embeds, np.array([True]))[0].copy())
         return np.stack(found)
 
 
@@ -43,9 +46,8 @@ def prefilled() -> Callable[..., Prefilled]:
 
     def make(engine: Engine, prompt: str, images: Any = (), chunk: int = CHUNK, **fields: Any) -> Prefilled:
         job = engine._prepare(Question(prompt, images, **fields)).job
-        return Prefilled(
-            engine, *prefill(job, engine._backend, engine._embedding, engine.manifest, chunk=chunk)
-        )
+        got = prefill(job, engine._backend, engine._embedding, engine.manifest, chunk=chunk)
+        return Prefilled(engine, got.cache, got.logits, got.result, got.eviction)
 
     return make
 

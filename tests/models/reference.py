@@ -85,7 +85,7 @@ class Reference:
         """
         global _kept
         text = self.model.config.text_config
-        length = inputs["input_ids"].shape[1]
+        length = next(iter(inputs.values())).shape[1]
         cache = DynamicCache()
         try:
             text._attn_implementation = _WATCHED

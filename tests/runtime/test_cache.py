@@ -24,7 +24,8 @@ def prepare(engine, pictures, **fields):
 
 
 def prefilled(engine, job):
-    return prefill(job, engine._backend, engine._embedding, engine.manifest)
+    found = prefill(job, engine._backend, engine._embedding, engine.manifest)
+    return found.cache, found.logits, found.result
 
 
 def arrays(cache):
@@ -159,7 +160,7 @@ def test_steps_read_what_is_written_from_outside(engine_of, pictures, operators)
 def test_prompts_that_are_done_do_not_grow(engine_of, pictures, operators):
     engine = engine_of("llama", operators)
     parts = [prefilled(engine, prepare(engine, pictures[:n], budget=0.2))[0] for n in (1, 2)]
-    cache = join(parts, ROOM)
+    cache = join(parts)
     before = cache.length.copy()
     steps = engine._backend.steps(cache)
     for _ in range(3):
@@ -176,23 +177,26 @@ def test_join_is_sized_by_the_longest_and_frees_the_parts(engine_of, pictures):
     ]
     parts = [prefilled(engine, job)[0] for job in jobs]
     lengths = np.concatenate([part.length for part in parts], axis=1)
+    slots = [max(part.capacity(layer) for part in parts) for layer in range(text.layers)]
+    rooms = np.array([job.room for job in jobs])
+    assert slots == (lengths + rooms).max(axis=1).tolist()
     assert len(set(lengths[0].tolist())) == 3
     copies = [[array.copy() for array in arrays(part)] for part in parts]
     refs = [weakref.ref(array) for part in parts for array in arrays(part)]
-    cache = join(parts, 9)
+    cache = join(parts)
     assert [ref() for ref in refs] == [None] * len(refs)
     assert sum(part.bytes for part in parts) == 0
     np.testing.assert_array_equal(cache.length, lengths)
     for index, array in enumerate(arrays(cache)):
         layer = index % text.layers
-        assert array.shape == (3, text.kv_heads, lengths[layer].max() + 9, text.head_dim)
+        assert array.shape == (3, text.kv_heads, slots[layer], text.head_dim)
         for row, length in enumerate(lengths[layer]):
             np.testing.assert_array_equal(array[row, :, :length], copies[row][index][0, :, :length])
 
 
 def test_join_of_one_is_that_one(engine_of):
     part = Cache.empty(engine_of("llama").manifest.text, 4)
-    assert join([part], 8) is part
+    assert join([part]) is part
 
 
 def test_like_and_free():
@@ -237,6 +241,10 @@ def test_bytes_in_a_batch_are_those_of_the_joined_arrays(engine_of, pictures, mo
     ]
     results = engine.generate_batch(questions)
     text = engine.manifest.text
-    slots = sum(max(r.kept_tokens[layer] for r in results) + 9 for layer in range(text.layers))
+    rooms = (3, 9, 5)
+    slots = sum(
+        max(r.kept_tokens[layer] + room for r, room in zip(results, rooms, strict=True))
+        for layer in range(text.layers)
+    )
     assert held == [3 * slots * 2 * text.kv_heads * text.head_dim * 4]
     assert [result.cache_bytes * 3 for result in results] == held * 3

@@ -211,7 +211,9 @@ def test_run_budget_that_is_no_number(refused, built_of):
 
 
 def test_run_unknown_policy_lists_the_known(refused, built_of):
-    assert "unknown policy 'lru'; known: full, vl-cache" in ask(refused, built_of("llama"), "--policy", "lru")
+    assert "unknown policy 'lru'; known: full, vl-cache, elastic" in ask(
+        refused, built_of("llama"), "--policy", "lru"
+    )
 
 
 @pytest.mark.parametrize(

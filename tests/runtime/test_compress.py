@@ -47,7 +47,7 @@ def test_what_is_kept_equals_the_oracle(engine_of, rng, case, operators):
         [rng.normal(size=shape).astype(np.float32) for _ in range(LAYERS)],
         np.full((LAYERS, 1), LENGTH, np.int64),
     )
-    observer = Observer(FACTS, policy, LENGTH)
+    observer = Observer(FACTS, policy, LENGTH, range(LENGTH))
     for score in observer.scores:
         score[:] = rng.random(score.shape)
     counts = np.array([2, 13, LENGTH])
@@ -114,7 +114,7 @@ def test_observed_rows(rows, length, last_image, want):
 
 
 def test_an_observer_that_saw_nothing_has_sparsity_zero():
-    observer = Observer(FACTS, VL, 5)
+    observer = Observer(FACTS, VL, 5, range(5))
     assert observer.sparsity.tolist() == [0.0] * LAYERS
     assert [score.shape for score in observer.scores] == [(1, HEADS, 5)] * LAYERS
 

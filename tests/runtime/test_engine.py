@@ -215,7 +215,7 @@ def test_prompt_beyond_the_positions(engine):
         (PolicyError, "outside", {"budget": float("nan")}),
         (PolicyError, "outside", {"budget": True}),
         (PolicyError, "does not go with policy 'full'", {"policy": "full", "budget": 0.5}),
-        (PolicyError, "unknown policy 'lru'; known: full, vl-cache", {"policy": "lru"}),
+        (PolicyError, "unknown policy 'lru'; known: full, vl-cache, elastic", {"policy": "lru"}),
         (SamplingError, "temperature", {"temperature": -1.0}),
         (SamplingError, "top_k", {"top_k": -1}),
         (SamplingError, "top_p", {"top_p": 0.0}),
@@ -266,7 +266,9 @@ def test_raw_leaves_the_template_out(engine):
 
 
 def test_public_names():
-    assert set(vlkv.POLICIES) == set(POLICIES) == {"full", "vl-cache"}
+    assert set(vlkv.POLICIES) == set(POLICIES) == {
+        "full", "vl-cache", "elastic", "h2o", "snapkv", "pyramidkv", "streaming-llm"
+    }  # fmt: skip
     for name in vlkv.__all__:
         assert getattr(vlkv, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

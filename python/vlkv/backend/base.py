@@ -32,15 +32,32 @@ class Observation:
 
 
 class Steps(Protocol):
-    """A loop of single-token steps over one cache."""
+    """A loop of single-token steps over one cache. What a step returns, the next one overwrites.
+
+    Attributes:
+        logits: `[B,V]` of the last step.
+        observation: of the last step that watched, W = 1; rows of prompts that were not watched hold anything.
+    """
 
     logits: Floats
+    observation: Observation
 
-    def step(self, embeds: Floats, positions: Ints, active: NDArray[np.bool_]) -> Floats:
+    def step(
+        self,
+        embeds: Floats,
+        positions: Ints,
+        active: NDArray[np.bool_],
+        watched: NDArray[np.bool_] | None = None,
+    ) -> Floats:
         """One token a prompt: `embeds [B,hidden]` at `positions [B]`; the caches of those not `active [B]` stay.
 
-        Returns `logits [B,V]`, which the next step overwrites.
+        `watched [B]` asks what the tokens of some prompts attend to; without it nothing is observed, at no cost.
+        Returns `logits [B,V]`.
         """
+        ...
+
+    def overwrite(self, slots: Ints) -> None:
+        """Each prompt's last token takes another's slot, and the length goes down: see `Cache.overwrite`."""
         ...
 
 

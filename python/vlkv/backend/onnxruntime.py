@@ -52,28 +52,15 @@ class OnnxRuntimeBackend:
         self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
     ) -> tuple[Floats, Observation]:
         """See `Backend.extend`."""
-        binding = self._decoder.io_binding()
-        _bind_input(binding, "inputs_embeds", embeds)
-        _bind_input(binding, "position_ids", positions)
-        _bind_input(binding, "row_index", row_index)
-        _bind_input(binding, "length", cache.length)
-        observed = self._observed_names() if row_index.shape[1] else []
-        names = ("logits", *observed)
+        names = ("logits", *(self.observed if row_index.shape[1] else ()))
+        binding = self.bind(embeds, positions, row_index, cache)
         for name in names:
             binding.bind_output(name, CPU)
-        self._bind_cache(binding, cache)
-        self._decoder.run_with_iobinding(binding, self._shrink if last else None)
-        outputs = binding.get_outputs()[: len(names)]
+        self.run(binding, shrink=last)
+        outputs = binding.get_outputs()[-len(names) :]
         cache.length += embeds.shape[1]
-        arrays = {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
-        layers = range(self.text.layers)
-        if not observed:
-            seen = Observation([], [], None)
-        elif self._native:
-            seen = Observation([arrays[f"query.{layer}"] for layer in layers], [], None)
-        else:
-            seen = Observation([], [arrays[f"score.{layer}"] for layer in layers], arrays["sparsity"])
-        return arrays["logits"], seen
+        found = {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+        return found["logits"], self.observation(found)
 
     def evict(
         self,
@@ -119,56 +106,107 @@ class OnnxRuntimeBackend:
 
     def steps(self, cache: Cache) -> Steps:
         """See `Backend.steps`."""
-        return Steps(self._decoder, self._bind_cache, cache, self.text.hidden, self.text.vocab)
+        return Steps(self, cache)
 
-    def _observed_names(self) -> list[str]:
-        layers = range(self.text.layers)
-        if self._native:
-            return [f"query.{layer}" for layer in layers]
-        return [*(f"score.{layer}" for layer in layers), "sparsity"]
-
-    @staticmethod
-    def _bind_cache(binding: Any, cache: Cache) -> None:
+    def bind(self, embeds: Floats, positions: Ints, row_index: Ints, cache: Cache) -> Any:
+        """A binding of the decoder with these inputs and the cache, which is updated in place."""
+        binding = self._decoder.io_binding()
+        inputs = {"inputs_embeds": embeds, "position_ids": positions, "row_index": row_index}
+        for name, array in (*inputs.items(), ("length", cache.length)):
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         for kind, arrays in (("key", cache.keys), ("value", cache.values)):
             for layer, array in enumerate(arrays):
                 value = ort.OrtValue.ortvalue_from_numpy(array)
                 binding.bind_ortvalue_input(f"{kind}_cache.{layer}", value)
                 binding.bind_ortvalue_output(f"new_{kind}_cache.{layer}", value)
+        return binding
+
+    def run(self, binding: Any, *, shrink: bool = False) -> None:
+        """Runs the decoder; `shrink` gives working memory back."""
+        self._decoder.run_with_iobinding(binding, self._shrink if shrink else None)
+
+    @property
+    def observed(self) -> list[str]:
+        """Names of the outputs that observe."""
+        layers = range(self.text.layers)
+        if self._native:
+            return [f"query.{layer}" for layer in layers]
+        return [*(f"score.{layer}" for layer in layers), "sparsity"]
+
+    def observation(self, arrays: dict[str, Floats]) -> Observation:
+        """What those outputs hold, by name; none of them is an empty one."""
+        layers = [str(layer) for layer in range(self.text.layers)]
+        if "sparsity" in arrays:
+            return Observation([], [arrays[f"score.{layer}"] for layer in layers], arrays["sparsity"])
+        return Observation(
+            [arrays[f"query.{layer}"] for layer in layers if f"query.{layer}" in arrays], [], None
+        )
 
 
 class Steps:
     """Decoding: everything is bound once, a step writes two small arrays and reads the logits where they appear.
 
+    A step that watches has a binding of its own, with the observed rows as outputs, made when it is first asked for.
+
     Attributes:
         logits: `[B,V]` float32 of the last step; the next step overwrites it.
+        observation: see `vlkv.backend.base.Steps`.
     """
 
-    def __init__(self, session: Any, bind_cache: Any, cache: Cache, hidden: int, vocab: int) -> None:
-        batch = cache.batch
-        self.logits = np.zeros((batch, vocab), np.float32)
-        self._session, self._cache = session, cache
-        self._embeds = np.zeros((batch, 1, hidden), np.float32)
-        self._positions = np.zeros((batch, 1), np.int64)
-        self._no_rows = np.zeros((batch, 0), np.int64)
-        self._binding = session.io_binding()
-        _bind_input(self._binding, "inputs_embeds", self._embeds)
-        _bind_input(self._binding, "position_ids", self._positions)
-        _bind_input(self._binding, "row_index", self._no_rows)
-        _bind_input(self._binding, "length", cache.length)
-        bind_cache(self._binding, cache)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
+    def __init__(self, backend: OnnxRuntimeBackend, cache: Cache) -> None:
+        self.logits = np.zeros((cache.batch, backend.text.vocab), np.float32)
+        self.observation = Observation([], [], None)
+        self._backend, self._cache = backend, cache
+        self._embeds = np.zeros((cache.batch, 1, backend.text.hidden), np.float32)
+        self._positions = np.zeros((cache.batch, 1), np.int64)
+        self._rows = np.full((cache.batch, 1), -1, np.int64)
+        self._plain = self._binding(self._rows[:, :0])
+        self._watching: Any = None
 
-    def step(self, embeds: Floats, positions: Ints, active: NDArray[np.bool_]) -> Floats:
+    def step(
+        self,
+        embeds: Floats,
+        positions: Ints,
+        active: NDArray[np.bool_],
+        watched: NDArray[np.bool_] | None = None,
+    ) -> Floats:
         """See `vlkv.backend.base.Steps.step`."""
         self._embeds[:, 0] = embeds
         self._positions[:, 0] = positions
-        self._session.run_with_iobinding(self._binding)
+        binding = self._plain
+        if watched is not None:
+            self._rows[:, 0] = watched
+            self._rows -= 1
+            binding = self._watching = self._watching or self._watcher()
+        self._backend.run(binding)
         self._cache.length += active
         return self.logits
 
+    def overwrite(self, slots: Ints) -> None:
+        """See `vlkv.backend.base.Steps.overwrite`."""
+        self._cache.overwrite(slots)
 
-def _bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
-    binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+    def _binding(self, rows: Ints) -> Any:
+        binding = self._backend.bind(self._embeds, self._positions, rows, self._cache)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
+        return binding
+
+    def _watcher(self) -> Any:
+        """Binds arrays for what is observed, of the sizes that the cache has."""
+        binding, cache, text = self._binding(self._rows), self._cache, self._backend.text
+        query = (cache.batch, text.query_heads, 1, text.head_dim)
+        arrays = {}
+        for name in self._backend.observed:
+            kind, _, layer = name.partition(".")
+            if kind == "query":
+                arrays[name] = np.zeros(query, np.float32)
+            elif kind == "score":
+                arrays[name] = np.zeros((cache.batch, text.kv_heads, cache.capacity(int(layer))), np.float32)
+            else:
+                arrays[name] = np.zeros((text.layers, cache.batch), np.float32)
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
+        self.observation = self._backend.observation(arrays)
+        return binding
 
 
 def _session(path: Path, threads: int) -> Any:

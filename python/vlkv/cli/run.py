@@ -10,7 +10,9 @@ import msgspec
 import typer
 
 from vlkv.cli.console import notes, progress
-from vlkv.engine import MAX_NEW_TOKENS, Engine, Stream
+from vlkv.engine import Engine
+from vlkv.generate import Stream
+from vlkv.question import MAX_NEW_TOKENS
 
 LONG_PROMPT = 2048
 
@@ -21,7 +23,9 @@ def run(
         str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
     ],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    policy: Annotated[str, typer.Option(help="How the cache is compressed: full, vl-cache.")] = "vl-cache",
+    policy: Annotated[
+        str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
+    ] = "vl-cache",
     budget: Annotated[
         float | None,
         typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),

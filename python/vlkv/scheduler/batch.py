@@ -8,8 +8,9 @@ from time import perf_counter
 
 import numpy as np
 
-from vlkv.backend.base import Backend, Steps
-from vlkv.cache import Cache
+from vlkv.backend.base import Backend
+from vlkv.decode import Decoder
+from vlkv.decode_eviction import Eviction
 from vlkv.embedding import TokenEmbedding
 from vlkv.generate import Answer
 from vlkv.scheduler.slots import SlotCache
@@ -23,6 +24,7 @@ class Row:
 
     ticket: Ticket
     answer: Answer
+    eviction: Eviction | None
 
 
 class Batch:
@@ -40,8 +42,7 @@ class Batch:
     def __init__(self, slots: SlotCache, backend: Backend, embedding: TokenEmbedding, stats: Stats) -> None:
         self.rows: list[Row] = []
         self._slots, self._backend, self._embedding, self._stats = slots, backend, embedding, stats
-        self._cache: Cache | None = None
-        self._steps: Steps | None = None
+        self._decoder: Decoder | None = None
 
     def add(self, row: Row, slot: int) -> None:
         """Takes in an answer whose tokens lie in `slot`, which is no running answer's."""
@@ -63,20 +64,20 @@ class Batch:
     def clear(self) -> None:
         """Lets all go."""
         self.rows.clear()
-        self._cache = self._steps = None
+        self._decoder = None
 
     def step(self) -> Iterator[tuple[Row, str | None, Exception | None]]:
         """One token for every answer: the new text, or what went wrong with that one."""
         rows = list(self.rows)
-        if self._steps is None:
-            self._cache = self._slots.first(len(rows))
-            self._steps = self._backend.steps(self._cache)
-        results = [row.answer.result for row in rows]
-        tokens = np.array([result.token_ids[-1] for result in results], np.int64)
-        positions = np.array([r.prompt_tokens + len(r.token_ids) - 1 for r in results], np.int64)
-        embeds = self._embedding.rows(tokens)
+        if self._decoder is None:
+            results = [row.answer.result for row in rows]
+            positions = np.array([r.prompt_tokens + len(r.token_ids) - 1 for r in results], np.int64)
+            evictions = [row.eviction for row in rows]
+            self._decoder = Decoder(self._backend, self._slots.first(len(rows)), evictions, positions)
+        tokens = np.array([row.answer.last_token for row in rows], np.int64)
+        embeds, active = self._embedding.rows(tokens), np.ones(len(rows), np.bool_)
         began = perf_counter()
-        logits = self._steps.step(embeds, positions, np.ones(len(rows), np.bool_))
+        logits = self._decoder.step(embeds, active)
         stepped = perf_counter()
         found: list[tuple[Row, str | None, Exception | None]] = []
         for row, values in zip(rows, logits, strict=True):
@@ -93,6 +94,6 @@ class Batch:
 
     def _settle(self) -> None:
         """Takes the lengths back from the step's view before rows change."""
-        if self._cache is not None:
-            self._slots.settle(self._cache)
-        self._cache = self._steps = None
+        if self._decoder is not None:
+            self._slots.settle(self._decoder.cache)
+        self._decoder = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlkv.decode_eviction import room_for
 from vlkv.errors import MemoryLimitError, PromptError
 from vlkv.manifest import TextFacts
 from vlkv.prefill import Job
@@ -48,11 +49,12 @@ class Plan:
         """Refuses what can never run here, naming the limit: a `PromptError` or `MemoryLimitError`."""
         length, least = len(job.prompt.token_ids), min(self.capacity)
         slot = f"a slot of this server holds {least} tokens a layer (memory {show(self.memory)}, slots {self.slots})"
-        if job.policy.name == "full":
+        new = room_for(job.policy, job.budget, length, job.room)
+        if job.policy.allocation == "all":
             if length + job.room > least:
                 raise MemoryLimitError(
-                    f"policy 'full' needs room for {length} prompt and {job.room} new tokens, {slot}: ask for fewer "
-                    "new tokens or another policy, or start it with fewer slots or more memory"
+                    f"policy {job.policy.name!r} needs room for {length} prompt and {job.room} new tokens, {slot}: "
+                    "ask for fewer new tokens or another policy, or start it with fewer slots or more memory"
                 )
             return
         if length > self.prompt_tokens:
@@ -61,11 +63,11 @@ class Plan:
                 f"(memory {show(self.memory)})"
             )
         wanted = max(round(job.budget * len(self.capacity) * length), len(self.capacity))
-        room = [min(slots - job.room, length) for slots in self.capacity]
+        room = [min(slots - new, length) for slots in self.capacity]
         if min(room) < 1 or sum(room) < wanted:
             raise MemoryLimitError(
                 f"budget {job.budget:g} of {length} prompt tokens and {job.room} new ones need "
-                f"{-(-wanted // len(self.capacity)) + job.room} tokens a layer, {slot}: ask for a smaller budget or "
+                f"{-(-wanted // len(self.capacity)) + new} tokens a layer, {slot}: ask for a smaller budget or "
                 "fewer new tokens, or start it with fewer slots or more memory"
             )
 

@@ -23,7 +23,7 @@ from vlkv.scheduler.worker import CHUNK, Worker
 from vlkv.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vlkv.engine import Question
+    from vlkv.question import Question
 
 QUEUE = 64
 

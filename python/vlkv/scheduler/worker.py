@@ -10,10 +10,10 @@ from vlkv.backend.base import Backend
 from vlkv.embedding import TokenEmbedding
 from vlkv.generate import Answer
 from vlkv.manifest import Manifest
-from vlkv.prefill import prefilling
+from vlkv.prefill import Prefilled, prefilling
 from vlkv.scheduler.batch import Batch, Row
 from vlkv.scheduler.plan import Plan
-from vlkv.scheduler.reading import Read, Reading, Waiting
+from vlkv.scheduler.reading import Reading, Waiting
 from vlkv.scheduler.slots import SlotCache
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
@@ -161,7 +161,7 @@ class Worker(threading.Thread):
             self._drop_reading()
             self._finish(reading.ticket, error=error)
 
-    def _join(self, reading: Reading, read: Read) -> None:
+    def _join(self, reading: Reading, read: Prefilled) -> None:
         request, ticket = reading.request, reading.ticket
         tokens, limit = self._manifest.tokens, request.job.room
         answer = Answer(read.result, request.sampling, self._tokenizer, tokens.eos, limit)
@@ -176,7 +176,7 @@ class Worker(threading.Thread):
             self._finish(ticket)
             return
         self._slots.settle(read.cache, reading.slot)
-        self._batch.add(Row(ticket, answer), reading.slot)
+        self._batch.add(Row(ticket, answer, read.eviction), reading.slot)
 
     def _step(self) -> None:
         """One token for every running answer."""

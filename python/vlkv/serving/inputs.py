@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.engine import Question
 from vlkv.errors import ImageError, PromptError, SamplingError
+from vlkv.question import Question
 
 MAX_IMAGES = 64
 Tensors = Mapping[str, NDArray[Any]]

@@ -1,0 +1,44 @@
+"""`vlkv policies`: the known policies' fields as a table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from vlkv.cli.console import answers
+from vlkv.policy import POLICIES
+
+
+def policies(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """List the policies and their fields."""
+    known = {name: asdict(policy) for name, policy in POLICIES.items()}
+    if json:
+        sys.stdout.write(msgspec.json.encode(known).decode() + "\n")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    for name in known:
+        table.add_column(name, no_wrap=True)
+    for field in next(iter(known.values())):
+        if field != "name":
+            table.add_row(field, *(shown(fields[field]) for fields in known.values()))
+    console = answers()
+    # as wide as it is: a pipe has no width
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
+    )
+    console.print(table)
+
+
+def shown(value: Any) -> str:
+    """A field's value, short."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""Which prompt tokens each policy keeps, written down policy by policy from the papers, in float64.
+
+Attention is what eager softmax gives, `[L, Hq, T, T]`. Every function lists positions per layer and KV head.
+"""
+
+import math
+
+import numpy as np
+
+from oracles.allocate import filled
+from oracles.evict import select
+
+P = 0.01
+
+
+def column_sums(attention, rows, kv_heads):
+    """Attention summed over rows and over each KV head's query heads: `[L, Hkv, T]`."""
+    layers, heads, _, length = attention.shape
+    seen = attention[:, :, list(rows)]
+    return seen.reshape(layers, kv_heads, heads // kv_heads, len(rows), length).sum(axis=(2, 3))
+
+
+def sparsity(attention, rows, threshold=P):
+    """Share of attended pairs under `threshold` times their row's largest, `[L]`, and of pairs too near to tell."""
+    seen = attention[:, :, list(rows)]
+    attended = np.arange(attention.shape[-1])[None, :] <= np.array(list(rows))[:, None]
+    limit = threshold * seen.max(axis=-1, keepdims=True)
+    pairs = attention.shape[1] * attended.sum()
+    near = (np.abs(seen / limit - 1) < 1e-3) & attended
+    return ((seen < limit) & attended).sum(axis=(1, 2, 3)) / pairs, near.sum(axis=(1, 2, 3)) / pairs
+
+
+def split(weights, length, budget, least):
+    """Whole tokens a layer, by weight, `least` to `length` each, round(budget * L * length) in all."""
+    layers = len(weights)
+    total = max(layers, round(budget * layers * length))
+    while least * layers > total:
+        least -= 1
+    real = filled(list(weights), [least] * layers, [length] * layers, total)
+    counts = [math.floor(x + 1e-9) for x in real]
+    order = sorted(range(layers), key=lambda n: (-(real[n] - counts[n]), -weights[n], n))
+    for layer in order[: total - sum(counts)]:
+        counts[layer] += 1
+    return counts
+
+
+def neighbours_largest(score, end, kernel):
+    """SnapKV's max-pooling over the tokens before `end`."""
+    half = kernel // 2
+    pooled = score.copy()
+    for j in range(end):
+        pooled[j] = score[max(0, j - half) : min(end, j + half + 1)].max()
+    return pooled
+
+
+def neighbours_mean(score, end, kernel):
+    """Pool by the mean, as kvpress does: what lies outside counts as zero."""
+    half = kernel // 2
+    pooled = score.copy()
+    for j in range(end):
+        pooled[j] = score[max(0, j - half) : min(end, j + half + 1)].sum() / kernel
+    return pooled
+
+
+def rows_after_the_picture(length, last_image, window):
+    """VL-Cache's rows; the last `window` where no token follows a picture."""
+    if 0 <= last_image < length - 1:
+        return range(last_image + 1, length)
+    return range(max(0, length - window), length)
+
+
+def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
+    """Per layer the kept positions `[Hkv][count]` ascending, and the scores `[L, Hkv, T]` that chose among them.
+
+    `gamma` are measured sparsities to use instead of this attention's own.
+    """
+    layers, _, _, length = attention.shape
+    floor = max(1, math.floor(0.01 * length + 0.5))
+    equal = split([1.0] * layers, length, budget, floor)
+    every, last = range(length), range(max(0, length - window), length)
+    if name == "vl-cache":
+        rows = rows_after_the_picture(length, last_image, window)
+        score = column_sums(attention, rows, kv_heads)
+        gamma = sparsity(attention, rows)[0] if gamma is None else np.array(gamma)
+        counts = split(1 - gamma, length, budget, floor)
+        always = [(0, round(0.1 * count)) for count in counts]
+    elif name == "elastic":
+        score = shared(column_sums(attention, every, kv_heads))
+        counts = equal
+        always = [(1, min(1, count - 1)) for count in counts]
+    elif name == "h2o":
+        score = shared(column_sums(attention, every, kv_heads))
+        counts = equal
+        always = [(0, round(0.5 * count)) for count in counts]
+    elif name in ("snapkv", "pyramidkv", "snapkv-mean"):
+        pool, kernel = (neighbours_mean, 5) if name == "snapkv-mean" else (neighbours_largest, 7)
+        score = column_sums(attention, last, kv_heads)
+        counts = equal
+        if name == "pyramidkv":
+            stay = min(window, length)
+            counts = split(pyramid(layers, budget, 1 - stay / length), length, budget, max(floor, stay))
+        always = [(0, min(window, length, count)) for count in counts]
+        for layer, (_, recent) in enumerate(always):
+            for head in range(kv_heads):
+                score[layer, head] = pool(score[layer, head], length - recent, kernel)
+    elif name == "streaming-llm":
+        score = np.zeros((layers, kv_heads, length))
+        counts = equal
+        always = [(min(4, count), count - min(4, count)) for count in counts]
+    else:
+        raise ValueError(name)
+    lists = [
+        [select(head.tolist(), length, count, *ends) for head in layer]
+        for layer, count, ends in zip(score, counts, always, strict=True)
+    ]
+    return lists, score
+
+
+def shared(score):
+    """The same sum over heads for every head."""
+    return np.broadcast_to(score.sum(axis=1, keepdims=True), score.shape)
+
+
+def pyramid(layers, budget, most):
+    """PyramidKV's shares: the last layer 1/20 of the average, the first what makes the average, evenly between."""
+    last = budget / 20
+    first = 2 * budget - last
+    if first > most:
+        first = max(most, budget)
+        last = 2 * budget - first
+    return [first + (last - first) * layer / max(1, layers - 1) for layer in range(layers)]
