@@ -1,6 +1,7 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
 # make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
+# make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
@@ -18,7 +19,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo bench-memory test test-native test-python test-asan fuzz lint format bench bench-ops clean
+.PHONY: demo serve-demo bench-memory bench-serving test test-native test-python test-asan fuzz lint format bench bench-ops clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -48,6 +49,9 @@ bench: $(VENV)/tested
 
 bench-memory: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench
+
+bench-serving: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
 
 bench-ops: test-native
 	@$(BUILD)/cpp/bench/vlkv_bench
@@ -97,6 +101,6 @@ $(VENV)/served: $(VENV)/installed constraints-server.txt
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
+	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,serve,test,train]'
 	@$(PIP) --no-deps kvpress
 	@touch $@
