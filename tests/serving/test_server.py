@@ -261,6 +261,33 @@ def test_200_mixed_requests_with_cancels_and_disconnects(server, grpc_client, op
         assert answers[number] == opened.generate(body["prompt"], pictures, **settings).text
 
 
+def cancelled(server):
+    """Answers that ended as cancelled, of all models."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'reason="cancelled"' in line)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_a_client_that_leaves_cancels(server, grpc_client, long_answer, kind):
+    module, client = grpc_client
+    body, whole = long_answer
+    settled(server)
+    before, tokens = cancelled(server), server.metrics()["vlkv_generated_tokens_total"]
+    if kind == "http":
+        data = json.dumps({**body, "stream": True}).encode()
+        with urllib.request.urlopen(f"{server.url}/v2/models/vlkv/generate_stream", data, timeout=60) as reply:
+            reply.read(1)
+    else:
+        settings = {name: value for name, value in body.items() if name != "prompt"}
+        stream = module.events(client, module.inputs(body["prompt"], stream=True, **settings))
+        next(stream)
+        stream.close()
+    after = settled(server)
+    assert cancelled(server) == before + 1
+    assert after["vlkv_generated_tokens_total"] - tokens < len(whole.token_ids)
+
+
 def test_load_of_both_kinds(server, picture):
     from vlkv.serving.load import Load, run_load
 
