@@ -2,7 +2,7 @@
 # make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
-# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators alone
+# make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -54,7 +54,7 @@ bench-serving: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
 
 bench-ops: test-native
-	@$(BUILD)/cpp/bench/vlkv_bench
+	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null

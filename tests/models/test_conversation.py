@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.evicting import Evicting
+from oracles import decoding
 from oracles import policies as oracle
 from vlkv import POLICIES
 from vlkv.conversation import Conversation
@@ -85,9 +86,30 @@ def test_reusable_with_all_of_the_cache_equals_a_fresh_run(
     assert chat.turns[-1].answer == result.text
 
 
-@pytest.mark.parametrize("name", ["vl-cache", "elastic", "h2o", "snapkv", "pyramidkv", "streaming-llm"])
-def test_reusable_scores_anew(engine, reference, pictures, name):
-    window = 5 if "kv" in name else 32
+def sums(attention, policy, result, begin):
+    """Attention summed over the rows that a later turn observes, `[L, Hkv, T]`."""
+    length = result.prompt_tokens
+    first = {"post_vision": begin, "all": 0, "last": max(0, length - policy.window), "none": length}[
+        policy.rows
+    ]
+    return oracle.column_sums(attention, range(first, length), len(result.positions[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("vl-cache", 32),
+        ("elastic", 32),
+        ("h2o", 32),
+        ("snapkv", 5),
+        ("pyramidkv", 5),
+        # reaches back into the first turn, and past its picture
+        ("snapkv", 24),
+        ("snapkv", 60),
+        ("streaming-llm", 32),
+    ],
+)
+def test_reusable_scores_anew(engine, reference, pictures, name, window):
     policy = replace(POLICIES[name], window=window)
     chat = engine.chat(policy, 0.2, keep="reusable")
     chat.ask(FIRST, pictures, max_new_tokens=NEW)
@@ -97,6 +119,9 @@ def test_reusable_scores_anew(engine, reference, pictures, name):
         reference, chat.token_ids[: result.prompt_tokens], pictures, chat._prompt.image_positions
     )
     attention = np.stack(reference.attention(inputs))
+    assert np.allclose(
+        np.stack(result.scores), sums(attention, policy, result, begin), rtol=MARGIN, atol=MARGIN
+    )
     heads = engine.manifest.text.kv_heads
     # VL-Cache's rows are those of the new question: to the oracle, as if a picture ended before it
     last = begin - 1
@@ -179,6 +204,36 @@ def test_a_window_slides_over_later_turns(engine, reference, pictures, tolerance
         assert layer.tolist() == [[*range(4), *recent]] * len(layer)
     assert second.kept_tokens == first.kept_tokens
     assert second.cache_bytes == first.cache_bytes
+
+
+@pytest.mark.parametrize("operators", ["native", "functions"])
+def test_a_later_question_is_observed_before_the_lowest_go(engine_of, reference, pictures, operators):
+    engine = engine_of("llama-gqa-tied", operators)
+    chat = engine.chat("h2o", 0.3)
+    first = chat.ask(FIRST, pictures, max_new_tokens=1, scores=True)
+    run = begun(engine, reference, chat, first, pictures)
+    second = chat.ask(SECOND, max_new_tokens=1)
+    lists = []
+    for kept, score in zip(first.positions, first.scores, strict=True):
+        lists.append(decoding.Lowest(kept[0].tolist(), score.sum(axis=0, dtype=np.float64)[kept[0]]))
+    for position in range(first.prompt_tokens, second.prompt_tokens):
+        run.step(chat.token_ids[position])
+        for layer, entries in enumerate(lists):
+            seen = zip(run.positions[layer][0], run.attention[layer].sum(axis=0), strict=True)
+            entries.step(position, dict(seen))
+    for layer, entries in enumerate(lists):
+        held = second.positions[layer][0].tolist()
+        while order := entries.order():
+            entries.drop(order[0])
+        gone, extra = set(entries.entries) - set(held), set(held) - set(entries.entries)
+        rated = [sorted(entries.scores[entry] for entry in part) for part in (gone, extra)]
+        assert rated[0] == pytest.approx(rated[1], rel=MARGIN)
+        assert len(held) == first.kept_tokens[layer]
+        # what the new rows looked at is counted in
+        eviction, valid = chat._eviction, second.kept_tokens[layer]
+        mine = eviction.scores[layer][0, :, :valid].sum(axis=0)
+        theirs = [entries.scores[entry] for entry in eviction.positions[layer][0, :valid].tolist()]
+        np.testing.assert_allclose(mine, theirs, rtol=MARGIN)
 
 
 @pytest.mark.parametrize("name", ["elastic", "h2o"])

@@ -19,7 +19,7 @@ from vlkv.decode import Decoder
 from vlkv.prefill import prefill
 
 STEPS = 40
-# see test_policies.py
+# see test_kept_positions.py
 MARGIN = 2.0**-24 * 2500**0.5 * 30
 CASES = {
     "elastic": (POLICIES["elastic"], 0.3),

@@ -57,6 +57,10 @@ class Lowest:
         self.scores[position] = 0.0
         for key, weight in attention.items():
             self.scores[key] += weight
+        return self.order()
+
+    def order(self):
+        """List those that may go, lowest first; none within the limit."""
         if len(self.entries) <= self.limit:
             return []
         free = self.entries[: len(self.entries) - self.recent]

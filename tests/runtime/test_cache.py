@@ -248,3 +248,40 @@ def test_bytes_in_a_batch_are_those_of_the_joined_arrays(engine_of, pictures, mo
     )
     assert held == [3 * slots * 2 * text.kv_heads * text.head_dim * 4]
     assert [result.cache_bytes * 3 for result in results] == held * 3
+
+
+def test_overwrite_moves_the_newest_token_of_each_head(rng):
+    shape = (3, 2, 6, 4)
+    cache = Cache(
+        [rng.normal(size=shape).astype(np.float32) for _ in range(2)],
+        [rng.normal(size=shape).astype(np.float32) for _ in range(2)],
+        np.array([[4, 6, 0], [5, 2, 1]]),
+    )
+    old, held = [array.copy() for array in arrays(cache)], arrays(cache)
+    # heads of their own, both the same, the newest itself, none
+    slots = np.array([[[1, 0], [5, 5], [-1, -1]], [[-1, -1], [0, 1], [0, 0]]])
+    for _ in range(2):
+        cache.overwrite(np.full_like(slots, -1))
+    cache.overwrite(slots)
+    assert cache.length.tolist() == [[3, 5, 0], [5, 1, 0]]
+    last = [[3, 5, None], [None, 1, 0]]
+    for index, (array, before) in enumerate(zip(arrays(cache), old, strict=True)):
+        assert array is held[index]
+        layer, want = index % 2, before.copy()
+        for b, h in np.ndindex(3, 2):
+            if last[layer][b] is not None:
+                want[b, h, slots[layer, b, h]] = before[b, h, last[layer][b]]
+        np.testing.assert_array_equal(array, want)
+
+
+def test_grown_keeps_the_tokens(rng):
+    cache = Cache(
+        [rng.normal(size=(1, 2, 5, 4)).astype(np.float32)],
+        [rng.normal(size=(1, 2, 5, 4)).astype(np.float32)],
+        np.array([[3]]),
+    )
+    old = [array.copy() for array in arrays(cache)]
+    other = cache.grown(7)
+    assert (cache.bytes, other.capacity(0), other.length.tolist()) == (0, 10, [[3]])
+    for array, before in zip(arrays(other), old, strict=True):
+        np.testing.assert_array_equal(array[:, :, :3], before[:, :, :3])

@@ -183,7 +183,7 @@ def test_no_command_prints_the_help(vlkv):
 def test_help_lists_the_commands():
     done = started("--help")
     assert done.returncode == 0
-    for command in ("export", "build", "run"):
+    for command in ("export", "build", "run", "policies"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 

@@ -1,0 +1,147 @@
+"""`make bench-ops`: the native operators beside their floors, their ONNX bodies, and a prompt's prefill.
+
+Pairs are timed in turn, so that a machine whose speed drifts slows both sides; ratios are medians over the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+HEADS, KV_HEADS, DIM, SLOTS, ROWS = 32, 8, 128, 32768, 64
+PAIRS = 3
+
+Row = dict[str, str | float]
+
+
+def score_call(implementation: str) -> Callable[[], object]:
+    """Score of one layer of a 7B-shaped model, as a call without arguments."""
+    from vlkv import ops
+
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((1, HEADS, ROWS, DIM), np.float32)
+    key = rng.standard_normal((1, KV_HEADS, SLOTS, DIM), np.float32)
+    position = np.arange(SLOTS - ROWS, SLOTS)[np.newaxis]
+    return lambda: ops.score(query, key, position, implementation=implementation)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def extra_megabytes(implementation: str) -> float:
+    """How far a call raises the peak memory of a process of its own, with a small call made before."""
+    command = [sys.executable, __file__, "--peak-of", implementation]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_extra(implementation: str) -> None:
+    """Prints the growth of this process's peak memory, in MB."""
+    from vlkv import ops
+
+    small = np.zeros((1, 2, 1, 8), np.float32)
+    ops.score(small, small, np.zeros((1, 1), np.int64), implementation=implementation)
+    call = score_call(implementation)
+    before = peak_megabytes()
+    call()
+    print(peak_megabytes() - before)
+
+
+def peak_megabytes() -> float:
+    """The peak memory of the process so far (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+
+
+def against_body() -> Row:
+    """Score, native and as its ONNX body in ONNX Runtime with as many threads."""
+    native, body = score_call("native"), score_call("reference")
+    native(), body()
+    pairs = [(seconds(native), seconds(body)) for _ in range(PAIRS)]
+    return {
+        "figure": f"Score, Hq {HEADS}, Hkv {KV_HEADS}, D {DIM}, C {SLOTS}, W {ROWS}, float32",
+        "native ms": median(pair[0] for pair in pairs) * 1e3,
+        "ONNX body ms": median(pair[1] for pair in pairs) * 1e3,
+        "ratio": median(b / a for a, b in pairs),
+        "native extra MB": extra_megabytes("native"),
+        "ONNX body extra MB": extra_megabytes("reference"),
+    }
+
+
+def against_prefill(folder: Path, lengths: list[int]) -> list[Row]:
+    """Score, allocation and eviction of all layers, beside the prefill of the same prompt."""
+    from bench import ask, engine_of
+
+    engine = engine_of("150m", folder)
+    ask(engine, lengths[0], 2, "vl-cache", 0.1)
+    rows: list[Row] = []
+    for length in lengths:
+        repeats = 3 if length < 10_000 else 1
+        times = [ask(engine, length, 2, "vl-cache", 0.1)[0].seconds for _ in range(repeats)]
+        rows.append(
+            {
+                "figure": f"compression, {length} tokens, 150M parameters",
+                "prefill ms": median(spent.prefill for spent in times) * 1e3,
+                "compression ms": median(spent.compress for spent in times) * 1e3,
+                "ratio": median(spent.compress / spent.prefill for spent in times),
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """A line of text for each figure."""
+    lines = []
+    for row in rows:
+        names = [name for name in row if name != "figure"]
+        figures = (row[name] if isinstance(row[name], str) else f"{row[name]:.3g}" for name in names)
+        parts = (f"{name} {figure}" for name, figure in zip(names, figures, strict=True))
+        lines.append(f"- {row['figure']}: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def kernels(binary: Path) -> list[Row]:
+    """What the C++ program measured: a line each of peak rate, Score and Evict."""
+    lines = subprocess.run([binary], check=True, capture_output=True, text=True).stdout.splitlines()
+    rows = []
+    for found in map(json.loads, lines):
+        sizes = [
+            f"{name} {found.pop(name)}" for name in ("heads", "dim", "slots", "rows", "keep") if name in found
+        ]
+        figure = " ".join([found.pop("op"), *sizes, *(["merged"] if found.pop("merge", False) else [])])
+        rows.append({"figure": figure, **found})
+    return rows
+
+
+def main() -> None:
+    """Measures and prints; `-o` names the folder for `ops.json`, `ops.md` and the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("binary", type=Path, nargs="?", help="vlkv_bench")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--prompt-tokens", default="2000,8000,32000")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        print_extra(arguments.peak_of)
+        return
+    lengths = [int(text) for text in arguments.prompt_tokens.split(",")]
+    rows = [*kernels(arguments.binary), against_body(), *against_prefill(arguments.output, lengths)]
+    text = markdown(rows)
+    (arguments.output / "ops.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (arguments.output / "ops.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
