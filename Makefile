@@ -3,6 +3,7 @@
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
+# make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -17,9 +18,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+CUDA_ARCHITECTURES ?= 80
+DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo bench-memory bench-serving test test-native test-python test-asan fuzz lint format bench bench-ops clean
+.PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
+.PHONY: bench bench-ops bench-gpu bench-memory bench-serving clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -31,7 +35,7 @@ serve-demo: $(OUT)/tiny_vlm/engine/manifest.json $(VENV)/served
 test: test-native test-python
 
 test-native: $(VENV)/tested
-	@$(CMAKE) -S . -B $(BUILD) >/dev/null
+	@$(CMAKE) -S . -B $(BUILD) -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
@@ -55,6 +59,23 @@ bench-serving: $(VENV)/tested
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
+
+# On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
+# TensorRT's headers and its runtime is installed.
+build/gpu/.built: $(NATIVE) $(wildcard tests/plugin/*)
+	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
+	@cmake --build build/gpu --parallel
+	@touch $@
+
+test-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default \
+		--confcutdir=tests/gpu tests/gpu
+	@VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default --confcutdir=tests/plugin \
+		tests/plugin/test_plugin.py tests/cuda
+
+bench-gpu: build/gpu/.built
+	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/check.h"
+#include "vlkv/cuda.h"
 #include "vlkv/evict.h"
 #include "vlkv/score.h"
 
@@ -82,63 +83,108 @@ vlkv::View view(const vlkv_tensor& t) {
   return {t.data, static_cast<vlkv::DType>(t.dtype), t.stride_b, t.stride_h, t.stride_s};
 }
 
-}  // namespace
+vlkv::ScoreParams checked(const vlkv_score_params* params) {
+  const Check check("score");
+  check.require(params != nullptr, "params is null");
+  const vlkv_score_params& c = *params;
+  vlkv::ScoreParams p;
+  p.batch = c.batch, p.query_heads = c.query_heads, p.kv_heads = c.kv_heads;
+  p.rows = c.rows, p.slots = c.slots, p.head_dim = c.head_dim;
+  p.query = const_view(c.query), p.key = const_view(c.key);
+  p.row_position = c.row_position, p.row_position_stride_b = c.rows;
+  p.scale = c.scale, p.threshold = c.threshold;
+  p.score = c.score, p.score_stride_h = c.slots;
+  p.pairs = c.pairs, p.below = c.below, p.sparsity = c.sparsity;
+  p.accumulate = c.accumulate != 0, p.threads = c.threads;
+  check.range("kv_heads", c.kv_heads, 1, 65536);
+  check.range("slots", c.slots, 0, vlkv::kLargestDim);
+  p.score_stride_b = c.kv_heads * c.slots;
+  validate(p);
+  holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
+  holds(check, "row_position", c.row_position_bytes, 8, c.batch, 1, c.rows);
+  if (c.pairs != nullptr || c.below != nullptr) holds(check, "pairs", c.counts_bytes, 8, c.batch, 1, 1);
+  if (c.sparsity != nullptr) holds(check, "sparsity", c.sparsity_bytes, 4, c.batch, 1, 1);
+  holds(check, "query", c.query, {c.batch, c.query_heads, c.rows, c.head_dim}, false);
+  if (c.rows > 0) holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+  return p;
+}
 
-int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size) {
+vlkv::EvictParams checked(const vlkv_evict_params* params) {
+  const Check check("evict");
+  check.require(params != nullptr, "params is null");
+  const vlkv_evict_params& c = *params;
+  vlkv::EvictParams p;
+  p.batch = c.batch, p.kv_heads = c.kv_heads, p.slots = c.slots;
+  p.head_dim = c.head_dim, p.capacity = c.capacity;
+  p.key = const_view(c.key), p.value = const_view(c.value);
+  p.key_out = view(c.key_out), p.value_out = view(c.value_out);
+  p.score = c.score, p.score_stride_h = c.slots;
+  p.length = c.length, p.keep = c.keep, p.sinks = c.sinks, p.recent = c.recent;
+  p.position_out = c.position_out, p.position_stride_h = c.capacity;
+  p.per_head = c.per_head != 0, p.merge = static_cast<vlkv::Merge>(c.merge);
+  p.zero_tail = c.zero_tail != 0, p.threads = c.threads;
+  check.range("kv_heads", c.kv_heads, 1, 65536);
+  check.range("slots", c.slots, 0, vlkv::kLargestDim);
+  check.range("capacity", c.capacity, 0, vlkv::kLargestDim);
+  p.score_stride_b = c.kv_heads * c.slots;
+  p.position_stride_b = c.kv_heads * c.capacity;
+  validate(p);
+  holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
+  holds(check, "length", c.lengths_bytes, 8, c.batch, 1, 1);
+  holds(check, "position_out", c.position_bytes, 4, c.batch, c.kv_heads, c.capacity);
+  holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+  holds(check, "value", c.value, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
+  holds(check, "key_out", c.key_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
+  holds(check, "value_out", c.value_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
+  return p;
+}
+
+template <class Params>
+int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t workspace_bytes, void* stream,
+                char* message, size_t message_size) {
   return guarded(message, message_size, [&] {
-    const Check check("score");
-    check.require(params != nullptr, "params is null");
-    const vlkv_score_params& c = *params;
-    vlkv::ScoreParams p;
-    p.batch = c.batch, p.query_heads = c.query_heads, p.kv_heads = c.kv_heads;
-    p.rows = c.rows, p.slots = c.slots, p.head_dim = c.head_dim;
-    p.query = const_view(c.query), p.key = const_view(c.key);
-    p.row_position = c.row_position, p.row_position_stride_b = c.rows;
-    p.scale = c.scale, p.threshold = c.threshold;
-    p.score = c.score, p.score_stride_h = c.slots;
-    p.pairs = c.pairs, p.below = c.below;
-    p.accumulate = c.accumulate != 0, p.threads = c.threads;
-    check.range("kv_heads", c.kv_heads, 1, 65536);
-    check.range("slots", c.slots, 0, vlkv::kLargestDim);
-    p.score_stride_b = c.kv_heads * c.slots;
-    validate(p);
-    holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
-    holds(check, "row_position", c.row_position_bytes, 8, c.batch, 1, c.rows);
-    if (c.pairs != nullptr || c.below != nullptr) holds(check, "pairs", c.counts_bytes, 8, c.batch, 1, 1);
-    holds(check, "query", c.query, {c.batch, c.query_heads, c.rows, c.head_dim}, false);
-    if (c.rows > 0) holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
-    run_cpu(p);
+    const auto p = checked(params);
+    const uint64_t needed = cuda_workspace_size(p);
+    Check(op).require(workspace_bytes >= needed, "workspace has ", workspace_bytes, " bytes, less than ",
+                      needed);
+    run_cuda(p, workspace, static_cast<vlkv::CudaStream>(stream));
   });
 }
 
+}  // namespace
+
+int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size) {
+  return guarded(message, message_size, [&] { run_cpu(checked(params)); });
+}
+
 int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size) {
-  return guarded(message, message_size, [&] {
-    const Check check("evict");
-    check.require(params != nullptr, "params is null");
-    const vlkv_evict_params& c = *params;
-    vlkv::EvictParams p;
-    p.batch = c.batch, p.kv_heads = c.kv_heads, p.slots = c.slots;
-    p.head_dim = c.head_dim, p.capacity = c.capacity;
-    p.key = const_view(c.key), p.value = const_view(c.value);
-    p.key_out = view(c.key_out), p.value_out = view(c.value_out);
-    p.score = c.score, p.score_stride_h = c.slots;
-    p.length = c.length, p.keep = c.keep, p.sinks = c.sinks, p.recent = c.recent;
-    p.position_out = c.position_out, p.position_stride_h = c.capacity;
-    p.per_head = c.per_head != 0, p.merge = static_cast<vlkv::Merge>(c.merge);
-    p.zero_tail = c.zero_tail != 0, p.threads = c.threads;
-    check.range("kv_heads", c.kv_heads, 1, 65536);
-    check.range("slots", c.slots, 0, vlkv::kLargestDim);
-    check.range("capacity", c.capacity, 0, vlkv::kLargestDim);
-    p.score_stride_b = c.kv_heads * c.slots;
-    p.position_stride_b = c.kv_heads * c.capacity;
-    validate(p);
-    holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
-    holds(check, "length", c.lengths_bytes, 8, c.batch, 1, 1);
-    holds(check, "position_out", c.position_bytes, 4, c.batch, c.kv_heads, c.capacity);
-    holds(check, "key", c.key, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
-    holds(check, "value", c.value, {c.batch, c.kv_heads, c.slots, c.head_dim}, false);
-    holds(check, "key_out", c.key_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
-    holds(check, "value_out", c.value_out, {c.batch, c.kv_heads, c.capacity, c.head_dim}, true);
-    run_cpu(p);
-  });
+  return guarded(message, message_size, [&] { run_cpu(checked(params)); });
+}
+
+int vlkv_has_cuda(void) { return vlkv::has_cuda() ? 1 : 0; }
+
+uint64_t vlkv_score_cuda_workspace(const vlkv_score_params* params) {
+  if (params == nullptr) return UINT64_MAX;
+  vlkv::ScoreParams p;
+  p.batch = params->batch, p.query_heads = params->query_heads, p.kv_heads = params->kv_heads;
+  p.rows = params->rows, p.slots = params->slots;
+  return cuda_workspace_size(p);
+}
+
+uint64_t vlkv_evict_cuda_workspace(const vlkv_evict_params* params) {
+  if (params == nullptr) return UINT64_MAX;
+  vlkv::EvictParams p;
+  p.batch = params->batch, p.kv_heads = params->kv_heads, p.slots = params->slots;
+  p.per_head = params->per_head != 0;
+  return cuda_workspace_size(p);
+}
+
+int vlkv_score_cuda(const vlkv_score_params* params, void* workspace, uint64_t workspace_bytes, void* stream,
+                    char* message, size_t message_size) {
+  return run_on_cuda("score", params, workspace, workspace_bytes, stream, message, message_size);
+}
+
+int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace, uint64_t workspace_bytes, void* stream,
+                    char* message, size_t message_size) {
+  return run_on_cuda("evict", params, workspace, workspace_bytes, stream, message, message_size);
 }

@@ -1,7 +1,10 @@
 #include "cuda/workspace.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
+
+#include "cuda/device/score_args.cuh"
 
 namespace vlkv {
 namespace {
@@ -32,8 +35,6 @@ class Offsets {
   size_t end_ = 0;
 };
 
-int64_t parts(int64_t total, int64_t each) { return total <= 0 ? 0 : (total - 1) / each + 1; }
-
 }  // namespace
 
 namespace cuda {
@@ -43,11 +44,22 @@ ScoreLayout layout(const ScoreParams& p) {
   Offsets offsets;
   if (p.rows <= 0) return layout;
   layout.splits = std::min(parts(p.slots, kKeysPerSplit), kMostSplits);
-  layout.tiles = parts(p.slots, kKeysPerTile);
-  layout.maximum = offsets.take(sizeof(float), {p.batch, p.query_heads, layout.splits, p.rows});
-  layout.sum = offsets.take(sizeof(float), {p.batch, p.query_heads, layout.splits, p.rows});
-  layout.pairs = offsets.take(sizeof(int64_t), {p.batch, p.kv_heads, layout.tiles});
-  layout.below = offsets.take(sizeof(int64_t), {p.batch, p.kv_heads, layout.tiles});
+  layout.tiles = parts(p.slots, kTileKeys);
+  const int64_t group = p.kv_heads > 0 ? p.query_heads / p.kv_heads : 0;
+  layout.row_blocks = parts(group * p.rows, kTileRows);
+  // Rows of all heads, and row blocks of all heads: at most one for 64 rows, and an unfilled one a head.
+  const int64_t rows = p.slots > 0 ? p.rows : 0, heads = p.slots > 0 ? p.kv_heads : 0;
+  const auto of_splits = {p.batch, p.query_heads, layout.splits, rows};
+  const auto of_rows = {p.batch, p.query_heads, rows};
+  const auto of_blocks = {p.batch, parts(std::max<int64_t>(p.query_heads, 0) * rows, kTileRows) + heads};
+  layout.split_maximum = offsets.take(sizeof(float), of_splits);
+  layout.split_sum = offsets.take(sizeof(float), of_splits);
+  layout.row_maximum = offsets.take(sizeof(float), of_rows);
+  layout.row_inverse = offsets.take(sizeof(float), of_rows);
+  layout.row_last = offsets.take(sizeof(int32_t), of_rows);
+  layout.block_last = offsets.take(sizeof(int32_t), of_blocks);
+  layout.block_pairs = offsets.take(sizeof(int64_t), of_blocks);
+  layout.tile_below = offsets.take(sizeof(int64_t), {p.batch, heads, layout.tiles});
   layout.size = offsets.end();
   return layout;
 }

@@ -5,14 +5,17 @@
 
 namespace vlkv::cuda {
 
-inline constexpr int64_t kKeysPerSplit = 2048, kMostSplits = 64, kKeysPerTile = 64;
+// Pass 1 of Score gives each row a maximum and a sum for each split of the keys; these are put together for
+// each row; pass 2 gives each tile of keys its count. Sizes grow with every size of the parameters, so there
+// are as many splits for few rows as for many.
+inline constexpr int64_t kKeysPerSplit = 512, kMostSplits = 32;
 
-// Pass 1 of Score gives each row a maximum and a sum for each split of the keys; pass 2 gives each tile of
-// keys its counts, which are added up in tile order.
 struct ScoreLayout {
-  int64_t splits = 0, tiles = 0;
-  size_t maximum = 0, sum = 0;  // float [B, Hq, splits, W]
-  size_t pairs = 0, below = 0;  // int64 [B, Hkv, tiles]
+  int64_t splits = 0, row_blocks = 0, tiles = 0;
+  size_t split_maximum = 0, split_sum = 0;                // float [B, Hkv, splits, Hq / Hkv * W]
+  size_t row_maximum = 0, row_inverse = 0, row_last = 0;  // float, float, int32 [B, Hkv, Hq / Hkv * W]
+  size_t block_last = 0, block_pairs = 0;                 // int32, int64 [B, Hkv, row_blocks]
+  size_t tile_below = 0;                                  // int64 [B, Hkv, tiles]
   size_t size = 0;
 };
 ScoreLayout layout(const ScoreParams& params);

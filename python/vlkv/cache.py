@@ -28,7 +28,6 @@ class Cache:
         self.keys = keys
         self.values = values
         self.length = length
-        self._overwriting: Overwriting | None = None
 
     @classmethod
     def empty(cls, text: TextFacts, capacity: int) -> Cache:
@@ -62,7 +61,6 @@ class Cache:
         """Lets a layer's arrays go."""
         gone = self.keys[layer][:, :, :0].copy()
         self.keys[layer] = self.values[layer] = gone
-        self._overwriting = None
 
     def grown(self, room: int) -> Cache:
         """The same tokens in arrays with `room` slots behind each layer's longest. This one is emptied."""
@@ -72,48 +70,22 @@ class Cache:
         """Each prompt's last token takes the place of another, and the length goes down by one.
 
         Attention does not depend on the order of slots, so that this is all that dropping a token needs: D numbers
-        a head are moved, nothing is allocated but for the first call's buffers.
+        a head are moved.
 
         Args:
             slots: `[L, B, Hkv]` int64, the slot to overwrite, under the length; -1 leaves a layer of a prompt alone
                 (in all of its heads).
         """
-        if self._overwriting is None:
-            self._overwriting = Overwriting(self)
-        self._overwriting.run(slots)
-
-
-class Overwriting:
-    """The buffers of `Cache.overwrite`; a cache's arrays are seen as rows `[B * Hkv * C, D]`."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-        batch, heads = cache.batch, cache.keys[0].shape[1]
-        self._rows = [
-            [array.reshape(-1, array.shape[3]) for array in (keys, values)]
-            for keys, values in zip(cache.keys, cache.values, strict=True)
-        ]
-        self._first = [
-            (np.arange(batch * heads) * cache.capacity(layer)).reshape(batch, heads)
-            for layer in range(len(cache.keys))
-        ]
-        self._from, self._to = (np.empty((batch, heads), np.int64) for _ in range(2))
-        self._moved = np.empty((batch, heads, cache.keys[0].shape[3]), np.float32)
-
-    def run(self, slots: NDArray[np.int64]) -> None:
-        """See `Cache.overwrite`."""
-        length = self._cache.length
-        for layer, (rows, first) in enumerate(zip(self._rows, self._first, strict=True)):
-            drops = slots[layer, :, 0] >= 0
-            if not drops.any():
-                continue
-            last = np.maximum(length[layer] - 1, 0)[:, np.newaxis]
-            np.add(first, last, out=self._from)
-            np.add(first, np.where(drops[:, np.newaxis], slots[layer], last), out=self._to)
-            for array in rows:
-                np.take(array, self._from, axis=0, out=self._moved, mode="clip")
-                array[self._to] = self._moved
-            length[layer] -= drops
+        for layer, prompt in np.argwhere(slots[:, :, 0] >= 0).tolist():
+            last = int(self.length[layer, prompt]) - 1
+            heads = slots[layer, prompt].tolist()
+            for array in (self.keys[layer][prompt], self.values[layer][prompt]):
+                if min(heads) == max(heads):
+                    array[:, heads[0]] = array[:, last]
+                    continue
+                for head, slot in enumerate(heads):
+                    array[head, slot] = array[head, last]
+            self.length[layer, prompt] = last
 
 
 def join(parts: list[Cache], capacity: Sequence[int] | None = None) -> Cache:

@@ -32,7 +32,8 @@ class Decoder:
         self.cache = cache
         self.steps = backend.steps(cache)
         self._evictions = [(row, eviction) for row, eviction in enumerate(evictions) if eviction is not None]
-        self._watches = np.array([eviction is not None and eviction.watches for eviction in evictions])
+        self._watched = np.array([eviction is not None and eviction.watches for eviction in evictions])
+        self._watches = bool(self._watched.any())
         layers, batch = cache.length.shape
         heads = cache.keys[0].shape[1]
         self._slots = np.full((layers, batch, heads), -1, np.int64)
@@ -44,10 +45,11 @@ class Decoder:
 
         `watched` `[B]` are prompts to observe beside those whose policy asks for it: `steps.observation` has them.
         """
-        watches = self._watches & active
-        if watched is not None:
-            watches |= watched
-        logits = self.steps.step(embeds, self.positions, active, watches if watches.any() else None)
+        asked = watched
+        if self._watches:
+            asked = self._watched & active if watched is None else (self._watched & active) | watched
+            asked = asked if asked.any() else None
+        logits = self.steps.step(embeds, self.positions, active, asked)
         drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1

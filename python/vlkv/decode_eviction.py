@@ -101,7 +101,7 @@ class Eviction:
 
     def append(self, length: Ints, position: int) -> None:
         """Takes note of a token at `position` in slot `length - 1`; `length` `[L]` counts it."""
-        for layer, slot in enumerate(length):
+        for layer, slot in enumerate(length.tolist()):
             self.positions[layer][:, slot - 1] = position
 
     def choose(self, length: Ints, slots: Ints) -> bool:
@@ -144,15 +144,16 @@ class Oldest(Eviction):
         """See `Eviction.append`."""
         super().append(length, position)
         self._tokens += 1
-        for queue, slot in zip(self._queues, length, strict=True):
-            queue.append(int(slot) - 1)
+        for queue, slot in zip(self._queues, length.tolist(), strict=True):
+            queue.append(slot - 1)
 
     def choose(self, length: Ints, slots: Ints) -> bool:
         """See `Eviction.choose`."""
         slots[:] = -1
         growth = share(self._share, self._tokens) - self._first
-        for layer, (count, queue) in enumerate(zip(self._counts, self._queues, strict=True)):
-            last = int(length[layer]) - 1
+        layers = zip(self._counts, self._queues, length.tolist(), strict=True)
+        for layer, (count, queue, valid) in enumerate(layers):
+            last = valid - 1
             if last < count + growth:
                 continue
             slots[layer] = slot = queue.popleft()

@@ -1,5 +1,6 @@
-// vlkv_plugin_driver PLUGIN LIBNVINFER [--cuda]: loads the plugin into TensorRT's registry and calls every
-// method of what its creators make. No GPU is used. --cuda: the plugin was built with kernels.
+// vlkv_plugin_driver PLUGIN LIBNVINFER [--device | --no-device]: loads the plugin into TensorRT's registry
+// and calls every method of what its creators make. The plugin has no kernels; or it has, and there is a
+// device, on which enqueue is then checked, or there is none.
 #include <dlfcn.h>
 
 #include <cstring>
@@ -145,7 +146,7 @@ void check_common(Harness& h, nvinfer1::IPluginCreatorV3One& creator, const char
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::fprintf(stderr, "usage: vlkv_plugin_driver PLUGIN LIBNVINFER [--cuda]\n");
+    std::fprintf(stderr, "usage: vlkv_plugin_driver PLUGIN LIBNVINFER [--device | --no-device]\n");
     return 2;
   }
   void* const runtime = dlopen(argv[2], RTLD_NOW | RTLD_GLOBAL);
@@ -162,7 +163,9 @@ int main(int argc, char** argv) {
   }
 
   Harness h;
-  h.cuda = argc > 3 && std::strcmp(argv[3], "--cuda") == 0;
+  const std::string kernels = argc > 3 ? argv[3] : "";
+  if (kernels == "--no-device") h.refusal = "no launch";
+  if (kernels == "--device") h.refusal = nullptr;
   const auto library = registry->loadLibrary(argv[1]);
   h.check(library != nullptr, "the registry loads the library");
   void* const plugin = dlopen(argv[1], RTLD_NOW | RTLD_NOLOAD);
@@ -181,6 +184,15 @@ int main(int argc, char** argv) {
     h.check(right, std::string("the registry has ") + name + ", an IPluginCreatorV3One");
     if (right) check(h, static_cast<nvinfer1::IPluginCreatorV3One&>(*creator));
   }
+#ifdef VLKV_HAVE_CUDA
+  if (kernels == "--device" && h.failed == 0) {
+    const auto creator = [&](const char* name) -> nvinfer1::IPluginCreatorV3One& {
+      return static_cast<nvinfer1::IPluginCreatorV3One&>(*registry->getCreator(name, "1", ""));
+    };
+    check_score_on_device(h, creator("VlkvScore"));
+    check_evict_on_device(h, creator("VlkvEvict"));
+  }
+#endif
   h.check(registry->getCreator("VlkvScore", "2", "") == nullptr, "the registry has no version 2");
 
   set_finder(nullptr);

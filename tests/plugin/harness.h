@@ -37,7 +37,8 @@ class Recorder final : public nvinfer1::ILogger, public nvinfer1::ILoggerFinder 
 struct Harness {
   Recorder logger;
   int passed = 0, failed = 0;
-  bool cuda = false;  // the plugin has kernels: enqueue is not called with made-up pointers
+  // What enqueue says to made-up pointers; null where there is a device, which is given none.
+  const char* refusal = "VLKV_CUDA";
 
   void check(bool holds, const std::string& name) {
     std::printf("%s %s\n", holds ? "ok  " : "FAIL", name.c_str());
@@ -115,3 +116,7 @@ void check_common(Harness& h, nvinfer1::IPluginCreatorV3One& creator, const char
                   const std::vector<PluginField>& fields, const std::vector<PluginField>& others);
 void check_score(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 void check_evict(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
+
+// Where there is a device: enqueue, and what it wrote.
+void check_score_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
+void check_evict_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator);

@@ -1,6 +1,8 @@
 """The plugin library: what it exports, and every method called through the registry of TensorRT's lean runtime."""
 
+import ctypes
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -8,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
+
 
 @pytest.fixture(scope="module")
 def lean() -> Path:
-    """Return TensorRT's lean runtime, which has a plugin registry and needs no GPU for it."""
-    spec = importlib.util.find_spec("tensorrt_lean_libs")
-    if spec is None:
-        pytest.skip("no lean runtime (pip install tensorrt-lean-cu13-libs)")
-    return next(Path(spec.submodule_search_locations[0]).glob("libnvinfer_lean.so.*"))
+    """Return TensorRT's lean runtime, or the full one: both have a plugin registry and need no GPU for it."""
+    for package, library in (("tensorrt_lean_libs", "libnvinfer_lean"), ("tensorrt_libs", "libnvinfer")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None:
+            return next(Path(spec.submodule_search_locations[0]).glob(f"{library}.so.*"))
+    pytest.skip("no lean runtime (pip install tensorrt-lean-cu13-libs)")
 
 
 def symbols(library: Path, *options: str) -> list[str]:
@@ -34,8 +39,19 @@ def test_links_neither_tensorrt_nor_cuda(plugin):
     assert not [name for name in taken if re.match(r"cuda|cu[A-Z]|nvinfer|getPluginRegistry|getLogger", name)]
 
 
+def kernels() -> list[str]:
+    """Tell the driver whether the build has kernels and this machine a device."""
+    if not ctypes.CDLL(str(BUILD / "cpp" / "libvlkv.so")).vlkv_has_cuda():
+        return []
+    try:
+        device = ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except OSError:
+        device = False
+    return ["--device"] if device else ["--no-device"]
+
+
 def test_every_method_through_the_registry(plugin, driver, lean):
-    done = subprocess.run([driver, plugin, lean], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([driver, plugin, lean, *kernels()], capture_output=True, text=True, timeout=120)
     print(done.stdout)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert done.returncode == 0, f"{failed or done.stderr}"

@@ -27,8 +27,8 @@ typedef struct {
   int64_t stride_b, stride_h, stride_s;
 } vlkv_tensor;
 
-// The fields mean what those of vlkv/score.h mean. row_position is int64 [B, rows]; pairs and below are [B];
-// score is [B, kv_heads, slots]; all three without gaps.
+// The fields mean what those of vlkv/score.h mean. row_position is int64 [B, rows]; pairs, below and
+// sparsity are [B] and may be null; score is [B, kv_heads, slots]; all without gaps.
 typedef struct {
   int64_t batch, query_heads, kv_heads, rows, slots, head_dim;
   vlkv_tensor query, key;
@@ -40,6 +40,8 @@ typedef struct {
   int64_t *pairs, *below;
   uint64_t counts_bytes;
   int32_t accumulate, threads;
+  float* sparsity;
+  uint64_t sparsity_bytes;
 } vlkv_score_params;
 
 // The fields mean what those of vlkv/evict.h mean. score is [B, kv_heads, slots] and position_out
@@ -60,6 +62,17 @@ typedef struct {
 // null.
 VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
 VLKV_C_API int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size);
+
+// On a CUDA device, as vlkv/cuda.h says: all memory is the device's, the work is queued on `stream` (a
+// cudaStream_t), and `workspace` has at least the bytes that the function before says. That function gives
+// UINT64_MAX for null. vlkv_has_cuda is 0 where the library was built without: then the others fail.
+VLKV_C_API int vlkv_has_cuda(void);
+VLKV_C_API uint64_t vlkv_score_cuda_workspace(const vlkv_score_params* params);
+VLKV_C_API uint64_t vlkv_evict_cuda_workspace(const vlkv_evict_params* params);
+VLKV_C_API int vlkv_score_cuda(const vlkv_score_params* params, void* workspace, uint64_t workspace_bytes,
+                               void* stream, char* message, size_t message_size);
+VLKV_C_API int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace, uint64_t workspace_bytes,
+                               void* stream, char* message, size_t message_size);
 
 #ifdef __cplusplus
 }

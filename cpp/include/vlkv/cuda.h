@@ -33,7 +33,9 @@ VLKV_API size_t cuda_workspace_size(const EvictParams& params);
 //   recent        to [0, keep - sinks]
 //
 // so that no value leads outside a buffer. Within those ranges results are those of run_cpu but for float32
-// rounding in Score; the same input gives the same bits. `threads` is not read.
+// rounding in Score, where a weight under 2^-126 of its row's largest is 0 and products of bfloat16 are
+// summed before they are scaled; the same input gives the same bits. Tensors are aligned to their elements;
+// those whose rows all begin and end on 16 bytes are read the fastest. `threads` is not read.
 //
 // The work is queued on `stream` of the current device: nothing is allocated, nothing is waited for.
 // `workspace` has cuda_workspace_size bytes, is aligned to 256 bytes, is not shared with work that may run at

@@ -1,0 +1,28 @@
+// The launchers: each picks a kernel and a grid. Plain C++, so that the dispatch needs no CUDA compiler.
+#pragma once
+
+#include "cuda/device/evict_args.cuh"
+#include "cuda/device/score_args.cuh"
+#include "vlkv/cuda.h"
+
+namespace vlkv::cuda {
+
+// Type: the type of query and key, Float16 or BFloat16 for the matrix units, float, or AnyType where they
+// differ.
+struct AnyType;
+template <class Type>
+void launch_score_rows(const ScoreArgs& args, CudaStream stream);
+template <class Type>
+void launch_score_columns(const ScoreArgs& args, CudaStream stream);
+void launch_score_combine(const ScoreArgs& args, CudaStream stream);
+void launch_score_clear(const ScoreArgs& args, CudaStream stream);
+void launch_score_counts(const ScoreArgs& args, CudaStream stream);
+
+void launch_evict_sum_heads(const EvictArgs& args, CudaStream stream);
+void launch_evict_select(const EvictArgs& args, CudaStream stream);
+// unit: bytes that a thread moves at a time, 16, 4 or 2. Sets the arguments' row_units itself.
+void launch_evict_gather(EvictArgs args, int64_t row_bytes, int64_t unit, CudaStream stream);
+template <class Type>
+void launch_evict_merge(EvictArgs args, int64_t unit, CudaStream stream);
+
+}  // namespace vlkv::cuda

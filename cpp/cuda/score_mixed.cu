@@ -1,0 +1,8 @@
+#include "cuda/score_launch.cuh"
+
+namespace vlkv::cuda {
+
+template void launch_score_rows<AnyType>(const ScoreArgs& args, CudaStream stream);
+template void launch_score_columns<AnyType>(const ScoreArgs& args, CudaStream stream);
+
+}  // namespace vlkv::cuda

@@ -1,0 +1,203 @@
+// vlkv_cuda_check [CASES]: random small cases of Score and Evict on the device against the CPU's kernels,
+// whose oracle is elsewhere. Exits 1 where they differ, 77 without a device. Small, for compute-sanitizer.
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "vlkv/cuda.h"
+
+namespace {
+
+void require(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+void require(bool holds, const std::string& what) {
+  if (!holds) throw std::runtime_error(what);
+}
+
+class Device {
+ public:
+  explicit Device(size_t bytes) : bytes_(bytes) { require(cudaMalloc(&data_, bytes + 1)); }
+  template <class T>
+  explicit Device(const std::vector<T>& from) : Device(from.size() * sizeof(T)) {
+    require(cudaMemcpy(data_, from.data(), bytes_, cudaMemcpyHostToDevice));
+  }
+  Device(const Device&) = delete;
+  ~Device() { cudaFree(data_); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+  template <class T>
+  std::vector<T> read() const {
+    std::vector<T> all(bytes_ / sizeof(T));
+    require(cudaMemcpy(all.data(), data_, bytes_, cudaMemcpyDeviceToHost));
+    return all;
+  }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_;
+};
+
+class Random {
+ public:
+  int64_t integer(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine_);
+  }
+  float normal() { return std::normal_distribution<float>()(engine_); }
+  // Elements of a cache: float32, or 16 bits that both types read as numbers of moderate size.
+  std::vector<unsigned char> cache(vlkv::DType type, int64_t count) {
+    std::vector<unsigned char> bytes(static_cast<size_t>(count * vlkv::size_of(type)));
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = normal();
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      const auto high = static_cast<uint16_t>(bits >> 16);
+      const auto half =
+          static_cast<uint16_t>((integer(0, 1) << 15) | (integer(12, 15) << 10) | integer(0, 1023));
+      const uint16_t narrow = type == vlkv::DType::kBFloat16 ? high : half;
+      if (type == vlkv::DType::kFloat32)
+        std::memcpy(bytes.data() + i * 4, &bits, 4);
+      else
+        std::memcpy(bytes.data() + i * 2, &narrow, 2);
+    }
+    return bytes;
+  }
+  vlkv::DType type() { return static_cast<vlkv::DType>(integer(0, 2)); }
+
+ private:
+  std::mt19937_64 engine_{std::random_device{}()};
+};
+
+template <class Params>
+void run(const Params& p) {
+  const Device workspace(cuda_workspace_size(p));
+  run_cuda(p, workspace.as<void>(), nullptr);
+  require(cudaDeviceSynchronize());
+}
+
+template <class T>
+std::vector<T> filled(int64_t count, T value) {
+  return std::vector<T>(static_cast<size_t>(count), value);
+}
+
+void check_score(Random& random) {
+  vlkv::ScoreParams p;
+  const vlkv::DType type = random.type();
+  p.batch = random.integer(1, 2), p.kv_heads = random.integer(1, 2);
+  p.query_heads = p.kv_heads * random.integer(1, 8);
+  p.rows = random.integer(1, 70), p.slots = random.integer(1, 700), p.head_dim = random.integer(1, 18) * 8;
+  const auto query = random.cache(type, p.batch * p.query_heads * p.rows * p.head_dim);
+  const auto key = random.cache(type, p.batch * p.kv_heads * p.slots * p.head_dim);
+  std::vector<int64_t> position;
+  for (int64_t i = 0; i < p.batch * p.rows; ++i) position.push_back(random.integer(-1, p.slots - 1));
+  p.query = {query.data(), type, p.query_heads * p.rows * p.head_dim, p.rows * p.head_dim, p.head_dim};
+  p.key = {key.data(), type, p.kv_heads * p.slots * p.head_dim, p.slots * p.head_dim, p.head_dim};
+  p.row_position = position.data(), p.row_position_stride_b = p.rows;
+  p.score_stride_b = p.kv_heads * p.slots, p.score_stride_h = p.slots;
+  auto score = filled(p.batch * p.kv_heads * p.slots, NAN);
+  auto pairs = filled<int64_t>(p.batch, -7), below = pairs;
+  p.score = score.data(), p.pairs = pairs.data(), p.below = below.data();
+  run_cpu(p);
+
+  const Device query_there(query), key_there(key), position_there(position);
+  const Device score_there(score.size() * 4), pairs_there(pairs.size() * 8), below_there(below.size() * 8);
+  p.query.data = query_there.as<void>(), p.key.data = key_there.as<void>();
+  p.row_position = position_there.as<void>();
+  p.score = score_there.as<float>();
+  p.pairs = pairs_there.as<int64_t>(), p.below = below_there.as<int64_t>();
+  run(p);
+  const auto got = score_there.read<float>();
+  // Logits of numbers under 6 are off by less than 1e-3 for both: D 144, 36 a product, 147 eps of the
+  // magnitudes.
+  for (size_t i = 0; i < got.size(); ++i) {
+    require(
+        std::fabs(got[i] - score[i]) <= 8e-3F * score[i] + 1e-30F,
+        "score " + std::to_string(i) + " is " + std::to_string(got[i]) + ", not " + std::to_string(score[i]));
+  }
+  require(pairs_there.read<int64_t>() == pairs, "pairs differ");
+  const auto counted = below_there.read<int64_t>();
+  for (size_t b = 0; b < counted.size(); ++b) {
+    require(std::llabs(counted[b] - below[b]) <= pairs[b] / 500 + 3, "below differs");
+  }
+}
+
+void check_evict(Random& random) {
+  vlkv::EvictParams p;
+  const vlkv::DType type = random.type();
+  p.batch = random.integer(1, 2), p.kv_heads = random.integer(1, 3);
+  p.slots = random.integer(1, 5000), p.head_dim = random.integer(1, 40);
+  p.per_head = random.integer(0, 1) == 1, p.merge = static_cast<vlkv::Merge>(random.integer(0, 1));
+  const int64_t heads = p.batch * p.kv_heads;
+  const auto key = random.cache(type, heads * p.slots * p.head_dim);
+  const auto value = random.cache(type, heads * p.slots * p.head_dim);
+  std::vector<float> score;
+  for (int64_t i = 0; i < heads * p.slots; ++i) score.push_back(std::round(random.normal() * 9));
+  std::vector<int64_t> length, keep, sinks, recent;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    length.push_back(random.integer(0, p.slots)), keep.push_back(random.integer(0, p.slots));
+    sinks.push_back(random.integer(0, keep.back()));
+    recent.push_back(random.integer(0, keep.back() - sinks.back()));
+    p.capacity = std::max(p.capacity, std::min(length.back(), keep.back()));
+  }
+  p.capacity += random.integer(0, 3);
+  const int64_t size = vlkv::size_of(type);
+  p.key = {key.data(), type, p.kv_heads * p.slots * p.head_dim, p.slots * p.head_dim, p.head_dim};
+  p.value = p.key, p.value.data = value.data();
+  auto key_out = filled<unsigned char>(heads * p.capacity * p.head_dim * size, 0xff), value_out = key_out;
+  p.key_out = {key_out.data(), type, p.kv_heads * p.capacity * p.head_dim, p.capacity * p.head_dim,
+               p.head_dim};
+  p.value_out = p.key_out, p.value_out.data = value_out.data();
+  p.score = score.data(), p.score_stride_b = p.kv_heads * p.slots, p.score_stride_h = p.slots;
+  p.length = length.data(), p.keep = keep.data(), p.sinks = sinks.data(), p.recent = recent.data();
+  auto position = filled<int32_t>(heads * p.capacity, -9);
+  p.position_out = position.data();
+  p.position_stride_b = p.kv_heads * p.capacity, p.position_stride_h = p.capacity;
+  run_cpu(p);
+
+  const Device key_there(key), value_there(value), score_there(score), position_there(position.size() * 4);
+  const Device length_there(length), keep_there(keep), sinks_there(sinks), recent_there(recent);
+  const Device key_out_there(key_out.size()), value_out_there(value_out.size());
+  p.key.data = key_there.as<void>(), p.value.data = value_there.as<void>();
+  p.score = score_there.as<float>();
+  p.length = length_there.as<int64_t>(), p.keep = keep_there.as<int64_t>();
+  p.sinks = sinks_there.as<int64_t>(), p.recent = recent_there.as<int64_t>();
+  p.key_out.data = key_out_there.as<void>(), p.value_out.data = value_out_there.as<void>();
+  p.position_out = position_there.as<int32_t>();
+  run(p);
+  require(position_there.read<int32_t>() == position, "positions differ");
+  require(key_out_there.read<unsigned char>() == key_out, "keys differ");
+  require(value_out_there.read<unsigned char>() == value_out, "values differ");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no CUDA device\n");
+    return 77;
+  }
+  const int cases = argc > 1 ? std::atoi(argv[1]) : 100;
+  try {
+    Random random;
+    for (int i = 0; i < cases; ++i) {
+      check_score(random);
+      check_evict(random);
+    }
+  } catch (const std::exception& error) {
+    std::printf("%s\n", error.what());
+    return 1;
+  }
+  std::printf("%d cases right\n", cases);
+  return 0;
+}

@@ -1,0 +1,10 @@
+// The CUDA backend, compiled for the host: its run_cuda() takes the place of the library's.
+// clang-format off
+#include "emulation.h"
+// clang-format on
+#include "cuda/evict.cu"
+#include "cuda/score_bfloat16.cu"
+#include "cuda/score_counts.cu"
+#include "cuda/score_float16.cu"
+#include "cuda/score_float32.cu"
+#include "cuda/score_mixed.cu"

@@ -1,0 +1,55 @@
+// The C entry points of the CUDA backend.
+#include "backend.h"
+#include "score_case.h"
+#include "vlkv/c_api.h"
+
+namespace vlkv::test::score {
+namespace {
+
+TEST(CudaCApi, ScoresAndRefuses) {
+  Random random(130);
+  const Case c(random, {2, 4, 2, 5, 90, 32}, DType::kFloat16, DType::kFloat16, 1.0F, false);
+  Result right, made;
+  run_emulated(params(c, right));
+  const ScoreParams p = params(c, made);
+  vlkv_score_params given{};
+  given.batch = 2, given.query_heads = 4, given.kv_heads = 2, given.rows = 5, given.slots = 90;
+  given.head_dim = 32, given.threshold = p.threshold;
+  const auto tensor = [](const ConstView& v, const Tensor& t) {
+    return vlkv_tensor{const_cast<void*>(v.data),
+                       t.bytes().size(),
+                       static_cast<int32_t>(v.dtype),
+                       v.stride_b,
+                       v.stride_h,
+                       v.stride_s};
+  };
+  given.query = tensor(p.query, c.query), given.key = tensor(p.key, c.key);
+  given.row_position = c.position.data(), given.row_position_bytes = c.position.size() * 8;
+  given.score = made.score.data(), given.score_bytes = made.score.size() * 4;
+  given.pairs = made.pairs.data(), given.below = made.below.data(), given.counts_bytes = 16;
+  given.sparsity = made.sparsity.data(), given.sparsity_bytes = 8;
+
+  EXPECT_EQ(vlkv_has_cuda(), 1);
+  const uint64_t size = vlkv_score_cuda_workspace(&given);
+  EXPECT_EQ(size, cuda_workspace_size(p));
+  EXPECT_EQ(vlkv_score_cuda_workspace(nullptr), UINT64_MAX);
+  const std::unique_ptr<void, void (*)(void*)> workspace(std::aligned_alloc(256, size), std::free);
+  char text[200];
+  ASSERT_EQ(vlkv_score_cuda(&given, workspace.get(), size, nullptr, text, sizeof text), VLKV_OK) << text;
+  EXPECT_EQ(made.score, right.score);
+  EXPECT_EQ(made.below, right.below);
+  EXPECT_EQ(made.sparsity, right.sparsity);
+
+  EXPECT_EQ(vlkv_score_cuda(&given, workspace.get(), size - 1, nullptr, text, sizeof text),
+            VLKV_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(text), "[score] workspace has " + std::to_string(size - 1) + " bytes, less than " +
+                                   std::to_string(size));
+  given.sparsity_bytes = 7;
+  EXPECT_EQ(vlkv_score_cuda(&given, workspace.get(), size, nullptr, text, sizeof text),
+            VLKV_INVALID_ARGUMENT);
+  EXPECT_EQ(vlkv_evict_cuda(nullptr, nullptr, 0, nullptr, text, sizeof text), VLKV_INVALID_ARGUMENT);
+  EXPECT_EQ(vlkv_evict_cuda_workspace(nullptr), UINT64_MAX);
+}
+
+}  // namespace
+}  // namespace vlkv::test::score

@@ -1,0 +1,131 @@
+"""libvlkv's C entry points for torch tensors on the device. Needs neither vlkv's package nor NumPy."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+BUILD = Path(os.environ.get("VLKV_GPU_BUILD", Path(__file__).parents[2] / "build" / "gpu"))
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_pointer, _long, _bytes, _int = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [("data", _pointer), ("bytes", _bytes), ("dtype", _int)] + [
+        (f"stride_{axis}", _long) for axis in "bhs"
+    ]
+
+
+class _Score(ctypes.Structure):
+    _fields_ = (
+        [(name, _long) for name in ("batch", "query_heads", "kv_heads", "rows", "slots", "head_dim")]
+        + [("query", _Tensor), ("key", _Tensor), ("row_position", _pointer), ("row_position_bytes", _bytes)]
+        + [
+            ("scale", ctypes.c_float),
+            ("threshold", ctypes.c_float),
+            ("score", _pointer),
+            ("score_bytes", _bytes),
+        ]
+        + [("pairs", _pointer), ("below", _pointer), ("counts_bytes", _bytes)]
+        + [("accumulate", _int), ("threads", _int), ("sparsity", _pointer), ("sparsity_bytes", _bytes)]
+    )
+
+
+class _Evict(ctypes.Structure):
+    _fields_ = (
+        [(name, _long) for name in ("batch", "kv_heads", "slots", "head_dim", "capacity")]
+        + [(name, _Tensor) for name in ("key", "value", "key_out", "value_out")]
+        + [("score", _pointer), ("score_bytes", _bytes)]
+        + [(name, _pointer) for name in ("length", "keep", "sinks", "recent")]
+        + [("lengths_bytes", _bytes), ("position_out", _pointer), ("position_bytes", _bytes)]
+        + [(name, _int) for name in ("per_head", "merge", "zero_tail", "threads")]
+    )
+
+
+def _tensor(t: torch.Tensor) -> _Tensor:
+    """Describe a tensor [B, heads, slots, D] with D contiguous."""
+    room = t.untyped_storage().nbytes() - t.storage_offset() * t.element_size()
+    return _Tensor(t.data_ptr() or None, room, DTYPES[t.dtype], *t.stride()[:3])
+
+
+def _size(t: torch.Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+class Library:
+    """libvlkv on a device: "cuda", or "cpu", which checks the tests themselves. Calls go to torch's current stream.
+
+    Args:
+        path: the library.
+        device: where the tensors lie.
+        poison: fill each call's workspace with NaN, which shows who reads it before writing it; else keep one.
+    """
+
+    def __init__(self, path: Path, device: str = "cuda", poison: bool = True):
+        self.device = device
+        self._calls = ctypes.CDLL(str(path))
+        self._poison = poison
+        self._workspace: torch.Tensor | None = None
+        for op in ("score", "evict"):
+            getattr(self._calls, f"vlkv_{op}_cuda_workspace").restype = _bytes
+            texts = [ctypes.c_char_p, ctypes.c_size_t]
+            getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
+            getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, _bytes, _pointer, *texts]
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether the kernels are in the library."""
+        return bool(self._calls.vlkv_has_cuda())
+
+    def wait(self) -> None:
+        """Wait until all that was queued is done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _memory(self, size: int) -> torch.Tensor:
+        if self._poison:
+            return torch.full((max(size, 1),), 0xFF, dtype=torch.uint8, device=self.device)
+        if self._workspace is None or self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._workspace
+
+    def _run(self, op: str, params: ctypes.Structure) -> None:
+        message = ctypes.create_string_buffer(500)
+        texts = (message, len(message))
+        if self.device == "cpu":
+            code = getattr(self._calls, f"vlkv_{op}_cpu")(ctypes.byref(params), *texts)
+        else:
+            size = getattr(self._calls, f"vlkv_{op}_cuda_workspace")(ctypes.byref(params))
+            memory, stream = self._memory(size), torch.cuda.current_stream().cuda_stream
+            call = getattr(self._calls, f"vlkv_{op}_cuda")
+            code = call(ctypes.byref(params), memory.data_ptr(), size, stream, *texts)
+        if code:
+            raise (ValueError if code == 1 else RuntimeError)(message.value.decode())
+
+    def score(self, query, key, row_position, score, pairs, below, sparsity, *, scale=0.0, threshold=0.01,
+              accumulate=False):  # fmt: skip
+        """Write (or add) score [B, Hkv, C], pairs, below, sparsity [B]; see vlkv/score.h."""
+        batch, query_heads, rows, dim = query.shape
+        p = _Score(batch, query_heads, key.shape[1], rows, key.shape[2], dim)
+        p.query, p.key = _tensor(query), _tensor(key)
+        p.row_position, p.row_position_bytes = row_position.data_ptr(), _size(row_position)
+        p.scale, p.threshold = scale, threshold
+        p.score, p.score_bytes = score.data_ptr(), _size(score)
+        p.pairs, p.below, p.counts_bytes = pairs.data_ptr(), below.data_ptr(), _size(pairs)
+        p.sparsity, p.sparsity_bytes = sparsity.data_ptr(), _size(sparsity)
+        p.accumulate = accumulate
+        self._run("score", p)
+
+    def evict(self, key, value, score, counts, key_out, value_out, position, *, per_head=True, merge=False,
+              zero_tail=True):  # fmt: skip
+        """Write key_out, value_out [B, Hkv, capacity, D], position; counts: length, keep, sinks, recent [B]."""
+        batch, heads, slots, dim = key.shape
+        p = _Evict(batch, heads, slots, dim, key_out.shape[2])
+        p.key, p.value, p.key_out, p.value_out = (_tensor(t) for t in (key, value, key_out, value_out))
+        p.score, p.score_bytes = score.data_ptr(), _size(score)
+        p.length, p.keep, p.sinks, p.recent = (t.data_ptr() for t in counts)
+        p.lengths_bytes = _size(counts[0])
+        p.position_out, p.position_bytes = position.data_ptr(), _size(position)
+        p.per_head, p.merge, p.zero_tail = per_head, merge, zero_tail
+        self._run("evict", p)

@@ -1,0 +1,94 @@
+"""The oracles of tests/oracles in float64 on a device, for sizes that those would take hours for."""
+
+import math
+
+import torch
+
+EPS = float(torch.finfo(torch.float32).eps)
+LOGITS_AT_ONCE = 1 << 26
+
+
+def score(query, key, row_position, scale, threshold):
+    """-> score [B, Hkv, C], pairs, below at least, below at most [B], relative tolerance of a score (a number).
+
+    A float32 logit is off by (D + 3) eps of the sum of its products' magnitudes: D additions, each to within one
+    unit in the last place (matrix units cut off where others round), the scale and log2(e). So pairs within
+    twice that of their row's threshold may count either way. A weight is the exponential of a logit less the
+    maximum: relative error 2 error, which the softmax's sum doubles; 2^-22 for the exponential; then float32
+    sums of positive terms, one eps for each row.
+    """
+    batch, query_heads, rows, dim = query.shape
+    kv_heads, slots = key.shape[1:3]
+    total = torch.zeros(batch, kv_heads, slots, dtype=torch.float64, device=key.device)
+    pairs, low, high = (torch.zeros(batch, dtype=torch.int64, device=key.device) for _ in range(3))
+    slot = torch.arange(slots, device=key.device)
+    worst = 0.0
+    for b in range(batch):
+        for h in range(query_heads):
+            keys = key[b, h * kv_heads // query_heads].double()
+            for part in torch.arange(rows, device=key.device).split(max(LOGITS_AT_ONCE // max(slots, 1), 1)):
+                last = row_position[b, part]
+                part, last = part[last >= 0], last[last >= 0]
+                if len(part) == 0 or slots == 0:
+                    continue
+                rows_here = query[b, h, part].double()
+                attended = slot <= last[:, None]
+                logits = (scale * (rows_here @ keys.T)).masked_fill(~attended, -math.inf)
+                bounds = (dim + 3) * EPS * scale * (rows_here.abs() @ keys.abs().T)
+                error = bounds.masked_fill(~attended, 0).amax(1, keepdim=True)
+                maximum = logits.amax(1, keepdim=True)
+                total[b, h * kv_heads // query_heads] += torch.softmax(logits, 1).sum(0)
+                pairs[b] += attended.sum()
+                limit = maximum + math.log(threshold)
+                low[b] += (attended & (logits < limit - 2 * error - 1e-6)).sum()
+                high[b] += (attended & (logits < limit + 2 * error + 1e-6)).sum()
+                worst = max(worst, float(error.max()))
+    tolerance = 2 * math.expm1(2 * worst) + EPS * (rows * query_heads // kv_heads + slots / 64 + 112)
+    return total, pairs, low, high, tolerance
+
+
+def select(rating, length, keep, sinks, recent):
+    """List the kept slots, ascending, of one selection."""
+    slots = torch.arange(length, device=rating.device)
+    if keep >= length:
+        return slots
+    middle = slots[sinks : length - recent]
+    values = rating[middle]
+    # Stable: by value first, then NaN behind every number.
+    order = torch.sort(
+        values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf), descending=True, stable=True
+    )
+    order = order.indices[torch.sort(values[order.indices].isnan().int(), stable=True).indices]
+    best = middle[order[: keep - sinks - recent]]
+    return torch.cat([slots[:sinks], best, slots[length - recent :]]).sort().values
+
+
+def evict(key, value, score, counts, capacity, per_head, merge):
+    """-> key, value [B, Hkv, capacity, D] float64, position [B, Hkv, capacity], tokens in each slot, at least 1."""
+    batch, heads, _, dim = key.shape
+    position = torch.full((batch, heads, capacity), -1, dtype=torch.int32, device=key.device)
+    merged = torch.ones(batch, heads, capacity, dtype=torch.int64, device=key.device)
+    out = [torch.zeros(batch, heads, capacity, dim, dtype=torch.float64, device=key.device) for _ in range(2)]
+    for b in range(batch):
+        length, keep, sinks, recent = (int(c[b]) for c in counts)
+        shared = score[b, 0].clone()
+        for h in range(1, heads):
+            shared += score[b, h]
+        for h in range(heads):
+            kept = select(score[b, h] if per_head else shared, length, keep, sinks, recent)
+            position[b, h, : len(kept)] = kept
+            if len(kept) == 0:
+                continue
+            # The bucket of a token: the number of midpoints below it.
+            nearest = torch.searchsorted((kept[:-1] + kept[1:]) // 2, torch.arange(length, device=key.device))
+            count = torch.bincount(nearest, minlength=len(kept))
+            for old, new in zip((key, value), out, strict=True):
+                if merge:
+                    sums = torch.zeros(len(kept), dim, dtype=torch.float64, device=key.device)
+                    sums.index_add_(0, nearest, old[b, h, :length].double())
+                    new[b, h, : len(kept)] = sums / count[:, None]
+                else:
+                    new[b, h, : len(kept)] = old[b, h, kept].double()
+            if merge:
+                merged[b, h, : len(kept)] = count
+    return *out, position, merged

@@ -1,0 +1,59 @@
+"""The device's oracles say what the definitions in tests/oracles say. Runs without a GPU."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="no PyTorch")
+gpu_oracles = pytest.importorskip("gpu_oracles")
+
+
+def definition(name):
+    path = Path(__file__).parents[1] / "oracles" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"gpu_definition_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_score(seed):
+    for shape in [(2, 4, 2, 5, 30, 8), (1, 3, 3, 1, 1, 4), (2, 2, 1, 0, 5, 4), (1, 2, 1, 3, 0, 4)]:
+        batch, query_heads, kv_heads, rows, slots, dim = shape
+        query = torch.randn(batch, query_heads, rows, dim)
+        key = torch.randn(batch, kv_heads, slots, dim)
+        position = torch.randint(-1, max(slots, 0), (batch, rows)) if slots else torch.full((batch, rows), -1)
+        total, pairs, low, high, tolerance = gpu_oracles.score(query, key, position, dim**-0.5, 0.2)
+        right = definition("score").score(query.numpy(), key.numpy(), position.numpy(), dim**-0.5, 0.2)
+        np.testing.assert_allclose(total.numpy(), right[0], rtol=1e-12)
+        np.testing.assert_array_equal(pairs.numpy(), right[1])
+        assert (low.numpy() <= right[2]).all()
+        assert (right[2] <= high.numpy()).all()
+        assert 0 < tolerance < 1e-2
+
+
+def test_evict(seed):
+    for attempt in range(20):
+        slots = int(torch.randint(0, 40, ()))
+        key, value = torch.randn(2, 2, 3, slots, 4)
+        score = torch.randint(-3, 4, (2, 3, slots)).float()
+        if attempt % 2:
+            score[torch.rand(score.shape) < 0.3] = float("nan")
+            score[torch.rand(score.shape) < 0.1] = float("-inf")
+        length = torch.randint(0, slots + 1, (2,))
+        keep = torch.randint(0, slots + 3, (2,))
+        sinks = (torch.rand(2) * (keep + 1)).long()
+        recent = (torch.rand(2) * (keep - sinks + 1)).long()
+        counts = (length, keep, sinks, recent)
+        capacity = int(torch.minimum(keep, length).max()) + 1
+        for per_head in (True, False):
+            for merge in (True, False):
+                got = gpu_oracles.evict(key, value, score, counts, capacity, per_head, merge)
+                right = definition("evict").evict(
+                    key.numpy(), value.numpy(), score.numpy(), *(c.numpy() for c in counts), capacity,
+                    per_head, "nearest_mean" if merge else "none",
+                )  # fmt: skip
+                np.testing.assert_array_equal(got[2].numpy(), right[2])
+                np.testing.assert_allclose(got[0].numpy(), right[0], rtol=1e-12, atol=1e-14)
+                np.testing.assert_allclose(got[1].numpy(), right[1], rtol=1e-12, atol=1e-14)
