@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
 from vlkv.conversation import Conversation, Keep
+from vlkv.cache import HOST
 from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError, PolicyError, PromptError
 from vlkv.forced import Forced
@@ -24,6 +25,7 @@ from vlkv.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
+    from vlkv.scheduler import Scheduler
 
 THRESHOLD = 0.01
 
@@ -133,6 +135,21 @@ class Engine:
         job = self._prepare(question).job
         job = replace(job, room=max(1, len(tokens)))
         return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
+
+    def scheduler(self, **settings: Any) -> Scheduler:
+        """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue.
+
+        Raises:
+            EngineError: the engine's caches lie on a device; slots are views into arrays of the host.
+        """
+        from vlkv.scheduler import Scheduler
+
+        if self._backend.store is not HOST:
+            raise EngineError(
+                f"{self.directory} runs on a device; many requests at once need an engine for onnxruntime on the CPU"
+            )
+        parts = (self._backend, self._embedding, self._tokenizer, self.manifest)
+        return Scheduler(*parts, self._prepare, **settings)
 
     def prompt(self, question: Question) -> Prompt:
         """The token ids of a question."""

@@ -34,3 +34,11 @@ class SamplingError(VlkvError):
 
 class OperatorError(VlkvError):
     """An operator's array of a wrong rank, size or dtype. The text opens with `[operator]`."""
+
+
+class MemoryLimitError(VlkvError):
+    """A request, or settings, that the stated memory does not hold."""
+
+
+class ServerFullError(VlkvError):
+    """Too many requests wait already, or none is taken any more; the same request may do later."""

@@ -65,11 +65,13 @@ def print_versions() -> None:
 
 @cache
 def _add_commands() -> None:
+    from vlkv.cli.load import load
     from vlkv.cli.policies import policies
     from vlkv.cli.run import run
+    from vlkv.cli.triton import triton
 
-    app.command("run")(run)
-    app.command("policies")(policies)
+    for command in (run, policies, triton, load):
+        app.command(command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.command(entry.name)(entry.load())
