@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
-from vlkv.conversation import Conversation, Keep
 from vlkv.cache import HOST
+from vlkv.conversation import Conversation, Keep
 from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError, PolicyError, PromptError
 from vlkv.forced import Forced
