@@ -1,5 +1,7 @@
 # make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
+# make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
+# make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour each on a core, kept in out/accuracy), asks all under every policy
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
@@ -21,11 +23,15 @@ CUDA_ARCHITECTURES ?= 80
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo test test-native test-python test-gpu test-asan fuzz lint format bench bench-ops bench-gpu accuracy clean
+.PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
+.PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
 	@$(BIN)/python examples/demo.py $(OUT)/tiny_vlm/engine -o $(OUT)/tiny_vlm
+
+serve-demo: $(OUT)/tiny_vlm/engine/manifest.json $(VENV)/served
+	@$(BIN)/python examples/triton/demo.py $(OUT)/tiny_vlm/engine
 
 test: test-native test-python
 
@@ -34,10 +40,10 @@ test-native: $(VENV)/tested
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
 
-test-python: $(VENV)/tested
+test-python: $(VENV)/tested $(VENV)/served
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
-lint: $(VENV)/tested
+lint: $(VENV)/tested $(VENV)/served
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: $(VENV)/tested
@@ -45,6 +51,12 @@ format: $(VENV)/tested
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+
+bench-memory: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench
+
+bench-serving: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
 
 accuracy: $(VENV)/tested
 	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)
@@ -101,7 +113,19 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
 	@echo "building and installing vlkv"; $(PIP) --no-build-isolation --editable '.[export]'
 	@touch $@
 
+# The server of the wheel nvidia-pytriton, in an environment of its own: NumPy 1 first, as that server's Python backend
+# is compiled for it, then the packages of $(VENV).
+$(VENV)/served: $(VENV)/installed constraints-server.txt
+	@echo "installing tritonserver"; $(PIP) --editable '.[serve]' --no-build-isolation
+	@rm -rf $(VENV)/tritonserver && $(BIN)/python -m venv --without-pip $(VENV)/tritonserver
+	@$(BIN)/python -c "import sys, sysconfig; \
+		print('import site; site.addsitedir(' + repr(sysconfig.get_path('purelib')) + ')')" > $(VENV)/packages.pth
+	@for packages in $(VENV)/tritonserver/lib/python*/site-packages; do mv $(VENV)/packages.pth $$packages/vlkv.pth; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-server.txt --target $$packages \
+		|| echo "no tritonserver for this platform: its tests are skipped"; done
+	@touch $@
+
 $(VENV)/tested: $(VENV)/installed
-	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,test,train]'
+	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,serve,test,train]'
 	@$(PIP) --no-deps kvpress
 	@touch $@

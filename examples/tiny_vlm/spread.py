@@ -70,6 +70,7 @@ def chart(results: Mapping[str, Results], path: Path) -> None:
         axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
         axes.tick_params(length=0, colors="#3c4858")
         axes.set_axisbelow(True)
+    figure.get_layout_engine().set(wspace=0.07)
     panels[0].set_yticks(range(len(policies)), policies)
     panels[0].invert_yaxis()
     figure.savefig(path, format="png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +16,17 @@ from vlkv.pooling import pool
 
 
 def split_budget(
-    policy: Policy, sparsity: NDArray[np.float64], length: int, budget: float, observed: int = 0
+    policy: Policy,
+    sparsity: NDArray[np.float64],
+    length: int,
+    budget: float,
+    observed: int = 0,
+    ceiling: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
     """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
 
     `observed` is the number of observed rows: a pyramid is no narrower than those that always stay.
+    `ceiling` `[L]` is the most that each layer has slots for.
     """
     if policy.allocation == "all":
         return np.full(len(sparsity), length, np.int64)
@@ -29,7 +37,7 @@ def split_budget(
         stay = min(observed if policy.keep_observed else 0, length) / length
         steps = pyramid(len(sparsity), budget, policy.beta, 1.0 - stay)
         shares, floor = 1.0 - steps / steps.max(), max(floor, stay)
-    return allocate(shares, length, budget, rule=policy.rule, floor=floor)
+    return allocate(shares, length, budget, rule=policy.rule, floor=floor, ceiling=ceiling)
 
 
 def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:
@@ -61,6 +69,7 @@ def compress(
     room: int,
     backend: Backend,
     keep_source: bool = False,
+    slot: Cache | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
 
@@ -72,11 +81,12 @@ def compress(
         room: slots for new tokens behind the kept ones.
         backend: runs the eviction.
         keep_source: leaves the given cache as it is.
+        slot: where the kept tokens go (B = 1); None makes arrays of their size.
 
     Returns:
         The small cache, and per layer the kept positions `[Hkv, count]`.
     """
-    small = cache.like([int(count) + room for count in counts])
+    small = slot or cache.like([int(count) + room for count in counts])
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkv import manifest as manifests
+from vlkv.cache import HOST
 from vlkv.conversation import Conversation, Keep
 from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError, PromptError
@@ -26,6 +27,7 @@ from vlkv.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
+    from vlkv.scheduler import Scheduler
 
 
 class Engine:
@@ -138,6 +140,21 @@ class Engine:
         """Reads a prompt once, to be answered under any number of policies; the question's own has no effect."""
         request = self._prepare(replace(question, policy="full", budget=None))
         return Reading(request, self._backend, self._embedding, self._tokenizer, self.manifest)
+
+    def scheduler(self, **settings: Any) -> Scheduler:
+        """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue.
+
+        Raises:
+            EngineError: the engine's caches lie on a device; slots are views into arrays of the host.
+        """
+        from vlkv.scheduler import Scheduler
+
+        if self._backend.store is not HOST:
+            raise EngineError(
+                f"{self.directory} runs on a device; many requests at once need an engine for onnxruntime on the CPU"
+            )
+        parts = (self._backend, self._embedding, self._tokenizer, self.manifest)
+        return Scheduler(*parts, self._prepare, **settings)
 
     def prompt(self, question: Question) -> Prompt:
         """The token ids of a question."""

@@ -38,3 +38,11 @@ class OperatorError(VlkvError):
 
 class EvalError(VlkvError):
     """A task, a number of samples, a folder of data, or a directory of results that can't be used."""
+
+
+class MemoryLimitError(VlkvError):
+    """A request, or settings, that the stated memory does not hold."""
+
+
+class ServerFullError(VlkvError):
+    """Too many requests wait already, or none is taken any more; the same request may do later."""

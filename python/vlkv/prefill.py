@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
 from PIL.Image import Image
@@ -20,22 +22,25 @@ from vlkv.observe import Observer, observed_rows
 from vlkv.policy import Policy
 from vlkv.preprocess import preprocess
 from vlkv.prompt import Prompt
-from vlkv.result import Result
+from vlkv.result import Result, Seconds
 
 CHUNK = 1024
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
+Parts = Generator[int, None, T]
+"""Work part by part, with the prompt tokens done after each."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A prompt and how its cache is to be kept. `room` is how many new tokens it takes at the most.
 
-    `scores` asks for the scores in the result.
+    `images` are pictures, or their pixel values `[N,3,height,width]`; `scores` asks for the scores in the result.
     """
 
     prompt: Prompt
-    images: Sequence[Image]
+    images: Sequence[Image] | Floats
     policy: Policy
     budget: float
     room: int
@@ -74,28 +79,59 @@ def prefill(
     progress: Progress | None = None,
     chunk: int = CHUNK,
 ) -> Prefilled:
-    """Runs one prompt.
+    """Runs one prompt to its end; `progress` is told the tokens done and in all. See `prefilling`."""
+    told = None if progress is None else partial(_tell, progress, len(job.prompt.token_ids))
+    return finish(prefilling(job, backend, embedding, manifest, chunk), told)
+
+
+def prefilling(
+    job: Job,
+    backend: Backend,
+    embedding: TokenEmbedding,
+    manifest: Manifest,
+    chunk: int = CHUNK,
+    slot: Cache | None = None,
+) -> Parts[Prefilled]:
+    """Runs one prompt part by part: a picture, or a chunk of tokens, between one `next` and another.
+
+    Closing the generator lets all go that it holds.
 
     Args:
         job: the prompt and its policy.
         backend: the graphs.
         embedding: the token embeddings.
         manifest: the model's facts.
-        progress: told the tokens done and in all, after each chunk.
         chunk: most tokens of a call.
+        slot: where the cache is to end (B = 1), for a layer's kept tokens and the answer; None makes arrays of that
+            size.
     """
     length, policy = len(job.prompt.token_ids), job.policy
     result = new_result(job, manifest)
-    start = perf_counter()
-    embeds = embed(job.prompt, job.images, backend, embedding, manifest)
-    result.seconds.vision = perf_counter() - start
+    embeds = yield from _embedding(job.prompt, job.images, backend, embedding, manifest, result.seconds)
     whole = policy.allocation == "all"
     rows = observed_rows(policy, length, job.prompt.last_image)
     observer = Observer(manifest.text, policy, length, rows, backend.threads)
-    cache = Cache.empty(manifest.text, length + (job.room if whole else 0), backend.store)
-    logits = read(embeds, 0, cache, observer, backend, result, progress, chunk)
-    cache, eviction = cut(job, cache, observer, backend, result)
+    room = job.room if whole else 0
+    cache = slot if whole and slot else Cache.empty(manifest.text, length + room, backend.store)
+    logits = yield from _reading(embeds, 0, cache, observer, backend, result, chunk)
+    cache, eviction = cut(job, cache, observer, backend, result, slot=slot)
     return Prefilled(cache, logits, result, eviction)
+
+
+def finish(parts: Parts[T], told: Callable[[int], None] | None = None) -> T:
+    """Runs all parts; `told` gets the tokens done after each."""
+    while True:
+        try:
+            done = next(parts)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if told is not None and done:
+            told(done)
+
+
+def _tell(progress: Progress, length: int, done: int) -> None:
+    progress(done, length)
 
 
 def new_result(job: Job, manifest: Manifest) -> Result:
@@ -114,13 +150,37 @@ def new_result(job: Job, manifest: Manifest) -> Result:
 
 
 def embed(
-    prompt: Prompt, images: Sequence[Image], backend: Backend, embedding: TokenEmbedding, manifest: Manifest
+    prompt: Prompt,
+    images: Sequence[Image] | Floats,
+    backend: Backend,
+    embedding: TokenEmbedding,
+    manifest: Manifest,
 ) -> Floats:
     """Embeddings `[S, hidden]` of the prompt, image features in the places of image tokens."""
+    return finish(_embedding(prompt, images, backend, embedding, manifest, Seconds()))
+
+
+def _embedding(
+    prompt: Prompt,
+    images: Sequence[Image] | Floats,
+    backend: Backend,
+    embedding: TokenEmbedding,
+    manifest: Manifest,
+    spent: Seconds,
+) -> Parts[Floats]:
+    """The same, a picture a part."""
+    start = perf_counter()
     embeds = embedding.rows(prompt.token_ids)
-    if images:
-        features = backend.vision(preprocess(images, manifest.image))
-        embeds[prompt.image_positions] = features.reshape(-1, features.shape[-1])
+    if len(images):
+        pixels = images if isinstance(images, np.ndarray) else preprocess(images, manifest.image)
+        features = []
+        for number in range(len(pixels)):
+            features.append(backend.vision(pixels[number : number + 1]))
+            spent.vision += perf_counter() - start
+            yield 0
+            start = perf_counter()
+        embeds[prompt.image_positions] = np.concatenate(features).reshape(-1, embeds.shape[1])
+    spent.vision += perf_counter() - start
     return embeds
 
 
@@ -138,6 +198,20 @@ def read(
 
     The observer gets those of its rows that are run. Returns logits `[V]` of the last token.
     """
+    told = None if progress is None else partial(_tell, progress, len(embeds))
+    return finish(_reading(embeds, begin, cache, observer, backend, result, chunk), told)
+
+
+def _reading(
+    embeds: Floats,
+    begin: int,
+    cache: Cache,
+    observer: Observer,
+    backend: Backend,
+    result: Result,
+    chunk: int,
+) -> Parts[Floats]:
+    """The same, a chunk a part."""
     length, rows, spent = len(embeds), observer.rows, result.seconds
     for first, last in chunk_bounds(length, min(chunk, backend.chunk or chunk), begin):
         start = perf_counter()
@@ -150,26 +224,32 @@ def read(
         spent.prefill += scored - start
         observer.add(observation, cache, seen)
         spent.compress += perf_counter() - scored
-        if progress is not None:
-            progress(last, length)
+        yield last
     ends: Floats = logits[0]
     return ends
 
 
 def cut(
-    job: Job, cache: Cache, observer: Observer, backend: Backend, result: Result, keep_source: bool = False
+    job: Job,
+    cache: Cache,
+    observer: Observer,
+    backend: Backend,
+    result: Result,
+    keep_source: bool = False,
+    slot: Cache | None = None,
 ) -> tuple[Cache, Eviction | None]:
     """Cuts a whole prompt's cache to the job's budget; what is kept, and what decoding will evict.
 
-    The given cache is emptied, unless `keep_source`. Without anything to evict it is returned as it is.
+    The given cache is emptied, unless `keep_source`. Without anything to evict it is returned as it is. With a `slot`
+    the tokens go there, and count the part of it that they and the answer may fill.
     """
     policy, length, start = job.policy, result.prompt_tokens, perf_counter()
-    eviction = None
+    eviction, room = None, room_for(policy, job.budget, length, job.room)
     if policy.allocation != "all" or keep_source:
         rows = len(observer.rows)
-        counts = split_budget(policy, observer.sparsity, length, job.budget, rows)
-        room = room_for(policy, job.budget, length, job.room)
-        cache, kept = compress(policy, cache, observer, counts, room, backend, keep_source)
+        ceiling = None if slot is None else [slot.capacity(n) - room for n in range(len(slot.keys))]
+        counts = split_budget(policy, observer.sparsity, length, job.budget, rows, ceiling)
+        cache, kept = compress(policy, cache, observer, counts, room, backend, keep_source, slot)
         scores = observer.scores
         eviction = evicting(policy, job.budget, length, kept, scores, room, backend.threads)
         result.sparsity = observer.sparsity.tolist()
@@ -179,4 +259,8 @@ def cut(
     if job.scores:
         result.scores = [score[0] for score in observer.scores]
     result.cache_bytes = cache.bytes
+    if slot is not None:
+        array = slot.keys[0]
+        token = 2 * array.shape[1] * array.shape[3] * array.itemsize
+        result.cache_bytes = token * sum(kept + room for kept in result.kept_tokens)
     return cache, eviction

@@ -67,13 +67,13 @@ def print_versions() -> None:
 def _add_commands() -> None:
     from vlkv.cli.eval import evaluate
     from vlkv.cli.inspect import inspect
+    from vlkv.cli.load import load
     from vlkv.cli.policies import policies
     from vlkv.cli.run import run
+    from vlkv.cli.triton import triton
 
-    app.command("run")(run)
-    app.command("policies")(policies)
-    app.command("eval")(evaluate)
-    app.command("inspect")(inspect)
+    for command in (run, policies, evaluate, inspect, triton, load):
+        app.command("eval" if command is evaluate else command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             app.command(entry.name)(entry.load())

@@ -1,0 +1,53 @@
+"""`make serve-demo`: a real tritonserver, the shipped picture and question, the answer as it comes, the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+from vlkv.errors import VlkvError
+from vlkv.serving.repository import Settings, write_repository
+from vlkv.serving.server import Server
+
+HERE = Path(__file__).parent
+EXAMPLE = HERE.parent / "tiny_vlm"
+
+
+def main() -> int:
+    """Returns 1 if the answer is wrong, 2 if there is no server."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("engine", type=Path)
+    engine = parser.parse_args().engine
+    example = json.loads((EXAMPLE / "example.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        write_repository(Settings(str(engine.resolve())), engine, repository)
+        start = perf_counter()
+        try:
+            with Server(repository, Path(folder) / "server.log") as server:
+                server.wait()
+                print(f"tritonserver is ready after {perf_counter() - start:.1f} s: {server.url}")
+                ask = [sys.executable, str(HERE / "grpc_stream.py"), example["prompt"]]
+                ask += ["--image", str(EXAMPLE / "example.png"), "--url", f"127.0.0.1:{server.grpc_port}"]
+                print(
+                    f"question  {example['prompt']}\nexpected  {example['answer']}\nanswer    ",
+                    end="",
+                    flush=True,
+                )
+                done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=False)
+                print(done.stdout)
+                code = server.stop()
+        except VlkvError as error:
+            print(error, file=sys.stderr)
+            return 2
+        print(f"tritonserver has stopped, exit code {code}")
+    return int(done.returncode or done.stdout.split("\n")[0] != example["answer"] or code != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Many requests at once over a fixed number of cache slots: `Engine.scheduler` makes one."""
+
+from vlkv.scheduler.plan import Plan
+from vlkv.scheduler.scheduler import Scheduler
+from vlkv.scheduler.stats import Stats
+from vlkv.scheduler.ticket import Ticket
+
+__all__ = ["Plan", "Scheduler", "Stats", "Ticket"]

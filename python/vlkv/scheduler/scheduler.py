@@ -1,0 +1,133 @@
+"""`Scheduler`: takes requests from any thread and answers many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlkv.backend.base import Backend
+from vlkv.embedding import TokenEmbedding
+from vlkv.errors import SamplingError, ServerFullError
+from vlkv.generate import Request
+from vlkv.manifest import Manifest
+from vlkv.preprocess import preprocess
+from vlkv.scheduler.plan import MEMORY, SLOTS, divide
+from vlkv.scheduler.reading import Waiting
+from vlkv.scheduler.stats import Stats
+from vlkv.scheduler.ticket import Ticket
+from vlkv.scheduler.worker import CHUNK, Worker
+from vlkv.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vlkv.question import Question
+
+QUEUE = 64
+
+
+class Scheduler:
+    """Answers over a fixed number of cache slots, in a thread of its own. `Engine.scheduler` makes one.
+
+    Prompts are read one at a time, in chunks between the steps of running answers. A greedy answer is the one that
+    `Engine.generate` gives, whatever else runs, unless a slot cuts a layer's share (`capacity`).
+
+    Args:
+        backend, embedding, tokenizer, manifest: the engine's parts.
+        prepare: makes a request of a question.
+        slots: answers that run at once.
+        memory: bytes that caches may take: all slots, and the whole cache of the one prompt that is being read.
+        queue: requests that may wait.
+        capacity: tokens of a slot in each layer, one number or `[L]`; None for what the memory gives.
+        prompt_tokens: the longest prompt to compress; None for what half the memory gives.
+        chunk: prompt tokens between two steps.
+
+    Raises:
+        MemoryLimitError: the memory does not hold what is asked for.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        embedding: TokenEmbedding,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        prepare: Callable[[Question], Request],
+        *,
+        slots: int = SLOTS,
+        memory: int = MEMORY,
+        queue: int = QUEUE,
+        capacity: int | Sequence[int] | None = None,
+        prompt_tokens: int | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.plan = divide(manifest.text, manifest.text.hidden, slots, memory, capacity, prompt_tokens)
+        self._queue, self._image, self._prepare = queue, manifest.image, prepare
+        self._worker = Worker(backend, embedding, tokenizer, manifest, self.plan, chunk)
+        self._worker.start()
+
+    def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
+        """Puts a question into the queue. Text and pictures are made ready here, in the caller's thread.
+
+        Args:
+            question: the prompt, its pictures and how to answer.
+            deadline: seconds from now after which the answer ends with what it has.
+
+        Raises:
+            ServerFullError: too many wait already, or the scheduler is closed.
+            MemoryLimitError: it can never run here.
+            SamplingError: a deadline that is no number above 0.
+            PromptError, ImageError, PolicyError: what was given can't be used.
+        """
+        if deadline is not None and not deadline > 0:
+            raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
+        ticket = Ticket(self._worker.wake, deadline)
+        self._admit()
+        request = self._prepare(question)
+        job = request.job
+        self.plan.check(job)
+        if len(job.images) and not isinstance(job.images, np.ndarray):
+            job = replace(job, images=preprocess(job.images, self._image))
+        with self._worker.changed:
+            self._admit()
+            self._worker.stats.submitted += 1
+            self._worker.queue.append(Waiting(ticket, replace(request, job=job)))
+            self._worker.changed.notify_all()
+        return ticket
+
+    def stats(self) -> Stats:
+        """The counters, as a copy."""
+        found = copy(self._worker.stats)
+        found.finished = found.finished.copy()
+        found.waiting = len(self._worker.queue)
+        return found
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
+        """Takes no more requests, and ends: with `drain` after all answers, else at once. True when it has ended."""
+        worker = self._worker
+        with worker.changed:
+            worker.draining = True
+            worker.aborting |= not drain
+            worker.changed.notify_all()
+        worker.join(timeout)
+        return not worker.is_alive()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(drain=False)
+
+    def _admit(self) -> None:
+        with self._worker.changed:
+            if self._worker.draining:
+                raise ServerFullError("the server is shutting down and takes no more requests")
+            waiting = len(self._worker.queue)
+            if waiting >= self._queue:
+                self._worker.stats.refused += 1
+                raise ServerFullError(
+                    f"server is full: {waiting} requests wait for {self.plan.slots} slots, the limit is "
+                    f"{self._queue}; try again later"
+                )

@@ -1,0 +1,72 @@
+"""A scheduler's counters on Triton's metrics endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlkv.scheduler import Stats
+
+COUNTERS = {
+    "submitted": "Requests taken.",
+    "refused": "Requests that met a full queue.",
+    "failed": "Requests that ended with an error.",
+    "prompt_tokens": "Prompt tokens read, image tokens included.",
+    "image_tokens": "Image tokens read.",
+    "kept_tokens": "Prompt tokens kept, mean over layers.",
+    "generated_tokens": "Tokens generated.",
+    "steps": "Decode steps.",
+}
+GAUGES = {
+    "slots": "Answers that can run at once.",
+    "slots_used": "Answers that run, and the prompt that is read.",
+    "waiting": "Requests in the queue.",
+    "cache_bytes": "Cache that running answers hold, room for new tokens included.",
+    "cache_bytes_limit": "The most that caches may take.",
+}
+REASONS = ("stop", "length", "cancelled", "deadline")
+
+
+class Metrics:
+    """The metrics of one model instance.
+
+    Args:
+        utils: Triton's `triton_python_backend_utils`.
+        labels: of every metric.
+    """
+
+    def __init__(self, utils: Any, labels: dict[str, str]) -> None:
+        family = utils.MetricFamily
+        self._families = []
+        self._counters, self._gauges, self._reasons = {}, {}, {}
+        self._last: dict[str, int] = {}
+        for name, text in COUNTERS.items():
+            made = family(name=f"vlkv_{name}_total", description=text, kind=family.COUNTER)
+            self._families.append(made)
+            self._counters[name] = made.Metric(labels=labels)
+        for name, text in GAUGES.items():
+            made = family(name=f"vlkv_{name}", description=text, kind=family.GAUGE)
+            self._families.append(made)
+            self._gauges[name] = made.Metric(labels=labels)
+        made = family(
+            name="vlkv_finished_total", description="Answers by how they ended.", kind=family.COUNTER
+        )
+        self._families.append(made)
+        for reason in REASONS:
+            self._reasons[reason] = made.Metric(labels={**labels, "reason": reason})
+
+    def update(self, stats: Stats) -> None:
+        """Brings the metrics to the counters."""
+        for name, metric in self._counters.items():
+            self._raise(metric, name, getattr(stats, name))
+        for reason, metric in self._reasons.items():
+            self._raise(metric, f"finished {reason}", stats.finished[reason])
+        for name, metric in self._gauges.items():
+            if self._last.get(name) != (value := getattr(stats, name)):
+                self._last[name] = value
+                metric.set(value)
+
+    def _raise(self, metric: Any, name: str, value: int) -> None:
+        before = self._last.get(name, 0)
+        if value > before:
+            self._last[name] = value
+            metric.increment(value - before)
