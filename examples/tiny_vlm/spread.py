@@ -23,7 +23,7 @@ def table(results: Mapping[str, Results]) -> str:
     header = ["policy", "budget", "mean", "range", *results]
     rows = [header, ["---"] * len(header)]
     for policy, budget, shares in settings(results):
-        spread = f"{100 * min(shares):.0f}-{100 * max(shares):.0f}%"
+        spread = f"{100 * min(shares):.1f}-{100 * max(shares):.1f}%"
         rows.append(
             [
                 policy,

@@ -268,7 +268,7 @@ def test_a_table_of_several_checkpoints(tmp_path):
         "two": {("full", 1.0): 0.98, ("vl-cache", 0.1): 0.1, ("vl-cache", 0.05): 0.0},
     }
     rows = [row.split("|")[1:-1] for row in spread.table(results).splitlines()]
-    assert [cell.strip() for cell in rows[3]] == ["vl-cache", "0.1", "50.0%", "10-90%", "90.0", "10.0"]
+    assert [cell.strip() for cell in rows[3]] == ["vl-cache", "0.1", "50.0%", "10.0-90.0%", "90.0", "10.0"]
     spread.chart(results, tmp_path / "chart.png")
     with Image.open(tmp_path / "chart.png") as chart:
         chart.load()

@@ -103,11 +103,14 @@ def evaluate(
     if json:
         sys.stdout.write(as_json(title, lines).decode() + "\n")
         return
+    tables = (
+        [terminal(part.lines(lines), part.title) for part in parts()]
+        if ablation
+        else [terminal(lines, title)]
+    )
     out = answers()
-    if not out.is_terminal:
-        out.width = 160
-    if ablation:
-        for part in parts():
-            out.print(terminal(part.lines(lines), part.title))
-    else:
-        out.print(terminal(lines, title))
+    # as wide as the tables are: a pipe has no width
+    wide = out.options.update(width=1000)
+    out.width = max(out.width, *(out.measure(table, options=wide).maximum for table in tables))
+    for table in tables:
+        out.print(table)

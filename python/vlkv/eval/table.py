@@ -48,9 +48,10 @@ def terminal(lines: Sequence[Line], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in names:
         table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    several = len({row[0] for row in rows}) < len(rows)
     for number, row in enumerate(rows):
         ends = number + 1 < len(rows) and rows[number + 1][0] != row[0]
-        table.add_row(*row, end_section=ends)
+        table.add_row(*row, end_section=several and ends)
     return table
 
 
