@@ -137,6 +137,7 @@ POLICIES = {
         Policy("h2o", rows="all", recent=0.5, per_head=False, decode="lowest"),
         Policy("snapkv", rows="last", pooling="max", kernel=7, keep_observed=True),
         Policy("pyramidkv", rows="last", pooling="max", kernel=7, allocation="pyramid", keep_observed=True),
+        Policy("streaming-llm", sinks=4, recent=1.0, per_head=False, decode="sliding"),
         Policy(
             "shared-question",
             rows="post_vision",
@@ -146,7 +147,6 @@ POLICIES = {
             recent=0.1,
             per_head=False,
         ),
-        Policy("streaming-llm", sinks=4, recent=1.0, per_head=False, decode="sliding"),
     )
 }
 
