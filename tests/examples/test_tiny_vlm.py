@@ -251,7 +251,7 @@ def test_training_runs_through_its_stages(monkeypatch, times):
         replace(stage, rows=(1, 2), fields=(1, 2), questions=2, forms=4, steps=3) for stage in train.STAGES
     ]
     monkeypatch.setattr(train, "STAGES", short)
-    with Progress(disable=True) as progress:
+    with torch.enable_grad(), Progress(disable=True) as progress:
         model = train.train(3, progress, times)
         again = train.train(3, progress, times)
     start = train.make_model(3)
