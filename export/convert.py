@@ -53,11 +53,6 @@ def external(tensor: Tensor) -> ir.ExternalTensor:
     return ir.ExternalTensor(*place, DTYPES[tensor.dtype], shape=shape, name=tensor.name)
 
 
-def is_weight(models: dict[str, ir.Model], name: str) -> bool:
-    """Whether a graph reads that tensor."""
-    return any(name in model.graph.initializers for model in models.values())
-
-
 def weight_files(models: dict[str, ir.Model]) -> set[str]:
     """The files that the graphs' weights lie in."""
     tensors = (value.const_value for model in models.values() for value in model.graph.initializers.values())

@@ -13,8 +13,7 @@ from vlkv.export import convert
 from vlkv.export.checkpoint import Tensor
 from vlkv.export.directory import WEIGHTS, file_facts, versions
 from vlkv.export.int8 import write_int8
-from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
-from vlkv.export.passes import int8_weights
+from vlkv.export.lower import GRAPHS, decoder_matrices, lower_for_onnxruntime
 from vlkv.export.tensorrt.engine import BACKENDS as TENSORRT
 from vlkv.export.tensorrt.engine import build_into, check_builder, lower_into
 from vlkv.export.tensorrt.settings import Settings, resolve
@@ -107,22 +106,23 @@ def _for_onnxruntime(
     watch: Watch,
 ) -> dict[str, Any]:
     """Writes graphs and weights into `folder`: the fields of the manifest that differ from the graph directory's."""
+    blocks: dict[str, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
     if weights == "int8":
-        matrices = convert.stored(int8_weights.matrices(models["decoder"]).values())
+        matrices = convert.stored(decoder_matrices(models))
         watch.step("rounding the text model's weights to 8 bits")
         watch.total(sum(tensor.length for tensor in matrices.values()))
         blocks = write_int8(source, folder / INT8_WEIGHTS, matrices, watch.data)
-        int8_weights.use_int8_weights(models["decoder"], blocks)
-    halves = convert.other_weights(models, "float32")
+    halves = {n: t for n, t in convert.other_weights(models, "float32").items() if n not in blocks}
     converted: dict[str, Tensor] = {}
     if halves:
+        kept = {convert.TABLE} - halves.keys()
         halves.setdefault(convert.TABLE, convert.embedding_table(manifest))
         watch.step("converting the weights to float32")
         watch.total(sum(tensor.length for tensor in halves.values()))
-        kept = {name for name in halves if not convert.is_weight(models, name)}
         converted = write_weights(source, folder / FLOAT32_WEIGHTS, halves, kept, watch.data)
     watch.step("lowering the graphs")
-    lower_for_onnxruntime(models, {n: convert.external(t) for n, t in converted.items()}, operators)
+    wide = {name: convert.external(tensor) for name, tensor in converted.items()}
+    lower_for_onnxruntime(models, wide, operators, blocks)
     for name, model in models.items():
         ir.save(model, folder / f"{name}.onnx")
     table = convert.embedding(converted[convert.TABLE]) if converted else manifest.embedding

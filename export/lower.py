@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -14,6 +17,7 @@ from vlkv.export.passes.full_sort import select_without_sort
 from vlkv.export.passes.function_bodies import inline_bodies
 from vlkv.export.passes.group_query_attention import use_group_query_attention
 from vlkv.export.passes.half import compute_in_half
+from vlkv.export.passes.int8_weights import Blocks, matrices, use_int8_weights
 from vlkv.export.passes.multi_head_attention import use_multi_head_attention
 from vlkv.export.passes.observed_rows import give_out_observed_rows
 from vlkv.export.passes.plugin_nodes import name_plugins
@@ -25,8 +29,16 @@ MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that `compress` becomes, and what each does with the evicted."""
 
 
+def decoder_matrices(models: dict[str, ir.Model]) -> list[ir.Value]:
+    """The decoder's weights that can be given in 8 bits."""
+    return list(matrices(models["decoder"]).values())
+
+
 def lower_for_onnxruntime(
-    models: dict[str, ir.Model], converted: dict[str, ir.TensorProtocol], operators: str
+    models: dict[str, ir.Model],
+    converted: dict[str, ir.TensorProtocol],
+    operators: str,
+    blocks: Mapping[str, Blocks] = MappingProxyType({}),
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place.
 
@@ -34,6 +46,7 @@ def lower_for_onnxruntime(
         models: the graphs by name.
         converted: float32 tensors that take the place of 16-bit initializers, by name.
         operators: `native` leaves scoring to the runtime's kernels, `functions` keeps the ONNX bodies.
+        blocks: codes and scales that take the place of the decoder's matrices, by name; see `decoder_matrices`.
 
     Returns:
         How often each pass rewrote, by graph and pass.
@@ -41,6 +54,8 @@ def lower_for_onnxruntime(
     counts: dict[str, dict[str, int]] = {}
     for name, model in models.items():
         done = counts[name] = {}
+        if name == "decoder" and blocks:
+            done["int8_weights"] = use_int8_weights(model, blocks)
         done["float32"] = compute_in_float32(model, converted)
         if name == "vision":
             done["multi_head_attention"] = use_multi_head_attention(model)

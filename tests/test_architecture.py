@@ -24,9 +24,10 @@ EXPORT_PARTS = {
     "lower": {"ops", "passes"},
     "weights": {"checkpoint"},
     "convert": {"checkpoint", "weights"},
+    "int8": {"checkpoint", "weights"},
     "directory": {"checkpoint", "graph", "ops", "weights"},
     "tensorrt": {"convert", "lower", "watch", "weights"},
-    "engine": {"checkpoint", "convert", "directory", "lower", "tensorrt", "watch", "weights"},
+    "engine": {"checkpoint", "convert", "directory", "int8", "lower", "tensorrt", "watch", "weights"},
     "cli": {"directory", "engine", "tensorrt", "watch"},
 }
 """Parts of `vlkv.export` and which others each may import."""

@@ -5,9 +5,14 @@ A step of decoding reads every weight once, so that a quarter of the bytes is a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from vlkv.export.passes.edit import MICROSOFT, like, new_node, producer, replace, turned_matrix
+
+Blocks = tuple[ir.TensorProtocol, ir.TensorProtocol]
+"""A weight's codes and scales."""
 
 BITS = 8
 INTEGER_PRODUCTS = 4
@@ -20,7 +25,7 @@ def matrices(model: ir.Model) -> dict[str, ir.Value]:
     return {str(weight.name): weight for weight in products if weight is not None}
 
 
-def use_int8_weights(model: ir.Model, blocks: dict[str, tuple[ir.TensorProtocol, ir.TensorProtocol]]) -> int:
+def use_int8_weights(model: ir.Model, blocks: Mapping[str, Blocks]) -> int:
     """Rewrites each product with a weight `[N, K]` that is named in `blocks`.
 
     Args:
