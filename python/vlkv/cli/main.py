@@ -65,12 +65,13 @@ def print_versions() -> None:
 
 @cache
 def _add_commands() -> None:
+    from vlkv.cli.bench import bench
     from vlkv.cli.load import load
     from vlkv.cli.policies import policies
     from vlkv.cli.run import run
     from vlkv.cli.triton import triton
 
-    for command in (run, policies, triton, load):
+    for command in (run, policies, triton, load, bench):
         app.command(command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
