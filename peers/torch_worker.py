@@ -12,9 +12,12 @@ import torch
 from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 from worker import cores, serve
 
 COMPRESSION = 0.9
+UNUSED = "vision_model.post_layernorm."
+"""LLaVA takes an inner layer's features: checkpoints may leave out what comes after the last."""
 
 
 class Marks(BaseStreamer):
@@ -46,7 +49,7 @@ def load_model(folder: Path, attention: str) -> Any:
     model, info = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
-    missing = set(info["missing_keys"])
+    missing = {name for name in info["missing_keys"] if UNUSED not in name}
     if missing:
         files = {}
         for path in sorted(folder.glob("*.safetensors")):
@@ -67,6 +70,7 @@ class TorchPeer:
     """A model, and the press that compresses its cache, if any."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        logging.disable_progress_bar()
         torch.set_num_threads(cores(settings["threads"]))
         mode = settings["mode"]
         self._press = None

@@ -15,6 +15,8 @@ from vlkv.files import reason, show, write_bytes
 
 READY = "vlkv-ready"
 """Holds the requirements that the environment was made from; written last."""
+BRITTLE = ("torchvision",)
+"""Compiled for one build of torch; beside another it takes transformers down with it, which does without it."""
 
 
 def peer_file(name: str) -> Path:
@@ -45,6 +47,9 @@ def make_environment(folder: Path, requirements: Path, told: Callable[[str], Non
         folder.parent.mkdir(parents=True, exist_ok=True)
         _call([sys.executable, "-m", "venv", str(folder)])
         _call([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)])
+        for package in BRITTLE:
+            if subprocess.run([str(python), "-c", f"import {package}"], capture_output=True, check=False).returncode:
+                _call([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", package])
         write_bytes(ready, wanted)
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
