@@ -29,13 +29,24 @@ CACHE_GIB = 4
 def converted(checkpoint: Path, folder: Path) -> Path:
     """The checkpoint as OpenVINO's files, beside the environment, by its path and the time of its weights."""
     files = sorted(checkpoint.glob("*.safetensors"))
-    state = [str(checkpoint), *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files)]
+    state = [
+        str(checkpoint),
+        *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files),
+    ]
     target = folder / "models" / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     if not target.exists():
         part = target.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-        command += ["--model", str(checkpoint), "--task", "image-text-to-text", "--weight-format", "fp32", str(part)]
+        command += [
+            "--model",
+            str(checkpoint),
+            "--task",
+            "image-text-to-text",
+            "--weight-format",
+            "fp32",
+            str(part),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()
@@ -56,7 +67,9 @@ class OpenvinoPeer:
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """See `worker`."""
         if len(request["texts"]) != 1:
-            raise ValueError(f"batch {len(request['texts'])}: this pipeline takes one prompt with a picture at a time")
+            raise ValueError(
+                f"batch {len(request['texts'])}: this pipeline takes one prompt with a picture at a time"
+            )
         length = len(request["token_ids"][0])
         if self._evict and length != self._length:
             self._pipeline, self._length = self._open(length), length
@@ -71,7 +84,9 @@ class OpenvinoPeer:
         whole = perf_counter() - start
         metrics = found.perf_metrics
         if abs(metrics.get_num_input_tokens() - length) > 2:
-            raise ValueError(f"the prompt became {metrics.get_num_input_tokens()} tokens here, {length} there")
+            raise ValueError(
+                f"the prompt became {metrics.get_num_input_tokens()} tokens here, {length} there"
+            )
         steps = [micros / 1e6 for micros in metrics.raw_metrics.m_durations]
         if len(steps) == request["new_tokens"]:
             steps = steps[1:]

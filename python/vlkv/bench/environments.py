@@ -48,7 +48,9 @@ def make_environment(folder: Path, requirements: Path, told: Callable[[str], Non
         _call([sys.executable, "-m", "venv", str(folder)])
         _call([str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)])
         for package in BRITTLE:
-            if subprocess.run([str(python), "-c", f"import {package}"], capture_output=True, check=False).returncode:
+            if subprocess.run(
+                [str(python), "-c", f"import {package}"], capture_output=True, check=False
+            ).returncode:
                 _call([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", package])
         write_bytes(ready, wanted)
     except OSError as error:

@@ -108,7 +108,8 @@ class PeerArm:
         except OSError as error:
             raise BenchError(f"{label} does not start: {error}") from None
         self._lines: Queue[bytes] = Queue()
-        Thread(target=self._listen, daemon=True).start()
+        self._listener = Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._peak = Peak(self._process.pid)
         try:
             self.versions = self._ask({"load": load}).versions
@@ -155,6 +156,7 @@ class PeerArm:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join()
 
     def _text(self, one: Asked) -> str:
         """The prompt as text, the picture where it stands."""
@@ -164,8 +166,9 @@ class PeerArm:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put(line)
+        with self._process.stdout as answers:
+            for line in answers:
+                self._lines.put(line)
         self._lines.put(b"")
 
     def _ask(self, message: dict[str, Any]) -> _Told:
