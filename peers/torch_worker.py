@@ -16,7 +16,7 @@ from transformers.utils import logging
 from worker import cores, serve
 
 COMPRESSION = 0.9
-UNUSED = "vision_model.post_layernorm."
+UNUSED = ".post_layernorm."
 """LLaVA takes an inner layer's features: checkpoints may leave out what comes after the last."""
 
 
