@@ -30,7 +30,7 @@ def vlkv(capfd, monkeypatch):
     return run
 
 
-SMALL = "--prompt-tokens", "60", "--new-tokens", 5, "--repeat", 2, "--threads", 1
+SMALL = "--prompt-tokens", "60", "--new-tokens", 5, "--repeat", 1, "--threads", 1
 
 
 def test_the_whole_command(vlkv, built_of, tmp_path):
