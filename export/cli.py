@@ -34,6 +34,9 @@ def build(
             show_default="native; TensorRT without --plugin: functions",
         ),
     ] = None,
+    weights: Annotated[
+        str, typer.Option(help="float32, or int8: the text model's matrices in 8 bits (onnxruntime).")
+    ] = "float32",
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,5 +91,6 @@ def build(
     capabilities = tuple(dict.fromkeys(compute_capability or ()))
     settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
     with progress() as bar:
-        build_engine(graphs, output, backend, operators, Watch(bar.step, bar.advance, bar.total), settings)
+        watch = Watch(bar.step, bar.advance, bar.total)
+        build_engine(graphs, output, backend, operators, watch, settings, weights)
         bar.done(f"wrote {output}")

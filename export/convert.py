@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from vlkv.export.checkpoint import Tensor
@@ -15,15 +17,19 @@ TABLE = "text.embed_tokens.weight"
 
 def other_weights(models: dict[str, ir.Model], dtype: str) -> dict[str, Tensor]:
     """The weights of the graphs that are stored in another dtype, by name."""
+    values = (value for model in models.values() for value in model.graph.initializers.values())
+    return {name: tensor for name, tensor in stored(values).items() if tensor.dtype != dtype}
+
+
+def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:
+    """Those of the initializers that are floats in a file, by name."""
     found: dict[str, Tensor] = {}
-    for model in models.values():
-        for name, value in model.graph.initializers.items():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and NAMES.get(tensor.dtype, dtype) != dtype:
-                shape = tuple(int(size) for size in tensor.shape)
-                found[name] = Tensor(
-                    name, tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length
-                )
+    for value in values:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.dtype in NAMES:
+            shape = tuple(int(size) for size in tensor.shape)
+            place = (tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length)
+            found[str(value.name)] = Tensor(str(value.name), *place)
     return found
 
 

@@ -12,7 +12,9 @@ from vlkv.errors import EngineError
 from vlkv.export import convert
 from vlkv.export.checkpoint import Tensor
 from vlkv.export.directory import WEIGHTS, file_facts, versions
+from vlkv.export.int8 import write_int8
 from vlkv.export.lower import GRAPHS, lower_for_onnxruntime
+from vlkv.export.passes import int8_weights
 from vlkv.export.tensorrt.engine import BACKENDS as TENSORRT
 from vlkv.export.tensorrt.engine import build_into, check_builder, lower_into
 from vlkv.export.tensorrt.settings import Settings, resolve
@@ -23,6 +25,8 @@ from vlkv.manifest import Manifest, read, verify, write
 
 BACKENDS = ("onnxruntime", *TENSORRT)
 FLOAT32_WEIGHTS = "weights.float32.safetensors"
+INT8_WEIGHTS = "weights.int8.safetensors"
+WEIGHT_DTYPES = ("float32", "int8")
 
 
 def build_engine(
@@ -32,6 +36,7 @@ def build_engine(
     operators: str | None = None,
     watch: Watch | None = None,
     settings: Settings | None = None,
+    weights: str = "float32",
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -43,6 +48,7 @@ def build_engine(
             bodies. None is `native`, for TensorRT where a plugin is given.
         watch: told of progress.
         settings: of a TensorRT engine.
+        weights: `float32`, or `int8` for the text model's matrices in 8 bits; ONNX Runtime only.
 
     Raises:
         EngineError: `source` is no graph directory or has a missing or changed file, the backend or a setting is
@@ -54,6 +60,10 @@ def build_engine(
     if operators not in (None, "native", "functions"):
         raise EngineError(f"unknown operators {operators!r}; known: native, functions")
     settings = settings or Settings()
+    if weights not in WEIGHT_DTYPES:
+        raise EngineError(f"unknown weights {weights!r}; known: {', '.join(WEIGHT_DTYPES)}")
+    if weights != "float32" and backend != "onnxruntime":
+        raise EngineError(f"--weights {weights} goes with --backend onnxruntime; for {backend} use --dtype")
     if backend == "onnxruntime" and settings != Settings():
         raise EngineError(
             "--backend onnxruntime takes none of TensorRT's options; it serves any size on any CPU"
@@ -72,7 +82,9 @@ def build_engine(
     with new_directory(target) as folder:
         models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
         if wanted is None:
-            changes = _for_onnxruntime(source, folder, models, manifest, operators or "native", watch)
+            changes = _for_onnxruntime(
+                source, folder, models, manifest, operators or "native", weights, watch
+            )
         else:
             write_into = lower_into if settings.lower_only else build_into
             changes = write_into(source, folder, models, manifest, wanted, watch)
@@ -91,9 +103,16 @@ def _for_onnxruntime(
     models: dict[str, ir.Model],
     manifest: Manifest,
     operators: str,
+    weights: str,
     watch: Watch,
 ) -> dict[str, Any]:
     """Writes graphs and weights into `folder`: the fields of the manifest that differ from the graph directory's."""
+    if weights == "int8":
+        matrices = convert.stored(int8_weights.matrices(models["decoder"]).values())
+        watch.step("rounding the text model's weights to 8 bits")
+        watch.total(sum(tensor.length for tensor in matrices.values()))
+        blocks = write_int8(source, folder / INT8_WEIGHTS, matrices, watch.data)
+        int8_weights.use_int8_weights(models["decoder"], blocks)
     halves = convert.other_weights(models, "float32")
     converted: dict[str, Tensor] = {}
     if halves:
@@ -107,11 +126,13 @@ def _for_onnxruntime(
     for name, model in models.items():
         ir.save(model, folder / f"{name}.onnx")
     table = convert.embedding(converted[convert.TABLE]) if converted else manifest.embedding
-    link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - {FLOAT32_WEIGHTS}))
+    written = {FLOAT32_WEIGHTS, INT8_WEIGHTS}
+    link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
     return {
         "kind": "engine",
         "backend": "onnxruntime",
         "operators": operators,
+        "weights": weights,
         "cache_dtype": "float32",
         "embedding": table,
         "versions": manifest.versions | versions("onnxruntime"),

@@ -15,6 +15,14 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
+def turned_matrix(transpose: ir.Node) -> ir.Value | None:
+    """The rank-2 initializer that a Transpose turns, or None."""
+    weight = transpose.inputs[0]
+    if weight is None or not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
+        return None
+    return weight if list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0] else None
+
+
 def has_only(node: ir.Node, *names: str) -> bool:
     """Whether the node has no attributes but these, so that none of its meaning is lost by ignoring others."""
     return set(node.attributes) <= set(names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vlkv.export.passes.edit import MICROSOFT, like, new_node, producer, replace
+from vlkv.export.passes.edit import MICROSOFT, like, new_node, producer, replace, turned_matrix
 
 
 def fuse_transposed_weights(model: ir.Model) -> int:
@@ -17,12 +17,13 @@ def fuse_transposed_weights(model: ir.Model) -> int:
         if node.op_type != "MatMul" or node.domain != "":
             continue
         transpose = producer(node.inputs[1], "Transpose")
-        if transpose is None or not _is_turned_matrix(transpose):
+        weight = turned_matrix(transpose) if transpose is not None else None
+        if weight is None:
             continue
         result = like(node.outputs[0])
         fused = new_node(
             "FusedMatMul",
-            [node.inputs[0], transpose.inputs[0]],
+            [node.inputs[0], weight],
             [result],
             {"transB": 1},
             domain=MICROSOFT,
@@ -32,10 +33,3 @@ def fuse_transposed_weights(model: ir.Model) -> int:
         model.graph.remove(node, safe=True)
         count += 1
     return count
-
-
-def _is_turned_matrix(transpose: ir.Node) -> bool:
-    weight = transpose.inputs[0]
-    if not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
-        return False
-    return list(transpose.attributes.get_ints("perm", [1, 0])) == [1, 0]

@@ -128,6 +128,7 @@ class Manifest(Struct, frozen=True):
     versions: dict[str, str]
     files: dict[str, FileFacts]
     device: DeviceFacts | None = None
+    weights: Literal["float32", "int8"] | None = None
 
 
 class _Header(msgspec.Struct):
