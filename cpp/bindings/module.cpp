@@ -110,7 +110,7 @@ NB_MODULE(_native, m) {
         "zero_tail"_a = true, "threads"_a = 0,
         "Writes the kept keys and values, in order, and the slots they had.");
   m.def("read_words", &py::read_all, "words"_a, "threads"_a = 0,
-        "The sum of uint32 words modulo 2^32, every one read once in wide vectors: a probe of the read bandwidth.");
+        "The sum of uint32 words modulo 2^32, each read once in wide vectors: probes the read bandwidth.");
   m.def("version", &vlkv::version, "The core's version.");
   m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
   m.def(

@@ -7,7 +7,7 @@
 
 namespace vlkv {
 
-// The sum, modulo 2^32, of `count` words; every one is read once, in wide vectors, by `threads` threads (0 = the
+// The sum, modulo 2^32, of `count` words; each is read once, in wide vectors, by `threads` threads (0 = the
 // process's setting). Throws InvalidArgument.
 VLKV_API uint32_t read_words(const uint32_t* words, int64_t count, int threads = 0);
 
