@@ -3,6 +3,7 @@
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios   make bench-ops   the native operators: floors, ONNX bodies, prefill
+# make accuracy   trains six checkpoints (a quarter of an hour each on a core, kept in out/accuracy), asks all under every policy
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
@@ -23,7 +24,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
-.PHONY: bench bench-ops bench-gpu bench-memory bench-serving clean
+.PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -58,6 +59,9 @@ bench-memory: $(VENV)/tested
 
 bench-serving: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
+
+accuracy: $(VENV)/tested
+	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench

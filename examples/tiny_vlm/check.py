@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from .forms import Form, draw, held_out_form, one_question
+from vlkv.eval.forms import QUESTION, Form, draw, held_out_form, one_question
+
 from .tokens import prompt
 
 
@@ -51,12 +52,13 @@ def exact_share(
     numbers: Sequence[int],
     advance: Callable[[int], object] = lambda count: None,
     batch: int = 20,
+    words: str = QUESTION,
 ) -> float:
     """Return the share of these held-out forms whose one question is answered to the character."""
     right = 0
     for start in range(0, len(numbers), batch):
         forms = [held_out_form(n) for n in numbers[start : start + batch]]
-        asked, expected = zip(*map(one_question, forms), strict=True)
+        asked, expected = zip(*(one_question(form, words) for form in forms), strict=True)
         given = answers(model, processor, [png_picture(form) for form in forms], asked)
         right += sum(a == b for a, b in zip(given, expected, strict=True))
         advance(len(forms))

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from .forms import (
+from vlkv.eval.forms import (
     CELL,
     GLYPH_LEFT,
     GLYPH_TOP,
@@ -29,13 +29,12 @@ from .forms import (
     characters,
     font,
 )
+
 from .model import TEXT_LAYERS, TEXT_START
 from .tokens import BOS, KEY_ROW, PAD, answer_ids, question_ids
 
 ALPHABET = " :abcdefghijklmnopqrstuvwxyz" + VALUE_CHARACTERS  # of a cell; its class is the index here
 NONE = -100  # a label that no loss counts
-QUESTION = len(question_ids(KEYS[0]))  # tokens of a question
-BLOCK = QUESTION + VALUE_LENGTHS[1]  # tokens of a question and its longest answer without EOS
 
 BOS_HIDDEN, WORD_HIDDEN, FIELD_HIDDEN, OTHER_HIDDEN = 0.5, 0.5, 0.2, 0.9  # from a forgetful answer, per layer
 
@@ -51,7 +50,8 @@ class Batch:
     value's character its key and its index in the value. tokens, labels, keys, following `[B, K, BLOCK]`: the
     text, what comes next in the answer, the key asked for, the index in the value of what comes next.
     bag `[B, K, 36]`: the share of each character in the value.
-    hidden `[L, B, K, 1 + 24 R + QUESTION]`: what of BOS, picture and question each layer's answer rows do not see.
+    hidden `[L, B, K, 1 + 24 R + Q]`: what of BOS, picture and question each layer's answer rows do not see.
+    question: tokens of a question, Q; BLOCK is Q and the longest answer without EOS.
     """
 
     cells: Tensor
@@ -64,24 +64,37 @@ class Batch:
     following: Tensor
     bag: Tensor
     hidden: Tensor
+    question: int
+
+    @property
+    def block(self) -> int:
+        """Tokens of a question and its longest answer without EOS."""
+        return self.question + VALUE_LENGTHS[1]
 
 
 def make_batch(
-    forms: Sequence[Form], rows: Sequence[Sequence[int]], questions: int, seed: int, forgetful: float = 0.0
+    forms: Sequence[Form],
+    rows: Sequence[Sequence[int]],
+    questions: int,
+    seed: int,
+    forgetful: float = 0.0,
+    times: int = 1,
 ) -> Batch:
-    """Make the batch of these forms, each cut to its rows; `seed` draws the questions of each.
+    """Make the batch of these forms, each cut to its rows; `seed` draws the questions of each, asked `times` times.
 
     A share `forgetful` of the answers has a small cache, drawn anew for each layer; see `forget`.
     """
     rng = np.random.default_rng(seed)
+    asked = len(question_ids(KEYS[0], times))
+    block = asked + VALUE_LENGTHS[1]
     count, width = len(forms), GRID * len(rows[0])
     cells = np.zeros((count, width), np.int64)
     places = np.zeros((count, width), np.int64)
     cell_labels = np.full((2, count, width), NONE, np.int64)
-    tokens = np.full((count, questions, BLOCK), PAD, np.int64)
-    labels = np.full((3, count, questions, BLOCK), NONE, np.int64)
+    tokens = np.full((count, questions, block), PAD, np.int64)
+    labels = np.full((3, count, questions, block), NONE, np.int64)
     bag = np.zeros((count, questions, len(VALUE_CHARACTERS)), np.float32)
-    own = np.zeros((count, questions, 1 + width + QUESTION), bool)
+    own = np.zeros((count, questions, 1 + width + asked), bool)
     for b, (form, kept) in enumerate(zip(forms, rows, strict=True)):
         cells[b] = [_CLASS[c] for c in characters(form)[list(kept)].ravel()]
         places[b] = (np.array(kept)[:, None] * GRID + np.arange(GRID)).ravel()
@@ -92,21 +105,21 @@ def make_batch(
         order = np.resize(rng.permutation(len(form.fields)), questions)
         for k, field in enumerate(form.fields[i] for i in order):
             answer = answer_ids(field.value)
-            end = QUESTION + len(answer) - 1
-            tokens[b, k, :end] = [*question_ids(field.key), *answer[:-1]]
-            labels[0, b, k, QUESTION - 1 : end] = answer
+            end = asked + len(answer) - 1
+            tokens[b, k, :end] = [*question_ids(field.key, times), *answer[:-1]]
+            labels[0, b, k, asked - 1 : end] = answer
             labels[1, b, k, KEY_ROW:end] = _KEY[field.key]
-            labels[2, b, k, QUESTION - 1 : end] = np.arange(len(answer))
+            labels[2, b, k, asked - 1 : end] = np.arange(len(answer))
             start = 1 + list(kept).index(field.row) * GRID + field.column
             own[b, k, start : start + len(field.text)] = True
             for character in field.value:
                 bag[b, k, VALUE_CHARACTERS.index(character)] += 1 / len(field.value)
-    hidden = forget(own, rng) & (rng.random((count, questions, 1)) < forgetful)
+    hidden = forget(own, rng, asked) & (rng.random((count, questions, 1)) < forgetful)
     arrays = (cells, places, *cell_labels, tokens, *labels, bag, hidden)
-    return Batch(*map(torch.from_numpy, arrays))
+    return Batch(*map(torch.from_numpy, arrays), question=asked)
 
 
-def forget(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def forget(own: np.ndarray, rng: np.random.Generator, question: int) -> np.ndarray:
     """Draw what answers do not see `[L, B, K, n]`; `own` `[B, K, n]` marks the cells of the field asked for.
 
     The field asked for goes as a whole in some layers, BOS and the question's tokens one by one in half of them,
@@ -115,8 +128,8 @@ def forget(own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     shape = (TEXT_LAYERS, *own.shape)
     hidden = rng.random(shape, np.float32) < OTHER_HIDDEN
     hidden[..., 0] = rng.random(shape[:-1]) < BOS_HIDDEN
-    hidden[..., -QUESTION:] = rng.random((*shape[:-1], QUESTION)) < WORD_HIDDEN
-    hidden[..., KEY_ROW - QUESTION] = False
+    hidden[..., -question:] = rng.random((*shape[:-1], question)) < WORD_HIDDEN
+    hidden[..., KEY_ROW - question] = False
     return np.where(own, rng.random((*shape[:-1], 1)) < FIELD_HIDDEN, hidden)
 
 
@@ -153,7 +166,7 @@ def layer_masks(batch: Batch) -> Iterator[Tensor]:
     """Make each layer's mask `[B or 1, 1, S, S]` added to scores: causal, blind to other questions."""
     layers, count, questions, _ = batch.hidden.shape
     picture = 1 + batch.cells.shape[1]
-    block = torch.arange(1, questions + 1).repeat_interleave(BLOCK)
+    block = torch.arange(1, questions + 1).repeat_interleave(batch.block)
     block = torch.cat([torch.zeros(picture, dtype=torch.long), block])
     seen = (block[None] == 0) | (block[None] == block[:, None])
     seen &= torch.ones_like(seen).tril()
@@ -164,10 +177,11 @@ def layer_masks(batch: Batch) -> Iterator[Tensor]:
             continue
         mask = shared.repeat(count, 1, 1, 1)
         for k in range(questions):
-            start = picture + k * BLOCK
-            rows, hidden = mask[:, 0, start + QUESTION : start + BLOCK], batch.hidden[layer, :, k, None]
+            start = picture + k * batch.block
+            end = start + batch.question
+            rows, hidden = mask[:, 0, end : start + batch.block], batch.hidden[layer, :, k, None]
             rows[..., :picture].masked_fill_(hidden[..., :picture], -torch.inf)
-            rows[..., start : start + QUESTION].masked_fill_(hidden[..., picture:], -torch.inf)
+            rows[..., start:end].masked_fill_(hidden[..., picture:], -torch.inf)
         yield mask
 
 
@@ -177,7 +191,7 @@ def text_states(model: LlavaForConditionalGeneration, batch: Batch, features: Te
     count, questions, _ = batch.tokens.shape
     start = text.embed_tokens.weight[BOS].expand(count, 1, -1)
     hidden = torch.cat([start, features, text.embed_tokens(batch.tokens.flatten(1))], dim=1)
-    asked = (TEXT_START + torch.arange(BLOCK)).repeat(questions).expand(count, -1)
+    asked = (TEXT_START + torch.arange(batch.block)).repeat(questions).expand(count, -1)
     positions = torch.cat([torch.zeros(count, 1, dtype=torch.long), 1 + batch.places, asked], dim=1)
     rotary = text.rotary_emb(hidden, position_ids=positions)
     states = []

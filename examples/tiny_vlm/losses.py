@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from .fast_forms import ALPHABET, BLOCK, NONE, QUESTION, Batch, image_features, text_states
-from .forms import KEYS, VALUE_CHARACTERS, VALUE_LENGTHS
+from vlkv.eval.forms import KEYS, VALUE_CHARACTERS, VALUE_LENGTHS
+
+from .fast_forms import ALPHABET, NONE, Batch, image_features, text_states
 from .model import TEXT_WIDTH
 from .tokens import KEY_ROW
 
@@ -59,12 +60,12 @@ def training_loss(model: LlavaForConditionalGeneration, heads: Heads, batch: Bat
     following = _cross_entropy(heads.index(first_text), batch.following)
 
     after_key = batch.keys[..., KEY_ROW:] != NONE
-    share = batch.bag[:, :, None].expand(-1, -1, BLOCK - KEY_ROW, -1)
+    share = batch.bag[:, :, None].expand(-1, -1, batch.block - KEY_ROW, -1)
     logits = heads.bag(last_text[:, :, KEY_ROW:])
     bag = -(share * logits.log_softmax(-1)).sum(-1)[after_key].mean()
 
-    answer_labels = batch.labels[..., QUESTION - 1 :]
-    logits = model.lm_head(last_text[:, :, QUESTION - 1 :])
+    answer_labels = batch.labels[..., batch.question - 1 :]
+    logits = model.lm_head(last_text[:, :, batch.question - 1 :])
     answer = _cross_entropy(logits, answer_labels)
     right = (logits.argmax(-1) == answer_labels) | (answer_labels == NONE)
     loss = answer + character + 0.5 * cell + 0.3 * asked + 0.3 * following + bag

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from .forms import draw, held_out_form, one_question
+from vlkv.eval.forms import draw, held_out_form, one_question
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,8 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from vlkv import Engine, Policy
-
-from .forms import Form, draw, held_out_form, one_question
+from vlkv.eval.forms import Form, draw, held_out_form, one_question
 
 NEW_TOKENS = 8
 

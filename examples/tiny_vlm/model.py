@@ -13,7 +13,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from .forms import CELL, GRID, SIDE
+from vlkv.eval.forms import CELL, GRID, SIDE
+
 from .tokens import BOS, EOS, IMAGE, PAD, VOCABULARY
 
 VISION_WIDTH = 96

@@ -6,7 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .forms import CELL, KEYS, SIDE, VALUE_CHARACTERS
+from vlkv.eval.forms import CELL, KEYS, SIDE, VALUE_CHARACTERS
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 PAD, BOS, EOS, UNK, IMAGE = range(len(SPECIAL))
@@ -16,6 +16,7 @@ VOCABULARY = {
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '\\nA:' }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
@@ -80,9 +81,18 @@ def prompt(processor: LlavaProcessor, text: str) -> str:
 KEY_ROW = 3  # where the key stands in a question's tokens
 
 
-def question_ids(key: str) -> list[int]:
-    """List the tokens after the picture for a question about that key: eight, the key is the fourth."""
-    return [VOCABULARY[t] for t in ("what", " is", " the", f" {key}", "?", "\n", "A", ":")]
+def question_ids(key: str, times: int = 1) -> list[int]:
+    """List the tokens after the picture for a question about that key: eight, the key is the fourth.
+
+    A longer prompt asks several times, a line each.
+    """
+    asked = ["what", " is", " the", f" {key}", "?", "\n"]
+    return [VOCABULARY[t] for t in (*asked * times, "A", ":")]
+
+
+def question_words(times: int = 1) -> str:
+    """The same as text, `{key}` in the key's place; the chat template adds the rest."""
+    return "\n".join(["what is the {key}?"] * times)
 
 
 def answer_ids(value: str) -> list[int]:

@@ -20,12 +20,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from vlkv.eval.forms import GRID, training_form
+
 from .check import exact_share
 from .fast_forms import Batch, make_batch
-from .forms import GRID, training_form
 from .losses import Heads, training_loss
 from .model import make_model
-from .tokens import make_processor
+from .tokens import make_processor, question_words
 
 FORMS_PER_SEED = 1_000_000  # numbers of training forms set aside for one run
 REQUIRED = 0.99  # share of exact answers below which a run is refused
@@ -59,7 +60,9 @@ STAGES = (
 WARM_UP = 40  # steps of the whole run
 
 
-def stage_batches(stage: Stage, rng: np.random.Generator, numbers: Iterator[int]) -> Iterator[Batch]:
+def stage_batches(
+    stage: Stage, rng: np.random.Generator, numbers: Iterator[int], times: int = 1
+) -> Iterator[Batch]:
     """Yield the batches of a stage, each of forms never seen before."""
     for _ in range(stage.steps):
         height = int(rng.choice(stage.rows))
@@ -68,7 +71,7 @@ def stage_batches(stage: Stage, rng: np.random.Generator, numbers: Iterator[int]
         rows = [sorted(rng.choice(GRID, height, replace=False).tolist()) for _ in range(count)]
         forms = [training_form(next(numbers), kept, fields) for kept in rows]
         questions, seed = min(stage.questions, fields[1]), int(rng.integers(2**32))
-        yield make_batch(forms, rows, questions, seed, stage.forgetful)
+        yield make_batch(forms, rows, questions, seed, stage.forgetful, times)
 
 
 def make_optimizer(modules: list[nn.Module]) -> torch.optim.AdamW:
@@ -88,8 +91,8 @@ def learning_rate(stage: Stage, step: int, whole_step: int) -> float:
     return rate * min(1.0, (whole_step + 1) / WARM_UP)
 
 
-def train(seed: int, progress: Progress) -> LlavaForConditionalGeneration:
-    """Train a model, by seed."""
+def train(seed: int, progress: Progress, times: int = 1) -> LlavaForConditionalGeneration:
+    """Train a model, by seed; questions are asked `times` times."""
     model, heads = make_model(seed), Heads()
     model.train()
     rng = np.random.default_rng([seed, 7])
@@ -100,7 +103,7 @@ def train(seed: int, progress: Progress) -> LlavaForConditionalGeneration:
     for number, stage in enumerate(STAGES, 1):
         task = progress.add_task(f"stage {number}", total=stage.steps, exact=0.0, loss=math.nan)
         lately: deque[float] = deque(maxlen=10)
-        for step, batch in enumerate(stage_batches(stage, rng, numbers)):
+        for step, batch in enumerate(stage_batches(stage, rng, numbers, times)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, step, whole_step)
             result = training_loss(model, heads, batch)
@@ -124,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: repeatable)")
     parser.add_argument("--forms", type=int, default=500, help="held-out forms of the check at the end")
+    parser.add_argument("--times", type=int, default=1, help="how often a prompt asks its question, 1 to 9")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     columns = (
@@ -135,11 +139,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     start = time.perf_counter()
     with Progress(*columns) as progress:
-        model = train(options.seed, progress)
+        model = train(options.seed, progress, options.times)
         minutes = (time.perf_counter() - start) / 60
         processor = make_processor()
         task = progress.add_task("check  ", total=options.forms, exact=math.nan, loss=math.nan)
-        share = exact_share(model, processor, range(options.forms), lambda n: progress.advance(task, n))
+        words = question_words(options.times)
+        share = exact_share(
+            model, processor, range(options.forms), lambda n: progress.advance(task, n), words=words
+        )
         progress.update(task, exact=100 * share)
     print(f"seed {options.seed}: trained in {minutes:.1f} min, exact on {share:.1%} of held-out forms")
     if share < REQUIRED:

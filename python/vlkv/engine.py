@@ -13,14 +13,16 @@ from vlkv import manifest as manifests
 from vlkv.cache import HOST
 from vlkv.conversation import Conversation, Keep
 from vlkv.embedding import TokenEmbedding
-from vlkv.errors import EngineError, PolicyError, PromptError
+from vlkv.errors import EngineError, PromptError
 from vlkv.forced import Forced
 from vlkv.generate import Request, Stream, generate
 from vlkv.image import open_image
+from vlkv.observe import check_threshold
 from vlkv.policy import Policy, check_budget, default_budget, resolve
 from vlkv.prefill import Job, Progress
 from vlkv.prompt import Prompt, build_prompt
 from vlkv.question import Question
+from vlkv.reading import Reading
 from vlkv.result import Result
 from vlkv.sampling import Sampling
 from vlkv.tokenizer import Tokenizer
@@ -28,8 +30,6 @@ from vlkv.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
     from vlkv.scheduler import Scheduler
-
-THRESHOLD = 0.01
 
 
 class Engine:
@@ -156,6 +156,11 @@ class Engine:
         job = replace(job, room=max(1, len(tokens)))
         return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
 
+    def read(self, question: Question) -> Reading:
+        """Reads a prompt once, to be answered under any number of policies; the question's own has no effect."""
+        request = self._prepare(replace(question, policy="full", budget=None))
+        return Reading(request, self._backend, self._embedding, self._tokenizer, self.manifest)
+
     def scheduler(self, **settings: Any) -> Scheduler:
         """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue.
 
@@ -182,6 +187,10 @@ class Engine:
             max_positions=self.manifest.text.max_positions,
             raw=question.raw,
         )
+
+    def words(self, token_ids: Sequence[int]) -> list[str]:
+        """What each token says, for a person to read."""
+        return [self._tokenizer.piece(token) for token in token_ids]
 
     def chat(
         self, policy: str | Policy = "vl-cache", budget: float | None = None, keep: Keep = "compressed"
@@ -216,11 +225,7 @@ class Engine:
             raise PromptError(
                 f"the prompt's {len(prompt.token_ids)} tokens fill all {self.manifest.text.max_positions} positions"
             )
-        if self.manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
-            raise PolicyError(
-                f"policy {policy.name!r}: threshold {policy.threshold} does not go with an engine of operators "
-                f"'functions', which has {THRESHOLD}; build one of operators 'native'"
-            )
+        check_threshold(policy, self.manifest)
         images = [open_image(picture) for picture in question.images]
         return Request(Job(prompt, images, policy, budget, room, question.scores), sampling)
 

@@ -36,6 +36,10 @@ class OperatorError(VlkvError):
     """An operator's array of a wrong rank, size or dtype. The text opens with `[operator]`."""
 
 
+class EvalError(VlkvError):
+    """A task, a number of samples, a folder of data, or a directory of results that can't be used."""
+
+
 class MemoryLimitError(VlkvError):
     """A request, or settings, that the stated memory does not hold."""
 

@@ -11,9 +11,22 @@ from numpy.typing import NDArray
 
 from vlkv.backend.base import Observation
 from vlkv.cache import Cache
-from vlkv.manifest import TextFacts
+from vlkv.errors import PolicyError
+from vlkv.manifest import Manifest, TextFacts
 from vlkv.native import native
 from vlkv.policy import Policy
+
+THRESHOLD = 0.01
+"""Of the operators' ONNX bodies."""
+
+
+def check_threshold(policy: Policy, manifest: Manifest) -> None:
+    """A policy whose threshold the engine's operators do not have is a `PolicyError`."""
+    if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
+        raise PolicyError(
+            f"policy {policy.name!r}: threshold {policy.threshold} does not go with an engine of operators "
+            f"'functions', which has {THRESHOLD}; build one of operators 'native'"
+        )
 
 
 def observed_rows(policy: Policy, length: int, last_image: int, since: int = 0) -> range:

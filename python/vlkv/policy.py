@@ -138,6 +138,15 @@ POLICIES = {
         Policy("snapkv", rows="last", pooling="max", kernel=7, keep_observed=True),
         Policy("pyramidkv", rows="last", pooling="max", kernel=7, allocation="pyramid", keep_observed=True),
         Policy("streaming-llm", sinks=4, recent=1.0, per_head=False, decode="sliding"),
+        Policy(
+            "shared-question",
+            rows="post_vision",
+            pooling="max",
+            kernel=7,
+            sinks=1,
+            recent=0.1,
+            per_head=False,
+        ),
     )
 }
 

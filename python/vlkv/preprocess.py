@@ -25,7 +25,7 @@ def preprocess(images: Sequence[Image.Image], facts: ImageFacts) -> NDArray[np.f
     pixels = np.zeros((len(images), 3, facts.height, facts.width), np.float32)
     table = _table(facts)
     for number, image in enumerate(images):
-        array = _arrange(image, facts, f"picture {number + 1} of {len(images)}")
+        array = arrange(image, facts, f"picture {number + 1} of {len(images)}")
         for channel in range(3):
             np.take(table[channel], array[:, :, channel], out=pixels[number, channel])
     return pixels
@@ -40,8 +40,8 @@ def _table(facts: ImageFacts) -> NDArray[np.float32]:
     return (level - mean[:, None]) / std[:, None]
 
 
-def _arrange(image: Image.Image, facts: ImageFacts, name: str) -> NDArray[np.uint8]:
-    """Pad, resize and crop to uint8 `[height, width, 3]`."""
+def arrange(image: Image.Image, facts: ImageFacts, name: str = "picture") -> NDArray[np.uint8]:
+    """Pad, resize and crop to uint8 `[height, width, 3]`: what the model sees of a picture."""
     original = image.size
     if facts.pad_to_square:
         image = _pad_to_square(image, facts, name)

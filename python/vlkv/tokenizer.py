@@ -88,6 +88,15 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def piece(self, token: int) -> str:
+        """What a token says, for a person to read; special ones keep their names."""
+        text: str = self._backend.id_to_token(token) or ""
+        if token in self._special_ids:
+            return text
+        for mark, meant in (("\u2581", " "), ("\u0120", " "), ("\u010a", "\n"), ("<0x0A>", "\n")):
+            text = text.replace(mark, meant)
+        return text
+
     def detokenizer(self) -> Detokenizer:
         """Make a streaming decoder for one answer."""
         return Detokenizer(self, self._byte_ids)

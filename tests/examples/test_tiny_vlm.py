@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from examples.tiny_vlm import forms  # noqa: E402
+from vlkv.eval import forms  # noqa: E402
 
 EXAMPLE = ROOT / "examples" / "tiny_vlm"
 CHECKPOINT = EXAMPLE / "checkpoint"
@@ -141,7 +141,7 @@ def test_shared_questions_equal_separate_prompts(shipped):
     for k in range(3):
         ids = torch.tensor([[*start, *batch.tokens[0, k].tolist()]])
         whole = model.model(input_ids=ids, pixel_values=pixels).last_hidden_state[:, len(start) :]
-        block = states[:, len(start) + k * fast_forms.BLOCK :][:, : fast_forms.BLOCK]
+        block = states[:, len(start) + k * batch.block :][:, : batch.block]
         torch.testing.assert_close(block, whole, atol=1e-4, rtol=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_small_caches_hide_only_from_answers():
     form = forms.held_out_form(13)
     whole = fast_forms.make_batch([form], [range(forms.GRID)], questions=2, seed=0)
     small = fast_forms.make_batch([form], [range(forms.GRID)], questions=2, seed=0, forgetful=1.0)
-    picture, block, question = 1 + forms.GRID**2, fast_forms.BLOCK, fast_forms.QUESTION
+    picture, block, question = 1 + forms.GRID**2, whole.block, whole.question
     for open_mask, mask in zip(fast_forms.layer_masks(whole), fast_forms.layer_masks(small), strict=True):
         changed = (open_mask != mask)[0, 0]
         rows = changed[picture:].unflatten(0, (2, block))
@@ -222,3 +222,53 @@ def test_demo_shows_right_answers_and_draws_what_was_kept(engine, tmp_path, caps
 
 def test_checkpoint_is_small():
     assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*")) < 8_000_000
+
+
+def test_longer_prompts_ask_again(shipped):
+    from examples.tiny_vlm import fast_forms, tokens
+
+    _, processor = shipped
+    asked = forms.question("date", tokens.question_words(2))
+    text = tokens.prompt(processor, asked)
+    ids = processor.tokenizer(text.removeprefix("<image>"))["input_ids"]
+    assert ids[1:] == tokens.question_ids("date", 2) and tokens.UNK not in ids
+    batch = fast_forms.make_batch([forms.held_out_form(5)], [range(forms.GRID)], questions=2, seed=0, times=2)
+    assert batch.question == 14 and batch.tokens.shape[2] == batch.block == 18
+    assert batch.hidden.shape[-1] == 1 + forms.GRID**2 + 14
+    key = forms.KEYS[int(batch.keys[0, 0, -6])]
+    assert batch.tokens[0, 0, :14].tolist() == tokens.question_ids(key, 2)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_training_runs_through_its_stages(monkeypatch, times):
+    from dataclasses import replace
+
+    import torch
+    from rich.progress import Progress
+
+    train = pytest.importorskip("examples.tiny_vlm.train")
+    short = [
+        replace(stage, rows=(1, 2), fields=(1, 2), questions=2, forms=4, steps=3) for stage in train.STAGES
+    ]
+    monkeypatch.setattr(train, "STAGES", short)
+    with torch.enable_grad(), Progress(disable=True) as progress:
+        model = train.train(3, progress, times)
+        again = train.train(3, progress, times)
+    start = train.make_model(3)
+    trained, repeated, fresh = (m.lm_head.weight for m in (model, again, start))
+    assert torch.isfinite(trained).all() and not torch.equal(trained, fresh)
+    assert torch.equal(trained, repeated)
+
+
+def test_a_table_of_several_checkpoints(tmp_path):
+    from examples.tiny_vlm import spread
+
+    results = {
+        "one": {("full", 1.0): 1.0, ("vl-cache", 0.1): 0.9, ("vl-cache", 0.05): 0.5},
+        "two": {("full", 1.0): 0.98, ("vl-cache", 0.1): 0.1, ("vl-cache", 0.05): 0.0},
+    }
+    rows = [row.split("|")[1:-1] for row in spread.table(results).splitlines()]
+    assert [cell.strip() for cell in rows[3]] == ["vl-cache", "0.1", "50.0%", "10.0-90.0%", "90.0", "10.0"]
+    spread.chart(results, tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as chart:
+        chart.load()

@@ -107,6 +107,14 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
         score = np.zeros((layers, kv_heads, length))
         counts = equal
         always = [(min(4, count), count - min(4, count)) for count in counts]
+    elif name == "shared-question":
+        score = column_sums(attention, rows_after_the_picture(length, last_image, window), kv_heads)
+        counts = equal
+        always = [(1, min(round(0.1 * count), count - 1)) for count in counts]
+        for layer, (_, recent) in enumerate(always):
+            for head in range(kv_heads):
+                score[layer, head] = neighbours_largest(score[layer, head], length - recent, 7)
+        score = shared(score)
     else:
         raise ValueError(name)
     lists = [

@@ -227,7 +227,8 @@ def test_names(name):
 def test_known_policies():
     assert all(resolve(name) is policy and policy.name == name for name, policy in POLICIES.items())
     with pytest.raises(
-        PolicyError, match="known: full, vl-cache, elastic, h2o, snapkv, pyramidkv, streaming-llm"
+        PolicyError,
+        match="known: full, vl-cache, elastic, h2o, snapkv, pyramidkv, streaming-llm, shared-question",
     ):
         resolve("lru")
     # every field is told about

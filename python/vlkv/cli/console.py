@@ -20,6 +20,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 MIB = 1 << 20
@@ -74,8 +75,11 @@ class Bar:
 
 
 @contextmanager
-def progress(*, data: bool = True) -> Iterator[Bar]:
-    """A progress line on standard error, gone when it ends. `data` shows bytes, otherwise counts."""
+def progress(*, data: bool = True, remaining: bool = False) -> Iterator[Bar]:
+    """A progress line on standard error, gone when it ends. `data` shows bytes, otherwise counts.
+
+    `remaining` adds the time that is left.
+    """
     amount = DownloadColumn(binary_units=True) if data else TextColumn("{task.completed:.0f}/{task.total}")
     columns = (
         SpinnerColumn(),
@@ -83,6 +87,7 @@ def progress(*, data: bool = True) -> Iterator[Bar]:
         BarColumn(20),
         amount,
         TimeElapsedColumn(),
+        *([TextColumn("left"), TimeRemainingColumn()] if remaining else ()),
     )
     console = notes()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -29,6 +29,8 @@ VALUE_CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 VALUE_LENGTHS = (2, 4)  # fewest and most characters
 FIELD_COUNTS = (12, 24)  # fewest and most fields of a whole form
 
+QUESTION = "what is the {key}?"
+
 TRAINING_SEEDS = range(1_000_000_000)
 HELD_OUT_SEEDS = range(1_000_000_000, 2_000_000_000)
 
@@ -118,17 +120,24 @@ def draw(form: Form) -> Image.Image:
     return picture
 
 
-def question(key: str) -> str:
-    """Say what a user asks to get the value of `key`."""
-    return f"what is the {key}?"
+def question(key: str, words: str = QUESTION) -> str:
+    """Say what a user asks to get the value of `key`; `{key}` in the words is its place."""
+    return words.replace("{key}", key)
 
 
-def questions(form: Form) -> list[tuple[str, str]]:
+def questions(form: Form, words: str = QUESTION) -> list[tuple[str, str]]:
     """List the (question, right answer) of each field of the form."""
-    return [(question(field.key), field.value) for field in form.fields]
+    return [(question(field.key, words), field.value) for field in form.fields]
 
 
-def one_question(form: Form) -> tuple[str, str]:
+def one_question(form: Form, words: str = QUESTION) -> tuple[str, str]:
     """Return one (question, right answer) of the form, chosen by its seed."""
     choice = np.random.default_rng([form.seed, 1]).integers(len(form.fields))
-    return questions(form)[choice]
+    return questions(form, words)[choice]
+
+
+def two_questions(form: Form, words: str = QUESTION) -> list[tuple[str, str]]:
+    """Return two different (question, right answer)s of the form, chosen by its seed."""
+    choice = np.random.default_rng([form.seed, 2]).choice(len(form.fields), size=2, replace=False)
+    asked = questions(form, words)
+    return [asked[index] for index in choice]

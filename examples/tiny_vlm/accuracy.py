@@ -1,0 +1,128 @@
+"""Train checkpoints by seed, ask each about forms of a fresh seed under every policy and budget, and show the spread.
+
+$ python -m examples.tiny_vlm.accuracy --cache out/accuracy --output out/accuracy/report
+
+Which heads do the reading differs by seed, so that one checkpoint's table is an illustration and no evidence. A control
+with shuffled weights shows that the bench can fail. Checkpoints, engines and answers stay in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlkv import POLICIES
+from vlkv.files import write_bytes
+
+from .spread import Results, chart, table
+from .tokens import question_words
+
+BUDGETS = "0.5,0.2,0.1,0.05"
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checkpoint to train: its seed, and how often its prompt asks the question."""
+
+    seed: int
+    times: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in tables."""
+        return f"seed {self.seed}" + (f", asked {self.times} times" if self.times > 1 else "")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, and the words that it was trained on."""
+
+    name: str
+    folder: Path
+    words: str
+
+
+def run(*command: object) -> None:
+    """A step in a process of its own; its output is shown."""
+    subprocess.run([str(part) for part in command], check=True)
+
+
+def trained(recipe: Recipe, cache: Path, threads: int) -> Checkpoint:
+    """The recipe's checkpoint, trained where the cache has none."""
+    folder = cache / "checkpoints" / recipe.name.replace(", ", "-").replace(" ", "-")
+    if not (folder / "model.safetensors").is_file():
+        print(f"training {recipe.name}", flush=True)
+        options = ("--seed", recipe.seed, "--times", recipe.times, "--threads", threads)
+        run(sys.executable, "-m", "examples.tiny_vlm.train", *options, "-o", folder)
+    return Checkpoint(recipe.name, folder, question_words(recipe.times))
+
+
+def shuffled(source: Checkpoint, cache: Path) -> Checkpoint:
+    """The control: each tensor's numbers in another order, so that nothing is known and all sizes are right."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = cache / "checkpoints" / CONTROL
+    if not (folder / "model.safetensors").is_file():
+        shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+        rng = np.random.default_rng(0)
+        weights = load_file(source.folder / "model.safetensors")
+        for name, array in weights.items():
+            weights[name] = rng.permutation(array.ravel()).reshape(array.shape)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return Checkpoint(CONTROL, folder, source.words)
+
+
+def measured(checkpoint: Checkpoint, cache: Path, policies: str, samples: int, seed: int) -> Results:
+    """Exact answers by (policy, budget); what was asked before is not asked again."""
+    vlkv = Path(sys.executable).with_name("vlkv")
+    graphs, engine, answers = (
+        cache / kind / checkpoint.folder.name for kind in ("graphs", "engines", "answers")
+    )
+    if not (engine / "manifest.json").is_file():
+        run(vlkv, "-q", "export", checkpoint.folder, "-o", graphs)
+        run(vlkv, "-q", "build", graphs, "-o", engine)
+    asked = ("--task", "form-qa", "--question", checkpoint.words, "--policy", policies, "--budget", BUDGETS)
+    print(f"asking {checkpoint.name}", flush=True)
+    run(vlkv, "eval", engine, *asked, "--samples", samples, "--seed", seed, "-o", answers)
+    lines = json.loads((answers / "summary.json").read_text())["lines"]
+    return {(line["policy"], line["budget"]): line["exact"]["value"] for line in lines}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, asks, writes `table.md` and `chart.png`; 1 where the control answers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps what was made")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for table and chart")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the checkpoints")
+    parser.add_argument(
+        "--long-seeds", type=int, nargs="*", default=[5], help="of those with a longer prompt"
+    )
+    parser.add_argument("--policy", default=",".join(POLICIES), help="names with commas between")
+    parser.add_argument("--samples", type=int, default=200, help="forms a checkpoint")
+    parser.add_argument("--form-seed", type=int, default=1, help="of the forms")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+    options = parser.parse_args(arguments)
+    recipes = [*(Recipe(seed) for seed in options.seeds), *(Recipe(seed, 2) for seed in options.long_seeds)]
+    checkpoints = [trained(recipe, options.cache, options.threads) for recipe in recipes]
+    control = shuffled(checkpoints[0], options.cache)
+    asked = (options.cache, options.policy, options.samples, options.form_seed)
+    results = {checkpoint.name: measured(checkpoint, *asked) for checkpoint in checkpoints}
+    failed = max(measured(control, *asked).values())
+    options.output.mkdir(parents=True, exist_ok=True)
+    text = table(results) + f"\nThe control answers at most {failed:.1%}.\n"
+    write_bytes(options.output / "table.md", text.encode())
+    chart(results, options.output / "chart.png")
+    print(text)
+    return int(failed > 0.05)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a policy costs in accuracy: tasks, metrics, runs that resume, tables, charts, pictures of what was kept."""

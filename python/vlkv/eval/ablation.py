@@ -1,0 +1,59 @@
+"""What VL-Cache's parts are worth: policies that differ in one thing, as data.
+
+The two parts apart, the sensitivity to p, the published clipping against the exact total, and each policy's cache hit
+rate: what the paper's reviewers asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vlkv.eval.settings import FULL, Setting
+from vlkv.eval.summary import Line
+from vlkv.policy import POLICIES, Policy, check_budget
+
+THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1)
+LAYERS = {"equal": "equal layers", "sparsity": "layers by sparsity"}
+ROWS = {"all": "all rows", "post_vision": "post-vision rows"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of its own: what it shows, and the policies that it compares."""
+
+    title: str
+    policies: tuple[Policy, ...]
+
+    def lines(self, lines: Sequence[Line]) -> list[Line]:
+        """Those of its policies, of all lines."""
+        names = [policy.name for policy in self.policies]
+        return [line for name in names for line in lines if line.policy == name]
+
+
+def parts() -> tuple[Part, ...]:
+    """The tables."""
+    base = POLICIES["vl-cache"]
+    crossed = tuple(
+        replace(base, name=f"{layers}, {observed}", allocation=allocation, rows=rows)  # type: ignore[arg-type]
+        for allocation, layers in LAYERS.items()
+        for rows, observed in ROWS.items()
+    )
+    sensitive = tuple(replace(base, name=f"p = {p:.1%}", threshold=p) for p in THRESHOLDS)
+    rules = (
+        replace(base, name="exact total", rule="exact"),
+        replace(base, name="paper's clipping", rule="paper"),
+    )
+    return (
+        Part("The two parts of vl-cache apart", crossed),
+        Part("vl-cache's threshold p", sensitive),
+        Part("vl-cache's total after clipping", rules),
+        Part("Cache hit rate of each policy", tuple(POLICIES.values())),
+    )
+
+
+def ablation_settings(budgets: Sequence[float]) -> list[Setting]:
+    """Every policy of every part at every budget."""
+    shares = [check_budget(budget) for budget in budgets]
+    policies = [policy for part in parts() for policy in part.policies if policy.allocation != "all"]
+    return [FULL, *(Setting(policy, budget) for policy in policies for budget in shares)]

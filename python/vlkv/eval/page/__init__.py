@@ -1,0 +1,85 @@
+"""One HTML file of what was kept: style, script, pictures and data are inside, and nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+from importlib.metadata import version
+from importlib.resources import files
+from io import BytesIO
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL.Image import Image
+
+from vlkv.eval.inspection import Inspection
+from vlkv.result import Result
+
+
+def page(found: Inspection) -> str:
+    """The page's text. Texts of prompt and answers are data in it, never markup."""
+    here = files(__package__)
+    text = here.joinpath("page.html").read_text(encoding="utf-8")
+    data = msgspec.json.encode(page_data(found)).decode()
+    for less, safe in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
+        data = data.replace(less, safe)
+    parts = {
+        "/*STYLE*/": here.joinpath("page.css").read_text(encoding="utf-8"),
+        "/*SCRIPT*/": here.joinpath("page.js").read_text(encoding="utf-8"),
+        "/*DATA*/": data,
+    }
+    for place, content in parts.items():
+        before, after = text.split(place)
+        text = before + content + after
+    return text
+
+
+def page_data(found: Inspection) -> dict[str, Any]:
+    """What the script reads: `kept` bits and `scores` float32, both `[L, Hkv, S]` in base64."""
+    layers, heads, tokens = found.kept.shape
+    facts = [f"{tokens:,} prompt tokens", f"{layers} layers", f"{heads} KV heads"]
+    return {
+        "question": found.question,
+        "policy": found.policy,
+        "budget": found.budget,
+        "layers": layers,
+        "heads": heads,
+        "tokens": tokens,
+        "rows": found.rows,
+        "columns": found.columns,
+        "observed": bool(found.scores.any()),
+        "full": _answer(found.full),
+        "small": _answer(found.small),
+        "counts": found.small.kept_tokens,
+        "sparsity": found.small.sparsity,
+        "kept": _text(np.packbits(found.kept).tobytes()),
+        "scores": _text(found.scores.astype("<f4").tobytes()),
+        "patches": found.patches.tolist(),
+        "pictures": [f"data:image/png;base64,{_text(png(picture))}" for picture in found.pictures],
+        "words": found.words,
+        "footer": f"{', '.join(facts)}. Made by vlkv {version('vlkv')}.",
+    }
+
+
+def png(picture: Image) -> bytes:
+    """The picture as a PNG file."""
+    file = BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _answer(result: Result) -> dict[str, Any]:
+    return {"text": result.text, "kept": sum(result.kept_tokens), "size": size(result.cache_bytes)}
+
+
+def size(count: int) -> str:
+    """Bytes for a person to read."""
+    number, units = float(count), ["bytes", "KiB", "MiB", "GiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.3g} {units[0]}" if units[0] != "bytes" else f"{count} bytes"
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,84 @@
+"""What was kept, drawn over the pictures: PNGs for slides and papers, in the page's colours."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vlkv.eval.inspection import Inspection
+
+HOT = np.array([217, 72, 15], np.float64)
+GROUND = np.array([251, 250, 247], np.float64)
+INK, SOFT, RAIL, WASH = (22, 24, 29), (92, 99, 112), (230, 227, 220), (251, 250, 247)
+GAP, CAPTION = 16, 30
+
+
+def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
+    """The picture with patches of `grid` `[rows, columns]`, 0 to 1: veiled at 0, tinted towards 1."""
+    base = np.asarray(picture.convert("RGB"), np.float64)
+    shares = Image.fromarray(grid.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
+    share = np.asarray(shares, np.float64)[..., np.newaxis]
+    veil = 0.72 * (1 - share)
+    mixed = base * (1 - veil) + GROUND * veil
+    tint = np.where(share > 0, 0.08 + 0.5 * share, 0.0)
+    mixed = mixed * (1 - tint) + HOT * tint
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def panels(found: Inspection, choices: list[tuple[str, int | None, int | None]]) -> Image.Image:
+    """A row for each picture, a column for each choice of (caption, layer, head); the picture itself comes first."""
+    wide, high = (max(sides) for sides in zip(*(picture.size for picture in found.pictures), strict=True))
+    columns = len(choices) + 1
+    size = (columns * (wide + GAP) + GAP, len(found.pictures) * (high + CAPTION + GAP) + GAP)
+    sheet = Image.new("RGB", size, WASH)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
+    for row, picture in enumerate(found.pictures):
+        top = GAP + row * (high + CAPTION + GAP)
+        drawn = [("picture", picture)]
+        for caption, layer, head in choices:
+            share = found.share(layer, head)[found.patches[row]]
+            drawn.append((caption, heat(picture, share.reshape(found.rows, found.columns))))
+        for column, (caption, image) in enumerate(drawn):
+            left = GAP + column * (wide + GAP)
+            pen.text((left, top + 2), caption, fill=INK, font=font)
+            sheet.paste(image, (left, top + CAPTION))
+    return sheet
+
+
+def kept_sheet(found: Inspection) -> Image.Image:
+    """All layers together, then each layer."""
+    layers = range(len(found.kept))
+    return panels(found, [("all layers", None, None), *((f"layer {n}", n, None) for n in layers)])
+
+
+def layer_sheet(found: Inspection, layer: int) -> Image.Image:
+    """One layer: all KV heads together, then each."""
+    heads = range(found.kept.shape[1])
+    return panels(found, [(f"layer {layer}", layer, None), *((f"KV head {n}", layer, n) for n in heads)])
+
+
+def bars(found: Inspection) -> Image.Image:
+    """Tokens kept and sparsity, a line a layer."""
+    counts, sparsity = found.small.kept_tokens, found.small.sparsity
+    line, left, long = 30, 100, 300
+    sheet = Image.new("RGB", (left + 2 * (long + 110), (len(counts) + 1) * line + 2 * GAP), WASH)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
+    for column, name in enumerate(("tokens kept", "sparsity")):
+        pen.text((left + column * (long + 110), GAP), name, fill=SOFT, font=font)
+    for layer, (count, sparse) in enumerate(zip(counts, sparsity, strict=True)):
+        top = GAP + (layer + 1) * line
+        pen.text((GAP, top), f"layer {layer}", fill=INK, font=font)
+        values = (
+            (count / max(*counts, 1), f"{count:,}", (217, 72, 15)),
+            (sparse, f"{sparse:.1%}", (139, 145, 156)),
+        )
+        for column, (share, text, colour) in enumerate(values):
+            start = left + column * (long + 110)
+            pen.rounded_rectangle((start, top + 4, start + long, top + 16), 6, fill=RAIL)
+            if share > 0:
+                pen.rounded_rectangle(
+                    (start, top + 4, start + max(8, round(share * long)), top + 16), 6, fill=colour
+                )
+            pen.text((start + long + 12, top), text, fill=SOFT, font=font)
+    return sheet

@@ -1,0 +1,187 @@
+"""Asks every sample under every setting, and writes down what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vlkv.conversation import Keep
+from vlkv.engine import Engine
+from vlkv.eval.folder import data_file
+from vlkv.eval.hits import hit_rate
+from vlkv.eval.metrics import exact, similarity
+from vlkv.eval.records import Answers, Record
+from vlkv.eval.settings import FULL, Setting
+from vlkv.eval.tasks import Sample
+from vlkv.files import hash_file
+from vlkv.manifest import NAME as MANIFEST
+from vlkv.question import Question
+from vlkv.reading import Reading, positions_or_all
+from vlkv.result import Result
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is asked, and how.
+
+    Fields:
+        name: task, data, seed and turns as a text: records of another one are none of this.
+        new_tokens: most tokens of an answer.
+        batch: most settings that decode together, an engine's own limit aside; memory grows with it.
+        hits: whether cache hit rates are measured.
+    """
+
+    name: str
+    new_tokens: int
+    batch: int = BATCH
+    hits: bool = False
+
+
+def run_name(
+    task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None, words: str | None = None
+) -> str:
+    """The name of a `Run`; a folder's is that of its lines, wherever they lie."""
+    where = f" {hash_file(data_file(data))[:16]}" if data is not None else ""
+    asked = f" asked {words!r}" if words is not None else ""
+    return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}"
+
+
+def engine_digest(directory: Path) -> str:
+    """The manifest holds every file's hash."""
+    return hash_file(directory / MANIFEST)[:16]
+
+
+def evaluate(
+    engine: Engine,
+    run: Run,
+    samples: Sequence[Sample],
+    settings: Sequence[Setting],
+    answers: Answers,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Record]:
+    """Records of all settings and samples, those that `answers` knew already with them.
+
+    `advance` is told how many records are there after each sample.
+    """
+    digest = engine_digest(engine.directory)
+    found: list[Record] = []
+    for sample in samples:
+        asked = [(setting, _blank(run, digest, sample, setting)) for setting in settings]
+        records = {setting: record for setting, blank in asked if (record := _known(answers, blank, run))}
+        missing = [(setting, blank) for setting, blank in asked if setting not in records]
+        if missing:
+            ask = _ask_once if len(sample.turns) == 1 else _ask_turns
+            new = ask(engine, run, sample, missing)
+            answers.add(new)
+            records.update(zip((setting for setting, _ in missing), new, strict=True))
+        found += [records[setting] for setting in settings]
+        advance(len(settings))
+    return found
+
+
+def _known(answers: Answers, blank: Record, run: Run) -> Record | None:
+    record = answers.get(blank.key)
+    return None if record is not None and run.hits and record.hit is None else record
+
+
+def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
+    return Record(
+        run=run.name,
+        engine=digest,
+        policy=setting.policy.name,
+        digest=setting.digest,
+        budget=setting.budget,
+        keep=setting.keep,
+        sample=sample.number,
+        questions=[turn.question for turn in sample.turns],
+        expected=[turn.answer for turn in sample.turns],
+        answers=[],
+        exact=False,
+        similarity=0.0,
+    )
+
+
+def _filled(blank: Record, texts: list[str], result: Result) -> Record:
+    wanted = blank.expected[-1]
+    return _with(
+        blank,
+        answers=texts,
+        exact=exact(texts[-1], wanted),
+        similarity=similarity(texts[-1], wanted),
+        kept=result.kept_tokens,
+        prompt_tokens=result.prompt_tokens,
+    )
+
+
+def _with(record: Record, **fields: object) -> Record:
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    return Record(**(values | fields))
+
+
+def _ask_once(
+    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
+) -> list[Record]:
+    """The prompt is read once for each choice of observed rows; its settings decode together."""
+    question = Question(sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens)
+    reading = engine.read(question)
+    full = reading.answer([FULL.variant])[0]
+    attention = _attention(engine, question, full) if run.hits else []
+    records = []
+    device = engine.manifest.device
+    batch = run.batch if device is None else min(run.batch, device.batch)
+    for first in range(0, len(asked), batch):
+        group = asked[first : first + batch]
+        settings = [setting for setting, _ in group]
+        results = reading.answer([setting.variant for setting in settings])
+        forced = _forced(reading, settings, full.token_ids)
+        for (setting, blank), result, values in zip(group, results, forced, strict=True):
+            record = _filled(blank, [result.text], result)
+            loss, agreed = values
+            record = _with(record, loss=loss, agreed=agreed, tokens=len(full.token_ids))
+            if attention:
+                heads = engine.manifest.text.kv_heads
+                kept = positions_or_all(result, heads)
+                hit, mass = hit_rate(attention, kept, result.prompt_tokens, setting.budget)
+                record = _with(record, hit=hit, mass=mass)
+            records.append(record)
+    return records
+
+
+def _forced(reading: Reading, settings: Sequence[Setting], tokens: Sequence[int]) -> list[tuple[float, int]]:
+    """For each setting, the sum of -ln p of the given tokens, and how many of them are its first choice."""
+    loss, agreed = np.zeros(len(settings)), np.zeros(len(settings), np.int64)
+    steps = reading.forced([setting.variant for setting in settings], tokens[:-1])
+    for token, logits in zip(tokens, steps, strict=True):
+        rows = logits.astype(np.float64)
+        highest = rows.max(axis=1)
+        loss += highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
+        agreed += logits.argmax(axis=1) == token
+    return list(zip(loss.tolist(), agreed.tolist(), strict=True))
+
+
+def _attention(engine: Engine, question: Question, full: Result) -> list[list[np.ndarray]]:
+    """What each token of the full cache's answer attended to."""
+    steps = engine.forced(replace(question, policy="full"), full.token_ids[:-1], attention=True)
+    return [step.attention for step in steps if step.attention is not None]
+
+
+def _ask_turns(
+    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
+) -> list[Record]:
+    """A conversation for each setting; the last answer counts."""
+    pictures = sample.pictures()
+    records = []
+    for setting, blank in asked:
+        keep: Keep = "reusable" if setting.keep == "reusable" else "compressed"
+        chat = engine.chat(setting.policy, setting.budget, keep)
+        texts = []
+        for number, turn in enumerate(sample.turns):
+            result = chat.ask(turn.question, () if number else pictures, max_new_tokens=run.new_tokens)
+            texts.append(result.text)
+        records.append(_filled(blank, texts, result))
+    return records

@@ -1,0 +1,74 @@
+"""Lines of a summary as a table, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from vlkv.eval.metrics import Mean
+from vlkv.eval.summary import Line
+
+Rows = list[list[str]]
+
+
+def percent(mean: Mean | None) -> str:
+    """`93.4% (90.8-95.3)`."""
+    if mean is None:
+        return ""
+    return f"{mean.value:.1%} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
+
+
+def share(value: float | None) -> str:
+    """A share as percent; nothing where there is none."""
+    return "" if value is None else f"{value:.1%}"
+
+
+def cells(lines: Sequence[Line]) -> tuple[list[str], Rows]:
+    """Names of the columns that hold something, and a row a line."""
+    columns = {
+        "policy": [line.label for line in lines],
+        "budget": [f"{line.budget:.4g}" for line in lines],
+        "kept": [share(line.kept) for line in lines],
+        "exact (95%)": [percent(line.exact) for line in lines],
+        "similarity (95%)": [percent(line.similarity) for line in lines],
+        "perplexity": ["" if line.perplexity is None else f"{line.perplexity:.4g}" for line in lines],
+        "agreement (95%)": [percent(line.agreement) for line in lines],
+        "hit rate": [share(line.hit) for line in lines],
+        "attention kept": [share(line.mass) for line in lines],
+    }
+    used = {name: texts for name, texts in columns.items() if any(texts)}
+    return list(used), [list(row) for row in zip(*used.values(), strict=True)]
+
+
+def terminal(lines: Sequence[Line], title: str) -> Table:
+    """For the console."""
+    names, rows = cells(lines)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in names:
+        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    several = len({row[0] for row in rows}) < len(rows)
+    for number, row in enumerate(rows):
+        ends = number + 1 < len(rows) and rows[number + 1][0] != row[0]
+        table.add_row(*row, end_section=several and ends)
+    return table
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """For a page."""
+    names, rows = cells(lines)
+    text = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in text)
+
+
+def grid(lines: Sequence[Line]) -> str:
+    """Markdown, a row a policy and a column a budget: exact answers alone."""
+    budgets = sorted({line.budget for line in lines if line.budget < 1}, reverse=True)
+    header = ["policy", *(f"{budget:.4g}" for budget in budgets)]
+    rows = [header, ["---"] * len(header)]
+    for label in dict.fromkeys(line.label for line in lines):
+        own = {line.budget: line.exact.value for line in lines if line.label == label}
+        whole = own.get(1.0) if set(own) == {1.0} else None
+        rows.append([label, *(share(own.get(budget, whole)) for budget in budgets)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,128 @@
+"""`vlkv eval` and `vlkv inspect` on the command line: what they print and write, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from vlkv.cli.main import main
+from vlkv.eval import forms
+
+
+@pytest.fixture
+def picture(tmp_path):
+    forms.draw(forms.held_out_form(900_000)).save(tmp_path / "form.png")
+    return tmp_path / "form.png"
+
+
+@pytest.fixture
+def command(capfd):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+def test_eval_prints_and_writes(command, shipped, tmp_path):
+    out = tmp_path / "out"
+    asked = ["eval", shipped, "--policy", "full, vl-cache,elastic", "--budget", "0.2,0.05", "--samples", 4]
+    asked += ["-o", out, "--threads", 1]
+    code, text, _ = command(*asked)
+    assert code == 0
+    assert text.count("vl-cache") == text.count("elastic") == 2 and "perplexity" in text
+    assert {path.name for path in out.iterdir()} == {"answers.jsonl", "table.md", "summary.json", "chart.png"}
+    with Image.open(out / "chart.png") as chart:
+        assert chart.size[0] > 1000
+        chart.load()
+    records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(records) == 4 * 5
+    code, text, _ = command(*asked, "--json")
+    printed = json.loads(text)
+    assert printed == json.loads((out / "summary.json").read_text())
+    line = printed["lines"][2]
+    right = [
+        record["exact"] for record in records if record["policy"] == "vl-cache" and record["budget"] == 0.05
+    ]
+    assert line["exact"]["value"] == sum(right) / len(right)
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 20
+    assert "| elastic |" in (out / "table.md").read_text()
+
+
+def test_eval_of_a_folder_and_two_turns(command, shipped, picture, tmp_path):
+    ask, answer = forms.one_question(forms.held_out_form(900_000))
+    (tmp_path / "lines.jsonl").write_text(
+        json.dumps({"image": "form.png", "question": [ask, ask], "answer": [answer, "no"]}) + "\n"
+    )
+    common = ["--task", "folder", "--data", tmp_path, "--budget", "0.2", "--json", "--threads", 1]
+    code, text, _ = command("eval", shipped, *common)
+    lines = json.loads(text)["lines"]
+    assert code == 0 and [line["exact"]["value"] for line in lines] == [1.0, 1.0]
+    code, text, _ = command("eval", shipped, *common, "--turns", 2)
+    lines = json.loads(text)["lines"]
+    assert code == 0 and [line["label"] for line in lines] == [
+        "full, compressed",
+        "vl-cache, compressed",
+        "vl-cache, reusable",
+    ]
+    assert [line["exact"]["value"] for line in lines] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task", "forms"], "unknown task 'forms'; known: form-qa"),
+        (["--policy", "vl-cash"], "unknown policy 'vl-cash'; known: full, vl-cache"),
+        (["--policy", ","], "no policy is given"),
+        (["--budget", ""], "no budget is given"),
+        (["--budget", "0.5,x"], "budget 'x' is no number"),
+        (["--budget", "0.5,1.5"], "budget 1.5 is outside (0, 1]"),
+        (["--budget", "nan"], "budget nan is outside (0, 1]"),
+        (["--samples", "0"], "0 samples are outside"),
+        (["--seed", "-1"], "seed -1 is outside"),
+        (["--turns", "3"], "3 turns are outside"),
+        (["--batch", "0"], "batch 0 is under 1"),
+        (["--max-new-tokens", "0"], "max-new-tokens 0 is under 1"),
+        (["--ablation", "--turns", "2"], "--ablation needs a task with one question"),
+        (["--task", "folder"], "task folder needs --data"),
+        (["--task", "folder", "--data", "none"], "none does not exist"),
+        (["--task", "two-forms", "--samples", "1"], "the model has 1024 positions"),
+        (["-o", "form.png", "--samples", "1"], "form.png"),
+    ],
+)
+def test_eval_refuses_in_one_line(command, shipped, picture, monkeypatch, arguments, says):
+    monkeypatch.chdir(picture.parent)
+    code, out, err = command("eval", shipped, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("vlkv: ") and says in err
+
+
+def test_an_engine_that_is_none_leaves_nothing(command, tmp_path):
+    code, _, err = command("eval", tmp_path, "-o", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_prints_and_writes(command, shipped, picture, tmp_path):
+    ask, answer = forms.one_question(forms.held_out_form(900_000))
+    code, text, _ = command(
+        "inspect", shipped, "--image", picture, "--prompt", ask, "-o", tmp_path / "out", "--threads", 1
+    )
+    assert code == 0 and text.count(answer) == 2
+    assert (tmp_path / "out" / "index.html").stat().st_size > 10_000
+    seen = ["--image", picture]
+    for shown, wrong, says in (
+        (seen, ["--policy", "none"], "unknown policy"),
+        (seen, ["--budget", "0"], "outside (0, 1]"),
+        (["--image", "no.png"], [], "no.png"),
+        (seen, ["-o", picture], "form.png"),
+        (seen, ["--policy", "full", "--budget", "0.5"], "keeps all"),
+    ):  # fmt: skip
+        given = ["inspect", shipped, *shown, "--prompt", ask, "-o", tmp_path / "other", *wrong]
+        code, out, err = command(*given)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert says in err and out == "" and not (tmp_path / "other").exists()

@@ -1,0 +1,241 @@
+"""`vlkv inspect`: the page holds what the result says, works in a real browser, and fetches nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkv import POLICIES, Question
+from vlkv.eval import forms
+from vlkv.eval.inspect_files import write
+from vlkv.eval.inspection import inspect, patch_grid
+from vlkv.eval.page import page, page_data
+from vlkv.eval.settings import Setting
+
+FORM = forms.held_out_form(900_000)
+PROMPT = forms.one_question(FORM)[0]
+EVIL = '</script><script>window.hit = 1</script> <b>what</b> & "is" <!-- the'
+
+
+@pytest.fixture(scope="module")
+def found(reader):
+    asked = Question(PROMPT, [forms.draw(FORM)], max_new_tokens=8)
+    return inspect(reader, asked, Setting(POLICIES["vl-cache"], 0.1))
+
+
+def test_data_is_that_of_the_result(reader, found):
+    asked = Question(PROMPT, [forms.draw(FORM)], policy="vl-cache", budget=0.1, max_new_tokens=8, scores=True)
+    result = reader.generate_batch([asked])[0]
+    data = page_data(found)
+    shape = (data["layers"], data["heads"], data["tokens"])
+    assert shape == (4, 2, result.prompt_tokens)
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(data["kept"]), np.uint8))[: np.prod(shape)].reshape(
+        shape
+    )
+    for layer, positions in enumerate(result.positions):
+        for head, own in enumerate(positions):
+            np.testing.assert_array_equal(np.flatnonzero(bits[layer, head]), own)
+    scores = np.frombuffer(base64.b64decode(data["scores"]), "<f4").reshape(shape)
+    np.testing.assert_array_equal(scores, np.stack(result.scores))
+    assert data["counts"] == result.kept_tokens and data["sparsity"] == result.sparsity
+    assert data["small"]["text"] == result.text
+    assert data["full"]["kept"] == 4 * result.prompt_tokens
+    assert (data["rows"], data["columns"]) == (24, 24)
+    assert data["patches"] == [list(range(1, 577))]
+    words = [word for word in data["words"] if word is not None]
+    assert "".join(words) == f"<s>{PROMPT}\nA:" and data["words"][1] is None
+
+
+@pytest.mark.parametrize(("tokens", "height", "width", "grid"), [
+    (576, 336, 336, (24, 24, 0)), (577, 336, 336, (24, 24, 1)), (6, 28, 42, (2, 3, 0)), (7, 28, 42, (2, 3, 1)),
+    (1, 14, 14, (1, 1, 0)), (11, 28, 28, (1, 11, 0)),
+])  # fmt: skip
+def test_patch_grid(reader, tokens, height, width, grid):
+    import msgspec
+
+    facts = msgspec.structs.replace(
+        reader.manifest.image, tokens_per_image=tokens, height=height, width=width
+    )
+    assert patch_grid(facts) == grid
+
+
+def test_pictures(found, tmp_path):
+    written = {path.name: path for path in write(found, tmp_path / "out")}
+    assert set(written) == {"index.html", "bars.png", "kept.png", *(f"layer-{n}.png" for n in range(4))}
+    assert set(written) == {path.name for path in (tmp_path / "out").iterdir()}
+    with Image.open(written["layer-1.png"]) as sheet:
+        sheet.load()
+        pixels = np.asarray(sheet).astype(int)
+    assert pixels.shape[1] > 4 * 336
+    share = found.share(1)[found.patches[0]].reshape(24, 24)
+    top, left = 16 + 30, 16 + 336 + 16
+    panel = pixels[top : top + 336, left : left + 336].reshape(24, 14, 24, 14, 3)
+    corner = panel[:, 0, :, 0]
+    orange = corner[..., 0] - corner[..., 2]
+    assert (orange[share > 0] > 20).all() and (orange[share == 0] < 10).all()
+
+
+@pytest.mark.parametrize("policy", ["full", "streaming-llm", "elastic", "snapkv"])
+def test_pages_of_other_policies(engine_of, pictures, policy, tmp_path):
+    engine = engine_of("llama-gqa-tied")
+    budget = 1.0 if policy == "full" else 0.3
+    seen = inspect(
+        engine, Question("what is the total", pictures, max_new_tokens=4), Setting(POLICIES[policy], budget)
+    )
+    assert len(write(seen, tmp_path)) == 2 + 1 + 3
+    assert page_data(seen)["observed"] == (POLICIES[policy].rows != "none")
+    words = inspect(
+        engine, Question("what is the total", (), max_new_tokens=4), Setting(POLICIES[policy], budget)
+    )
+    assert len(write(words, tmp_path / "words")) == 2
+
+
+def test_texts_are_data_and_never_markup(engine_of, pictures):
+    asked = Question(EVIL, pictures[:1], max_new_tokens=4)
+    text = page(inspect(engine_of("llama-gqa-tied"), asked, Setting(POLICIES["vl-cache"], 0.5)))
+    assert text.count("<script") == text.count("</script>") == 2
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert json.loads(data.group(1))["question"] == EVIL
+    assert not re.search(r"https?://", text)
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    """A real headless Chromium by the window's width and the theme."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver here: apt install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    service = pytest.importorskip("selenium.webdriver.chrome.service")
+    monkeypatch.setenv("SE_OFFLINE", "true")
+    opened, folders = [], []
+
+    def start(width: int, theme: str):
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        folders.append(tempfile.mkdtemp())
+        for flag in (
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={folders[-1]}",
+        ):  # fmt: skip
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        window = webdriver.Chrome(options=options, service=service.Service(driver))
+        opened.append(window)
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        return window
+
+    yield start
+    for window in opened:
+        window.quit()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def opened(window, path: Path) -> None:
+    window.get(path.as_uri())
+    until = time.monotonic() + 30
+    while not window.execute_script(
+        "return document.documentElement.dataset.ready === 'true' && document.images[0].complete"
+    ):
+        assert time.monotonic() < until, window.get_log("browser")
+        time.sleep(0.05)
+
+
+def requests(window, page_itself: str) -> list[str]:
+    """Addresses of everything that the page asked for; the browser's own first page asks for parts of the browser."""
+    messages = [json.loads(entry["message"])["message"] for entry in window.get_log("performance")]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+        and message["params"]["documentURL"] == page_itself
+    ]
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (390, "dark")])
+def test_page_in_a_browser(browser, found, tmp_path, width, theme):
+    write(found, tmp_path)
+    window = browser(width, theme)
+    opened(window, tmp_path / "index.html")
+    script = window.execute_script
+
+    def text(name):
+        return script("return document.getElementById(arguments[0]).innerText", name)
+
+    assert text("question") == PROMPT
+    assert text("answer-full") == found.full.text and text("answer-small") == found.small.text
+    total = sum(found.small.kept_tokens)
+    assert f"{total}" in text("now") and "All layers" in text("now")
+    assert script("return document.documentElement.scrollWidth") <= width
+    ground = script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (theme == "dark")
+
+    walk = "const s = document.getElementById('layer'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+    script(walk, 2)
+    assert f"Layer 2 keeps {found.small.kept_tokens[2] / found.small.prompt_tokens:.1%}" in text("now")
+    kept = found.kept[2].mean(axis=0)
+    patch = int(np.argmax(kept[found.patches[0]] * 1000 + found.scores[2].sum(axis=0)[found.patches[0]]))
+    point(window, patch)
+    token = int(found.patches[0][patch])
+    assert f"token {token}" in text("probe")
+    score = float(re.search(r"Score (\S+)", text("probe")).group(1))
+    assert score == pytest.approx(found.scores[2, :, token].sum(), rel=1e-2)
+    assert f"Kept by {round(kept[token] * 2)} of 2 heads" in text("probe")
+    script("document.querySelector('#heads [data-value=\"1\"]').click()")
+    point(window, patch)
+    assert ("Kept" if found.kept[2, 1, token] else "Evicted") in text("probe")
+    colours = painted(window)
+    script("document.querySelector('#views [data-value=\"score\"]').click()")
+    assert painted(window) != colours
+    script("document.querySelectorAll('#bars button')[0].click()")
+    assert "Layer 0" in text("now")
+
+    assert window.get_log("browser") == []
+    page_itself = (tmp_path / "index.html").as_uri()
+    assert {url for url in requests(window, page_itself) if not url.startswith("data:")} == {page_itself}
+
+
+def test_a_broken_page_is_found(browser, found, tmp_path):
+    """What the test above asserts can fail."""
+    write(found, tmp_path)
+    broken = (tmp_path / "index.html").read_text().replace('"use strict";', '"use strict"; nothing();', 1)
+    broken = broken.replace("<body>", '<body><img src="http://127.0.0.1:9/a.png">')
+    (tmp_path / "index.html").write_text(broken)
+    window = browser(800, "light")
+    window.get((tmp_path / "index.html").as_uri())
+    time.sleep(0.5)
+    said = " ".join(entry["message"] for entry in window.get_log("browser"))
+    assert "nothing is not defined" in said and "Content Security Policy" in said
+    asked = requests(window, (tmp_path / "index.html").as_uri())
+    assert any(url.startswith("file:") for url in asked)
+
+
+def point(window, patch: int) -> None:
+    """Moves a pointer to the middle of a patch."""
+    window.execute_script(
+        """const canvas = document.querySelector('canvas'), area = canvas.getBoundingClientRect();
+        const x = area.left + (arguments[0] % 24 + 0.5) * area.width / 24;
+        const y = area.top + (Math.floor(arguments[0] / 24) + 0.5) * area.height / 24;
+        const event = { clientX: x, clientY: y, bubbles: true, pointerType: 'mouse' };
+        canvas.dispatchEvent(new PointerEvent('pointermove', event));""",
+        patch,
+    )
+
+
+def painted(window) -> str:
+    return window.execute_script("return document.querySelector('canvas').toDataURL()")
