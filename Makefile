@@ -50,7 +50,9 @@ format: $(VENV)/tested
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: $(VENV)/tested
-	@$(BIN)/python examples/benchmark/bench.py -o $(OUT)/bench
+	@$(BIN)/python examples/benchmark/make_engine.py 150m -o $(OUT)/bench
+	@$(BIN)/vlkv bench $(OUT)/bench/150m-engine --prompt-tokens 640,2k,4k,8k,16k --budget 1,0.1,160t --new-tokens 64 \
+		--repeat 2 --no-verify -o $(OUT)/bench
 
 bench-memory: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench

@@ -99,7 +99,7 @@ def test_the_runtime_imports_nothing_of_export():
         assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("python", ("serve",)), ("export", ("export",))])
+@pytest.mark.parametrize(("folder", "extras"), [("python", ("serve", "bench")), ("export", ("export",))])
 def test_only_declared_packages_are_imported(folder, extras):
     for path in sources(folder):
         own = ("eval",) if path.name == "chart.py" else ()
@@ -144,6 +144,13 @@ def test_nobody_imports_torch_to_export():
         assert not {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "safetensors"}
 
 
+def test_peers_and_this_package_never_meet():
+    for path in sources("peers"):
+        assert not any(within(name, "vlkv") for name in imports(path)), path
+    for path in sources("python") + sources("export"):
+        assert not any(within(name, "vlkv.peers") for name in imports(path)), path
+
+
 def test_oracles_are_independent():
     for path in sources("tests/oracles"):
         assert foreign(path) <= {"numpy", "oracles"}
@@ -183,7 +190,7 @@ def test_plugin_and_bindings_never_meet():
         assert not any("plugin" in name for name in includes(path)), path
 
 
-@pytest.mark.parametrize("folder", ["python", "export"])
+@pytest.mark.parametrize("folder", ["python", "export", "peers"])
 def test_files_are_short(folder):
     for path in sources(folder):
         lines = len(path.read_text().splitlines())

@@ -3,6 +3,7 @@
 
 #include "arrays.h"
 #include "vlkv/evict.h"
+#include "vlkv/read_words.h"
 #include "vlkv/runtime.h"
 #include "vlkv/score.h"
 
@@ -75,6 +76,15 @@ void evict(const In& key, const In& value, const In& scores, const In& length, c
   run_cpu(p);
 }
 
+uint32_t read_all(const In& words, int threads) {
+  const char* op = "read_words";
+  expect_rank(op, "words", words, 1);
+  expect_type<uint32_t>(op, "words", words, "uint32");
+  expect_dense_last(op, "words", words);
+  const nb::gil_scoped_release release;
+  return read_words(static_cast<const uint32_t*>(words.data()), dim(words, 0), threads);
+}
+
 Simd simd_from(const std::string& name) {
   for (const Simd level : {Simd::kPortable, Simd::kAvx2, Simd::kAvx512}) {
     if (name == simd_name(level)) return level;
@@ -99,6 +109,8 @@ NB_MODULE(_native, m) {
         "key_out"_a, "value_out"_a, "position_out"_a, "per_head"_a = true, "merge"_a = false,
         "zero_tail"_a = true, "threads"_a = 0,
         "Writes the kept keys and values, in order, and the slots they had.");
+  m.def("read_words", &py::read_all, "words"_a, "threads"_a = 0,
+        "The sum of uint32 words modulo 2^32, each read once in wide vectors: probes the read bandwidth.");
   m.def("version", &vlkv::version, "The core's version.");
   m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
   m.def(

@@ -98,3 +98,18 @@ static void add(const float* from, float* to, int64_t count) {
   for (; i + kLanes <= count; i += kLanes) store(to + i, load<F>(to + i) + load<F>(from + i));
   for (; i < count; ++i) to[i] += from[i];
 }
+
+static uint32_t sum_words(const uint32_t* from, int64_t count) {
+  constexpr int kLoads = 8;  // independent sums: no load waits for another's addition
+  U parts[kLoads] = {};
+  int64_t i = 0;
+  for (; i + kLoads * kLanes <= count; i += kLoads * kLanes) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kLoads; ++n) parts[n] += load<U>(from + i + n * kLanes);
+  }
+  uint32_t sum = 0;
+  for (; i < count; ++i) sum += from[i];
+  for (int n = 1; n < kLoads; ++n) parts[0] += parts[n];
+  for (int lane = 0; lane < kLanes; ++lane) sum += parts[0][lane];
+  return sum;
+}

@@ -44,6 +44,9 @@ struct Kernels {
   // to[i] += from[i]
   void (*add)(const float* from, float* to, int64_t count);
 
+  // The sum of all words, modulo 2^32.
+  uint32_t (*sum_words)(const uint32_t* from, int64_t count);
+
   // Multiply-adds between registers, for measuring the processor's rate; returns the floating point
   // operations.
   int64_t (*multiply_adds)(int64_t rounds);

@@ -34,6 +34,7 @@ const Kernels VLKV_TABLE = {
     VLKV_KERNELS_NAMESPACE::combine,
     VLKV_KERNELS_NAMESPACE::add_columns,
     VLKV_KERNELS_NAMESPACE::add,
+    VLKV_KERNELS_NAMESPACE::sum_words,
     VLKV_KERNELS_NAMESPACE::multiply_adds,
 };
 

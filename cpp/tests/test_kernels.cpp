@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cases.h"
+#include "vlkv/read_words.h"
 
 namespace vlkv::test {
 namespace {
@@ -95,6 +96,22 @@ TEST(Kernels, TailsOfEveryLengthStayInside) {
       for (int64_t i = 0; i < count; ++i) EXPECT_EQ(sum[static_cast<size_t>(i)], 1.5F);
     }
   }
+}
+
+TEST(Kernels, SumsWords) {
+  Random random(5);
+  for (const int64_t count : {0, 1, 7, 127, 128, 129, 1000, 300001}) {
+    std::vector<uint32_t> words(static_cast<size_t>(count));
+    for (uint32_t& word : words) word = static_cast<uint32_t>(random.integer(0, 0xffffffffLL));
+    uint32_t sum = 0;
+    for (const uint32_t word : words) sum += word;
+    for (const NamedKernels& kernels : all_kernels()) {
+      EXPECT_EQ(kernels.table->sum_words(words.data(), count), sum) << kernels.name << " " << count;
+    }
+    for (const int threads : {1, 3}) EXPECT_EQ(read_words(words.data(), count, threads), sum) << count;
+  }
+  EXPECT_THROW(read_words(nullptr, 1), InvalidArgument);
+  EXPECT_THROW(read_words(nullptr, -1), InvalidArgument);
 }
 
 }  // namespace

@@ -81,14 +81,20 @@ def against_body() -> Row:
 
 def against_prefill(folder: Path, lengths: list[int]) -> list[Row]:
     """Score, allocation and eviction of all layers, beside the prefill of the same prompt."""
-    from bench import ask, engine_of
+    from make_engine import engine_of
+
+    from vlkv.bench.prompts import make_prompts
+    from vlkv.bench.run import EngineArm
+    from vlkv.bench.settings import Budget
 
     engine = engine_of("150m", folder)
-    ask(engine, lengths[0], 2, "vl-cache", 0.1)
+    arm = EngineArm(engine, Budget(0.1), "vl-cache")
+    arm.run(make_prompts(engine.manifest, lengths[0], 1), 2)
     rows: list[Row] = []
     for length in lengths:
         repeats = 3 if length < 10_000 else 1
-        times = [ask(engine, length, 2, "vl-cache", 0.1)[0].seconds for _ in range(repeats)]
+        asked = make_prompts(engine.manifest, length, 1)
+        times = [arm.run(asked, 2) for _ in range(repeats)]
         rows.append(
             {
                 "figure": f"compression, {length} tokens, 150M parameters",

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from time import sleep
 
-from bench import engine_of
+from make_engine import engine_of
 
 from vlkv import Question
 from vlkv.scheduler.plan import divide

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from bench import engine_of
+from make_engine import engine_of
 from PIL import Image
 
 from vlkv import Engine, Question

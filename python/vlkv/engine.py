@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from vlkv import manifest as manifests
 from vlkv.cache import HOST
 from vlkv.conversation import Conversation, Keep
@@ -123,6 +125,24 @@ class Engine:
             for number, _, result in self._run(requests):
                 results[number] = result
         return [results[number] for number in range(len(requests))]
+
+    def answers(
+        self, requests: Sequence[Request], *, endless: bool = False
+    ) -> Iterator[tuple[int, str, Result]]:
+        """Answers prepared prompts, a token at a time: see `vlkv.generate.generate`.
+
+        `endless` lets answers go past end tokens, so that each has exactly the tokens that were asked for.
+        """
+        manifest = self.manifest
+        if endless:
+            manifest = msgspec.structs.replace(
+                manifest, tokens=msgspec.structs.replace(manifest.tokens, eos=())
+            )
+        return generate(requests, self._backend, self._embedding, self._tokenizer, manifest)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out."""
+        return self._tokenizer.decode(token_ids)
 
     def forced(self, question: Question, tokens: Sequence[int], *, attention: bool = False) -> Forced:
         """Runs given tokens as the answer: logits of each step under the question's policy.

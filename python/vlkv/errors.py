@@ -46,3 +46,7 @@ class MemoryLimitError(VlkvError):
 
 class ServerFullError(VlkvError):
     """Too many requests wait already, or none is taken any more; the same request may do later."""
+
+
+class BenchError(VlkvError):
+    """A benchmark that can't be run as asked, or a peer that can't."""

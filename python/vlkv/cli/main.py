@@ -65,6 +65,7 @@ def print_versions() -> None:
 
 @cache
 def _add_commands() -> None:
+    from vlkv.cli.bench import bench
     from vlkv.cli.eval import evaluate
     from vlkv.cli.inspect import inspect
     from vlkv.cli.load import load
@@ -72,7 +73,7 @@ def _add_commands() -> None:
     from vlkv.cli.run import run
     from vlkv.cli.triton import triton
 
-    for command in (run, policies, evaluate, inspect, triton, load):
+    for command in (run, policies, evaluate, inspect, triton, load, bench):
         app.command("eval" if command is evaluate else command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:

@@ -1,0 +1,38 @@
+"""Engines of the benchmark checkpoints, made on first use.
+
+python examples/benchmark/make_engine.py 150m -o out/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import make_checkpoint
+
+from vlkv import Engine
+from vlkv.export.directory import export_checkpoint
+from vlkv.export.engine import build_engine
+
+
+def make(size: str, folder: Path) -> Path:
+    """The engine directory of that size, `SIZE-engine`, beside its checkpoint, `SIZE`."""
+    engine = folder / f"{size}-engine"
+    if not (engine / "manifest.json").exists():
+        make_checkpoint.make(size, folder / size)
+        export_checkpoint(folder / size, folder / f"{size}-graphs")
+        build_engine(folder / f"{size}-graphs", engine)
+    return engine
+
+
+def engine_of(size: str, folder: Path) -> Engine:
+    """That engine, opened."""
+    return Engine.load(make(size, folder), verify=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("size", choices=("20m", "150m"))
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    make(arguments.size, arguments.output)

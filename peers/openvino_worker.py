@@ -1,0 +1,118 @@
+"""OpenVINO GenAI's paged pipeline in float32 with a cache of two bytes a number, whole or with cache eviction.
+
+The checkpoint is converted by optimum-intel on first use. The pipeline takes texts and pictures and makes its own
+tokens of them, one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+from PIL import Image
+from worker import cores, serve
+
+KEPT = 0.1
+BLOCK = 32
+"""Slots of a block of the paged cache: sizes of eviction are multiples of it."""
+CACHE_GIB = 4
+
+
+def converted(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as OpenVINO's files, beside the environment, by its path and the time of its weights."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    state = [
+        str(checkpoint),
+        *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files),
+    ]
+    target = folder / "models" / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+    if not target.exists():
+        part = target.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        command += [
+            "--model",
+            str(checkpoint),
+            "--task",
+            "image-text-to-text",
+            "--weight-format",
+            "fp32",
+            str(part),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            raise RuntimeError(f"optimum-cli: {lines[-1] if lines else done.returncode}")
+        part.rename(target)
+    return target
+
+
+class OpenvinoPeer:
+    """A pipeline. With eviction it is made anew for a prompt of another length, as its sizes are numbers of tokens."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]))
+        self._threads, self._evict = cores(settings["threads"]), settings["mode"] == "evict"
+        self._length = 0
+        self._pipeline = None if self._evict else self._open(0)
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See `worker`."""
+        if len(request["texts"]) != 1:
+            raise ValueError(
+                f"batch {len(request['texts'])}: this pipeline takes one prompt with a picture at a time"
+            )
+        length = len(request["token_ids"][0])
+        if self._evict and length != self._length:
+            self._pipeline, self._length = self._open(length), length
+        picture = np.asarray(Image.open(request["pictures"][0]).convert("RGB"))
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos = request["new_tokens"], True
+        config.do_sample, config.apply_chat_template = False, False
+        start = perf_counter()
+        found = self._pipeline.generate(
+            request["texts"][0], images=[openvino.Tensor(picture[np.newaxis])], generation_config=config
+        )
+        whole = perf_counter() - start
+        metrics = found.perf_metrics
+        if abs(metrics.get_num_input_tokens() - length) > 2:
+            raise ValueError(
+                f"the prompt became {metrics.get_num_input_tokens()} tokens here, {length} there"
+            )
+        steps = [micros / 1e6 for micros in metrics.raw_metrics.m_durations]
+        if len(steps) == request["new_tokens"]:
+            steps = steps[1:]
+        return {"first": metrics.get_ttft().mean / 1e3, "steps": steps, "whole": whole}
+
+    def _open(self, length: int) -> Any:
+        scheduler = genai.SchedulerConfig()
+        scheduler.cache_size = CACHE_GIB
+        scheduler.enable_prefix_caching = False
+        if self._evict:
+            blocks = max(3, round(length * KEPT / BLOCK))
+            start, recent = BLOCK, BLOCK * max(1, blocks // 4)
+            scheduler.use_cache_eviction = True
+            scheduler.cache_eviction_config = genai.CacheEvictionConfig(
+                start, recent, blocks * BLOCK, genai.AggregationMode.NORM_SUM
+            )
+        return genai.VLMPipeline(
+            str(self._folder),
+            "CPU",
+            scheduler_config=scheduler,
+            ATTENTION_BACKEND="PA",
+            INFERENCE_PRECISION_HINT="f32",
+            KV_CACHE_PRECISION="f16",
+            INFERENCE_NUM_THREADS=self._threads,
+        )
+
+
+if __name__ == "__main__":
+    serve(OpenvinoPeer, ("openvino-genai", "openvino", "optimum-intel", "transformers"))

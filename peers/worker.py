@@ -1,0 +1,67 @@
+"""The protocol of a peer: a JSON object a line, from standard input to standard output.
+
+    {"load": {"checkpoint": FOLDER, "threads": N, "mode": TEXT, "folder": FOLDER}}     -> {"versions": {NAME: VERSION}}
+    {"run": {"token_ids": [[...]], "pixels": FILE.npy, "pictures": [FILE.png], "texts": [TEXT], "new_tokens": N}}
+        -> {"first": S, "steps": [S], "whole": S, "cache_bytes": N, "tokens": [[...]]}
+
+What goes wrong is {"error": TEXT}, and the next line is waited for. The end of the input is the end. Whatever
+libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+
+class Peer(Protocol):
+    """A loaded model."""
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answers the prompts."""
+        ...
+
+
+def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> None:
+    """Answers lines until the input ends; `load` makes the model, `packages` are told with their versions."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    peer: Peer | None = None
+    for line in sys.stdin:
+        try:
+            message = json.loads(line)
+            if "load" in message:
+                peer = load(message["load"])
+                answer = {"versions": versions(packages)}
+            elif peer is None:
+                raise RuntimeError("nothing is loaded")
+            else:
+                answer = peer.run(message["run"])
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            answer = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]}
+            sys.excepthook(type(error), error, error.__traceback__)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cores(threads: int) -> int:
+    """That many threads, 0 for the cores that this process may use."""
+    return threads or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

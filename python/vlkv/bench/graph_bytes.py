@@ -1,0 +1,76 @@
+"""Bytes of the weights in an ONNX file, read off its protocol buffer; no ONNX package is needed.
+
+Of a ModelProto the graph is field 7; of a GraphProto, initializers are field 5; of a TensorProto, 9 is the raw data and
+13 holds pairs of texts that say where external data lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlkv.errors import EngineError
+from vlkv.files import reason, show
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_GRAPH, _INITIALIZER, _RAW, _EXTERNAL = 7, 5, 9, 13
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of all initializers, each place in an external file counted once. `EngineError`: not an ONNX file."""
+    try:
+        data = memoryview(path.read_bytes())
+        inline, places = 0, {}
+        for model_field, graph in _fields(data):
+            if model_field != _GRAPH:
+                continue
+            for graph_field, tensor in _fields(graph):
+                if graph_field != _INITIALIZER:
+                    continue
+                entries = {}
+                for field, value in _fields(tensor):
+                    if field == _RAW:
+                        inline += len(value)
+                    elif field == _EXTERNAL:
+                        pair = {key: bytes(text).decode() for key, text in _fields(value)}
+                        entries[pair.get(1, "")] = pair.get(2, "")
+                if entries:
+                    places[entries.get("location", ""), entries.get("offset", "0")] = int(entries["length"])
+        return inline + sum(places.values())
+    except OSError as error:
+        raise EngineError(f"{show(path)}: {reason(error)}") from None
+    except (IndexError, KeyError, ValueError) as error:
+        raise EngineError(f"{show(path)}: not an ONNX file ({reason(error)})") from None
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Numbers and contents of a message's fields that are bytes; numbers are passed over."""
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        kind = tag & 7
+        if kind == _VARINT:
+            _, place = _varint(data, place)
+        elif kind == _BYTES:
+            size, place = _varint(data, place)
+            if place + size > len(data):
+                raise ValueError("a field ends behind the file")
+            yield tag >> 3, data[place : place + size]
+            place += size
+        elif kind in (_FIXED32, _FIXED64):
+            place += 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")

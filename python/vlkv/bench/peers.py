@@ -1,0 +1,247 @@
+"""Other programs on the same checkpoint, each a process of its own that is spoken to in lines of JSON.
+
+The protocol is in `peers/worker.py`. A program's standard error goes to a log beside its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vlkv.bench.environments import make_environment, peer_file
+from vlkv.bench.probe import Peak
+from vlkv.bench.prompts import Asked
+from vlkv.bench.run import Run
+from vlkv.engine import Engine
+from vlkv.errors import BenchError
+from vlkv.files import show
+from vlkv.manifest import ImageFacts
+from vlkv.preprocess import preprocess
+
+PATIENCE = 3600.0
+"""Seconds that an answer may take."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program: its name in tables, the environment and the file that it is, what it is told to be."""
+
+    label: str
+    environment: str
+    program: str
+    mode: str
+
+
+PEERS = {
+    "hf": (
+        Peer("transformers, eager", "hf", "torch_worker.py", "eager"),
+        Peer("transformers, SDPA", "hf", "torch_worker.py", "sdpa"),
+    ),
+    "kvpress": (Peer("kvpress, SnapKV 90%", "kvpress", "torch_worker.py", "snapkv"),),
+    "openvino": (
+        Peer("OpenVINO GenAI", "openvino", "openvino_worker.py", "full"),
+        Peer("OpenVINO GenAI, eviction", "openvino", "openvino_worker.py", "evict"),
+    ),
+}
+
+
+class _Told(msgspec.Struct, kw_only=True):
+    """A worker's answer, whichever it is."""
+
+    error: str = ""
+    versions: dict[str, str] = {}
+    first: float = 0.0
+    steps: list[float] = []
+    whole: float = 0.0
+    cache_bytes: int = 0
+    tokens: list[list[int]] = []
+
+
+class PeerArm:
+    """A peer's process, loaded. Close it in the end.
+
+    Args:
+        label: its name in tables.
+        command: starts its program.
+        log: where its standard error goes.
+        load: what it is told to load, see `peers/worker.py`.
+        image: how pictures become pixel values.
+        decode: token ids to text, for peers that take no ids.
+
+    Raises:
+        BenchError: it can't be started, or can't load the checkpoint.
+    """
+
+    own = False
+
+    def __init__(
+        self,
+        label: str,
+        command: Sequence[str],
+        log: Path,
+        load: dict[str, Any],
+        image: ImageFacts,
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        self.label, self._image, self._decode, self._log = label, image, decode, log
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        try:
+            with log.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                )
+        except OSError as error:
+            raise BenchError(f"{label} does not start: {error}") from None
+        self._lines: Queue[bytes] = Queue()
+        self._listener = Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._peak = Peak(self._process.pid)
+        try:
+            self.versions = self._ask({"load": load}).versions
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
+        """See `Arm.run`. Pixel values are made beforehand; a peer that makes its own gets the picture's file."""
+        with TemporaryDirectory(prefix="vlkv-bench-") as folder:
+            pixels = Path(folder) / "pixels.npy"
+            np.save(pixels, preprocess([one.picture for one in asked], self._image))
+            pictures = []
+            for number, one in enumerate(asked):
+                pictures.append(str(Path(folder) / f"{number}.png"))
+                one.picture.save(pictures[-1])
+            request = {
+                "token_ids": [one.prompt.token_ids.tolist() for one in asked],
+                "pixels": str(pixels),
+                "pictures": pictures,
+                "texts": [self._text(one) for one in asked],
+                "new_tokens": new_tokens,
+            }
+            self._peak.reset()
+            told = self._ask({"run": request})
+        if len(told.steps) != new_tokens - 1:
+            raise BenchError(f"{self.label}: {len(told.steps) + 1} tokens came, {new_tokens} were asked for")
+        return Run(
+            first=told.first,
+            steps=told.steps,
+            whole=told.whole,
+            cache_bytes=told.cache_bytes,
+            peak_bytes=self._peak.bytes(),
+            tokens=told.tokens,
+        )
+
+    def close(self) -> None:
+        """Ends the process."""
+        with suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.join()
+
+    def _text(self, one: Asked) -> str:
+        """The prompt as text, the picture where it stands."""
+        ids, places = one.prompt.token_ids, one.prompt.image_positions
+        before, after = ids[: places[0]].tolist(), ids[places[-1] + 1 :].tolist()
+        return f"{self._decode(before)} {self._image.token} {self._decode(after)}"
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as answers:
+            for line in answers:
+                self._lines.put(line)
+        self._lines.put(b"")
+
+    def _ask(self, message: dict[str, Any]) -> _Told:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(message) + b"\n")
+            self._process.stdin.flush()
+            line = self._lines.get(timeout=PATIENCE)
+        except Empty:
+            self._process.kill()
+            raise BenchError(f"{self.label} did not answer in {PATIENCE:g} s") from None
+        except OSError:
+            line = b""
+        if not line:
+            raise BenchError(f"{self.label} ended: {self._last_words()}")
+        try:
+            told = msgspec.json.decode(line, type=_Told)
+        except msgspec.MsgspecError as error:
+            raise BenchError(f"{self.label} answered {line[:80]!r}: {error}") from None
+        if told.error:
+            raise BenchError(f"{self.label}: {show(told.error)}")
+        return told
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"exit code {code}" + (f", {show(lines[-1][:200])}" if lines else "")
+
+
+@contextmanager
+def started(
+    names: Sequence[str],
+    engine: Engine,
+    checkpoint: Path | None,
+    folder: Path,
+    threads: int,
+    told: Callable[[str], None],
+) -> Iterator[tuple[list[PeerArm], dict[str, str]]]:
+    """The named peers' processes, ended at the end; and why others did not start, by label."""
+    arms: list[PeerArm] = []
+    failed: dict[str, str] = {}
+    try:
+        for peer in (peer for name in names for peer in PEERS[name]):
+            assert checkpoint is not None
+            try:
+                image = engine.manifest.image
+                arms.append(start(peer, folder, checkpoint, threads, image, engine.decode, told))
+            except BenchError as error:
+                failed[peer.label] = str(error)
+        yield arms, failed
+    finally:
+        for arm in arms:
+            arm.close()
+
+
+def start(
+    peer: Peer,
+    folder: Path,
+    checkpoint: Path,
+    threads: int,
+    image: ImageFacts,
+    decode: Callable[[Sequence[int]], str],
+    told: Callable[[str], None],
+) -> PeerArm:
+    """Makes the environment where there is none, starts the program, loads the checkpoint."""
+    place = folder.resolve() / peer.environment
+    python = make_environment(place, peer_file(f"{peer.environment}.txt"), told)
+    told(f"loading {peer.label}")
+    load = {
+        "checkpoint": str(checkpoint.resolve()),
+        "threads": threads,
+        "mode": peer.mode,
+        "folder": str(place),
+    }
+    log = place / f"{peer.mode}.log"
+    return PeerArm(peer.label, [str(python), str(peer_file(peer.program))], log, load, image, decode)

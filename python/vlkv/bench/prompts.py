@@ -1,0 +1,45 @@
+"""Prompts of an exact number of tokens: random words, a picture of noise, random words after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlkv.bench.settings import QUESTION
+from vlkv.manifest import Manifest
+from vlkv.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt and its picture."""
+
+    prompt: Prompt
+    picture: Image.Image
+
+
+def make_prompts(manifest: Manifest, length: int, batch: int, seed: int = 0) -> list[Asked]:
+    """`batch` prompts of `length` tokens each, all different, the same for the same seed.
+
+    Text tokens are drawn from the vocabulary but for the special ones that the manifest names; the picture stands
+    `QUESTION` tokens before the end.
+    """
+    image, tokens = manifest.image, manifest.tokens
+    special = [index for index in (image.token_id, tokens.bos, tokens.pad, *tokens.eos) if index is not None]
+    words = np.setdiff1d(np.arange(manifest.text.vocab), special)
+    random = np.random.default_rng([seed, length, batch])
+    found = []
+    for _ in range(batch):
+        begin = length - QUESTION - image.tokens_per_image
+        ids: NDArray[np.int64] = random.choice(words, length).astype(np.int64)
+        if tokens.bos is not None:
+            ids[0] = tokens.bos
+        ids[begin : begin + image.tokens_per_image] = image.token_id
+        positions = np.arange(begin, begin + image.tokens_per_image, dtype=np.int64)
+        noise = random.integers(0, 256, (image.height, image.width, 3), np.uint8)
+        prompt = Prompt("", ids, positions, begin + image.tokens_per_image - 1)
+        found.append(Asked(prompt, Image.fromarray(noise)))
+    return found

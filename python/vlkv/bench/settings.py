@@ -1,0 +1,151 @@
+"""What a benchmark is asked to run, read from texts such as `1k,4k` and `1,0.1,160t`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vlkv.errors import BenchError
+from vlkv.manifest import Manifest
+from vlkv.policy import check_budget, resolve
+
+QUESTION = 32
+"""Tokens of text after the picture."""
+MOST_TOKENS = 10_000_000
+MOST_BATCH = 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm keeps: a share of the prompt's cache, or a number of tokens a layer (`tokens` > 0)."""
+
+    share: float = 0.0
+    tokens: int = 0
+
+    @property
+    def label(self) -> str:
+        """As in a table's head."""
+        if self.tokens:
+            return f"{self.tokens} kept"
+        return "full cache" if self.share == 1.0 else f"{self.share * 100:g}% kept"
+
+    def of(self, length: int) -> float:
+        """The share of a prompt of `length` tokens, at most 1."""
+        return min(1.0, self.tokens / length) if self.tokens else self.share
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that is run: each prompt length with each batch size, under each budget, `repeat` times by turns.
+
+    Fields:
+        lengths: prompt tokens, image tokens included.
+        batches: prompts that decode together.
+        budgets: what is kept of the cache; 1 is the policy `full`.
+        new_tokens: of each answer.
+        repeat: pairs.
+        policy: of budgets under 1.
+    """
+
+    lengths: tuple[int, ...]
+    batches: tuple[int, ...]
+    budgets: tuple[Budget, ...]
+    new_tokens: int = 100
+    repeat: int = 3
+    policy: str = "vl-cache"
+
+    def check(self, manifest: Manifest) -> None:
+        """Raises `BenchError` or `PolicyError` where the engine can't run it; nothing has run by then."""
+        policy = resolve(self.policy)
+        if policy.allocation == "all" and any(budget != Budget(1.0) for budget in self.budgets):
+            raise BenchError(
+                f"policy {self.policy!r} keeps all; budgets under 1 need another, such as vl-cache"
+            )
+        least = manifest.image.tokens_per_image + QUESTION + 1
+        most = manifest.text.max_positions - self.new_tokens
+        for length in self.lengths:
+            if length < least:
+                raise BenchError(
+                    f"a prompt of {length} tokens does not hold a picture of {manifest.image.tokens_per_image} "
+                    f"and {QUESTION + 1} of text; give at least {least}"
+                )
+            if length > most:
+                raise BenchError(
+                    f"{length} prompt tokens and {self.new_tokens} new ones do not fit the engine's "
+                    f"{manifest.text.max_positions} positions; prompts of up to {most} do"
+                )
+        if manifest.device is not None:
+            self._check_device(manifest)
+
+    def _check_device(self, manifest: Manifest) -> None:
+        device = manifest.device
+        assert device is not None
+        longest = max(self.lengths) + self.new_tokens
+        if longest > device.capacity or max(self.batches) > device.batch:
+            raise BenchError(
+                f"{longest} tokens and batches of {max(self.batches)} do not fit this engine, built for "
+                f"{device.capacity} slots and batches of {device.batch}"
+            )
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Prompt lengths: `640,1k,32k`; k is 1000."""
+    found = []
+    for part in _parts(text, "prompt-tokens"):
+        match = re.fullmatch(r"(\d{1,8}(?:\.\d{1,3})?)(k?)", part, re.IGNORECASE)
+        length = float(match.group(1)) * (1000 if match.group(2) else 1) if match else 0
+        if length != int(length) or not 1 <= length <= MOST_TOKENS:
+            raise BenchError(f"prompt-tokens {part!a:.40} is no number of tokens; 640, 1k and 32k are")
+        found.append(int(length))
+    return _different(found, "prompt-tokens")
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Batch sizes: `1,4`."""
+    found = []
+    for part in _parts(text, "batch"):
+        if not re.fullmatch(r"\d{1,6}", part) or not 1 <= int(part) <= MOST_BATCH:
+            raise BenchError(f"batch {part!a:.40} is no number from 1 to {MOST_BATCH}")
+        found.append(int(part))
+    return _different(found, "batch")
+
+
+def parse_budgets(text: str) -> tuple[Budget, ...]:
+    """Budgets: shares in (0, 1], or tokens a layer with a t: `1,0.1,160t`."""
+    found = []
+    for part in _parts(text, "budget"):
+        if re.fullmatch(r"\d{1,8}t", part) and int(part[:-1]) >= 1:
+            found.append(Budget(tokens=int(part[:-1])))
+            continue
+        try:
+            share = float(part)
+        except ValueError:
+            raise BenchError(
+                f"budget {part!a:.40} is no budget; 1, 0.1 and 160t (tokens a layer) are"
+            ) from None
+        found.append(Budget(check_budget(share)))
+    return _different(found, "budget")
+
+
+def parse_names(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
+    """Names out of the known ones: `hf,kvpress`."""
+    names = _parts(text, option)
+    for name in names:
+        if name not in known:
+            raise BenchError(f"{option} {name!a:.40} is unknown; known: {', '.join(known)}")
+    return _different(names, option)
+
+
+def _parts(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise BenchError(f"{option} {text!a:.80} holds an empty part; separate by single commas")
+    return parts
+
+
+def _different(found: list[T], option: str) -> tuple[T, ...]:
+    if len(set(found)) < len(found):
+        raise BenchError(f"{option} names something twice: {', '.join(map(str, found))}")
+    return tuple(found)

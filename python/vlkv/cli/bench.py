@@ -1,0 +1,117 @@
+"""`vlkv bench`: the latency benchmark."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from vlkv.cli.console import notes, progress
+from vlkv.engine import Engine
+from vlkv.errors import BenchError
+from vlkv.files import reason, show, write_bytes
+
+ENVIRONMENTS = Path("out/peers")
+
+
+def bench(
+    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    prompt_tokens: Annotated[
+        str, typer.Option(help="Prompt lengths, image tokens included; k is 1000.")
+    ] = "1k,4k,16k,32k",
+    batch: Annotated[str, typer.Option(help="Prompts that decode together.")] = "1",
+    budget: Annotated[
+        str, typer.Option(help="Shares of the cache to keep; 160t keeps 160 tokens a layer.")
+    ] = "1,0.1",
+    new_tokens: Annotated[int, typer.Option(min=2, max=100_000, help="Tokens of each answer.")] = 100,
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, by turns.")] = 3,
+    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = "vl-cache",
+    peers: Annotated[
+        str | None, typer.Option(help="Other programs, with --checkpoint: hf, kvpress, openvino.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The Hugging Face folder that the engine comes from.")
+    ] = None,
+    peers_directory: Annotated[Path, typer.Option(help="Where peers' environments lie.")] = ENVIRONMENTS,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Of one operator; 0 takes all cores.")] = 0,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where bench.md, bench.json and charts go.")
+    ] = None,
+) -> None:
+    """Measure latency, full cache and compressed, by turns in one run."""
+    from vlkv.bench.graph_bytes import weight_bytes
+    from vlkv.bench.measure import measure
+    from vlkv.bench.peers import PEERS, started
+    from vlkv.bench.probe import Bandwidth
+    from vlkv.bench.report import markdown, record
+    from vlkv.bench.run import EngineArm
+    from vlkv.bench.settings import (
+        Settings,
+        parse_batches,
+        parse_budgets,
+        parse_lengths,
+        parse_names,
+    )
+
+    settings = Settings(
+        parse_lengths(prompt_tokens), parse_batches(batch), parse_budgets(budget), new_tokens, repeat, policy
+    )
+    names = parse_names(peers, tuple(PEERS), "peers") if peers is not None else ()
+    if names and checkpoint is None:
+        raise BenchError(f"peers {','.join(names)} need --checkpoint, the Hugging Face folder of this engine")
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        raise BenchError(f"checkpoint {show(checkpoint)} holds no config.json")
+    if output is not None:
+        _make_folder(output)
+    with progress(data=False) as bar:
+        bar.step("opening the engine")
+        opened = Engine.load(engine, verify=not no_verify, threads=threads)
+        settings.check(opened.manifest)
+        on_cpu = opened.manifest.backend == "onnxruntime"
+        weights = weight_bytes(engine / "decoder.onnx") if on_cpu else None
+        own = [EngineArm(opened, kept, policy) for kept in settings.budgets]
+        probe = Bandwidth(threads) if on_cpu else _no_bandwidth
+        with started(names, opened, checkpoint, peers_directory, threads, bar.step) as (others, failed):
+            measured = measure(settings, opened.manifest, [*own, *others], probe, bar.step)
+        measured.failed = failed | measured.failed
+    labels = [arm.label for arm in own]
+    versions = {arm.label: arm.versions for arm in others}
+    found = record(settings, opened.manifest, measured, labels, weights, versions)
+    text = markdown(found, labels)
+    if output is not None:
+        _write(output, text, found)
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n" if json else text)
+
+
+def _no_bandwidth() -> float:
+    """A device's memory is not this process's to read."""
+    return 0.0
+
+
+def _make_folder(folder: Path) -> None:
+    """So that a place that can't be written is told before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{show(folder)}: {reason(error)}") from None
+
+
+def _write(folder: Path, text: str, found: dict[str, object]) -> None:
+    from vlkv.bench.charts import draw
+
+    write_bytes(folder / "bench.md", text.encode())
+    write_bytes(folder / "bench.json", msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    try:
+        charts = draw(found)
+    except BenchError as error:
+        notes().print(str(error), soft_wrap=True)
+        return
+    for name, data in charts.items():
+        write_bytes(folder / name, data)
