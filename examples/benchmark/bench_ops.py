@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -79,7 +80,7 @@ def against_body() -> Row:
     }
 
 
-def against_prefill(folder: Path, lengths: list[int]) -> list[Row]:
+def against_prefill(folder: Path, lengths: list[int]) -> Iterator[Row]:
     """Score, allocation and eviction of all layers, beside the prefill of the same prompt."""
     from make_engine import engine_of
 
@@ -90,44 +91,37 @@ def against_prefill(folder: Path, lengths: list[int]) -> list[Row]:
     engine = engine_of("150m", folder)
     arm = EngineArm(engine, Budget(0.1), "vl-cache")
     arm.run(make_prompts(engine.manifest, lengths[0], 1), 2)
-    rows: list[Row] = []
     for length in lengths:
         repeats = 3 if length < 10_000 else 1
         asked = make_prompts(engine.manifest, length, 1)
         times = [arm.run(asked, 2) for _ in range(repeats)]
-        rows.append(
-            {
-                "figure": f"compression, {length} tokens, 150M parameters",
-                "prefill ms": median(spent.prefill for spent in times) * 1e3,
-                "compression ms": median(spent.compress for spent in times) * 1e3,
-                "ratio": median(spent.compress / spent.prefill for spent in times),
-            }
-        )
-    return rows
+        yield {
+            "figure": f"compression, {length} tokens, 150M parameters",
+            "prefill ms": median(spent.prefill for spent in times) * 1e3,
+            "compression ms": median(spent.compress for spent in times) * 1e3,
+            "ratio": median(spent.compress / spent.prefill for spent in times),
+        }
 
 
-def markdown(rows: list[Row]) -> str:
-    """A line of text for each figure."""
-    lines = []
-    for row in rows:
-        names = [name for name in row if name != "figure"]
-        figures = (row[name] if isinstance(row[name], str) else f"{row[name]:.3g}" for name in names)
-        parts = (f"{name} {figure}" for name, figure in zip(names, figures, strict=True))
-        lines.append(f"- {row['figure']}: {', '.join(parts)}")
-    return "\n".join(lines)
+def line(row: Row) -> str:
+    """A figure as a line of Markdown."""
+    parts = [
+        f"{name} {value if isinstance(value, str) else format(value, '.3g')}"
+        for name, value in row.items()
+        if name != "figure"
+    ]
+    return f"- {row['figure']}: {', '.join(parts)}"
 
 
-def kernels(binary: Path) -> list[Row]:
+def kernels(binary: Path) -> Iterator[Row]:
     """What the C++ program measured: a line each of peak rate, Score and Evict."""
     lines = subprocess.run([binary], check=True, capture_output=True, text=True).stdout.splitlines()
-    rows = []
     for found in map(json.loads, lines):
         sizes = [
             f"{name} {found.pop(name)}" for name in ("heads", "dim", "slots", "rows", "keep") if name in found
         ]
         figure = " ".join([found.pop("op"), *sizes, *(["merged"] if found.pop("merge", False) else [])])
-        rows.append({"figure": figure, **found})
-    return rows
+        yield {"figure": figure, **found}
 
 
 def main() -> None:
@@ -142,11 +136,13 @@ def main() -> None:
         print_extra(arguments.peak_of)
         return
     lengths = [int(text) for text in arguments.prompt_tokens.split(",")]
-    rows = [*kernels(arguments.binary), against_body(), *against_prefill(arguments.output, lengths)]
-    text = markdown(rows)
+    measured = chain(kernels(arguments.binary), [against_body()], against_prefill(arguments.output, lengths))
+    rows = []
+    for row in measured:
+        rows.append(row)
+        print(line(row), flush=True)
     (arguments.output / "ops.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (arguments.output / "ops.md").write_text(text + "\n")
-    print(text)
+    (arguments.output / "ops.md").write_text("".join(f"{line(row)}\n" for row in rows))
 
 
 if __name__ == "__main__":
