@@ -19,6 +19,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+BENCH ?=
 CUDA_ARCHITECTURES ?= 80
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
@@ -52,7 +53,7 @@ format: $(VENV)/tested
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/make_engine.py 150m -o $(OUT)/bench
 	@$(BIN)/vlkv bench $(OUT)/bench/150m-engine --prompt-tokens 640,2k,4k,8k,16k --budget 1,0.1,160t --new-tokens 64 \
-		--repeat 2 --no-verify -o $(OUT)/bench
+		--repeat 2 --no-verify -o $(OUT)/bench $(BENCH)
 
 bench-memory: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench
