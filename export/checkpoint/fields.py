@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkv.errors import CheckpointError
+from vlkv.files import show as printable
 
 MAX_JSON_BYTES = 256 << 20
 MAX_INTEGER = 1 << 24
@@ -76,7 +77,8 @@ class Fields:
 
     def fail(self, name: str, wanted: str) -> CheckpointError:
         """Make the error that says what was found and what was wanted."""
-        return CheckpointError(f"{self.where}: {name} is {show(self.values.get(name))}; it must be {wanted}")
+        field = printable(name)[:80]
+        return CheckpointError(f"{self.where}: {field} is {show(self.values.get(name))}; it must be {wanted}")
 
     def integer(self, name: str, default: int | None = None, low: int = 1, high: int = MAX_INTEGER) -> int:
         """Return an integer from `low` to `high`."""

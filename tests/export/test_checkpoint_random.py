@@ -236,3 +236,14 @@ def test_rubbish(folder: Path, content: bytes, prefix: bool) -> None:
     start = struct.pack("<Q", len(content)) if prefix else b""
     (folder / "model.safetensors").write_bytes(start + content)
     assert check(folder) is None
+
+
+@pytest.mark.parametrize("name", ["\x1e", "\u2028", "n" * 2000, ""])
+def test_a_strange_name_of_a_size_is_one_line(folder: Path, name: str) -> None:
+    path = folder / "preprocessor_config.json"
+    before = path.read_text() if path.exists() else None
+    try:
+        path.write_text(json.dumps({"size": {name: False}, "crop_size": {"height": 28, "width": 28}}))
+        assert check(folder) is None
+    finally:
+        path.unlink() if before is None else path.write_text(before)
