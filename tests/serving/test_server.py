@@ -325,41 +325,48 @@ def test_a_timeout_ends_an_answer_with_what_it_has(server, long_answer):
     assert (status, "deadline" in text) == (400, True)
 
 
-def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_path):
+def asked_while_it_ends(server, body):
+    """Three answers asked at once, SIGTERM when all have begun: text, last event and time of end of each; SIGTERM's."""
     import aiohttp
 
     from vlkv.serving.client import stream
+
+    async def ask(session, started):
+        text, last = "", {}
+        async for event in stream(session, server.url, body):
+            text += event.get("text", "")
+            last = event
+            started.set()
+        return text, last, time.monotonic()
+
+    async def scene():
+        async with aiohttp.ClientSession() as session:
+            started = [asyncio.Event() for _ in range(3)]
+            tasks = [asyncio.create_task(ask(session, event)) for event in started]
+            await asyncio.gather(*(event.wait() for event in started))
+            asked = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*tasks), asked
+
+    return asyncio.run(scene())
+
+
+def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_path):
     from vlkv.serving.repository import Settings, write_repository
     from vlkv.serving.server import Server
 
     repository = tmp_path / "models"
     write_repository(Settings(str(shipped), slots=4, threads=1), shipped, repository)
     body, whole = long_answer
-    marks = []
-    with Server(repository, tmp_path / "log") as server:
-        server.wait()
-
-        async def ask(session, started):
-            text, last = "", {}
-            async for event in stream(session, server.url, body):
-                text += event.get("text", "")
-                last = event
-                started.set()
-            return text, last, time.monotonic()
-
-        async def scene():
-            async with aiohttp.ClientSession() as session:
-                started = [asyncio.Event() for _ in range(3)]
-                tasks = [asyncio.create_task(ask(session, event)) for event in started]
-                await asyncio.gather(*(event.wait() for event in started))
-                server.process.send_signal(signal.SIGTERM)
-                marks.append(time.monotonic())
-                return await asyncio.gather(*tasks)
-
-        ended = asyncio.run(scene())
-        assert server.process.wait(30) == 0
-    for text, last, moment in ended:
-        assert moment > marks[0]
-        assert text == whole.text
-        assert last["finish_reason"] == whole.finish_reason
-        assert json.loads(last["usage"])["generated_tokens"] == len(whole.token_ids)
+    for _ in range(5):  # a busy machine may let this process sleep until the answers have ended: that shows nothing
+        with Server(repository, tmp_path / "log") as server:
+            server.wait()
+            ended, asked = asked_while_it_ends(server, body)
+            assert server.process.wait(30) == 0
+        for text, last, _ in ended:
+            assert text == whole.text
+            assert last["finish_reason"] == whole.finish_reason
+            assert json.loads(last["usage"])["generated_tokens"] == len(whole.token_ids)
+        if all(moment > asked for _, _, moment in ended):
+            return
+    pytest.fail("every answer ended before SIGTERM: it was never sent while answers ran")
