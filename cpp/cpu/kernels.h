@@ -10,20 +10,38 @@ namespace vlkv::cpu {
 // Keys in a tile of Score: a multiple of what the micro-kernels take at once.
 inline constexpr int kTileKeys = 96;
 
-// A block of query rows of one KV group. `lanes` rows share a vector.
+// A block of query rows of one KV group. `lanes` rows share a vector. Vectors lie in groups of Kernels::group, the last
+// group what is left: within one the elements of a dimension lie together.
 struct ScoreBlock {
   int vectors = 0, head_dim = 0;
-  const float* query = nullptr;  // [vectors][head_dim][lanes], times scale and log2(e); 0 in unused lanes
+  int tile_vectors = 0;  // vectors that weight and stats have room for in a tile
+  const float* query = nullptr;  // [groups][head_dim][vectors of the group][lanes], times scale and log2(e); 0 in
+                                 // unused lanes
   const int32_t* position = nullptr;  // [vectors][lanes], the last key attended to; INT32_MAX in unused lanes
   const int32_t* last = nullptr;      // [vectors], the largest position of the used lanes
   const int32_t* first = nullptr;     // [vectors], the smallest
   int32_t* valid = nullptr;           // [vectors][lanes], -1 where the row counts, else 0
-  float* weight = nullptr;            // [tiles][vectors][kTileKeys][lanes]
-  float* stats = nullptr;             // [tiles][vectors][2][lanes]
+  float* whole = nullptr;             // [vectors][2][lanes], each row's maximum and 1 / sum over all tiles
+  float* weight = nullptr;            // [tiles][tile_vectors][kTileKeys][lanes]
+  float* stats = nullptr;             // [tiles][tile_vectors][2][lanes], a tile's maximum and sum
+
+  // Where a vector's part begins, in vectors.
+  int64_t weight_at(int tile, int vector) const { return stats_at(tile, vector) / 2 * kTileKeys; }
+  int64_t stats_at(int tile, int vector) const { return (int64_t{tile} * tile_vectors + vector) * 2; }
+};
+
+// A tile of keys in float32.
+struct KeyTile {
+  const float* key = nullptr;
+  int64_t stride = 0;  // elements from one key to the next
+  int index = 0;       // keys [index * kTileKeys, index * kTileKeys + keys) of the prompt
+  int keys = 0;        // 1 to kTileKeys
+  int next = 0;        // the tile after this one is index + next, its keys as far in memory; 0: not known
 };
 
 struct Kernels {
   int lanes;  // rows in a vector
+  int group;  // vectors of rows that are multiplied together
 
   // Converts `count` contiguous elements. Rounds to nearest even; a NaN stays a NaN.
   void (*to_float)(const void* from, DType type, float* to, int64_t count);
@@ -31,15 +49,14 @@ struct Kernels {
 
   // Pass 1, one tile of keys: weight = 2^(q.k - m), stats = (m, sum of weights), m the tile's maximum of each
   // row.
-  void (*weigh)(const ScoreBlock& block, int tile, const float* key, int64_t key_stride, int keys);
+  void (*weigh)(const ScoreBlock& block, const KeyTile& tile);
 
-  // Between the passes: stats become (factor that turns a weight into A, the weight that is the threshold).
-  // Sets valid to 0 for rows whose softmax is not finite.
-  void (*combine)(const ScoreBlock& block, int tiles, float threshold);
+  // Between the passes: fills in `whole`, and sets valid to 0 for rows whose softmax is not finite.
+  void (*combine)(const ScoreBlock& block, int tiles);
 
   // Pass 2, one tile: adds the columns of A to score[0..keys); returns how many weights are under the
   // threshold.
-  int64_t (*add_columns)(const ScoreBlock& block, int tile, int keys, float* score);
+  int64_t (*add_columns)(const ScoreBlock& block, int tile, int keys, float threshold, float* score);
 
   // to[i] += from[i]
   void (*add)(const float* from, float* to, int64_t count);

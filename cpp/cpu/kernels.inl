@@ -14,6 +14,10 @@ namespace {
 
 constexpr int kLanes = VLKV_LANES;
 constexpr int kAccumulators = VLKV_ACCUMULATORS;
+// Vectors of rows that share each broadcast of a key's element. Four want twelve accumulators: with fewer, too few keys
+// would share each load of the rows.
+constexpr int kGroup = kAccumulators >= 12 ? 4 : 2;
+constexpr int kLineFloats = 16;  // of a cache line
 constexpr float kLargest = 3.4028234e38F;
 
 // clang-format off: the first is what the others stand on
@@ -28,6 +32,7 @@ constexpr float kLargest = 3.4028234e38F;
 extern const Kernels VLKV_TABLE;
 const Kernels VLKV_TABLE = {
     VLKV_LANES,
+    VLKV_KERNELS_NAMESPACE::kGroup,
     VLKV_KERNELS_NAMESPACE::to_float,
     VLKV_KERNELS_NAMESPACE::from_float,
     VLKV_KERNELS_NAMESPACE::weigh,

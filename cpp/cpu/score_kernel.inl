@@ -2,23 +2,54 @@
 // a key is read as it lies: one element broadcast against the rows. Included inside an instruction set's
 // namespace.
 
-// q.k of NV vectors of rows with NK keys, NK * NV accumulators; writes them and returns each row's maximum.
-template <int NV, int NK, bool kMasked>
-VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride, int dim, const I* position,
-                       int32_t first_key, float* weight, F* maximum) {
-  F acc[NK][NV] = {};
-  const int64_t next_vector = int64_t{dim} * kLanes;
-  for (int d = 0; d < dim; ++d) {
+// Asks for the cache line of base[element]. It may lie outside the array: nothing is read.
+template <int kLocality>
+VLKV_INLINE void fetch(const float* base, int64_t element) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(base) + static_cast<uint64_t>(element) * sizeof(float);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kLocality);
+}
+
+// One step along D: every key's element times every vector of rows. What is held in registers meanwhile are the fewer.
+template <int NV, int NK>
+VLKV_INLINE void multiply(const float* query, const float* key, int64_t key_stride, F (&acc)[NK][NV]) {
+  if constexpr (NK < NV) {
+    F k[NK];
+#pragma GCC unroll 16
+    for (int n = 0; n < NK; ++n) k[n] = splat(key[n * key_stride]);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const F q = in_register(load<F>(query + v * kLanes));
+#pragma GCC unroll 16
+      for (int n = 0; n < NK; ++n) acc[n][v] += q * k[n];
+    }
+  } else {
     F q[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) q[v] = load<F>(query + v * next_vector + int64_t{d} * kLanes);
+    for (int v = 0; v < NV; ++v) q[v] = in_register(load<F>(query + v * kLanes));
 #pragma GCC unroll 16
     for (int n = 0; n < NK; ++n) {
-      const float k = key[n * key_stride + d];
+      const float k = key[n * key_stride];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[n][v] += q[v] * k;
     }
   }
+}
+
+// q.k of NV vectors of rows with NK keys, NK * NV accumulators; writes them and raises each row's maximum. A tile's
+// keys outgrow the first-level cache: while NK of them are multiplied, the next NK are asked for.
+template <int NV, int NK, bool kMasked>
+VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride, int dim, const I* position,
+                       int32_t first_key, float* weight, F* maximum) {
+  F acc[NK][NV] = {};
+  const auto step = [&](int d) __attribute__((always_inline)) { multiply<NV, NK>(query + d * NV * kLanes, key + d, key_stride, acc); };
+  int line = 0;
+  for (; line + kLineFloats <= dim; line += kLineFloats) {
+#pragma GCC unroll 16
+    for (int n = 0; n < NK; ++n) fetch<3>(key, (NK + n) * key_stride + line);
+#pragma GCC unroll 4
+    for (int d = line; d < line + kLineFloats; ++d) step(d);
+  }
+  for (; line < dim; ++line) step(line);
 #pragma GCC unroll 16
   for (int n = 0; n < NK; ++n) {
 #pragma GCC unroll 4
@@ -31,26 +62,33 @@ VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride,
   }
 }
 
-// Asks for rows of the next tile. Each turn of each vector asks for its share, so that memory is busy evenly;
-// past the end of the keys nothing is read.
-VLKV_INLINE void fetch_rows(const float* key, int64_t key_stride, int dim, int begin, int end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(key) +
-                         static_cast<uint64_t>(row) * static_cast<uint64_t>(key_stride) * sizeof(float);
-    for (uintptr_t line = 0; line < static_cast<unsigned>(dim) * sizeof(float); line += 64) {
-      __builtin_prefetch(reinterpret_cast<const void*>(at + line), 0, 2);
+// Asks for a share of the next tile's keys and of its weights, into the second-level cache: what belongs to NV of the
+// block's vectors, and of that what belongs to keys [begin, end), so that memory is busy evenly.
+template <int NV>
+VLKV_INLINE void fetch_next(const ScoreBlock& block, const KeyTile& tile, int vector, int begin, int end) {
+  const int first = kTileKeys * vector / block.vectors;
+  const int rows = kTileKeys * (vector + NV) / block.vectors - first;
+  for (int row = first + rows * begin / kTileKeys; row < first + rows * end / kTileKeys; ++row) {
+    for (int d = 0; d < block.head_dim; d += kLineFloats) {
+      fetch<2>(tile.key, (int64_t{tile.next} * kTileKeys + row) * tile.stride + d);
     }
+  }
+  const int64_t weights = block.weight_at(tile.index + tile.next, vector) * kLanes;
+  for (int at = begin * NV * kLanes; at < end * NV * kLanes; at += kLineFloats) {
+    fetch<2>(block.weight, weights + at);
   }
 }
 
 template <int NV, bool kMasked>
-VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, const float* key,
-                               int64_t key_stride, int keys) {
+static __attribute__((noinline)) void weigh_vectors(const ScoreBlock& block, const KeyTile& tile, int vector) {
   constexpr int kKeys = kAccumulators / NV;
-  const int dim = block.head_dim;
+  const int dim = block.head_dim, keys = tile.keys;
+  const int64_t stride = tile.stride;
+  const int32_t first_key = tile.index * kTileKeys;
   const float* query = block.query + int64_t{vector} * dim * kLanes;
-  float* weight = block.weight + (int64_t{tile} * block.vectors + vector) * kTileKeys * kLanes;
-  float* stats = block.stats + (int64_t{tile} * block.vectors + vector) * 2 * kLanes;
+  const float* key = tile.key;
+  float* weight = block.weight + block.weight_at(tile.index, vector) * kLanes;
+  float* stats = block.stats + block.stats_at(tile.index, vector) * kLanes;
   I position[NV];
   F maximum[NV];
   for (int v = 0; v < NV; ++v) {
@@ -59,21 +97,19 @@ VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, co
   }
   int n = 0;
   for (; n + kKeys <= keys; n += kKeys) {
-    const int turn = vector * kTileKeys + n * NV;
-    fetch_rows(key, key_stride, dim, kTileKeys + turn / block.vectors,
-               kTileKeys + (turn + kKeys * NV) / block.vectors);
-    micro<NV, kKeys, kMasked>(query, key + n * key_stride, key_stride, dim, position, tile * kTileKeys + n,
-                              weight + n * kLanes, maximum);
+    if (tile.next != 0) fetch_next<NV>(block, tile, vector, n, n + kKeys);
+    micro<NV, kKeys, kMasked>(query, key + n * stride, stride, dim, position, first_key + n, weight + n * kLanes,
+                              maximum);
   }
   for (; n < keys; ++n) {
-    micro<NV, 1, kMasked>(query, key + n * key_stride, key_stride, dim, position, tile * kTileKeys + n,
-                          weight + n * kLanes, maximum);
+    micro<NV, 1, kMasked>(query, key + n * stride, stride, dim, position, first_key + n, weight + n * kLanes,
+                          maximum);
   }
   for (int v = 0; v < NV; ++v) {
     float* row = weight + v * kTileKeys * kLanes;
     F sum{};
     for (int j = 0; j < keys; ++j) {
-      const F e = exp2(load<F>(row + j * kLanes) - maximum[v]);
+      const F e = exp2_below(load<F>(row + j * kLanes) - maximum[v]);
       store(row + j * kLanes, e);
       sum += e;
     }
@@ -83,20 +119,19 @@ VLKV_INLINE void weigh_vectors(const ScoreBlock& block, int tile, int vector, co
 }
 
 template <int NV>
-VLKV_INLINE void weigh_some(const ScoreBlock& block, int tile, int vector, const float* key,
-                            int64_t key_stride, int keys) {
-  const int32_t first_key = tile * kTileKeys;
+static void weigh_group(const ScoreBlock& block, const KeyTile& tile, int vector) {
+  const int32_t first_key = tile.index * kTileKeys;
   bool all = true, any = false;
   for (int v = vector; v < vector + NV; ++v) {
-    all = all && block.first[v] >= first_key + keys - 1;
+    all = all && block.first[v] >= first_key + tile.keys - 1;
     any = any || block.last[v] >= first_key;
   }
   if (all) {
-    weigh_vectors<NV, false>(block, tile, vector, key, key_stride, keys);
+    weigh_vectors<NV, false>(block, tile, vector);
   } else if (any) {
-    weigh_vectors<NV, true>(block, tile, vector, key, key_stride, keys);
+    weigh_vectors<NV, true>(block, tile, vector);
   } else {
-    float* stats = block.stats + (int64_t{tile} * block.vectors + vector) * 2 * kLanes;
+    float* stats = block.stats + block.stats_at(tile.index, vector) * kLanes;
     for (int v = 0; v < NV; ++v) {
       store(stats + v * 2 * kLanes, splat(-kLargest));
       store(stats + (v * 2 + 1) * kLanes, F{});
@@ -104,48 +139,48 @@ VLKV_INLINE void weigh_some(const ScoreBlock& block, int tile, int vector, const
   }
 }
 
-static void weigh(const ScoreBlock& block, int tile, const float* key, int64_t key_stride, int keys) {
+static void weigh(const ScoreBlock& block, const KeyTile& tile) {
   int vector = 0;
-  for (; vector + 2 <= block.vectors; vector += 2) weigh_some<2>(block, tile, vector, key, key_stride, keys);
-  if (vector < block.vectors) weigh_some<1>(block, tile, vector, key, key_stride, keys);
+  for (; vector + kGroup <= block.vectors; vector += kGroup) weigh_group<kGroup>(block, tile, vector);
+  const int left = block.vectors - vector;
+  if (left == 1) weigh_group<1>(block, tile, vector);
+  if constexpr (kGroup > 2) {
+    if (left == 2) weigh_group<2>(block, tile, vector);
+    if (left == 3) weigh_group<3>(block, tile, vector);
+  }
 }
 
-static void combine(const ScoreBlock& block, int tiles, float threshold) {
-  const int64_t next_tile = int64_t{block.vectors} * 2 * kLanes;
+static void combine(const ScoreBlock& block, int tiles) {
   for (int v = 0; v < block.vectors; ++v) {
-    float* stats = block.stats + v * 2 * kLanes;
     F maximum = splat(-kLargest), sum{};
-    for (int t = 0; t < tiles; ++t) maximum = larger(load<F>(stats + t * next_tile), maximum);
     for (int t = 0; t < tiles; ++t) {
-      const float* at = stats + t * next_tile;
+      maximum = larger(load<F>(block.stats + block.stats_at(t, v) * kLanes), maximum);
+    }
+    for (int t = 0; t < tiles; ++t) {
+      const float* at = block.stats + block.stats_at(t, v) * kLanes;
       sum += load<F>(at + kLanes) * exp2(load<F>(at) - maximum);
     }
-    const I valid = load<I>(block.valid + v * kLanes) & (sum > 0.0F);
-    store(block.valid + v * kLanes, valid);
-    const F inverse = 1.0F / sum;
-    for (int t = 0; t < tiles; ++t) {
-      float* at = stats + t * next_tile;
-      const F difference = load<F>(at) - maximum;
-      store(at, (F)((I)(exp2(difference) * inverse) & valid));
-      store(at + kLanes, threshold * exp2(-difference));
-    }
+    store(block.valid + v * kLanes, load<I>(block.valid + v * kLanes) & (sum > 0.0F));
+    store(block.whole + v * 2 * kLanes, maximum);
+    store(block.whole + (v * 2 + 1) * kLanes, 1.0F / sum);
   }
 }
 
 // Adds NV vectors' weights to the columns; returns the number under the threshold among valid, unmasked
 // pairs.
 template <int NV>
-VLKV_INLINE int64_t add_vectors(const ScoreBlock& block, int tile, int vector, int keys, float* columns) {
+VLKV_INLINE int64_t add_vectors(const ScoreBlock& block, int tile, int vector, int keys, float p, float* columns) {
   const int32_t last_key = tile * kTileKeys + keys - 1;
-  const int64_t at = int64_t{tile} * block.vectors + vector;
-  const float* weight = block.weight + at * kTileKeys * kLanes;
-  const float* stats = block.stats + at * 2 * kLanes;
-  F factor[NV], threshold[NV];
+  const float* weight = block.weight + block.weight_at(tile, vector) * kLanes;
+  const float* stats = block.stats + block.stats_at(tile, vector) * kLanes;
+  F factor[NV], threshold[NV];  // what turns a weight into A; the weight of p times the row's largest A
   I valid[NV], under[NV] = {};
   for (int v = 0; v < NV; ++v) {
-    factor[v] = load<F>(stats + v * 2 * kLanes);
-    threshold[v] = load<F>(stats + (v * 2 + 1) * kLanes);
+    const float* whole = block.whole + (vector + v) * 2 * kLanes;
+    const F difference = load<F>(stats + v * 2 * kLanes) - load<F>(whole);
     valid[v] = load<I>(block.valid + (vector + v) * kLanes);
+    factor[v] = (F)((I)(exp2(difference) * load<F>(whole + kLanes)) & valid[v]);
+    threshold[v] = p * exp2(-difference);
   }
   for (int j = 0; j < keys; ++j) {
     F sum = load<F>(columns + j * kLanes);
@@ -169,19 +204,20 @@ VLKV_INLINE int64_t add_vectors(const ScoreBlock& block, int tile, int vector, i
   return total;
 }
 
-static int64_t add_columns(const ScoreBlock& block, int tile, int keys, float* score) {
+static int64_t add_columns(const ScoreBlock& block, int tile, int keys, float threshold, float* score) {
   alignas(64) float columns[kTileKeys * kLanes] = {};
   const int32_t first_key = tile * kTileKeys;
   int64_t under = 0;
-  int vector = 0;
-  while (vector < block.vectors) {
-    if (block.last[vector] < first_key) {
-      ++vector;
-    } else if (vector + 1 < block.vectors && block.last[vector + 1] >= first_key) {
-      under += add_vectors<2>(block, tile, vector, keys, columns);
-      vector += 2;
+  for (int vector = 0; vector < block.vectors;) {
+    int reaching = 0;
+    while (reaching < 4 && vector + reaching < block.vectors && block.last[vector + reaching] >= first_key) {
+      ++reaching;
+    }
+    if (reaching == 4) {
+      under += add_vectors<4>(block, tile, vector, keys, threshold, columns);
+      vector += 4;
     } else {
-      under += add_vectors<1>(block, tile, vector, keys, columns);
+      if (reaching > 0) under += add_vectors<1>(block, tile, vector, keys, threshold, columns);
       ++vector;
     }
   }

@@ -1,6 +1,7 @@
 // A pool of threads for short loops: started at the first use, asleep between loops, joined at exit.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -24,6 +25,40 @@ void parallel_for(int threads, int64_t count, int64_t grain, Body&& body) {
       },
       const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
+
+// Loops in which each thread goes through a range of its own, upwards, and then helps with what is left of the others'.
+// The memory that a thread walks through so lies together, and the threads still end at the same time.
+class Ranges {
+ public:
+  explicit Ranges(int threads) : threads_(threads), ranges_(std::make_unique<Range[]>(static_cast<size_t>(threads))) {}
+
+  // Calls body(worker, i, more) once for each i of [0, count); `more`: i + 1 is likely the worker's next.
+  template <class Body>
+  void run(int64_t count, Body&& body) {
+    for (int r = 0; r < threads_; ++r) {
+      ranges_[static_cast<size_t>(r)].next.store(count * r / threads_, std::memory_order_relaxed);
+      ranges_[static_cast<size_t>(r)].end = count * (r + 1) / threads_;
+    }
+    parallel_for(threads_, threads_, 1, [&](int worker, int64_t own, int64_t) {
+      for (int64_t r = 0; r < threads_; ++r) {
+        Range& range = ranges_[static_cast<size_t>((own + r) % threads_)];
+        for (;;) {
+          const int64_t i = range.next.fetch_add(1, std::memory_order_relaxed);
+          if (i >= range.end) break;
+          body(worker, i, i + 1 < range.end);
+        }
+      }
+    });
+  }
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  int threads_;
+  std::unique_ptr<Range[]> ranges_;
+};
 
 // The number of threads for a call that asked for `requested` (0 = the process's setting).
 int resolve_threads(int requested);

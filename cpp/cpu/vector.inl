@@ -21,18 +21,24 @@ VLKV_INLINE void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
-VLKV_INLINE F splat(float x) { return F{} + x; }
+// The same vector, loaded once: GCC would read the memory again in every instruction that can.
+VLKV_INLINE F in_register(F v) {
+#if defined(__AVX__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
+VLKV_INLINE F splat(float x) { return x - F{}; }
 VLKV_INLINE I splat(int32_t x) { return I{} + x; }
 
 // The larger; b where a is NaN.
 VLKV_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
-// 2^x for x <= 126 (larger ones give 2^126), relative error 1.2e-7; 0 below -126; NaN stays NaN.
-VLKV_INLINE F exp2(F x) {
+// 2^x for x <= 126; 0 for x <= -127; relative error 1.2e-7 where the result is not under 2^-126; NaN stays NaN.
+VLKV_INLINE F exp2_below(F x) {
   const float shift = 12583039.0F;  // 1.5 * 2^23 + 127: the sum's low bits are the biased exponent
-  const I under = x < -126.0F;
-  F y = x < -126.0F ? splat(-126.0F) : x;
-  y = y > 126.0F ? splat(126.0F) : y;
+  const F y = larger(in_register(splat(-127.0F)), x);
   const F t = y + shift;
   const F f = y - (t - shift);
   F r = splat(0.00015461445f);
@@ -42,9 +48,11 @@ VLKV_INLINE F exp2(F x) {
   r = r * f + 0.24022651f;
   r = r * f + 0.6931472f;
   r = r * f + 1.0f;
-  r = r * (F)((I)t << 23);
-  return (F)((I)r & ~under);
+  return r * (F)((I)t << 23);
 }
+
+// 2^x; larger x than 126 give 2^126.
+VLKV_INLINE F exp2(F x) { return exp2_below(x > 126.0F ? splat(126.0F) : x); }
 
 VLKV_INLINE float sum_lanes(F v) {
   float parts[kLanes];
