@@ -10,13 +10,13 @@ namespace vlkv::cpu {
 // Keys in a tile of Score: a multiple of what the micro-kernels take at once.
 inline constexpr int kTileKeys = 96;
 
-// A block of query rows of one KV group. `lanes` rows share a vector. Vectors lie in groups of Kernels::group, the last
-// group what is left: within one the elements of a dimension lie together.
+// A block of query rows of one KV group. `lanes` rows share a vector. Vectors lie in groups of
+// Kernels::group, the last group what is left: within one the elements of a dimension lie together.
 struct ScoreBlock {
   int vectors = 0, head_dim = 0;
-  int tile_vectors = 0;  // vectors that weight and stats have room for in a tile
-  const float* query = nullptr;  // [groups][head_dim][vectors of the group][lanes], times scale and log2(e); 0 in
-                                 // unused lanes
+  int tile_vectors = 0;          // vectors that weight and stats have room for in a tile
+  const float* query = nullptr;  // [groups][head_dim][vectors of the group][lanes], times scale and log2(e);
+                                 // 0 in unused lanes
   const int32_t* position = nullptr;  // [vectors][lanes], the last key attended to; INT32_MAX in unused lanes
   const int32_t* last = nullptr;      // [vectors], the largest position of the used lanes
   const int32_t* first = nullptr;     // [vectors], the smallest

@@ -12,9 +12,9 @@ namespace vlkv {
 namespace {
 
 constexpr int64_t kParallelWork = int64_t{1} << 18;  // multiply-adds that are worth a second thread
-// Weights of all threads' blocks, up to which each thread takes heads of its own. More would not stay in a usual
-// processor's last cache: all threads then share one block, whose loops are long enough to wait for each other at the
-// end of each.
+// Weights of all threads' blocks, up to which each thread takes heads of its own. More would not stay in a
+// usual processor's last cache: all threads then share one block, whose loops are long enough to wait for
+// each other at the end of each.
 constexpr int64_t kOwnBlocksBytes = int64_t{8} << 20;
 
 void clear(const ScoreParams& p) {

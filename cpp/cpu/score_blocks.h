@@ -34,9 +34,10 @@ struct HeadCounts {
   std::atomic<int64_t> under{0};
 };
 
-// The memory that one head needs at a time, and one key tile in float32 for each worker. A block's weights stay where
-// they are until its rows' sums are known. They are then added up tile by tile in the same sweep over the keys that
-// puts the next block's weights in their place; and sweeps go up and down by turns. So less leaves the caches.
+// The memory that one head needs at a time, and one key tile in float32 for each worker. A block's weights
+// stay where they are until its rows' sums are known. They are then added up tile by tile in the same sweep
+// over the keys that puts the next block's weights in their place; and sweeps go up and down by turns. So
+// less leaves the caches.
 class BlockScorer {
  public:
   BlockScorer(const ScorePlan& plan, int workers);

@@ -9,7 +9,8 @@ VLKV_INLINE void fetch(const float* base, int64_t element) {
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kLocality);
 }
 
-// One step along D: every key's element times every vector of rows. What is held in registers meanwhile are the fewer.
+// One step along D: every key's element times every vector of rows. What is held in registers meanwhile are
+// the fewer.
 template <int NV, int NK>
 VLKV_INLINE void multiply(const float* query, const float* key, int64_t key_stride, F (&acc)[NK][NV]) {
   if constexpr (NK < NV) {
@@ -35,21 +36,22 @@ VLKV_INLINE void multiply(const float* query, const float* key, int64_t key_stri
   }
 }
 
-// q.k of NV vectors of rows with NK keys, NK * NV accumulators; writes them and raises each row's maximum. A tile's
-// keys outgrow the first-level cache: while NK of them are multiplied, the next NK are asked for.
+// q.k of NV vectors of rows with NK keys, NK * NV accumulators; writes them and raises each row's maximum. A
+// tile's keys outgrow the first-level cache: while NK of them are multiplied, the next NK are asked for.
 template <int NV, int NK, bool kMasked>
 VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride, int dim, const I* position,
                        int32_t first_key, float* weight, F* maximum) {
   F acc[NK][NV] = {};
-  const auto step = [&](int d) __attribute__((always_inline)) { multiply<NV, NK>(query + d * NV * kLanes, key + d, key_stride, acc); };
-  int line = 0;
-  for (; line + kLineFloats <= dim; line += kLineFloats) {
+  int d = 0;
+  for (; d + kLineFloats <= dim; d += kLineFloats) {
 #pragma GCC unroll 16
-    for (int n = 0; n < NK; ++n) fetch<3>(key, (NK + n) * key_stride + line);
+    for (int n = 0; n < NK; ++n) fetch<3>(key, (NK + n) * key_stride + d);
 #pragma GCC unroll 4
-    for (int d = line; d < line + kLineFloats; ++d) step(d);
+    for (int i = d; i < d + kLineFloats; ++i) {
+      multiply<NV, NK>(query + i * NV * kLanes, key + i, key_stride, acc);
+    }
   }
-  for (; line < dim; ++line) step(line);
+  for (; d < dim; ++d) multiply<NV, NK>(query + d * NV * kLanes, key + d, key_stride, acc);
 #pragma GCC unroll 16
   for (int n = 0; n < NK; ++n) {
 #pragma GCC unroll 4
@@ -62,8 +64,8 @@ VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride,
   }
 }
 
-// Asks for a share of the next tile's keys and of its weights, into the second-level cache: what belongs to NV of the
-// block's vectors, and of that what belongs to keys [begin, end), so that memory is busy evenly.
+// Asks for a share of the next tile's keys and of its weights, into the second-level cache: what belongs to
+// NV of the block's vectors, and of that what belongs to keys [begin, end), so that memory is busy evenly.
 template <int NV>
 VLKV_INLINE void fetch_next(const ScoreBlock& block, const KeyTile& tile, int vector, int begin, int end) {
   const int first = kTileKeys * vector / block.vectors;
@@ -80,7 +82,8 @@ VLKV_INLINE void fetch_next(const ScoreBlock& block, const KeyTile& tile, int ve
 }
 
 template <int NV, bool kMasked>
-static __attribute__((noinline)) void weigh_vectors(const ScoreBlock& block, const KeyTile& tile, int vector) {
+static __attribute__((noinline)) void weigh_vectors(const ScoreBlock& block, const KeyTile& tile,
+                                                    int vector) {
   constexpr int kKeys = kAccumulators / NV;
   const int dim = block.head_dim, keys = tile.keys;
   const int64_t stride = tile.stride;
@@ -98,8 +101,8 @@ static __attribute__((noinline)) void weigh_vectors(const ScoreBlock& block, con
   int n = 0;
   for (; n + kKeys <= keys; n += kKeys) {
     if (tile.next != 0) fetch_next<NV>(block, tile, vector, n, n + kKeys);
-    micro<NV, kKeys, kMasked>(query, key + n * stride, stride, dim, position, first_key + n, weight + n * kLanes,
-                              maximum);
+    micro<NV, kKeys, kMasked>(query, key + n * stride, stride, dim, position, first_key + n,
+                              weight + n * kLanes, maximum);
   }
   for (; n < keys; ++n) {
     micro<NV, 1, kMasked>(query, key + n * stride, stride, dim, position, first_key + n, weight + n * kLanes,
@@ -169,7 +172,8 @@ static void combine(const ScoreBlock& block, int tiles) {
 // Adds NV vectors' weights to the columns; returns the number under the threshold among valid, unmasked
 // pairs.
 template <int NV>
-VLKV_INLINE int64_t add_vectors(const ScoreBlock& block, int tile, int vector, int keys, float p, float* columns) {
+VLKV_INLINE int64_t add_vectors(const ScoreBlock& block, int tile, int vector, int keys, float p,
+                                float* columns) {
   const int32_t last_key = tile * kTileKeys + keys - 1;
   const float* weight = block.weight + block.weight_at(tile, vector) * kLanes;
   const float* stats = block.stats + block.stats_at(tile, vector) * kLanes;

@@ -26,11 +26,13 @@ void parallel_for(int threads, int64_t count, int64_t grain, Body&& body) {
       const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
-// Loops in which each thread goes through a range of its own, upwards, and then helps with what is left of the others'.
-// The memory that a thread walks through so lies together, and the threads still end at the same time.
+// Loops in which each thread goes through a range of its own, upwards, and then helps with what is left of
+// the others'. The memory that a thread walks through so lies together, and the threads still end at the same
+// time.
 class Ranges {
  public:
-  explicit Ranges(int threads) : threads_(threads), ranges_(std::make_unique<Range[]>(static_cast<size_t>(threads))) {}
+  explicit Ranges(int threads)
+      : threads_(threads), ranges_(std::make_unique<Range[]>(static_cast<size_t>(threads))) {}
 
   // Calls body(worker, i, more) once for each i of [0, count); `more`: i + 1 is likely the worker's next.
   template <class Body>

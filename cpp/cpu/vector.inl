@@ -35,7 +35,8 @@ VLKV_INLINE I splat(int32_t x) { return I{} + x; }
 // The larger; b where a is NaN.
 VLKV_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
-// 2^x for x <= 126; 0 for x <= -127; relative error 1.2e-7 where the result is not under 2^-126; NaN stays NaN.
+// 2^x for x <= 126; 0 for x <= -127; relative error 1.2e-7 where the result is not under 2^-126; NaN stays
+// NaN.
 VLKV_INLINE F exp2_below(F x) {
   const float shift = 12583039.0F;  // 1.5 * 2^23 + 127: the sum's low bits are the biased exponent
   const F y = larger(in_register(splat(-127.0F)), x);

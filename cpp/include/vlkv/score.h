@@ -28,13 +28,13 @@ namespace vlkv {
 //
 // A row of one query head whose softmax is not finite (a logit that is NaN or +infinity, or only -infinities)
 // adds nothing to score, pairs or below; other rows are not touched by it. A logit of -infinity has A = 0.
-// Weights under 2^-126 of the largest within 96 neighbouring keys count as 0.
+// Weights under 2^-126 of the largest within 96 neighbouring keys may count as 0.
 //
-// Method: rows of one KV group share each read of a key. The exponentials of a block of rows (16 to 64) stay
+// Method: rows of one KV group share each read of a key. The exponentials of a block of up to 64 rows stay
 // in memory between the pass that finds each row's maximum and sum and the pass that adds columns, so the
-// product is formed once. Extra memory per thread: the larger of 4 MiB and 64 * C bytes (128 * C with
-// AVX-512), whatever W. The result is the same bit for bit for every number of threads; instruction sets
-// differ in rounding.
+// product is formed once. Extra memory, whatever W: 256 * C bytes for all threads, from 32 MiB on 64 * C (128
+// * C with AVX-512); as much for each thread where that is 8 MiB in all. The result is the same bit for bit
+// for every number of threads; instruction sets differ in rounding.
 struct ScoreParams {
   int64_t batch = 0, query_heads = 0, kv_heads = 0, rows = 0, slots = 0, head_dim = 0;
   ConstView query;
