@@ -140,7 +140,7 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Values of the metrics endpoint by name, those of several labels added up."""
         found: dict[str, float] = {}
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as reply:
             for line in reply.read().decode().splitlines():
                 if line and not line.startswith("#"):
                     name, value = line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[1]
