@@ -11,19 +11,20 @@ import pytest
 
 from vlkv.errors import ServerFullError
 from vlkv.scheduler import Ticket
-from vlkv.serving.exchange import Exchange
+from vlkv.serving.exchange import ASKED, Exchange
 
 
 class Sender:
     """Keeps what is sent: values by name, and whether it was the last."""
 
     def __init__(self, gone=False):
-        self.sent, self.gone = [], gone
+        self.sent, self.gone, self.asked = [], gone, 0
 
     def send(self, response, flags):
         self.sent.append((response, bool(flags)))
 
     def is_cancelled(self):
+        self.asked += 1
         return self.gone
 
 
@@ -85,3 +86,18 @@ def test_an_error_is_the_only_word_and_others_go_on(exchange):
     ended(exchange)
     assert failed[1].sent == [(("unavailable", "full"), True)]
     assert fine[1].sent[0][0]["finish_reason"] == "stop"
+
+
+def test_each_is_asked_by_turns_whether_its_client_has_gone(exchange):
+    count = 2 * ASKED + 3
+    open_ = [(Ticket(), Sender(gone=number == count - 1)) for number in range(count)]
+    for ticket, sender in open_:
+        exchange.follow(ticket, sender, stream=True)
+    exchange._look()
+    assert [sender.asked for _, sender in open_] == [1] * ASKED + [0] * (count - ASKED)
+    assert not any(ticket.over(0.0) for ticket, _ in open_)
+    exchange._look()
+    exchange._look()
+    again = 3 * ASKED - count
+    assert [sender.asked for _, sender in open_] == [2] * again + [1] * (count - again)
+    assert [ticket.over(0.0) for ticket, _ in open_].index("cancelled") == count - 1

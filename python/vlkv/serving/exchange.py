@@ -17,6 +17,8 @@ from vlkv.scheduler import Ticket
 
 POLL = 0.1
 """Seconds between two looks at who has gone away."""
+ASKED = 16
+"""Requests that a look asks about: each costs as much as two responses."""
 
 Event = tuple[Ticket, str | None]
 
@@ -85,7 +87,10 @@ class Exchange(threading.Thread):
             return events
 
     def _look(self) -> None:
-        for ticket, (sender, _) in list(self._open.items()):
+        """Asks about those who were not asked for longest."""
+        for ticket in list(self._open)[:ASKED]:
+            sender, stream = self._open.pop(ticket)
+            self._open[ticket] = (sender, stream)
             if sender.is_cancelled():
                 ticket.cancel()
         self._tick()
