@@ -268,6 +268,8 @@ def test_200_mixed_requests_with_cancels_and_disconnects(server, grpc_client, op
     assert taken == after["vlkv_finished_total"] - before["vlkv_finished_total"]
     assert 190 <= taken <= 200
     assert after["vlkv_cache_bytes_limit"] <= 32 << 20
+    for name in ("prefill", "step", "pick", "own"):
+        assert after[f"vlkv_{name}_seconds_total"] > before[f"vlkv_{name}_seconds_total"]
     for number in list(answers)[:25]:
         body = bodies[number]
         pictures = [picture] if "images" in body else []
@@ -390,3 +392,37 @@ def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_p
         if all(moment > asked for _, _, moment in ended):
             return
     pytest.fail("every answer ended before SIGTERM: it was never sent while answers ran")
+
+
+def test_the_server_at_hand_in_the_foreground(installed, shipped, tmp_path):
+    from vlkv.serving.repository import Settings, write_repository
+    from vlkv.serving.server import free_port
+
+    def run(*arguments, out=subprocess.PIPE):
+        command = [sys.executable, "-m", "vlkv.serving", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=out, stderr=out)
+
+    for wrong, words in (([], b"usage"), ([tmp_path / "none"], b"no such directory")):
+        process = run(*wrong)
+        said = process.communicate(timeout=WAIT)
+        assert (process.returncode, said[0], said[1].count(b"\n")) == (2, b"", 1)
+        assert words in said[1]
+    write_repository(Settings(str(shipped)), shipped, tmp_path / "models")
+    ports = [free_port() for _ in range(3)]
+    names = ("http", "grpc", "metrics")
+    given = [f"--{name}-port={port}" for name, port in zip(names, ports, strict=True)]
+    with (tmp_path / "log").open("wb") as log:
+        process = run(tmp_path / "models", *given, out=log)
+    try:
+        end = time.monotonic() + WAIT
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/v2/models/vlkv/ready", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT) == 0
+    finally:
+        process.kill()
