@@ -88,6 +88,15 @@ def test_an_error_is_the_only_word_and_others_go_on(exchange):
     assert fine[1].sent[0][0]["finish_reason"] == "stop"
 
 
+def test_an_answer_is_counted_before_its_end_is_told(exchange):
+    ticket, sender, counted = Ticket(), Sender(), []
+    exchange._tick = lambda: counted.append(len(sender.sent))
+    exchange.follow(ticket, sender, stream=True)
+    ticket.end("stop")
+    ended(exchange)
+    assert (counted[0], len(sender.sent)) == (0, 1)
+
+
 def test_each_is_asked_by_turns_whether_its_client_has_gone(exchange):
     count = 2 * ASKED + 3
     open_ = [(Ticket(), Sender(gone=number == count - 1)) for number in range(count)]

@@ -28,7 +28,7 @@ class Exchange(threading.Thread):
 
     Args:
         utils: Triton's `triton_python_backend_utils`.
-        tick: called about every `POLL` seconds.
+        tick: called about every `POLL` seconds, and before an answer's last response: who has that finds it counted.
     """
 
     def __init__(self, utils: Any, tick: Callable[[], None]) -> None:
@@ -68,7 +68,10 @@ class Exchange(threading.Thread):
         next_look = monotonic() + POLL
         while True:
             events = self._wait(max(0.0, next_look - monotonic()))
-            for ticket, pieces in _by_ticket(event for event in events if event is not None):
+            said = _by_ticket(event for event in events if event is not None)
+            if any(None in pieces for pieces in said.values()):
+                self._tick()
+            for ticket, pieces in said.items():
                 self._say(ticket, pieces)
             if None in events:
                 return
@@ -129,11 +132,11 @@ class Exchange(threading.Thread):
             self._utils.Logger.log_verbose(f"vlkv: a response found no one: {error}")
 
 
-def _by_ticket(events: Iterable[Event]) -> Iterable[tuple[Ticket, list[str | None]]]:
+def _by_ticket(events: Iterable[Event]) -> dict[Ticket, list[str | None]]:
     found: dict[Ticket, list[str | None]] = {}
     for ticket, piece in events:
         found.setdefault(ticket, []).append(piece)
-    return found.items()
+    return found
 
 
 def usage(result: Result) -> str:
