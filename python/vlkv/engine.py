@@ -144,16 +144,18 @@ class Engine:
         """Text of token ids; special tokens are left out."""
         return self._tokenizer.decode(token_ids)
 
-    def forced(self, question: Question, tokens: Sequence[int], *, attention: bool = False) -> Forced:
+    def forced(
+        self, question: Question | Request, tokens: Sequence[int], *, attention: bool = False
+    ) -> Forced:
         """Runs given tokens as the answer: logits of each step under the question's policy.
 
         Args:
-            question: `max_new_tokens` and sampling have no effect.
+            question: or a prepared request; `max_new_tokens` and sampling have no effect.
             tokens: ids, at most as many as there are positions behind the prompt.
             attention: whether each step tells what its token attended to; for policies that only append.
         """
-        job = self._prepare(question).job
-        job = replace(job, room=max(1, len(tokens)))
+        request = question if isinstance(question, Request) else self._prepare(question)
+        job = replace(request.job, room=max(1, len(tokens)))
         return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
 
     def read(self, question: Question) -> Reading:

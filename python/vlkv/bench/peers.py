@@ -52,6 +52,8 @@ PEERS = {
     "openvino": (
         Peer("OpenVINO GenAI", "openvino", "openvino_worker.py", "full"),
         Peer("OpenVINO GenAI, eviction", "openvino", "openvino_worker.py", "evict"),
+        Peer("OpenVINO GenAI, its precision", "openvino", "openvino_worker.py", "default"),
+        Peer("OpenVINO GenAI, its precision, eviction", "openvino", "openvino_worker.py", "default-evict"),
     ),
 }
 
