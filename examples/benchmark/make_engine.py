@@ -21,7 +21,7 @@ def make(size: str, folder: Path, weights: str | None = None) -> Path:
     if not (engine / "manifest.json").exists():
         make_checkpoint.make(size, folder / size)
         export_checkpoint(folder / size, folder / f"{size}-graphs")
-        build_engine(folder / f"{size}-graphs", engine, weights=weights)
+        build_engine(folder / f"{size}-graphs", engine, weights=weights or "float32")
     return engine
 
 
