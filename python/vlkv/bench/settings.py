@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from vlkv.errors import BenchError
 from vlkv.manifest import Manifest
-from vlkv.policy import check_budget, resolve
+from vlkv.policy import DEFAULT_POLICY, check_budget, resolve
 
 QUESTION = 32
 """Tokens of text after the picture."""
@@ -56,7 +56,7 @@ class Settings:
     budgets: tuple[Budget, ...]
     new_tokens: tuple[int, ...] = (100,)
     repeat: int = 3
-    policy: str = "vl-cache"
+    policy: str = DEFAULT_POLICY
 
     @property
     def longest(self) -> int:
@@ -68,7 +68,7 @@ class Settings:
         policy = resolve(self.policy)
         if policy.allocation == "all" and any(budget != Budget(1.0) for budget in self.budgets):
             raise BenchError(
-                f"policy {self.policy!r} keeps all; budgets under 1 need another, such as vl-cache"
+                f"policy {self.policy!r} keeps all; budgets under 1 need another, such as {DEFAULT_POLICY}"
             )
         least = manifest.image.tokens_per_image + QUESTION + 1
         most = manifest.text.max_positions - self.longest

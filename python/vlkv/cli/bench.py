@@ -12,6 +12,7 @@ import typer
 from vlkv.cli.console import notes, progress
 from vlkv.errors import BenchError
 from vlkv.files import reason, show, write_bytes
+from vlkv.policy import DEFAULT_POLICY
 
 ENVIRONMENTS = Path("out/peers")
 
@@ -29,7 +30,7 @@ def bench(
         str, typer.Option(help="Lengths of answers; the longest is run, the others are its beginnings.")
     ] = "100",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, by turns.")] = 3,
-    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = "vl-cache",
+    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = DEFAULT_POLICY,
     also: Annotated[
         list[str] | None,
         typer.Option(
