@@ -38,7 +38,10 @@ def bench(
         ),
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(help="Other programs, with --checkpoint: hf, kvpress, openvino.")
+        str | None,
+        typer.Option(
+            help="Other programs, with --checkpoint: hf, kvpress, openvino, or one of them: hf-sdpa."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="The Hugging Face folder that the engine comes from.")
