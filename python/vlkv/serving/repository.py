@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vlkv import manifest as manifests
 from vlkv.errors import EngineError, VlkvError
-from vlkv.files import new_directory, show, write_bytes
+from vlkv.files import show, write_bytes
+from vlkv.new_directory import new_directory
 from vlkv.policy import DEFAULT_POLICY, resolve
 from vlkv.scheduler.plan import divide
 from vlkv.serving.size import parse_size
