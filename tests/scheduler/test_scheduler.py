@@ -107,10 +107,15 @@ def begun(ticket):
     return ticket.first_token is not None
 
 
-@pytest.mark.parametrize(("operators", "chunk"), [("native", 7), ("functions", 256)])
-def test_answers_are_those_of_requests_alone(engine_of, pictures, rng, monkeypatch, operators, chunk):
+@pytest.mark.parametrize(
+    ("operators", "weights", "chunk"),
+    [("native", "float32", 7), ("functions", "float32", 256), ("native", "int8", 256)],
+)
+def test_answers_are_those_of_requests_alone(
+    engine_of, pictures, rng, monkeypatch, operators, weights, chunk
+):
     """Native operators count and add alike in chunks of any size; functions give shares, rounded once a chunk."""
-    engine = engine_of("llama-old", operators)
+    engine = engine_of("llama-old", operators, weights)
     questions = mixed(rng, pictures, 40)
     alone = [engine.generate_batch([question])[0] for question in questions]
     pace = paced(engine, monkeypatch)
@@ -130,10 +135,12 @@ def test_answers_are_those_of_requests_alone(engine_of, pictures, rng, monkeypat
     assert sum(stats.finished.values()) == stats.submitted == len(questions)
 
 
-def test_logits_do_not_depend_on_the_rest_of_the_batch(engine, rng):
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_logits_do_not_depend_on_the_rest_of_the_batch(engine_of, weights, rng):
     """Why tokens can't differ: a row's bits are the same in every batch size, on this processor at least."""
     from vlkv.cache import Cache
 
+    engine = engine_of("llama-old", "native", weights)
     text, most = engine.manifest.text, 9
     shape = (most, text.kv_heads, 40, text.head_dim)
     keys, values = ([rng.standard_normal(shape, np.float32) for _ in range(text.layers)] for _ in range(2))

@@ -378,9 +378,7 @@ def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_p
     repository = tmp_path / "models"
     write_repository(Settings(str(shipped), slots=4, threads=1), shipped, repository)
     body, whole = long_answer
-    for _ in range(
-        5
-    ):  # a busy machine may let this process sleep until the answers have ended: that shows nothing
+    for _ in range(5):  # a busy machine may let this process sleep until the answers end: that shows nothing
         with Server(repository, tmp_path / "log", grace=WAIT) as server:
             server.wait(timeout=WAIT)
             ended, asked = asked_while_it_ends(server, body)
