@@ -83,6 +83,7 @@ test-gpu: build/gpu/.built
 
 bench-gpu: build/gpu/.built
 	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
+	@$(PYTHON) examples/benchmark/roofline.py $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed
 	@$(CMAKE) -S . -B build/asan -DVLKV_ASAN=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null

@@ -15,8 +15,9 @@ from vlkv.export.graph.decoder import build_decoder
 from vlkv.export.graph.vision import build_vision
 from vlkv.export.ops import compress_model
 from vlkv.export.weights import link_weights
-from vlkv.files import hash_file, link_or_copy, new_directory
+from vlkv.files import hash_file, link_or_copy
 from vlkv.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
+from vlkv.new_directory import new_directory
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"

@@ -19,8 +19,9 @@ from vlkv.export.tensorrt.engine import build_into, check_builder, lower_into
 from vlkv.export.tensorrt.settings import Settings, resolve
 from vlkv.export.watch import Watch
 from vlkv.export.weights import link_weights, write_weights
-from vlkv.files import check_target, link_or_copy, new_directory
+from vlkv.files import link_or_copy
 from vlkv.manifest import Manifest, read, verify, write
+from vlkv.new_directory import check_target, new_directory
 
 BACKENDS = ("onnxruntime", *TENSORRT)
 FLOAT32_WEIGHTS = "weights.float32.safetensors"

@@ -1,4 +1,7 @@
-"""OpenVINO GenAI's paged pipeline in float32 with a cache of two bytes a number, whole or with cache eviction.
+"""OpenVINO GenAI's paged pipeline, whole or with cache eviction.
+
+Modes `full` and `evict` compute in float32 with a cache of two bytes a number; `default` and `default-evict` leave the
+precision to OpenVINO, which goes by the processor.
 
 The checkpoint is converted by optimum-intel on first use. The pipeline takes texts and pictures and makes its own
 tokens of them, one prompt at a time.
@@ -60,7 +63,8 @@ class OpenvinoPeer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]))
-        self._threads, self._evict = cores(settings["threads"]), settings["mode"] == "evict"
+        self._threads, self._mode = cores(settings["threads"]), settings["mode"]
+        self._evict = self._mode.endswith("evict")
         self._length = 0
         self._pipeline = None if self._evict else self._open(0)
 
@@ -103,14 +107,14 @@ class OpenvinoPeer:
             scheduler.cache_eviction_config = genai.CacheEvictionConfig(
                 start, recent, blocks * BLOCK, genai.AggregationMode.NORM_SUM
             )
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
         return genai.VLMPipeline(
             str(self._folder),
             "CPU",
             scheduler_config=scheduler,
             ATTENTION_BACKEND="PA",
-            INFERENCE_PRECISION_HINT="f32",
-            KV_CACHE_PRECISION="f16",
             INFERENCE_NUM_THREADS=self._threads,
+            **({} if self._mode.startswith("default") else exact),
         )
 
 

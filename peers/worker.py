@@ -12,10 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Protocol
+
+RESERVE = 2 << 30
+"""Bytes that a peer leaves to the others."""
 
 
 class Peer(Protocol):
@@ -35,6 +40,7 @@ def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> 
         try:
             message = json.loads(line)
             if "load" in message:
+                leave(RESERVE)
                 peer = load(message["load"])
                 answer = {"versions": versions(packages)}
             elif peer is None:
@@ -47,6 +53,16 @@ def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> 
             sys.excepthook(type(error), error, error.__traceback__)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def leave(reserve: int) -> None:
+    """Lets this process take what memory there is but for `reserve` bytes, so that it fails and not the machine."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with Path("/proc/meminfo").open() as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (max(free - reserve, free // 2),) * 2)
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

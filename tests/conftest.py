@@ -87,15 +87,15 @@ def graphs_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Engine directories by shape and operators."""
+    """Engine directories by shape, operators and weights."""
     from vlkv.export.engine import build_engine
 
     base = tmp_path_factory.mktemp("engines")
 
     @cache
-    def make(name: str, operators: str = "native") -> Path:
-        target = base / f"{name}-{operators}"
-        build_engine(graphs_of(name), target, operators=operators)
+    def make(name: str, operators: str = "native", weights: str = "float32") -> Path:
+        target = base / f"{name}-{operators}-{weights}"
+        build_engine(graphs_of(name), target, operators=operators, weights=weights)
         return target
 
     return make
@@ -103,8 +103,8 @@ def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(scope="session")
 def engine_of(built_of: Make) -> Callable[..., Engine]:
-    """Opened engines by shape and operators."""
-    return cache(lambda name, operators="native": Engine.load(built_of(name, operators), threads=1))
+    """Opened engines by shape, operators and weights."""
+    return cache(lambda *chosen: Engine.load(built_of(*chosen), threads=1))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 300
 
-EXPORT_SEES_OF_RUNTIME = {"vlkv.errors", "vlkv.files", "vlkv.manifest", "vlkv.cli.console"}
+EXPORT_SEES_OF_RUNTIME = {
+    "vlkv.errors",
+    "vlkv.files",
+    "vlkv.manifest",
+    "vlkv.new_directory",
+    "vlkv.cli.console",
+}
 EXPORT_PARTS = {
     "ops": set(),
     "checkpoint": set(),

@@ -15,13 +15,13 @@ from vlkv.export.directory import export_checkpoint
 from vlkv.export.engine import build_engine
 
 
-def make(size: str, folder: Path) -> Path:
-    """The engine directory of that size, `SIZE-engine`, beside its checkpoint, `SIZE`."""
-    engine = folder / f"{size}-engine"
+def make(size: str, folder: Path, weights: str | None = None) -> Path:
+    """The engine directory of that size, `SIZE-engine` or `SIZE-int8-engine`, beside its checkpoint, `SIZE`."""
+    engine = folder / "-".join(part for part in (size, weights, "engine") if part)
     if not (engine / "manifest.json").exists():
         make_checkpoint.make(size, folder / size)
         export_checkpoint(folder / size, folder / f"{size}-graphs")
-        build_engine(folder / f"{size}-graphs", engine)
+        build_engine(folder / f"{size}-graphs", engine, weights=weights or "float32")
     return engine
 
 
@@ -33,6 +33,7 @@ def engine_of(size: str, folder: Path) -> Engine:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=("20m", "150m"))
+    parser.add_argument("--weights", choices=("int8",), help="of the text model's matrices")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    make(arguments.size, arguments.output)
+    make(arguments.size, arguments.output, arguments.weights)

@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--image", type=Path, action="append", default=[])
     parser.add_argument("--url", default="127.0.0.1:8001")
     parser.add_argument("--model", default="vlkv")
-    parser.add_argument("--policy", default="vl-cache")
+    parser.add_argument("--policy", default="shared-question")
     parser.add_argument("--max-tokens", type=int, default=64)
     arguments = parser.parse_args()
     client = grpc.InferenceServerClient(arguments.url)

@@ -18,7 +18,7 @@ from vlkv.forced import Forced
 from vlkv.generate import Request, Stream, generate
 from vlkv.image import open_image
 from vlkv.observe import check_threshold
-from vlkv.policy import Policy, check_budget, default_budget, resolve
+from vlkv.policy import DEFAULT_POLICY, Policy, check_budget, default_budget, resolve
 from vlkv.prefill import Job, Progress
 from vlkv.prompt import Prompt, build_prompt
 from vlkv.question import Question
@@ -100,10 +100,10 @@ class Engine:
         Args:
             prompt: the question; `<image>` in it says where a picture goes, else pictures come first.
             images: pictures as paths, encoded bytes, or Pillow images.
-            **settings: the other fields of `Question`: `policy` (a name or a `Policy`), `budget` (share of the
-                prompt's cache to keep; 0.1, for `full` 1), `max_new_tokens`, `temperature` (0 is greedy),
-                `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the result
-                is to hold them).
+            **settings: the other fields of `Question`: `policy` (a name or a `Policy`; else `DEFAULT_POLICY`),
+                `budget` (share of the prompt's cache to keep; 0.1, for `full` 1), `max_new_tokens`, `temperature`
+                (0 is greedy), `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the
+                result is to hold them).
 
         Raises:
             PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
@@ -144,16 +144,18 @@ class Engine:
         """Text of token ids; special tokens are left out."""
         return self._tokenizer.decode(token_ids)
 
-    def forced(self, question: Question, tokens: Sequence[int], *, attention: bool = False) -> Forced:
+    def forced(
+        self, question: Question | Request, tokens: Sequence[int], *, attention: bool = False
+    ) -> Forced:
         """Runs given tokens as the answer: logits of each step under the question's policy.
 
         Args:
-            question: `max_new_tokens` and sampling have no effect.
+            question: or a prepared request; `max_new_tokens` and sampling have no effect.
             tokens: ids, at most as many as there are positions behind the prompt.
             attention: whether each step tells what its token attended to; for policies that only append.
         """
-        job = self._prepare(question).job
-        job = replace(job, room=max(1, len(tokens)))
+        request = question if isinstance(question, Request) else self._prepare(question)
+        job = replace(request.job, room=max(1, len(tokens)))
         return Forced(job, tokens, self._backend, self._embedding, self.manifest, attention)
 
     def read(self, question: Question) -> Reading:
@@ -193,7 +195,7 @@ class Engine:
         return [self._tokenizer.piece(token) for token in token_ids]
 
     def chat(
-        self, policy: str | Policy = "vl-cache", budget: float | None = None, keep: Keep = "compressed"
+        self, policy: str | Policy = DEFAULT_POLICY, budget: float | None = None, keep: Keep = "compressed"
     ) -> Conversation:
         """A conversation, whose later questions are about the same pictures.
 

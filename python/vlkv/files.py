@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and their hashes."""
+"""Files that appear whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from vlkv.errors import EngineError
@@ -115,90 +114,3 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise EngineError(f"{show(path)}: {reason(error)}") from error
-
-
-def check_target(target: Path) -> None:
-    """Raise `EngineError` unless `target` is not there, an empty directory, or holds a vlkv manifest."""
-    if not os.path.lexists(target):
-        return
-    if not target.is_dir():
-        raise EngineError(f"{show(target)} exists and is not a directory")
-    if any(target.iterdir()) and not _holds_manifest(target):
-        raise EngineError(f"{show(target)} exists, is not empty and holds no vlkv manifest: not replaced")
-
-
-def _holds_manifest(directory: Path) -> bool:
-    from vlkv.manifest import is_manifest
-
-    return is_manifest(directory)
-
-
-@contextmanager
-def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
-    """Make a directory to fill, which becomes `target` when the block ends well and is removed otherwise.
-
-    It lies beside the target under a hidden name, so that the last step is a rename. An empty target and one
-    that holds a vlkv manifest are replaced (with `overwrite=False` only an empty one); anything else is an
-    `EngineError`, raised before the block is entered. Missing parents are made, and removed on failure.
-    """
-    target = Path(os.path.realpath(target))
-    try:
-        check_target(target)
-        if not overwrite and target.is_dir() and any(target.iterdir()):
-            raise EngineError(f"{show(target)} exists and is not empty: not replaced")
-        made = _make_parents(target)
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        try:
-            beside.mkdir()
-        except BaseException:
-            _remove_parents(made)
-            raise
-    except OSError as error:
-        raise EngineError(f"{show(target)}: {reason(error)}") from error
-    try:
-        yield beside
-        try:
-            _put(beside, target)
-        except OSError as error:
-            raise EngineError(f"{show(target)}: {reason(error)}") from error
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        _remove_parents(made)
-        raise
-
-
-def _make_parents(target: Path) -> list[Path]:
-    missing = [parent for parent in target.parents if not parent.exists()]
-    made: list[Path] = []
-    try:
-        for parent in reversed(missing):
-            parent.mkdir()
-            made.insert(0, parent)
-    except BaseException:
-        _remove_parents(made)
-        raise
-    return made
-
-
-def _remove_parents(made: list[Path]) -> None:
-    for parent in made:
-        try:
-            parent.rmdir()
-        except OSError:
-            return
-
-
-def _put(beside: Path, target: Path) -> None:
-    """Rename `beside` to `target`; what was there goes away only after that."""
-    check_target(target)
-    if not target.is_dir():
-        beside.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
-    try:
-        beside.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

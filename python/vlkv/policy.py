@@ -150,6 +150,9 @@ POLICIES = {
     )
 }
 
+DEFAULT_POLICY = "shared-question"
+"""Where none is named; `docs/policies.md` says why."""
+
 
 def resolve(policy: str | Policy) -> Policy:
     """The policy of that name, or the given one; an unknown name is a `PolicyError` that lists the known ones."""

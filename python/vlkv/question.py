@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlkv.policy import Policy
+from vlkv.policy import DEFAULT_POLICY, Policy
 
 MAX_NEW_TOKENS = 256
 
@@ -17,7 +17,7 @@ class Question:
 
     prompt: str
     images: Sequence[Any] = ()
-    policy: str | Policy = "vl-cache"
+    policy: str | Policy = DEFAULT_POLICY
     budget: float | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -49,6 +50,9 @@ def test_the_whole_command(vlkv, built_of, tmp_path):
     for name in ("token.png", "first_token.png", "whole.png", "cache.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(out.iterdir())) == 6
+    assert [line["arm"] for line in found["fidelity"]] == ["full cache", "20% kept", "9 kept"]
+    assert found["fidelity"][0]["agreement"] == 1
+    assert 1 < found["fidelity"][0]["perplexity"] < found["fidelity"][2]["perplexity"]
 
 
 def test_json_is_one_object(vlkv, built_of):
@@ -69,9 +73,12 @@ def test_json_is_one_object(vlkv, built_of):
         (("--prompt-tokens", "30"), "a prompt of 30 tokens does not hold a picture"),
         (("--prompt-tokens", "9000k"), "positions"),
         (("--peers", "hf"), "need --checkpoint"),
-        (("--peers", "vllm"), "peers 'vllm' is unknown; known: hf, kvpress, openvino"),
+        (("--peers", "vllm"), "peers 'vllm' is unknown; known: hf, kvpress, openvino, hf-eager, hf-sdpa"),
         (("--checkpoint", "nowhere"), "checkpoint nowhere holds no config.json"),
-        (("--new-tokens", "1"), "new-tokens"),
+        (("--new-tokens", "1"), "new-tokens '1' is too few; at least 2"),
+        (("--new-tokens", "9,x"), "new-tokens 'x' is no number of tokens"),
+        (("--also", "int8"), "also 'int8' is no NAME=ENGINE"),
+        (("--prompt-tokens", "60", "--new-tokens", "5", "--also", "a=nowhere"), "nowhere"),
     ],
 )
 def test_wrong_use_is_one_line(vlkv, built_of, options, said):
@@ -86,6 +93,56 @@ def test_a_place_that_cannot_be_written_is_told_first(vlkv, built_of, tmp_path):
     code, _, err = vlkv("bench", built_of("llama"), "-o", tmp_path / "file")
     assert code == 2
     assert "file" in err
+
+
+def test_another_engine_beside(vlkv, built_of, checkpoint_of, tmp_path):
+    from vlkv.export.directory import export_checkpoint
+    from vlkv.export.engine import build_engine
+
+    export_checkpoint(checkpoint_of("llama"), tmp_path / "graphs")
+    build_engine(tmp_path / "graphs", tmp_path / "int8", weights="int8")
+    options = ("--budget", "1,0.2", "--also", f"int8={tmp_path / 'int8'}", "--json")
+    code, text, err = vlkv("bench", built_of("llama"), *SMALL, "--new-tokens", "5,3", *options)
+    assert (code, err) == (0, "")
+    found = msgspec.json.decode(text)
+    labels = ["full cache", "20% kept", "int8, full cache", "int8, 20% kept"]
+    assert [line["arm"] for line in found["rows"]] == labels * 2
+    assert [line["new_tokens"] for line in found["rows"]] == [5] * 4 + [3] * 4
+    floors = {line["arm"]: line["floor_ms"] * line["bandwidth"] for line in found["rows"][:4]}
+    assert floors["int8, full cache"] < 0.6 * floors["full cache"]
+    pairs = [(line["arm"], line["against"]) for line in found["against_full"][:4]]
+    assert pairs == [
+        (labels[1], labels[0]),
+        (labels[2], labels[0]),
+        (labels[3], labels[2]),
+        (labels[3], labels[0]),
+    ]
+    assert [line["arm"] for line in found["amdahl"][:2]] == [labels[1], labels[3]]
+    worth = {line["arm"]: line["perplexity"] for line in found["fidelity"]}
+    assert list(worth) == labels
+    assert worth["int8, full cache"] != worth["full cache"]
+    assert worth["int8, full cache"] == pytest.approx(worth["full cache"], rel=0.1)
+    code, _, err = vlkv("bench", built_of("llama"), *SMALL, "--also", f"other={built_of('mistral')}")
+    assert code == 2
+    assert "is of another model than" in err
+
+
+def test_a_peer_leaves_memory_to_others(tmp_path, engine_of):
+    program = (
+        f"import sys; sys.path.insert(0, {str(peer_file('worker.py').parent)!r})\n"
+        "import worker, numpy\n"
+        "worker.RESERVE = 1 << 60\n"
+        "worker.serve(lambda settings: numpy.empty(settings['bytes'], numpy.int8), ('numpy',))\n"
+    )
+    image = engine_of("llama").manifest.image
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    command = [sys.executable, "-c", program]
+    arm = PeerArm("x", command, tmp_path / "log", {"bytes": 1 << 20}, image, str)
+    assert arm.versions["numpy"]
+    arm.close()
+    with pytest.raises(BenchError, match="x: MemoryError"):
+        PeerArm("x", command, tmp_path / "log", {"bytes": free * 3 // 4}, image, str)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from vlkv.bench.derive import amdahl, floor, ratios, row
 from vlkv.bench.graph_bytes import weight_bytes
 from vlkv.bench.measure import Cell, measure
 from vlkv.bench.probe import Bandwidth, Peak
-from vlkv.bench.report import markdown, table
+from vlkv.bench.report import Own, markdown, table
 from vlkv.bench.run import EngineArm, Run
 from vlkv.bench.settings import Budget, Settings
 from vlkv.errors import BenchError, EngineError
@@ -20,13 +20,14 @@ from vlkv.native import native
 
 def a_run(first, steps, prefill=0.0, compress=0.0, read=0, bandwidth=(10.0, 30.0), tokens=()):
     return Run(
-        first, steps, first + sum(steps), 0.0, prefill, compress, 7, read, 9, bandwidth, [list(tokens)]
+        first, steps, first + sum(steps), 0.0, prefill, compress, 7, read, 0, 9, bandwidth, [list(tokens)]
     )
 
 
 CELL = Cell(
     1000,
     1,
+    3,
     {
         "full cache": [a_run(2.0, [1.0, 3.0], 1.8, read=60, tokens=(1, 2)), a_run(6.0, [2.0, 2.0], 5.0)],
         "10% kept": [a_run(2.0, [0.5, 1.5], 1.9, 0.1, tokens=(1, 3)), a_run(7.0, [1.0, 1.0], 5.0, 0.5)],
@@ -52,8 +53,17 @@ def test_a_row():
         9,
         20,
     )
-    silent = row(Cell(1, 1, {"peer": [a_run(1.0, [1.0])]}), "peer", None)
+    silent = row(Cell(1, 1, 2, {"peer": [a_run(1.0, [1.0])]}), "peer", None)
     assert silent["prefill_ms"] is silent["compress_ms"] is silent["floor_ms"] is None
+
+
+def test_a_beginning_of_a_run():
+    run = Run(2.0, [1.0, 3.0, 5.0], 11.0, kept_bytes=100, grown_bytes=10, tokens=[[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert run.read_bytes == 100 + 10 * 2  # steps read 1, 2 and 3 new tokens
+    begun = run.beginning(3)
+    assert (begun.steps, begun.whole, begun.tokens) == ([1.0, 3.0], 6.0, [[1, 2, 3], [5, 6, 7]])
+    assert begun.read_bytes == 100 + 15
+    assert run.beginning(4) is run
 
 
 def test_ratios_are_medians_of_pairs():
@@ -78,6 +88,8 @@ def test_tables():
     assert table(["a", "b"], [[1234, None], [0.12345, "x"]]) == (
         "| a | b |\n| --- | --- |\n| 1,234 | - |\n| 0.123 | x |"
     )
+    own = [Own(label, "full cache", 140) for label in CELL.runs]
+    worth = {"prompt_tokens": 1000, "arm": "10% kept", "tokens": 3, "perplexity": 1.5, "agreement": 2 / 3}
     found = {
         "environment": {"cores": 2},
         "rows": [row(CELL, label, 140) for label in CELL.runs],
@@ -86,9 +98,12 @@ def test_tables():
         "against_peers": [],
         "peers": {"some": {"torch": "2"}},
         "failed": {"other": "no such wheel"},
+        "fidelity": [worth],
     }
-    text = markdown(found, ["full cache", "10% kept"])
-    assert "| 1,000 | 1 | 3,450 | 8.7% | 2,000 | 1,000 | 2 | 100.0% |" in text
+    text = markdown(found, own)
+    assert "| 1,000 | 1 | 3 | 3,450 | 8.7% | 2,000 | 1,000 | 2 | 100.0% |" in text
+    assert "given token by token" in text
+    assert "| 1,000 | 10% kept | 3 | 1.5 | 66.7% |" in text
     assert "- some: torch 2\n- other did not run: no such wheel" in text
 
 
@@ -152,13 +167,14 @@ class Failing:
 
 def test_an_arm_that_fails_is_told_and_left_out(engine_of):
     engine = engine_of("llama")
-    settings = Settings((60, 80), (1, 2), (Budget(1.0), Budget(0.1)), 6, 2)
+    settings = Settings((60, 80), (1, 2), (Budget(1.0), Budget(0.1)), (6, 3), 2)
     own = [EngineArm(engine, budget, "vl-cache") for budget in settings.budgets]
     measured = measure(settings, engine.manifest, [*own, Failing()], lambda: 1e9)
     assert measured.failed == {"failing": "it broke"}
-    assert [(cell.length, cell.batch) for cell in measured.cells] == [(60, 1), (80, 1), (60, 2), (80, 2)]
+    order = [(60, 1, 6), (60, 1, 3), (80, 1, 6), (80, 1, 3), (60, 2, 6), (60, 2, 3), (80, 2, 6), (80, 2, 3)]
+    assert [(cell.length, cell.batch, cell.new_tokens) for cell in measured.cells] == order
     text = engine.manifest.text
-    for cell in measured.cells:
+    for cell in measured.cells[::2]:
         assert {label: len(runs) for label, runs in cell.runs.items()} == {"full cache": 2, "10% kept": 2}
         full, small = (runs[0] for runs in cell.runs.values())
         assert [len(tokens) for tokens in full.tokens] == [6] * cell.batch

@@ -64,12 +64,12 @@ def test_an_engine_that_cannot_is_told_before_anything_runs(engine_of):
     manifest = engine_of("llama").manifest
     least = manifest.image.tokens_per_image + QUESTION + 1
     most = manifest.text.max_positions - 8
-    Settings((least, most), (1,), (Budget(1.0),), 8).check(manifest)
+    Settings((least, most), (1,), (Budget(1.0),), (3, 8)).check(manifest)
     for length, said in ((least - 1, f"at least {least}"), (most + 1, f"up to {most} do")):
         with pytest.raises(BenchError, match=said):
-            Settings((length,), (1,), (Budget(1.0),), 8).check(manifest)
+            Settings((length,), (1,), (Budget(1.0),), (3, 8)).check(manifest)
     with pytest.raises(BenchError, match="keeps all"):
-        Settings((least,), (1,), (Budget(0.1),), 8, policy="full").check(manifest)
+        Settings((least,), (1,), (Budget(0.1),), (8,), policy="full").check(manifest)
 
 
 def test_prompts_have_their_length_and_one_picture(engine_of):

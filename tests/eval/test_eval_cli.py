@@ -66,8 +66,8 @@ def test_eval_of_a_folder_and_two_turns(command, shipped, picture, tmp_path):
     lines = json.loads(text)["lines"]
     assert code == 0 and [line["label"] for line in lines] == [
         "full, compressed",
-        "vl-cache, compressed",
-        "vl-cache, reusable",
+        "shared-question, compressed",
+        "shared-question, reusable",
     ]
     assert [line["exact"]["value"] for line in lines] == [0.0] * 3
 

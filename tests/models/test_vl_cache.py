@@ -144,7 +144,7 @@ def test_heads_of_a_grouped_checkpoint_keep_different_tokens(engine_of, pictures
     engine = engine_of("mistral")
     text = engine.manifest.text
     assert text.query_heads > text.kv_heads > 1
-    result = engine.generate(PROMPT, pictures, budget=BUDGET, max_new_tokens=1)
+    result = engine.generate(PROMPT, pictures, policy="vl-cache", budget=BUDGET, max_new_tokens=1)
     assert any((kept[0] != kept[1]).any() for kept in result.positions)
     assert len(set(result.kept_tokens)) > 1
 

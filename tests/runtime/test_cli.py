@@ -72,7 +72,7 @@ def test_export_build_run_from_a_checkpoint(vlkv, checkpoint_of, pictures, tmp_p
     assert len(out.split()) >= 4
     assert out.endswith("\n")
     assert re.fullmatch(
-        r"vl-cache: 1 of \d+ prompt tokens a layer, cache [\d.]+ MiB \(\d+% of full\), "
+        r"shared-question: 1 of \d+ prompt tokens a layer, cache [\d.]+ MiB \(\d+% of full\), "
         r"first token after [\d.]+ s, \d+ tokens/s\n",
         err,
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vlkv.errors import EngineError
-from vlkv.files import hash_file, hash_files, link_or_copy, new_directory, reason, show, write_bytes
+from vlkv.files import hash_file, hash_files, link_or_copy, reason, show, write_bytes
+from vlkv.new_directory import new_directory
 
 
 def entries(directory: Path) -> list[str]:

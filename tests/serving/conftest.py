@@ -73,7 +73,7 @@ def server(installed, shipped, tmp_path_factory):
         weights.unlink()
         weights.write_bytes(data)
     with Server(repository, base / "server.log", grace=5) as running:
-        running.wait()
+        running.wait(timeout=300)
         yield running
 
 

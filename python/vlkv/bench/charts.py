@@ -18,6 +18,8 @@ CHARTS = (
 def draw(found: dict[str, Any]) -> dict[str, bytes]:
     """PNG files by name: a line an arm over prompt tokens, a panel a batch size; byte floors dashed.
 
+    Of answers of several lengths the longest are shown.
+
     Raises:
         BenchError: matplotlib is not installed.
     """
@@ -27,13 +29,15 @@ def draw(found: dict[str, Any]) -> dict[str, bytes]:
     except ImportError as error:
         raise BenchError(f"charts need the packages of vlkv[bench]: {error}") from None
     files = {}
-    batches = sorted({row["batch"] for row in found["rows"]})
+    longest = max(row["new_tokens"] for row in found["rows"])
+    shown = [row for row in found["rows"] if row["new_tokens"] == longest]
+    batches = sorted({row["batch"] for row in shown})
     for name, field, axis in CHARTS:
         figure = Figure(figsize=(5.5 * len(batches), 4), layout="constrained")
         FigureCanvasAgg(figure)
         for panel, batch in enumerate(batches, 1):
             plot = figure.add_subplot(1, len(batches), panel)
-            rows = [row for row in found["rows"] if row["batch"] == batch and row[field] is not None]
+            rows = [row for row in shown if row["batch"] == batch and row[field] is not None]
             for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
                 mine = sorted(
                     (row for row in rows if row["arm"] == arm), key=lambda row: row["prompt_tokens"]

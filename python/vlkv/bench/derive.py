@@ -27,6 +27,7 @@ def row(cell: Cell, label: str, weights: int | None) -> Row:
     return {
         "prompt_tokens": cell.length,
         "batch": cell.batch,
+        "new_tokens": cell.new_tokens,
         "arm": label,
         "runs": len(runs),
         "first_token_ms": median(run.first for run in runs) * MS,
@@ -55,6 +56,7 @@ def ratios(cell: Cell, label: str, other: str) -> Row:
     return {
         "prompt_tokens": cell.length,
         "batch": cell.batch,
+        "new_tokens": cell.new_tokens,
         "arm": label,
         "against": other,
         "first_token": median(a.first / b.first for a, b in pairs),
@@ -78,6 +80,7 @@ def amdahl(cell: Cell, label: str, full: str) -> Row:
     return {
         "prompt_tokens": cell.length,
         "batch": cell.batch,
+        "new_tokens": cell.new_tokens,
         "arm": label,
         "first_token_share": 1 - median(shares),
         "decode_share": median(shares),

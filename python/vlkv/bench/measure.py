@@ -20,10 +20,11 @@ Probe = Callable[[], float]
 
 @dataclass
 class Cell:
-    """One prompt length with one batch size: runs by the arm's label, the same number of each."""
+    """One prompt length, batch size and length of answers: runs by the arm's label, the same number of each."""
 
     length: int
     batch: int
+    new_tokens: int
     runs: dict[str, list[Run]] = field(default_factory=dict)
 
 
@@ -53,8 +54,7 @@ def measure(
         _tried(arm, measured, shortest, WARM_TOKENS)
     for batch in settings.batches:
         for length in settings.lengths:
-            cell = Cell(length, batch)
-            measured.cells.append(cell)
+            runs: dict[str, list[Run]] = {}
             for turn in range(settings.repeat):
                 asked = make_prompts(manifest, length, batch, turn)
                 for arm in arms:
@@ -64,12 +64,15 @@ def measure(
                         f"{length} prompt tokens, batch {batch}, {arm.label}, {turn + 1} of {settings.repeat}"
                     )
                     before = probe()
-                    run = _tried(arm, measured, asked, settings.new_tokens)
+                    run = _tried(arm, measured, asked, settings.longest)
                     if run is None:
-                        cell.runs.pop(arm.label, None)
+                        runs.pop(arm.label, None)
                         continue
                     run.bandwidth = before, probe()
-                    cell.runs.setdefault(arm.label, []).append(run)
+                    runs.setdefault(arm.label, []).append(run)
+            for count in settings.new_tokens:
+                begun = {label: [run.beginning(count) for run in found] for label, found in runs.items()}
+                measured.cells.append(Cell(length, batch, count, begun))
     return measured
 
 

@@ -43,7 +43,7 @@ class Peer:
     mode: str
 
 
-PEERS = {
+GROUPS = {
     "hf": (
         Peer("transformers, eager", "hf", "torch_worker.py", "eager"),
         Peer("transformers, SDPA", "hf", "torch_worker.py", "sdpa"),
@@ -52,8 +52,14 @@ PEERS = {
     "openvino": (
         Peer("OpenVINO GenAI", "openvino", "openvino_worker.py", "full"),
         Peer("OpenVINO GenAI, eviction", "openvino", "openvino_worker.py", "evict"),
+        Peer("OpenVINO GenAI, its precision", "openvino", "openvino_worker.py", "default"),
+        Peer("OpenVINO GenAI, its precision, eviction", "openvino", "openvino_worker.py", "default-evict"),
     ),
 }
+PEERS = GROUPS | {
+    f"{name}-{peer.mode}": (peer,) for name, group in GROUPS.items() if len(group) > 1 for peer in group
+}
+"""Peers by name: all of one program, or one of them."""
 
 
 class _Told(msgspec.Struct, kw_only=True):
@@ -211,7 +217,7 @@ def started(
     arms: list[PeerArm] = []
     failed: dict[str, str] = {}
     try:
-        for peer in (peer for name in names for peer in PEERS[name]):
+        for peer in dict.fromkeys(peer for name in names for peer in PEERS[name]):
             assert checkpoint is not None
             try:
                 image = engine.manifest.image

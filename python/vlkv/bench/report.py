@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,32 @@ from vlkv.bench.settings import Settings
 from vlkv.manifest import Manifest
 from vlkv.native import describe
 
-FULL = "full cache"
 MIB = 1 << 20
+CELL = ("prompt tokens", "batch", "new tokens")
+
+
+@dataclass(frozen=True)
+class Own:
+    """One of this project's arms.
+
+    Fields:
+        label: in tables.
+        full: the label of the same engine's full cache; None where that was not asked for.
+        weights: bytes of its decoder's weights; None where floors mean nothing.
+    """
+
+    label: str
+    full: str | None
+    weights: int | None
 
 
 def record(
     settings: Settings,
     manifest: Manifest,
     measured: Measured,
-    labels: Sequence[str],
-    weights: int | None,
+    own: Sequence[Own],
     peers: dict[str, dict[str, str]],
+    fidelity: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """Everything for the JSON file.
 
@@ -34,12 +49,12 @@ def record(
         settings: what was asked for.
         manifest: the engine's.
         measured: the runs.
-        labels: of the engine's own arms; the other labels are peers.
-        weights: bytes of the decoder's weights; None where floors mean nothing.
+        own: this project's arms, the first engine's first; the other labels are peers.
         peers: versions by the peer's label.
+        fidelity: what `vlkv.bench.fidelity` found.
     """
     found: dict[str, Any] = {
-        "environment": environment(manifest, weights),
+        "environment": environment(manifest),
         "settings": asdict(settings),
         "peers": peers,
         "failed": measured.failed,
@@ -47,20 +62,23 @@ def record(
         "against_full": [],
         "amdahl": [],
         "against_peers": [],
+        "fidelity": list(fidelity),
     }
+    weights = {arm.label: arm.weights for arm in own}
     for cell in measured.cells:
         for label in cell.runs:
-            found["rows"].append(row(cell, label, weights if label in labels else None))
-        for label in (label for label in labels if label != FULL and FULL in cell.runs):
-            found["against_full"].append(ratios(cell, label, FULL))
-            found["amdahl"].append(amdahl(cell, label, FULL))
-        for label in labels:
-            others = [other for other in cell.runs if other not in labels]
-            found["against_peers"] += [ratios(cell, label, other) for other in others]
+            found["rows"].append(row(cell, label, weights.get(label)))
+        for arm in own:
+            if arm.full is not None and arm.label != arm.full:
+                found["amdahl"].append(amdahl(cell, arm.label, arm.full))
+            fulls = dict.fromkeys(full for full in (arm.full, own[0].full) if full not in {None, arm.label})
+            found["against_full"] += [ratios(cell, arm.label, full) for full in fulls if full is not None]
+            others = [other for other in cell.runs if other not in weights]
+            found["against_peers"] += [ratios(cell, arm.label, other) for other in others]
     return found
 
 
-def environment(manifest: Manifest, weights: int | None) -> dict[str, Any]:
+def environment(manifest: Manifest) -> dict[str, Any]:
     """Where this was measured."""
     text = manifest.text
     return {
@@ -73,7 +91,6 @@ def environment(manifest: Manifest, weights: int | None) -> dict[str, Any]:
         "operators": f"{manifest.operators}, {describe()}",
         "backend": manifest.backend,
         "text_model": f"{text.layers} layers, hidden {text.hidden}, {text.kv_heads} KV heads",
-        "decoder_weight_bytes": weights,
     }
 
 
@@ -86,13 +103,17 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def markdown(found: dict[str, Any], labels: Sequence[str]) -> str:
-    """The record's tables: a summary, every arm, Amdahl's bound, peers."""
-    parts = ["## Summary", _summary(found, labels), "## All arms", _arms(found["rows"])]
+def markdown(found: dict[str, Any], own: Sequence[Own]) -> str:
+    """The record's tables: a summary, every arm, ratios to the full cache, Amdahl's bound, answers' worth, peers."""
+    parts = ["## Summary", _summary(found, own), "## All arms", _arms(found["rows"])]
+    if found["against_full"]:
+        parts += ["## Times as fast as the full cache", _against(found["against_full"])]
     if found["amdahl"]:
         parts += ["## End to end: what Amdahl's law allows, and what came", _bounds(found["amdahl"])]
     if found["against_peers"]:
         parts += ["## Times as fast as peers", _against(found["against_peers"])]
+    if found["fidelity"]:
+        parts += [f"## The answer of {own[0].label}, given token by token", _worth(found["fidelity"])]
     lines = [f"- {name}: {_list(versions)}" for name, versions in found["peers"].items()]
     lines += [f"- {name} did not run: {error}" for name, error in found["failed"].items()]
     if lines:
@@ -126,74 +147,64 @@ def _list(values: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
-def _summary(found: dict[str, Any], labels: Sequence[str]) -> str:
-    """A line a cell: the last compressed arm tells prefill and compression, each arm its time of a token."""
-    cells: dict[tuple[int, int], dict[str, Row]] = {}
+def _summary(found: dict[str, Any], own: Sequence[Own]) -> str:
+    """A line a cell: the first compressed arm tells prefill and compression, each arm its time of a token."""
+    cells: dict[tuple[int, ...], dict[str, Row]] = {}
     for each in found["rows"]:
-        cells.setdefault((each["prompt_tokens"], each["batch"]), {})[each["arm"]] = each
-    faster = {(r["prompt_tokens"], r["batch"], r["arm"]): r["decode"] for r in found["against_full"]}
-    small = [label for label in labels if label != FULL]
-    shown = small[0] if small else labels[0]
-    pairs = small if FULL in labels else []
-    head = ["prompt tokens", "batch", "prefill ms", "compression of prefill"]
-    head += [f"{label} ms/token" for label in labels] + [f"speed-up, {label}" for label in pairs]
-    head += [f"cache of full, {label}" for label in pairs]
+        cells.setdefault(_cell(each), {})[each["arm"]] = each
+    faster = {(_cell(line), line["arm"], line["against"]): line["decode"] for line in found["against_full"]}
+    small = [arm for arm in own if arm.label != arm.full]
+    shown = (small or own)[0].label
+    pairs = [(arm.label, arm.full) for arm in small if arm.full is not None]
+    head = [*CELL, "prefill ms", "compression of prefill", *(f"{arm.label} ms/token" for arm in own)]
+    head += [f"speed-up, {label}" for label, _ in pairs] + [f"cache of full, {label}" for label, _ in pairs]
     lines: list[list[Any]] = []
-    for (length, batch), arms in cells.items():
+    for cell, arms in cells.items():
         first = arms[shown]
-        line: list[Any] = [length, batch, first["prefill_ms"]]
-        line.append(_percent(first["compress_ms"] / first["prefill_ms"]))
-        line += [arms[label]["token_ms"] for label in labels]
-        line += [faster[length, batch, label] for label in pairs]
-        line += [_percent(arms[label]["cache_bytes"] / arms[FULL]["cache_bytes"]) for label in pairs]
+        line: list[Any] = [*cell, first["prefill_ms"], _percent(first["compress_ms"] / first["prefill_ms"])]
+        line += [arms[arm.label]["token_ms"] for arm in own]
+        line += [faster[cell, label, full] for label, full in pairs]
+        line += [_percent(arms[label]["cache_bytes"] / arms[full]["cache_bytes"]) for label, full in pairs]
         lines.append(line)
     return table(head, lines)
 
 
+def _cell(line: Row) -> tuple[int, ...]:
+    return line["prompt_tokens"], line["batch"], line["new_tokens"]
+
+
 def _arms(rows: Sequence[Row]) -> str:
-    head = [
-        "prompt tokens",
-        "batch",
-        "arm",
-        "first token ms",
-        "vision",
-        "prefill",
-        "compress",
-        "ms/token",
-        "p95",
-    ]
+    head = [*CELL, "arm", "first token ms", "vision", "prefill", "compress", "ms/token", "p95"]
     head += ["byte floor ms", "of floor", "GB/s", "whole answer ms", "cache MiB", "peak MiB"]
-    names = ["prompt_tokens", "batch", "arm", "first_token_ms", "vision_ms", "prefill_ms", "compress_ms"]
+    names = ["arm", "first_token_ms", "vision_ms", "prefill_ms", "compress_ms"]
     names += ["token_ms", "token_p95_ms", "floor_ms", "over_floor"]
     lines = []
     for line in rows:
         rate = line["bandwidth"]
         ends = [rate and rate / 1e9, line["whole_ms"], _mib(line["cache_bytes"]), _mib(line["peak_bytes"])]
-        lines.append([*(line[name] for name in names), *ends])
+        lines.append([*_cell(line), *(line[name] for name in names), *ends])
     return table(head, lines)
 
 
 def _bounds(rows: Sequence[Row]) -> str:
-    head = ["prompt tokens", "batch", "arm", "first token's share", "decoding's share", "decoding faster"]
+    head = [*CELL, "arm", "first token's share", "decoding's share", "decoding faster"]
     head += ["bound", "measured", "of the bound"]
     lines = []
     for line in rows:
         shares = [_percent(line["first_token_share"]), _percent(line["decode_share"])]
         gains = [line["decode_speed_up"], line["bound"], line["gain"], _percent(line["gain_of_bound"])]
-        lines.append([line["prompt_tokens"], line["batch"], line["arm"], *shares, *gains])
+        lines.append([*_cell(line), line["arm"], *shares, *gains])
     return table(head, lines)
 
 
 def _against(rows: Sequence[Row]) -> str:
-    head = [
-        "prompt tokens",
-        "batch",
-        "arm",
-        "against",
-        "first token",
-        "decoding",
-        "whole answer",
-        "same tokens",
-    ]
-    names = ("prompt_tokens", "batch", "arm", "against", "first_token", "decode", "whole")
-    return table(head, [[*(line[name] for name in names), _percent(line["same_tokens"])] for line in rows])
+    head = [*CELL, "arm", "against", "first token", "decoding", "whole answer", "same tokens"]
+    names = ("arm", "against", "first_token", "decode", "whole")
+    lines = [[*_cell(line), *(line[name] for name in names), _percent(line["same_tokens"])] for line in rows]
+    return table(head, lines)
+
+
+def _worth(rows: Sequence[Row]) -> str:
+    head = ["prompt tokens", "arm", "tokens", "perplexity", "first choice too"]
+    names = ("prompt_tokens", "arm", "tokens", "perplexity")
+    return table(head, [[*(line[name] for name in names), _percent(line["agreement"])] for line in rows])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from time import perf_counter
 from typing import Protocol
 
+from vlkv.backend.base import Floats
 from vlkv.bench.probe import Peak
 from vlkv.bench.prompts import Asked
 from vlkv.bench.settings import Budget
@@ -30,7 +31,8 @@ class Run:
         steps: of each decode step of the whole batch.
         whole: from the prompts to the last token.
         cache_bytes: of the arrays that are alive while decoding, all prompts together; 0 where unknown.
-        read_bytes: of the cache that a decode step reads, the mean over the steps; 0 where unknown.
+        kept_bytes: of the cache that prefill left, all prompts together; 0 where unknown.
+        grown_bytes: what each step adds to it.
         peak_bytes: peak resident memory of the process during the run.
         bandwidth: bytes a second, before and after the run.
         tokens: of each prompt.
@@ -43,10 +45,24 @@ class Run:
     prefill: float = 0.0
     compress: float = 0.0
     cache_bytes: int = 0
-    read_bytes: int = 0
+    kept_bytes: int = 0
+    grown_bytes: int = 0
     peak_bytes: int = 0
     bandwidth: tuple[float, float] = (0.0, 0.0)
     tokens: list[list[int]] = field(default_factory=list)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of the cache that a decode step reads, the mean over the steps."""
+        return self.kept_bytes + self.grown_bytes * (len(self.steps) + 1) // 2
+
+    def beginning(self, new_tokens: int) -> Run:
+        """The same run up to that many new tokens. Arrays keep their size: they had room for all."""
+        if new_tokens > len(self.steps):
+            return self
+        steps = self.steps[: new_tokens - 1]
+        tokens = [row[:new_tokens] for row in self.tokens]
+        return replace(self, steps=steps, whole=self.first + sum(steps), tokens=tokens)
 
 
 class Arm(Protocol):
@@ -66,29 +82,40 @@ class Arm(Protocol):
 
 
 class EngineArm:
-    """The engine under one budget."""
+    """An engine under one budget; `name` tells it from other engines of the same run."""
 
     own = True
 
-    def __init__(self, engine: Engine, budget: Budget, policy: str) -> None:
-        self.label, self.budget = budget.label, budget
-        self._engine = engine
+    def __init__(self, engine: Engine, budget: Budget, policy: str, name: str = "") -> None:
+        self.label, self.budget = f"{name}, {budget.label}" if name else budget.label, budget
+        self.engine = engine
         self._policy = resolve("full" if budget == Budget(1.0) else policy)
+        text = engine.manifest.text
+        self._slot, self._layers = (
+            2 * text.kv_heads * text.head_dim * BYTES[engine.manifest.cache_dtype],
+            text.layers,
+        )
         self._peak = Peak()
+
+    def request(self, one: Asked, new_tokens: int) -> Request:
+        """The prompt under this budget, answered greedily."""
+        share = self.budget.of(len(one.prompt.token_ids))
+        job = Job(one.prompt, [one.picture], self._policy, share, new_tokens)
+        return Request(job, Sampling(max_new_tokens=new_tokens))
+
+    def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Floats]:
+        """Logits `[V]` at the prompt's end and after each of the given tokens."""
+        for step in self.engine.forced(self.request(one, max(1, len(tokens))), tokens):
+            yield step.logits
 
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
         """See `Arm.run`: prompts are read one after the other, then decode together."""
-        sampling = Sampling(max_new_tokens=new_tokens)
-        requests = []
-        for one in asked:
-            share = self.budget.of(len(one.prompt.token_ids))
-            job = Job(one.prompt, [one.picture], self._policy, share, new_tokens)
-            requests.append(Request(job, sampling))
+        requests = [self.request(one, new_tokens) for one in asked]
         self._peak.reset()
         marks: list[float] = []
         results: dict[int, Result] = {}
         start = perf_counter()
-        for number, _, result in self._engine.answers(requests, endless=True):
+        for number, _, result in self.engine.answers(requests, endless=True):
             marks.append(perf_counter())
             results[number] = result
         ends = marks[len(asked) - 1 :: len(asked)]
@@ -100,14 +127,8 @@ class EngineArm:
             prefill=sum(result.seconds.prefill for result in results.values()),
             compress=sum(result.seconds.compress for result in results.values()),
             cache_bytes=sum(result.cache_bytes for result in results.values()),
-            read_bytes=sum(self._read(result.kept_tokens, new_tokens) for result in results.values()),
+            kept_bytes=self._slot * sum(sum(result.kept_tokens) for result in results.values()),
+            grown_bytes=self._slot * self._layers * len(asked) if self._policy.decode == "append" else 0,
             peak_bytes=self._peak.bytes(),
             tokens=[results[number].token_ids for number in sorted(results)],
         )
-
-    def _read(self, kept: Sequence[int], new_tokens: int) -> int:
-        """Bytes of the cache that a step reads of one prompt: step n reads what was kept and n new tokens."""
-        manifest = self._engine.manifest
-        slot = 2 * manifest.text.kv_heads * manifest.text.head_dim * BYTES[manifest.cache_dtype]
-        grown = new_tokens / 2 if self._policy.decode == "append" else 1
-        return round(slot * sum(count + grown for count in kept))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from vlkv.errors import BenchError
 from vlkv.manifest import Manifest
-from vlkv.policy import check_budget, resolve
+from vlkv.policy import DEFAULT_POLICY, check_budget, resolve
 
 QUESTION = 32
 """Tokens of text after the picture."""
@@ -44,7 +46,7 @@ class Settings:
         lengths: prompt tokens, image tokens included.
         batches: prompts that decode together.
         budgets: what is kept of the cache; 1 is the policy `full`.
-        new_tokens: of each answer.
+        new_tokens: lengths of answers. The longest is run; the others are its beginnings.
         repeat: pairs.
         policy: of budgets under 1.
     """
@@ -52,19 +54,24 @@ class Settings:
     lengths: tuple[int, ...]
     batches: tuple[int, ...]
     budgets: tuple[Budget, ...]
-    new_tokens: int = 100
+    new_tokens: tuple[int, ...] = (100,)
     repeat: int = 3
-    policy: str = "vl-cache"
+    policy: str = DEFAULT_POLICY
+
+    @property
+    def longest(self) -> int:
+        """New tokens that are run."""
+        return max(self.new_tokens)
 
     def check(self, manifest: Manifest) -> None:
         """Raises `BenchError` or `PolicyError` where the engine can't run it; nothing has run by then."""
         policy = resolve(self.policy)
         if policy.allocation == "all" and any(budget != Budget(1.0) for budget in self.budgets):
             raise BenchError(
-                f"policy {self.policy!r} keeps all; budgets under 1 need another, such as vl-cache"
+                f"policy {self.policy!r} keeps all; budgets under 1 need another, such as {DEFAULT_POLICY}"
             )
         least = manifest.image.tokens_per_image + QUESTION + 1
-        most = manifest.text.max_positions - self.new_tokens
+        most = manifest.text.max_positions - self.longest
         for length in self.lengths:
             if length < least:
                 raise BenchError(
@@ -73,7 +80,7 @@ class Settings:
                 )
             if length > most:
                 raise BenchError(
-                    f"{length} prompt tokens and {self.new_tokens} new ones do not fit the engine's "
+                    f"{length} prompt tokens and {self.longest} new ones do not fit the engine's "
                     f"{manifest.text.max_positions} positions; prompts of up to {most} do"
                 )
         if manifest.device is not None:
@@ -82,7 +89,7 @@ class Settings:
     def _check_device(self, manifest: Manifest) -> None:
         device = manifest.device
         assert device is not None
-        longest = max(self.lengths) + self.new_tokens
+        longest = max(self.lengths) + self.longest
         if longest > device.capacity or max(self.batches) > device.batch:
             raise BenchError(
                 f"{longest} tokens and batches of {max(self.batches)} do not fit this engine, built for "
@@ -90,16 +97,18 @@ class Settings:
             )
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
-    """Prompt lengths: `640,1k,32k`; k is 1000."""
+def parse_lengths(text: str, option: str = "prompt-tokens", least: int = 1) -> tuple[int, ...]:
+    """Numbers of tokens: `640,1k,32k`; k is 1000."""
     found = []
-    for part in _parts(text, "prompt-tokens"):
+    for part in _parts(text, option):
         match = re.fullmatch(r"(\d{1,8}(?:\.\d{1,3})?)(k?)", part, re.IGNORECASE)
         length = float(match.group(1)) * (1000 if match.group(2) else 1) if match else 0
         if length != int(length) or not 1 <= length <= MOST_TOKENS:
-            raise BenchError(f"prompt-tokens {part!a:.40} is no number of tokens; 640, 1k and 32k are")
+            raise BenchError(f"{option} {part!a:.40} is no number of tokens; 640, 1k and 32k are")
+        if length < least:
+            raise BenchError(f"{option} {part!a:.40} is too few; at least {least}")
         found.append(int(length))
-    return _different(found, "prompt-tokens")
+    return _different(found, option)
 
 
 def parse_batches(text: str) -> tuple[int, ...]:
@@ -127,6 +136,20 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
             ) from None
         found.append(Budget(check_budget(share)))
     return _different(found, "budget")
+
+
+def parse_engines(texts: Sequence[str]) -> list[tuple[str, Path]]:
+    """Named engine directories: `int8=DIR` each."""
+    found = []
+    for text in texts:
+        name, sign, folder = text.partition("=")
+        if not (sign and folder and re.fullmatch(r"[\w. -]{1,24}", name)):
+            raise BenchError(
+                f"also {text!a:.80} is no NAME=ENGINE; int8=DIR is, with a name of 1 to 24 letters"
+            )
+        found.append((name, Path(folder)))
+    _different([name for name, _ in found], "also")
+    return found
 
 
 def parse_names(text: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from vlkv.cli.console import notes, progress
-from vlkv.engine import Engine
 from vlkv.errors import BenchError
 from vlkv.files import reason, show, write_bytes
+from vlkv.policy import DEFAULT_POLICY
 
 ENVIRONMENTS = Path("out/peers")
 
@@ -26,11 +26,22 @@ def bench(
     budget: Annotated[
         str, typer.Option(help="Shares of the cache to keep; 160t keeps 160 tokens a layer.")
     ] = "1,0.1",
-    new_tokens: Annotated[int, typer.Option(min=2, max=100_000, help="Tokens of each answer.")] = 100,
+    new_tokens: Annotated[
+        str, typer.Option(help="Lengths of answers; the longest is run, the others are its beginnings.")
+    ] = "100",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, by turns.")] = 3,
-    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = "vl-cache",
+    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = DEFAULT_POLICY,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ENGINE", help="A further engine of the checkpoint, e.g. int8=DIR; repeatable."
+        ),
+    ] = None,
     peers: Annotated[
-        str | None, typer.Option(help="Other programs, with --checkpoint: hf, kvpress, openvino.")
+        str | None,
+        typer.Option(
+            help="Other programs, with --checkpoint: hf, kvpress, openvino, or one of them: hf-sdpa."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="The Hugging Face folder that the engine comes from.")
@@ -46,23 +57,31 @@ def bench(
     ] = None,
 ) -> None:
     """Measure latency, full cache and compressed, by turns in one run."""
-    from vlkv.bench.graph_bytes import weight_bytes
+    from vlkv.bench.arms import open_arms
+    from vlkv.bench.fidelity import fidelity
     from vlkv.bench.measure import measure
     from vlkv.bench.peers import PEERS, started
     from vlkv.bench.probe import Bandwidth
+    from vlkv.bench.prompts import make_prompts
     from vlkv.bench.report import markdown, record
-    from vlkv.bench.run import EngineArm
     from vlkv.bench.settings import (
         Settings,
         parse_batches,
         parse_budgets,
+        parse_engines,
         parse_lengths,
         parse_names,
     )
 
     settings = Settings(
-        parse_lengths(prompt_tokens), parse_batches(batch), parse_budgets(budget), new_tokens, repeat, policy
+        parse_lengths(prompt_tokens),
+        parse_batches(batch),
+        parse_budgets(budget),
+        parse_lengths(new_tokens, "new-tokens", 2),
+        repeat,
+        policy,
     )
+    engines = [("", engine), *parse_engines(also or [])]
     names = parse_names(peers, tuple(PEERS), "peers") if peers is not None else ()
     if names and checkpoint is None:
         raise BenchError(f"peers {','.join(names)} need --checkpoint, the Hugging Face folder of this engine")
@@ -71,20 +90,20 @@ def bench(
     if output is not None:
         _make_folder(output)
     with progress(data=False) as bar:
-        bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads)
-        settings.check(opened.manifest)
-        on_cpu = opened.manifest.backend == "onnxruntime"
-        weights = weight_bytes(engine / "decoder.onnx") if on_cpu else None
-        own = [EngineArm(opened, kept, policy) for kept in settings.budgets]
-        probe = Bandwidth(threads) if on_cpu else _no_bandwidth
-        with started(names, opened, checkpoint, peers_directory, threads, bar.step) as (others, failed):
-            measured = measure(settings, opened.manifest, [*own, *others], probe, bar.step)
+        bar.step("opening the engine" if len(engines) == 1 else "opening the engines")
+        arms, own = open_arms(engines, settings, threads, verify=not no_verify)
+        first = arms[0].engine
+        probe = Bandwidth(threads) if first.manifest.backend == "onnxruntime" else _no_bandwidth
+        with started(names, first, checkpoint, peers_directory, threads, bar.step) as (others, failed):
+            measured = measure(settings, first.manifest, [*arms, *others], probe, bar.step)
         measured.failed = failed | measured.failed
-    labels = [arm.label for arm in own]
+        bar.step("what the answers are worth")
+        asked = make_prompts(first.manifest, min(settings.lengths), 1)[0]
+        answer = arms[0].run([asked], min(settings.new_tokens)).tokens[0]
+        worth = fidelity(arms, asked, answer)
     versions = {arm.label: arm.versions for arm in others}
-    found = record(settings, opened.manifest, measured, labels, weights, versions)
-    text = markdown(found, labels)
+    found = record(settings, first.manifest, measured, own, versions, worth)
+    text = markdown(found, own)
     if output is not None:
         _write(output, text, found)
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n" if json else text)

@@ -10,6 +10,7 @@ import typer
 
 from vlkv.cli.console import answers, notes, progress
 from vlkv.errors import EvalError
+from vlkv.policy import DEFAULT_POLICY
 
 BUDGETS = "0.5,0.2,0.1,0.05"
 
@@ -21,7 +22,7 @@ def evaluate(
     ] = "form-qa",
     policy: Annotated[
         str, typer.Option(help="Names with commas between; vlkv policies lists them.")
-    ] = "full,vl-cache",
+    ] = f"full,{DEFAULT_POLICY}",
     budget: Annotated[str, typer.Option(help="Shares of the cache with commas between.")] = BUDGETS,
     samples: Annotated[
         int | None, typer.Option(help="How many.", show_default="500, of a folder all")

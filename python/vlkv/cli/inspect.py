@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, progress
+from vlkv.policy import DEFAULT_POLICY
 
 
 def inspect(
@@ -17,7 +18,7 @@ def inspect(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = "vl-cache",
+    policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: Annotated[
         float | None,
         typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),

@@ -12,6 +12,7 @@ import typer
 from vlkv.cli.console import notes, progress
 from vlkv.engine import Engine
 from vlkv.generate import Stream
+from vlkv.policy import DEFAULT_POLICY
 from vlkv.question import MAX_NEW_TOKENS
 
 LONG_PROMPT = 2048
@@ -25,7 +26,7 @@ def run(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
     policy: Annotated[
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
-    ] = "vl-cache",
+    ] = DEFAULT_POLICY,
     budget: Annotated[
         float | None,
         typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),

@@ -9,6 +9,7 @@ import typer
 
 from vlkv.cli.console import notes
 from vlkv.errors import VlkvError
+from vlkv.policy import DEFAULT_POLICY
 from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
 from vlkv.serving.repository import Settings, write_repository
@@ -21,7 +22,7 @@ def triton(
     slots: Annotated[int, typer.Option(help="Answers that run at once.")] = SLOTS,
     memory: Annotated[str, typer.Option(help="What caches may take, of an instance.")] = "1GiB",
     queue: Annotated[int, typer.Option(help="Requests that may wait.")] = QUEUE,
-    policy: Annotated[str, typer.Option(help="Where a request names none.")] = "vl-cache",
+    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
     threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
     instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
     gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",

@@ -46,11 +46,11 @@ class Ticket:
         self._listener: Listener | None = None
 
     def listen(self, listener: Listener) -> None:
-        """Tells the listener of all that came and will come. There is one: the last."""
+        """Tells the listener of all that came and will come. There is one: the last. One that fails has gone away."""
         with self._lock:
-            while self._early:
-                listener(self, self._early.popleft())
             self._listener = listener
+            while self._early:
+                self._hand(listener, self._early.popleft())
 
     def cancel(self) -> None:
         """Ends the answer; its slot is free after the step that runs now."""
@@ -126,12 +126,15 @@ class Ticket:
         self._tell(None)
 
     def _tell(self, piece: str | None) -> None:
-        """Hands over; a listener that fails has gone away, which cancels."""
+        """Hands over, or keeps it for a listener to come; one that fails has gone away, which cancels."""
         with self._lock:
             if self._listener is None:
                 self._early.append(piece)
-                return
-            try:
-                self._listener(self, piece)
-            except Exception:
-                self._cancelled = True
+            else:
+                self._hand(self._listener, piece)
+
+    def _hand(self, listener: Listener, piece: str | None) -> None:
+        try:
+            listener(self, piece)
+        except Exception:
+            self._cancelled = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
@@ -17,16 +17,18 @@ from vlkv.scheduler import Ticket
 
 POLL = 0.1
 """Seconds between two looks at who has gone away."""
+ASKED = 16
+"""Requests that a look asks about: each costs as much as two responses."""
 
 Event = tuple[Ticket, str | None]
 
 
 class Exchange(threading.Thread):
-    """Sends responses.
+    """Sends responses; pieces of one answer that come while it sends others go as one.
 
     Args:
         utils: Triton's `triton_python_backend_utils`.
-        tick: called about every `POLL` seconds.
+        tick: called about every `POLL` seconds, and before an answer's last response: who has that finds it counted.
     """
 
     def __init__(self, utils: Any, tick: Callable[[], None]) -> None:
@@ -38,7 +40,12 @@ class Exchange(threading.Thread):
     def follow(self, ticket: Ticket, sender: Any, stream: bool) -> None:
         """Sends this ticket's answer, in pieces or whole."""
         self._open[ticket] = (sender, stream)
-        ticket.listen(lambda ticket, piece: self._events.put((ticket, piece)))
+
+        def hear(ticket: Ticket, piece: str | None) -> None:
+            if stream or piece is None:
+                self._events.put((ticket, piece))
+
+        ticket.listen(hear)
 
     def close(self) -> None:
         """Ends the thread after what was said so far."""
@@ -60,36 +67,54 @@ class Exchange(threading.Thread):
         """The thread's work."""
         next_look = monotonic() + POLL
         while True:
-            try:
-                event = self._events.get(timeout=max(0.0, next_look - monotonic()))
-                if event is None:
-                    return
-                self._say(*event)
-            except Empty:
-                pass
+            events = self._wait(max(0.0, next_look - monotonic()))
+            said = _by_ticket(event for event in events if event is not None)
+            if any(None in pieces for pieces in said.values()):
+                self._tick()
+            for ticket, pieces in said.items():
+                self._say(ticket, pieces)
+            if None in events:
+                return
             if monotonic() >= next_look:
                 self._look()
                 next_look = monotonic() + POLL
 
+    def _wait(self, seconds: float) -> list[Event | None]:
+        """All that was said since it was last asked; nothing where no one says anything for so long."""
+        events: list[Event | None] = []
+        try:
+            events.append(self._events.get(timeout=seconds))
+            while True:
+                events.append(self._events.get_nowait())
+        except Empty:
+            return events
+
     def _look(self) -> None:
-        for ticket, (sender, _) in list(self._open.items()):
+        """Asks about those who were not asked for longest."""
+        for ticket in list(self._open)[:ASKED]:
+            sender, stream = self._open.pop(ticket)
+            self._open[ticket] = (sender, stream)
             if sender.is_cancelled():
                 ticket.cancel()
         self._tick()
 
-    def _say(self, ticket: Ticket, piece: str | None) -> None:
+    def _say(self, ticket: Ticket, pieces: list[str | None]) -> None:
+        """One response, however many pieces have come meanwhile; with the end, the last."""
         sender, stream = self._open[ticket]
-        if piece is not None:
-            if stream:
-                self._send(sender, self._response({"text": piece}))
+        text = "".join(piece for piece in pieces if piece is not None)
+        if None not in pieces:
+            self._send(sender, self._response({"text": text}))
             return
         del self._open[ticket]
         if ticket.error is not None:
             self.fail(sender, ticket.error)
             return
         result = ticket.result
-        rest = "" if stream else result.text
-        values = {"text": rest, "finish_reason": result.finish_reason, "usage": usage(result)}
+        values = {
+            "text": text if stream else result.text,
+            "finish_reason": result.finish_reason,
+            "usage": usage(result),
+        }
         self._send(sender, self._response(values), last=True)
 
     def _response(self, values: dict[str, str]) -> Any:
@@ -105,6 +130,13 @@ class Exchange(threading.Thread):
             sender.send(response, flags=flags)
         except Exception as error:
             self._utils.Logger.log_verbose(f"vlkv: a response found no one: {error}")
+
+
+def _by_ticket(events: Iterable[Event]) -> dict[Ticket, list[str | None]]:
+    found: dict[Ticket, list[str | None]] = {}
+    for ticket, piece in events:
+        found.setdefault(ticket, []).append(piece)
+    return found
 
 
 def usage(result: Result) -> str:

@@ -15,6 +15,10 @@ COUNTERS = {
     "kept_tokens": "Prompt tokens kept, mean over layers.",
     "generated_tokens": "Tokens generated.",
     "steps": "Decode steps.",
+    "prefill_seconds": "Seconds spent in reading prompts.",
+    "step_seconds": "Seconds spent in decode steps.",
+    "pick_seconds": "Seconds spent in choosing tokens and turning them into text.",
+    "own_seconds": "Seconds that the scheduler itself took.",
 }
 GAUGES = {
     "slots": "Answers that can run at once.",
@@ -38,7 +42,7 @@ class Metrics:
         family = utils.MetricFamily
         self._families = []
         self._counters, self._gauges, self._reasons = {}, {}, {}
-        self._last: dict[str, int] = {}
+        self._last: dict[str, float] = {}
         for name, text in COUNTERS.items():
             made = family(name=f"vlkv_{name}_total", description=text, kind=family.COUNTER)
             self._families.append(made)
@@ -65,7 +69,7 @@ class Metrics:
                 self._last[name] = value
                 metric.set(value)
 
-    def _raise(self, metric: Any, name: str, value: int) -> None:
+    def _raise(self, metric: Any, name: str, value: float) -> None:
         before = self._last.get(name, 0)
         if value > before:
             self._last[name] = value

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from vlkv.engine import Engine
 from vlkv.errors import SamplingError, VlkvError
-from vlkv.policy import resolve
+from vlkv.policy import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
 from vlkv.serving.exchange import Exchange
 from vlkv.serving.inputs import to_question
@@ -30,7 +30,7 @@ class TritonPythonModel:
         given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         self._inputs = [entry["name"] for entry in config["input"]]
         try:
-            self._policy = resolve(given.get("policy", "vl-cache")).name
+            self._policy = resolve(given.get("policy", DEFAULT_POLICY)).name
             engine = Engine.load(
                 given["engine"],
                 verify=given.get("verify", "true") == "true",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vlkv import manifest as manifests
 from vlkv.errors import EngineError, VlkvError
-from vlkv.files import new_directory, show, write_bytes
-from vlkv.policy import resolve
+from vlkv.files import show, write_bytes
+from vlkv.new_directory import new_directory
+from vlkv.policy import DEFAULT_POLICY, resolve
 from vlkv.scheduler.plan import divide
 from vlkv.serving.size import parse_size
 
@@ -55,7 +56,7 @@ class Settings:
     slots: int = 8
     memory: str = "1GiB"
     queue: int = 64
-    policy: str = "vl-cache"
+    policy: str = DEFAULT_POLICY
     threads: int = 0
     instances: int = 1
     gpus: tuple[int, ...] = ()

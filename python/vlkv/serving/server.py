@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -65,6 +66,14 @@ def environment(installed: Installation) -> dict[str, str]:
     return found
 
 
+def command(installed: Installation, repository: Path, arguments: Sequence[str]) -> list[str]:
+    """The command line that serves a model repository; `arguments` are the server's own."""
+    found = [str(installed.program), f"--model-repository={repository.resolve()}", *arguments]
+    if installed.backends is not None:
+        found.append(f"--backend-directory={installed.backends}")
+    return found
+
+
 def free_port() -> int:
     """A port that no one uses now."""
     with socket.socket() as one:
@@ -94,9 +103,7 @@ class Server:
         installed = find()
         self.log, self.grace = log, grace
         self.http_port, self.grpc_port, self.metrics_port = ports or (free_port(), free_port(), free_port())
-        command = [
-            str(installed.program),
-            f"--model-repository={repository.resolve()}",
+        settings = [
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
@@ -104,11 +111,9 @@ class Server:
             "--exit-on-error=false",
             *arguments,
         ]
-        if installed.backends is not None:
-            command.append(f"--backend-directory={installed.backends}")
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                command,
+                command(installed, repository, settings),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=environment(installed),
@@ -140,7 +145,7 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Values of the metrics endpoint by name, those of several labels added up."""
         found: dict[str, float] = {}
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as reply:
             for line in reply.read().decode().splitlines():
                 if line and not line.startswith("#"):
                     name, value = line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[1]

@@ -1,0 +1,159 @@
+"""A model of a GPU's times, no measurement: what bytes and operations allow at the rates that a device has.
+
+python examples/benchmark/roofline.py out/bench-gpu.json         # rates, kernels' times: of `make bench-gpu`
+python examples/benchmark/roofline.py --copy 3.0 --matrix 798    # TB/s and TFLOP/s; kernels at their floors
+
+Prefill is its matrix products and causal attention at the matrix rate, a decode step its bytes (weights once, each
+prompt's kept cache) at the copy's rate, compression Score and Evict of each layer, measured where a file says so.
+Vision, launches and the host are left out: real runs are slower, short prompts and small batches most of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+WIDTH = 2
+"""Bytes of a number: float16 or bfloat16."""
+ROWS = 64
+"""Rows that Score observes, as in `make bench-gpu`."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A text model's sizes; `measured` is its name in `make bench-gpu`'s file."""
+
+    name: str
+    measured: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the matrices that each token goes through, the head among them."""
+        dim = self.hidden // self.heads
+        layer = 2 * self.hidden * (self.heads + self.kv_heads) * dim + 3 * self.hidden * self.intermediate
+        return self.layers * layer + self.hidden * self.vocab
+
+    @property
+    def slot(self) -> int:
+        """Bytes of one token in one layer's cache."""
+        return 2 * self.kv_heads * (self.hidden // self.heads) * WIDTH
+
+
+MODELS = (
+    Model("LLaVA 1.5 7B", "7B (32 heads)", 32, 4096, 32, 32, 11008, 32064),
+    Model("LLaVA 1.6 Mistral 7B", "7B (8 KV heads)", 32, 4096, 32, 8, 14336, 32064),
+    Model("LLaVA 1.6 34B", "34B (8 KV heads)", 60, 7168, 56, 8, 20480, 64064),
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Bytes and operations a second, and kernels' seconds by (kernel, model, slots) where they were measured."""
+
+    name: str
+    copy: float
+    matrix: float
+    kernels: dict[tuple[str, str, int], float] = field(default_factory=dict)
+
+    def kernel(self, name: str, model: Model, slots: int, floor: float) -> float:
+        """Seconds, in between measured lengths by a straight line; the floor where nothing was measured."""
+        known = sorted(
+            (n, t) for (kernel, of, n), t in self.kernels.items() if (kernel, of) == (name, model.measured)
+        )
+        if not known:
+            return floor
+        return max(floor, float(np.interp(slots, *zip(*known, strict=True))))
+
+
+def prefill(model: Model, device: Device, slots: int) -> float:
+    """Seconds for one prompt: two operations a weight and token, and half of a square of attention, twice."""
+    products = 2 * model.weights * slots
+    attention = 2 * 2 * model.layers * model.hidden * slots**2 / 2
+    return (products + attention) / device.matrix
+
+
+def compress(model: Model, device: Device, slots: int, kept: float) -> float:
+    """Seconds for one prompt: Score of `ROWS` rows reads the keys, Evict copies what is kept, in each layer."""
+    operations = 2 * 2 * ROWS * model.hidden * slots / device.matrix
+    score = max(model.slot / 2 * slots / device.copy, operations)
+    evict = 2 * model.slot * slots * kept / device.copy
+    layer = device.kernel("score", model, slots, score) + device.kernel("evict", model, slots, evict)
+    return model.layers * layer
+
+
+def step(model: Model, device: Device, slots: float, batch: int) -> float:
+    """Seconds of a decode step of `batch` prompts with `slots` tokens each in the cache."""
+    return (WIDTH * model.weights + batch * slots * model.layers * model.slot) / device.copy
+
+
+def line(model: Model, device: Device, slots: int, batch: int, kept: float, tokens: int) -> dict[str, object]:
+    """All of one model, prompt length and batch size; milliseconds."""
+    first, cut = batch * prefill(model, device, slots), batch * compress(model, device, slots, kept)
+    full, small = (step(model, device, share * slots + tokens / 2, batch) for share in (1.0, kept))
+    return {
+        "model": model.name,
+        "prompt tokens": slots,
+        "batch": batch,
+        "prefill ms": first * 1e3,
+        "compress ms": cut * 1e3,
+        "ms/token, full": full * 1e3,
+        "ms/token, kept": small * 1e3,
+        "decoding": full / small,
+        f"{tokens} tokens, end to end": (first + tokens * full) / (first + cut + tokens * small),
+    }
+
+
+def device_of(path: Path) -> Device:
+    """What `make bench-gpu` wrote, its float16 lines."""
+    told = json.loads(path.read_text())
+    rates = told["rates_per_ms"]
+    kernels = {
+        (one["kernel"], one["model"], one["slots"]): one["milliseconds"] / 1e3
+        for one in told["results"]
+        if one["dtype"] == "float16"
+    }
+    return Device(told["device"], rates["copy"] * 1e3, rates["torch.float16"] * 1e3, kernels)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("measured", type=Path, nargs="?", help="of make bench-gpu")
+    parser.add_argument("--copy", type=float, default=3.0, help="TB/s, read and written")
+    parser.add_argument("--matrix", type=float, default=798.0, help="TFLOP/s of float16 products")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[2048, 8192, 32768])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--budget", type=float, default=0.1)
+    parser.add_argument("--new-tokens", type=int, default=100)
+    options = parser.parse_args(arguments)
+    given = f"a device of {options.copy:g} TB/s and {options.matrix:g} TFLOP/s"
+    device = (
+        device_of(options.measured)
+        if options.measured
+        else Device(given, options.copy * 1e12, options.matrix * 1e12)
+    )
+    print(f"MODEL, not a measurement: {device.name}, {options.budget:.0%} kept\n")
+    lines = [
+        line(model, device, slots, batch, options.budget, options.new_tokens)
+        for model in MODELS
+        for slots in options.prompt_tokens
+        for batch in options.batch
+    ]
+    print(f"| {' | '.join(lines[0])} |\n|{' --- |' * len(lines[0])}")
+    for one in lines:
+        shown = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in one.values())
+        print(f"| {' | '.join(shown)} |")
+
+
+if __name__ == "__main__":
+    main()

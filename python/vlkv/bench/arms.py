@@ -1,0 +1,46 @@
+"""The engines of a benchmark, opened, each under every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlkv.bench.graph_bytes import weight_bytes
+from vlkv.bench.report import Own
+from vlkv.bench.run import EngineArm
+from vlkv.bench.settings import Budget, Settings
+from vlkv.engine import Engine
+from vlkv.errors import BenchError
+from vlkv.files import show
+from vlkv.manifest import Manifest
+
+FULL = Budget(1.0)
+
+
+def open_arms(
+    engines: Sequence[tuple[str, Path]], settings: Settings, threads: int, verify: bool
+) -> tuple[list[EngineArm], list[Own]]:
+    """The arms of named engines (the first one's name is empty), and how they stand in tables.
+
+    Raises:
+        BenchError: an engine can't run the settings, or is of another model than the first.
+        EngineError: a directory is no engine.
+    """
+    arms: list[EngineArm] = []
+    own: list[Own] = []
+    for name, folder in engines:
+        engine = Engine.load(folder, verify=verify, threads=threads)
+        settings.check(engine.manifest)
+        if arms and _model(engine.manifest) != _model(arms[0].engine.manifest):
+            raise BenchError(f"{show(folder)} is of another model than {show(engines[0][1])}")
+        weights = weight_bytes(folder / "decoder.onnx") if engine.manifest.backend == "onnxruntime" else None
+        made = [EngineArm(engine, kept, settings.policy, name) for kept in settings.budgets]
+        full = next((arm.label for arm in made if arm.budget == FULL), None)
+        arms += made
+        own += [Own(arm.label, full, weights) for arm in made]
+    return arms, own
+
+
+def _model(manifest: Manifest) -> tuple[object, ...]:
+    """What has to agree for the same prompts to mean the same."""
+    return manifest.text, manifest.image, manifest.tokens

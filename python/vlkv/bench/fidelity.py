@@ -1,0 +1,41 @@
+"""What an arm's answers are worth: the reference's own answer, given to each arm token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+
+import numpy as np
+
+from vlkv.bench.derive import Row
+from vlkv.bench.prompts import Asked
+from vlkv.bench.run import EngineArm
+
+MOST_LOSS = 700.0
+"""Its exponential is still a number."""
+
+
+def fidelity(arms: Sequence[EngineArm], asked: Asked, tokens: Sequence[int]) -> list[Row]:
+    """Perplexity of those tokens, and the share of them that are the arm's first choice, a row an arm.
+
+    Args:
+        arms: engines of one checkpoint under their budgets.
+        asked: the prompt.
+        tokens: the answer of the arm that is the reference, at least one.
+    """
+    return [_row(arm, asked, tokens) for arm in arms]
+
+
+def _row(arm: EngineArm, asked: Asked, tokens: Sequence[int]) -> Row:
+    loss, agreed = 0.0, 0
+    for token, logits in zip(tokens, arm.forced(asked, tokens[:-1]), strict=True):
+        shifted = logits.astype(np.float64) - float(logits.max())
+        loss += float(np.log(np.exp(shifted).sum()) - shifted[token])
+        agreed += int(logits.argmax()) == token
+    return {
+        "prompt_tokens": len(asked.prompt.token_ids),
+        "arm": arm.label,
+        "tokens": len(tokens),
+        "perplexity": exp(min(loss / len(tokens), MOST_LOSS)),
+        "agreement": agreed / len(tokens),
+    }
