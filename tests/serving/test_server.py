@@ -346,7 +346,7 @@ def test_a_timeout_ends_an_answer_with_what_it_has(server, long_answer):
 
 
 def asked_while_it_ends(server, body, count):
-    """Answers asked at once, SIGTERM when all are taken: text, last event, moment of the end of each; SIGTERM's moment."""
+    """Answers asked at once, SIGTERM when all are taken: text, last event and end of each; the moment of SIGTERM."""
     import aiohttp
 
     from vlkv.serving.client import stream
