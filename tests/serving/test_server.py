@@ -306,7 +306,7 @@ def leave_by_grpc(server, client, body):
 def test_a_client_that_leaves_cancels(server, grpc_client, long_answer, leave):
     body, whole = long_answer
     before = cancelled(server)
-    for _ in range(5):  # on a busy machine an answer may end before the server hears of it
+    for _ in range(40):  # on a busy machine an answer may end before the server hears of it
         first = settled(server)
         leave(server, grpc_client, body)
         after = settled(server, least=first["vlkv_submitted_total"] + 1)
@@ -345,25 +345,25 @@ def test_a_timeout_ends_an_answer_with_what_it_has(server, long_answer):
     assert (status, "deadline" in text) == (400, True)
 
 
-def asked_while_it_ends(server, body):
-    """Three answers asked at once, SIGTERM when all have begun: text, last event and time of end of each; SIGTERM's."""
+def asked_while_it_ends(server, body, count):
+    """Answers asked at once, SIGTERM when all are taken: text, last event and end of each; the moment of SIGTERM."""
     import aiohttp
 
     from vlkv.serving.client import stream
 
-    async def ask(session, started):
+    async def ask(session):
         text, last = "", {}
         async for event in stream(session, server.url, body):
             text += event.get("text", "")
             last = event
-            started.set()
         return text, last, time.monotonic()
 
     async def scene():
-        async with aiohttp.ClientSession() as session:
-            started = [asyncio.Event() for _ in range(3)]
-            tasks = [asyncio.create_task(ask(session, event)) for event in started]
-            await asyncio.gather(*(event.wait() for event in started))
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            tasks = [asyncio.create_task(ask(session)) for _ in range(count)]
+            while (await asyncio.to_thread(server.metrics)).get("vlkv_submitted_total", 0) < count:
+                await asyncio.sleep(0.01)
             asked = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             return await asyncio.gather(*tasks), asked
@@ -381,13 +381,13 @@ def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_p
     for _ in range(5):  # a busy machine may let this process sleep until the answers end: that shows nothing
         with Server(repository, tmp_path / "log", grace=WAIT) as server:
             server.wait(timeout=WAIT)
-            ended, asked = asked_while_it_ends(server, body)
+            ended, asked = asked_while_it_ends(server, body, 12)
             assert server.process.wait(WAIT) == 0
         for text, last, _ in ended:
             assert text == whole.text
             assert last["finish_reason"] == whole.finish_reason
             assert json.loads(last["usage"])["generated_tokens"] == len(whole.token_ids)
-        if all(moment > asked for _, _, moment in ended):
+        if sum(moment > asked for _, _, moment in ended) > 4:
             return
     pytest.fail("every answer ended before SIGTERM: it was never sent while answers ran")
 
