@@ -2,7 +2,7 @@
 # make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
-# make bench   prefill, compress, decode as ratios; with BENCH="--peers hf,kvpress,openvino" beside others
+# make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour each on a core, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
@@ -53,9 +53,8 @@ format: $(VENV)/tested
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/make_engine.py 150m -o $(OUT)/bench
-	@$(BIN)/python examples/benchmark/make_engine.py 150m --weights int8 -o $(OUT)/bench
-	@$(BIN)/vlkv bench $(OUT)/bench/150m-engine --also int8=$(OUT)/bench/150m-int8-engine --checkpoint $(OUT)/bench/150m \
-		--prompt-tokens 1k,8k,32k --budget 1,0.1 --repeat 1 --no-verify -o $(OUT)/bench $(BENCH)
+	@$(BIN)/vlkv bench $(OUT)/bench/150m-engine --prompt-tokens 640,2k,4k,8k,16k --budget 1,0.1,160t --new-tokens 64 \
+		--repeat 2 --no-verify -o $(OUT)/bench $(BENCH)
 
 bench-memory: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/concurrency.py -o $(OUT)/bench
