@@ -125,3 +125,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         paths.append(base / f"{seed}.png")
         Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(paths[-1])
     return paths
+
+
+@pytest.fixture
+def vlkv(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process: exit code, standard output, standard error."""
+    from vlkv.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return int(ended.value.code or 0), *capfd.readouterr()
+
+    return run

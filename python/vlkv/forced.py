@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend, Floats
 from vlkv.cache import Cache
@@ -19,6 +21,9 @@ from vlkv.manifest import Manifest
 from vlkv.native import native
 from vlkv.prefill import Job, prefill
 from vlkv.result import Result
+
+MOST_LOSS = 700.0
+"""Of a token on average: its exponential is still a number."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,21 @@ class Forced:
             logits = decoder.step(embeds, active, active if self._attention else None)[0].copy()
             seen = attention_of(decoder, ready.cache, 0) if self._attention else None
             yield ForcedStep(logits, seen)
+
+
+def token_loss(logits: Floats, token: int) -> NDArray[np.float64]:
+    """-ln of the probability that each row of logits `[N, V]` gives the token, `[N]`."""
+    rows = logits.astype(np.float64)
+    highest = rows.max(axis=1)
+    loss: NDArray[np.float64] = (
+        highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
+    )
+    return loss
+
+
+def perplexity(loss: float, tokens: int) -> float:
+    """Of that many tokens whose losses add up to `loss`."""
+    return exp(min(loss / tokens, MOST_LOSS))
 
 
 def attention_of(decoder: Decoder, cache: Cache, row: int) -> list[Floats]:

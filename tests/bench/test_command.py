@@ -14,21 +14,12 @@ from vlkv.bench.peers import PEERS, PeerArm
 from vlkv.bench.prompts import make_prompts
 from vlkv.bench.run import EngineArm
 from vlkv.bench.settings import Budget
-from vlkv.cli.main import main
 from vlkv.errors import BenchError
 
 
-@pytest.fixture
-def vlkv(capfd, monkeypatch):
+@pytest.fixture(autouse=True)
+def one_pass(monkeypatch):
     monkeypatch.setattr(probe, "PASSES", 1)
-
-    def run(*arguments):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return run
 
 
 SMALL = "--prompt-tokens", "60", "--new-tokens", 5, "--repeat", 1, "--threads", 1

@@ -7,7 +7,6 @@ import json
 import pytest
 from PIL import Image
 
-from vlkv.cli.main import main
 from vlkv.eval import forms
 
 
@@ -17,22 +16,11 @@ def picture(tmp_path):
     return tmp_path / "form.png"
 
 
-@pytest.fixture
-def command(capfd):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    return run
-
-
-def test_eval_prints_and_writes(command, shipped, tmp_path):
+def test_eval_prints_and_writes(vlkv, shipped, tmp_path):
     out = tmp_path / "out"
     asked = ["eval", shipped, "--policy", "full, vl-cache,elastic", "--budget", "0.2,0.05", "--samples", 4]
     asked += ["-o", out, "--threads", 1]
-    code, text, _ = command(*asked)
+    code, text, _ = vlkv(*asked)
     assert code == 0
     assert text.count("vl-cache") == text.count("elastic") == 2 and "perplexity" in text
     assert {path.name for path in out.iterdir()} == {"answers.jsonl", "table.md", "summary.json", "chart.png"}
@@ -41,7 +29,7 @@ def test_eval_prints_and_writes(command, shipped, tmp_path):
         chart.load()
     records = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(records) == 4 * 5
-    code, text, _ = command(*asked, "--json")
+    code, text, _ = vlkv(*asked, "--json")
     printed = json.loads(text)
     assert printed == json.loads((out / "summary.json").read_text())
     line = printed["lines"][2]
@@ -53,16 +41,16 @@ def test_eval_prints_and_writes(command, shipped, tmp_path):
     assert "| elastic |" in (out / "table.md").read_text()
 
 
-def test_eval_of_a_folder_and_two_turns(command, shipped, picture, tmp_path):
+def test_eval_of_a_folder_and_two_turns(vlkv, shipped, picture, tmp_path):
     ask, answer = forms.one_question(forms.held_out_form(900_000))
     (tmp_path / "lines.jsonl").write_text(
         json.dumps({"image": "form.png", "question": [ask, ask], "answer": [answer, "no"]}) + "\n"
     )
     common = ["--task", "folder", "--data", tmp_path, "--budget", "0.2", "--json", "--threads", 1]
-    code, text, _ = command("eval", shipped, *common)
+    code, text, _ = vlkv("eval", shipped, *common)
     lines = json.loads(text)["lines"]
     assert code == 0 and [line["exact"]["value"] for line in lines] == [1.0, 1.0]
-    code, text, _ = command("eval", shipped, *common, "--turns", 2)
+    code, text, _ = vlkv("eval", shipped, *common, "--turns", 2)
     lines = json.loads(text)["lines"]
     assert code == 0 and [line["label"] for line in lines] == [
         "full, compressed",
@@ -94,22 +82,22 @@ def test_eval_of_a_folder_and_two_turns(command, shipped, picture, tmp_path):
         (["-o", "form.png", "--samples", "1"], "form.png"),
     ],
 )
-def test_eval_refuses_in_one_line(command, shipped, picture, monkeypatch, arguments, says):
+def test_eval_refuses_in_one_line(vlkv, shipped, picture, monkeypatch, arguments, says):
     monkeypatch.chdir(picture.parent)
-    code, out, err = command("eval", shipped, *arguments)
+    code, out, err = vlkv("eval", shipped, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("vlkv: ") and says in err
 
 
-def test_an_engine_that_is_none_leaves_nothing(command, tmp_path):
-    code, _, err = command("eval", tmp_path, "-o", tmp_path / "out")
+def test_an_engine_that_is_none_leaves_nothing(vlkv, tmp_path):
+    code, _, err = vlkv("eval", tmp_path, "-o", tmp_path / "out")
     assert code == 2 and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_prints_and_writes(command, shipped, picture, tmp_path):
+def test_inspect_prints_and_writes(vlkv, shipped, picture, tmp_path):
     ask, answer = forms.one_question(forms.held_out_form(900_000))
-    code, text, _ = command(
+    code, text, _ = vlkv(
         "inspect", shipped, "--image", picture, "--prompt", ask, "-o", tmp_path / "out", "--threads", 1
     )
     assert code == 0 and text.count(answer) == 2
@@ -123,6 +111,6 @@ def test_inspect_prints_and_writes(command, shipped, picture, tmp_path):
         (seen, ["--policy", "full", "--budget", "0.5"], "keeps all"),
     ):  # fmt: skip
         given = ["inspect", shipped, *shown, "--prompt", ask, "-o", tmp_path / "other", *wrong]
-        code, out, err = command(*given)
+        code, out, err = vlkv(*given)
         assert (code, err.count("\n")) == (2, 1), err
         assert says in err and out == "" and not (tmp_path / "other").exists()

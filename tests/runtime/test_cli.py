@@ -39,19 +39,6 @@ def usual_verbosity():
     console.VERBOSITY.level = 0
 
 
-@pytest.fixture
-def vlkv(capfd):
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return int(ended.value.code or 0), *capfd.readouterr()
-
-    return run
-
-
 def started(*arguments, **environment):
     """The same as a program of its own."""
     return subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,14 @@ def long_answer(opened):
         if len(result.token_ids) > 300:
             return {**settings, "max_tokens": 900}, result
     raise AssertionError("no long answer")
+
+
+@pytest.fixture(scope="module")
+def grpc_client(server):
+    """The shipped client's module, and a connection."""
+    sys.path.insert(0, str(ROOT / "examples" / "triton"))
+    try:
+        import grpc_stream
+    finally:
+        sys.path.pop(0)
+    return grpc_stream, grpc_stream.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")

@@ -17,11 +17,10 @@ from vlkv.cache import HOST, Cache, Store
 from vlkv.errors import EngineError
 from vlkv.manifest import Manifest
 from vlkv.native import native
+from vlkv.session_options import session_options
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"
-REST = "session.force_spinning_stop"
-"""A session's threads wait for work in a loop, for over 50 ms after its last run, unless this is said."""
 
 
 class OnnxRuntimeBackend:
@@ -215,10 +214,8 @@ class Steps:
 
 
 def _session(path: Path, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options = session_options(threads)
     options.log_severity_level = 3
-    options.add_session_config_entry(REST, "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

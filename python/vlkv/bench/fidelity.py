@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
 
 import numpy as np
 
 from vlkv.bench.derive import Row
 from vlkv.bench.prompts import Asked
 from vlkv.bench.run import EngineArm
-
-MOST_LOSS = 700.0
-"""Its exponential is still a number."""
+from vlkv.forced import perplexity, token_loss
 
 
 def fidelity(arms: Sequence[EngineArm], asked: Asked, tokens: Sequence[int]) -> list[Row]:
@@ -29,13 +26,12 @@ def fidelity(arms: Sequence[EngineArm], asked: Asked, tokens: Sequence[int]) -> 
 def _row(arm: EngineArm, asked: Asked, tokens: Sequence[int]) -> Row:
     loss, agreed = 0.0, 0
     for token, logits in zip(tokens, arm.forced(asked, tokens[:-1]), strict=True):
-        shifted = logits.astype(np.float64) - float(logits.max())
-        loss += float(np.log(np.exp(shifted).sum()) - shifted[token])
+        loss += float(token_loss(logits[np.newaxis], token)[0])
         agreed += int(logits.argmax()) == token
     return {
         "prompt_tokens": len(asked.prompt.token_ids),
         "arm": arm.label,
         "tokens": len(tokens),
-        "perplexity": exp(min(loss / len(tokens), MOST_LOSS)),
+        "perplexity": perplexity(loss, len(tokens)),
         "agreement": agreed / len(tokens),
     }

@@ -18,11 +18,10 @@ def session(name: str, attributes: tuple[tuple[str, float], ...] = ()) -> Any:
     model = resources.files(__name__).joinpath(f"{name}.onnx").read_bytes()
     for attribute, number in attributes:
         model = with_attribute(model, attribute, number)
+    from vlkv.session_options import session_options
+
     onnxruntime = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    # Else its threads go on turning for some 20 ms after a call, and take the cores from whatever comes next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, session_options(), providers=["CPUExecutionProvider"])
 
 
 def with_attribute(model: bytes, name: str, number: float) -> bytes:

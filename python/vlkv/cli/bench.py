@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from vlkv.cli.console import notes, progress
+from vlkv.cli.options import EngineFolder, NoVerify
 from vlkv.errors import BenchError
 from vlkv.files import reason, show, write_bytes
 from vlkv.policy import DEFAULT_POLICY
@@ -18,7 +19,7 @@ ENVIRONMENTS = Path("out/peers")
 
 
 def bench(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    engine: EngineFolder,
     prompt_tokens: Annotated[
         str, typer.Option(help="Prompt lengths, image tokens included; k is 1000.")
     ] = "1k,4k,16k,32k",
@@ -48,7 +49,7 @@ def bench(
     ] = None,
     peers_directory: Annotated[Path, typer.Option(help="Where peers' environments lie.")] = ENVIRONMENTS,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Of one operator; 0 takes all cores.")] = 0,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
+    no_verify: NoVerify = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
     ] = False,
@@ -98,9 +99,9 @@ def bench(
             measured = measure(settings, first.manifest, [*arms, *others], probe, bar.step)
         measured.failed = failed | measured.failed
         bar.step("what the answers are worth")
-        asked = make_prompts(first.manifest, min(settings.lengths), 1)[0]
-        answer = arms[0].run([asked], min(settings.new_tokens)).tokens[0]
-        worth = fidelity(arms, asked, answer)
+        cell = min(measured.cells, key=lambda cell: (cell.length, cell.new_tokens))
+        asked = make_prompts(first.manifest, cell.length, cell.batch)[0]
+        worth = fidelity(arms, asked, cell.runs[arms[0].label][0].tokens[0])
     versions = {arm.label: arm.versions for arm in others}
     found = record(settings, first.manifest, measured, own, versions, worth)
     text = markdown(found, own)

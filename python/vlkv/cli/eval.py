@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, notes, progress
+from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
 from vlkv.errors import EvalError
 from vlkv.policy import DEFAULT_POLICY
 
@@ -16,7 +17,7 @@ BUDGETS = "0.5,0.2,0.1,0.05"
 
 
 def evaluate(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    engine: EngineFolder,
     task: Annotated[
         str, typer.Option(help="form-qa, form-list, two-forms, second-question, or folder with --data.")
     ] = "form-qa",
@@ -55,12 +56,10 @@ def evaluate(
     batch: Annotated[
         int, typer.Option(help="Most settings that decode together; memory grows with it.")
     ] = 32,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
-    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
-    plugin: Annotated[
-        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
-    ] = None,
+    no_verify: NoVerify = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    plugin: Plugin = None,
 ) -> None:
     """Measure answers under policies and budgets, with 95% intervals."""
     from vlkv.engine import Engine

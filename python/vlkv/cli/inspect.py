@@ -8,29 +8,23 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, progress
+from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
 from vlkv.policy import DEFAULT_POLICY
 
 
 def inspect(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
-    prompt: Annotated[
-        str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
-    ],
+    engine: EngineFolder,
+    prompt: Prompt,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    image: Pictures = None,
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),
-    ] = None,
+    budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
-    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
-    plugin: Annotated[
-        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
-    ] = None,
+    raw: Raw = False,
+    no_verify: NoVerify = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    plugin: Plugin = None,
 ) -> None:
     """Show which patches and words each layer keeps."""
     from vlkv.engine import Engine

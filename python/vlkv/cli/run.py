@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
 from vlkv.cli.console import notes, progress
+from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
 from vlkv.engine import Engine
 from vlkv.generate import Stream
 from vlkv.policy import DEFAULT_POLICY
@@ -19,18 +19,13 @@ LONG_PROMPT = 2048
 
 
 def run(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
-    prompt: Annotated[
-        str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
-    ],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    engine: EngineFolder,
+    prompt: Prompt,
+    image: Pictures = None,
     policy: Annotated[
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
     ] = DEFAULT_POLICY,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),
-    ] = None,
+    budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
@@ -39,14 +34,12 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(help="Ends the answer; may be given several times.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    raw: Raw = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")] = False,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
-    device: Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")] = "cpu",
-    plugin: Annotated[
-        Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
-    ] = None,
+    no_verify: NoVerify = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    plugin: Plugin = None,
 ) -> None:
     """Answer a question about pictures."""
     with progress(data=False) as bar:

@@ -17,6 +17,7 @@ from vlkv.eval.records import Answers, Record
 from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.tasks import Sample
 from vlkv.files import hash_file
+from vlkv.forced import token_loss
 from vlkv.manifest import NAME as MANIFEST
 from vlkv.question import Question
 from vlkv.reading import Reading, positions_or_all
@@ -157,9 +158,7 @@ def _forced(reading: Reading, settings: Sequence[Setting], tokens: Sequence[int]
     loss, agreed = np.zeros(len(settings)), np.zeros(len(settings), np.int64)
     steps = reading.forced([setting.variant for setting in settings], tokens[:-1])
     for token, logits in zip(tokens, steps, strict=True):
-        rows = logits.astype(np.float64)
-        highest = rows.max(axis=1)
-        loss += highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
+        loss += token_loss(logits, token)
         agreed += logits.argmax(axis=1) == token
     return list(zip(loss.tolist(), agreed.tolist(), strict=True))
 

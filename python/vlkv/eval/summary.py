@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import exp
 from typing import Any
 
 from vlkv.eval.metrics import Mean, average, proportion
 from vlkv.eval.records import Record
+from vlkv.forced import perplexity
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _line(group: Sequence[Record]) -> Line:
         samples=len(group),
         exact=proportion([record.exact for record in group]),
         similarity=average([record.similarity for record in group]),
-        perplexity=exp(min(sum(record.loss for record in group) / tokens, 700.0)) if tokens else None,
+        perplexity=perplexity(sum(record.loss for record in group), tokens) if tokens else None,
         agreement=average(agreed) if agreed else None,
         kept=sum(sum(record.kept) / (layers * record.prompt_tokens) for record in group) / len(group),
         layers=tuple(sum(record.kept[layer] for record in group) / len(group) for layer in range(layers)),
