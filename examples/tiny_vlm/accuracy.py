@@ -3,16 +3,20 @@
 $ python -m examples.tiny_vlm.accuracy --cache out/accuracy --output out/accuracy/report
 
 Which heads do the reading differs by seed, so that one checkpoint's table is an illustration and no evidence. A control
-with shuffled weights shows that the bench can fail. Checkpoints, engines and answers stay in the cache.
+with shuffled weights shows that the bench can fail. Checkpoints, engines and answers stay in the cache; a training's
+output stands beside its checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from vlkv.files import write_bytes
 
 from .spread import Results, chart, table
 from .tokens import question_words
+from .train import REFUSED
 
 BUDGETS = "0.5,0.2,0.1,0.05"
 CONTROL = "control"
@@ -55,14 +60,31 @@ def run(*command: object) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
-def trained(recipe: Recipe, cache: Path, threads: int) -> Checkpoint:
-    """The recipe's checkpoint, trained where the cache has none."""
+def trained(recipe: Recipe, cache: Path) -> Checkpoint | None:
+    """The recipe's checkpoint, trained on one core where the cache has none; None where its training was refused."""
     folder = cache / "checkpoints" / recipe.name.replace(", ", "-").replace(" ", "-")
     if not (folder / "model.safetensors").is_file():
         print(f"training {recipe.name}", flush=True)
-        options = ("--seed", recipe.seed, "--times", recipe.times, "--threads", threads)
-        run(sys.executable, "-m", "examples.tiny_vlm.train", *options, "-o", folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.with_suffix(".log")
+        options = ("--seed", recipe.seed, "--times", recipe.times, "-o", folder)
+        command = (sys.executable, "-m", "examples.tiny_vlm.train", *map(str, options))
+        with log.open("w") as output:
+            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        told = log.read_text().rstrip().splitlines() or ["nothing was said"]
+        print(f"{recipe.name}: {told[-1]}", flush=True)
+        if status not in (0, REFUSED):
+            raise RuntimeError(f"training {recipe.name} ended with {status}: {log}")
+        if status == REFUSED:
+            return None
     return Checkpoint(recipe.name, folder, question_words(recipe.times))
+
+
+def all_trained(recipes: Sequence[Recipe], cache: Path, jobs: int) -> list[Checkpoint]:
+    """The recipes' checkpoints but the refused ones, `jobs` trainings at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        made = list(pool.map(lambda recipe: trained(recipe, cache), recipes))
+    return [checkpoint for checkpoint in made if checkpoint]
 
 
 def shuffled(source: Checkpoint, cache: Path) -> Checkpoint:
@@ -108,16 +130,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--policy", default=",".join(POLICIES), help="names with commas between")
     parser.add_argument("--samples", type=int, default=200, help="forms a checkpoint")
     parser.add_argument("--form-seed", type=int, default=1, help="of the forms")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=int, default=cores, help="trainings at a time, a core each")
     options = parser.parse_args(arguments)
     recipes = [*(Recipe(seed) for seed in options.seeds), *(Recipe(seed, 2) for seed in options.long_seeds)]
-    checkpoints = [trained(recipe, options.cache, options.threads) for recipe in recipes]
+    checkpoints = all_trained(recipes, options.cache, options.jobs)
+    if not checkpoints:
+        parser.error("no checkpoint reads forms with its full cache: try other --seeds")
     control = shuffled(checkpoints[0], options.cache)
     asked = (options.cache, options.policy, options.samples, options.form_seed)
     results = {checkpoint.name: measured(checkpoint, *asked) for checkpoint in checkpoints}
     failed = max(measured(control, *asked).values())
     options.output.mkdir(parents=True, exist_ok=True)
+    refused = [recipe.name for recipe in recipes if recipe.name not in results]
     text = table(results) + f"\nThe control answers at most {failed:.1%}.\n"
+    if refused:
+        text += f"Left out, as they do not read with the full cache: {'; '.join(refused)}.\n"
     write_bytes(options.output / "table.md", text.encode())
     chart(results, options.output / "chart.png")
     print(text)

@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from vlkv.errors import EngineError
 from vlkv.eval.forms import GRID, training_form
+from vlkv.new_directory import check_target, new_directory
 
 from .check import exact_share
 from .fast_forms import Batch, make_batch
@@ -30,6 +32,7 @@ from .tokens import make_processor, question_words
 
 FORMS_PER_SEED = 1_000_000  # numbers of training forms set aside for one run
 REQUIRED = 0.99  # share of exact answers below which a run is refused
+REFUSED = 3  # exit status of such a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ def train(seed: int, progress: Progress, times: int = 1) -> LlavaForConditionalG
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, check, write; return 1 where the check fails."""
+    """Train, check, write; return REFUSED where the check fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the forms, 0 to 999")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
@@ -129,6 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--forms", type=int, default=500, help="held-out forms of the check at the end")
     parser.add_argument("--times", type=int, default=1, help="how often a prompt asks its question, 1 to 9")
     options = parser.parse_args(arguments)
+    try:
+        check_target(options.output)
+    except EngineError as error:
+        parser.error(str(error))
     torch.set_num_threads(options.threads)
     columns = (
         TextColumn("{task.description}"),
@@ -150,10 +157,11 @@ def main(arguments: list[str] | None = None) -> int:
         progress.update(task, exact=100 * share)
     print(f"seed {options.seed}: trained in {minutes:.1f} min, exact on {share:.1%} of held-out forms")
     if share < REQUIRED:
-        print(f"refused: under {REQUIRED:.0%}; try another seed", file=sys.stderr)
-        return 1
-    model.save_pretrained(options.output)
-    processor.save_pretrained(options.output)
+        print(f"refused: {share:.1%} is under {REQUIRED:.0%}; try another seed", file=sys.stderr)
+        return REFUSED
+    with new_directory(options.output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     return 0
 
 
