@@ -19,6 +19,7 @@ from vlkv.export.passes.group_query_attention import use_group_query_attention
 from vlkv.export.passes.half import compute_in_half
 from vlkv.export.passes.int8_weights import Blocks, matrices, use_int8_weights
 from vlkv.export.passes.multi_head_attention import use_multi_head_attention
+from vlkv.export.passes.native_attention import attend_natively
 from vlkv.export.passes.observed_rows import give_out_observed_rows
 from vlkv.export.passes.plugin_nodes import name_plugins
 from vlkv.export.passes.static_cache import fix_capacity
@@ -45,7 +46,8 @@ def lower_for_onnxruntime(
     Args:
         models: the graphs by name.
         converted: float32 tensors that take the place of 16-bit initializers, by name.
-        operators: `native` leaves scoring to the runtime's kernels, `functions` keeps the ONNX bodies.
+        operators: `native` leaves scoring, and the attention of single tokens, to the runtime's kernels, `functions`
+            keeps the ONNX bodies.
         blocks: codes and scales that take the place of the decoder's matrices, by name; see `decoder_matrices`.
 
     Returns:
@@ -62,6 +64,7 @@ def lower_for_onnxruntime(
         if name == "decoder":
             done["group_query_attention"] = use_group_query_attention(model)
             if operators == "native":
+                done["native_attention"] = attend_natively(model)
                 done["observed_rows"] = give_out_observed_rows(model)
         done["transposed_weights"] = fuse_transposed_weights(model)
         model.graph.opset_imports[MICROSOFT] = 1

@@ -39,6 +39,16 @@ struct KeyTile {
   int next = 0;        // the tile after this one is index + next, its keys as far in memory; 0: not known
 };
 
+// Consecutive slots of one KV head's cache, and the query heads that read it.
+struct AttendPart {
+  const float* query = nullptr;  // [heads][head_dim], times scale and log2(e)
+  const float* key = nullptr;    // [keys][head_dim]
+  const float* value = nullptr;  // [keys][head_dim]
+  int heads = 0, keys = 0, head_dim = 0;
+  float* state = nullptr;  // [heads][2 + head_dim]: the largest logit m, the sum of 2^(q.k - m), that of each
+                           // times its value
+};
+
 struct Kernels {
   int lanes;  // rows in a vector
   int group;  // vectors of rows that are multiplied together
@@ -57,6 +67,9 @@ struct Kernels {
   // Pass 2, one tile: adds the columns of A to score[0..keys); returns how many weights are under the
   // threshold.
   int64_t (*add_columns)(const ScoreBlock& block, int tile, int keys, float threshold, float* score);
+
+  // Writes the state of a part.
+  void (*attend)(const AttendPart& part);
 
   // to[i] += from[i]
   void (*add)(const float* from, float* to, int64_t count);

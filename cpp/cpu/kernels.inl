@@ -24,6 +24,7 @@ constexpr float kLargest = 3.4028234e38F;
 #include "cpu/vector.inl"
 #include "cpu/convert.inl"
 #include "cpu/score_kernel.inl"
+#include "cpu/attend_kernel.inl"
 // clang-format on
 
 }  // namespace
@@ -38,6 +39,7 @@ const Kernels VLKV_TABLE = {
     VLKV_KERNELS_NAMESPACE::weigh,
     VLKV_KERNELS_NAMESPACE::combine,
     VLKV_KERNELS_NAMESPACE::add_columns,
+    VLKV_KERNELS_NAMESPACE::attend,
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,
     VLKV_KERNELS_NAMESPACE::multiply_adds,

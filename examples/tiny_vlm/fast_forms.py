@@ -38,8 +38,8 @@ NONE = -100  # a label that no loss counts
 
 BOS_HIDDEN, WORD_HIDDEN, FIELD_HIDDEN, OTHER_HIDDEN = 0.5, 0.5, 0.2, 0.9  # from a forgetful answer, per layer
 
-_CLASS = {character: i for i, character in enumerate(ALPHABET)}
-_KEY = {key: i for i, key in enumerate(KEYS)}
+CLASS = {character: i for i, character in enumerate(ALPHABET)}
+KEY = {key: i for i, key in enumerate(KEYS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ def make_batch(
     bag = np.zeros((count, questions, len(VALUE_CHARACTERS)), np.float32)
     own = np.zeros((count, questions, 1 + width + asked), bool)
     for b, (form, kept) in enumerate(zip(forms, rows, strict=True)):
-        cells[b] = [_CLASS[c] for c in characters(form)[list(kept)].ravel()]
+        cells[b] = [CLASS[c] for c in characters(form)[list(kept)].ravel()]
         places[b] = (np.array(kept)[:, None] * GRID + np.arange(GRID)).ravel()
         for field in form.fields:
             start = list(kept).index(field.row) * GRID + field.value_column
-            cell_labels[0, b, start : start + len(field.value)] = _KEY[field.key]
+            cell_labels[0, b, start : start + len(field.value)] = KEY[field.key]
             cell_labels[1, b, start : start + len(field.value)] = np.arange(len(field.value))
         order = np.resize(rng.permutation(len(form.fields)), questions)
         for k, field in enumerate(form.fields[i] for i in order):
@@ -108,7 +108,7 @@ def make_batch(
             end = asked + len(answer) - 1
             tokens[b, k, :end] = [*question_ids(field.key, times), *answer[:-1]]
             labels[0, b, k, asked - 1 : end] = answer
-            labels[1, b, k, KEY_ROW:end] = _KEY[field.key]
+            labels[1, b, k, KEY_ROW:end] = KEY[field.key]
             labels[2, b, k, asked - 1 : end] = np.arange(len(answer))
             start = 1 + list(kept).index(field.row) * GRID + field.column
             own[b, k, start : start + len(field.text)] = True
@@ -150,16 +150,21 @@ def patch_embeddings(model: LlavaForConditionalGeneration, cells: Tensor) -> Ten
     return table[cells]
 
 
-def image_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
-    """Compute the projected features of the batch's pictures, `[B, 24 R, hidden]`."""
+def encode_pictures(model: LlavaForConditionalGeneration, cells: Tensor, places: Tensor) -> Tensor:
+    """Compute the projected features `[B, n, hidden]` of pictures whose cells `[B, n]` stand at these places."""
     tower = model.model.vision_tower
     positions = tower.embeddings.position_embedding.weight
-    patches = patch_embeddings(model, batch.cells) + positions[1 + batch.places]
+    patches = patch_embeddings(model, cells) + positions[1 + places]
     first = (tower.embeddings.class_embedding + positions[0]).expand(len(patches), 1, -1)
     hidden = tower.pre_layrnorm(torch.cat([first, patches], dim=1))
     for layer in tower.encoder.layers:
         hidden = layer(hidden, attention_mask=None)
     return model.model.multi_modal_projector(hidden[:, 1:])
+
+
+def image_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
+    """Compute the projected features of the batch's pictures, `[B, 24 R, hidden]`."""
+    return encode_pictures(model, batch.cells, batch.places)
 
 
 def layer_masks(batch: Batch) -> Iterator[Tensor]:

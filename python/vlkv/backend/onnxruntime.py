@@ -40,7 +40,7 @@ class OnnxRuntimeBackend:
         self.threads = threads
         self._native = manifest.operators == "native"
         self._vision = _session(directory / "vision.onnx", threads)
-        self._decoder = _session(directory / "decoder.onnx", threads)
+        self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
@@ -213,8 +213,8 @@ class Steps:
         return binding
 
 
-def _session(path: Path, threads: int) -> Any:
-    options = session_options(threads)
+def _session(path: Path, threads: int, operators: str = "functions") -> Any:
+    options = session_options(threads, operators)
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,31 @@
+#include "vlkv/attend.h"
+
+#include <cmath>
+
+#include "core/check.h"
+
+namespace vlkv {
+
+void validate(const AttendParams& p) {
+  const Check check("attend");
+  check.range("batch", p.batch, 0, kLargestDim);
+  check.range("kv_heads", p.kv_heads, 1, 65536);
+  check.range("query_heads", p.query_heads, 1, 65536);
+  check.require(p.query_heads % p.kv_heads == 0, "query_heads ", p.query_heads,
+                " is not a multiple of kv_heads ", p.kv_heads);
+  check.range("slots", p.slots, p.batch > 0 ? 1 : 0, kLargestDim);
+  check.range("head_dim", p.head_dim, 1, 4096);
+  const bool reads = p.batch > 0;
+  check.require(p.query != nullptr || !reads, "query is null");
+  check.require(p.key != nullptr || !reads, "key is null");
+  check.require(p.value != nullptr || !reads, "value is null");
+  check.require(p.key_cache != nullptr || !reads, "key_cache is null");
+  check.require(p.value_cache != nullptr || !reads, "value_cache is null");
+  check.require(p.last != nullptr || !reads, "last is null");
+  check.require(p.result != nullptr || !reads, "result is null");
+  check.require(std::isfinite(p.scale) && p.scale >= 0.0F, "scale is ", p.scale,
+                ", not a finite number from 0 (0 = 1/sqrt(head_dim))");
+  check.threads(p.threads);
+}
+
+}  // namespace vlkv

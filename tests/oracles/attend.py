@@ -1,0 +1,25 @@
+"""The attention of one new token a prompt by its definition, one head at a time, in float64."""
+
+import numpy as np
+
+
+def attend(query, key, value, key_cache, value_cache, last, scale):
+    """Append, then attend: -> result [B, Hq, D], both caches, and what bounds a result's error, magnitude [B, Hq, D].
+
+    query [B, Hq, D], key, value [B, Hkv, D] of the new token, key_cache, value_cache [B, Hkv, C, D], last [B].
+
+    The new token takes slot last[b] and sees slots 0..last[b]. magnitude is the attention-weighted sum of |value|.
+    """
+    query, key_cache, value_cache = (array.astype(np.float64) for array in (query, key_cache, value_cache))
+    batch, query_heads, _ = query.shape
+    group = query_heads // key_cache.shape[1]
+    result, magnitude = np.zeros(query.shape), np.zeros(query.shape)
+    for b in range(batch):
+        key_cache[b, :, last[b]], value_cache[b, :, last[b]] = key[b], value[b]
+        for h in range(query_heads):
+            keys, values = (cache[b, h // group, : last[b] + 1] for cache in (key_cache, value_cache))
+            logits = scale * keys @ query[b, h]
+            weights = np.exp(logits - logits.max())
+            result[b, h] = weights @ values / weights.sum()
+            magnitude[b, h] = weights @ np.abs(values) / weights.sum()
+    return result, key_cache, value_cache, magnitude
