@@ -5,25 +5,88 @@
 // first-level cache for the query heads after the first four.
 constexpr int kAttendKeys = 64;
 
-// weight[h][i] = query[h].key[i]; returns each head's largest, NaN left aside.
-template <int NH>
-VLKV_INLINE void attend_logits(const AttendPart& part, const float* query, const float* key, int keys,
-                               float (&weight)[NH][kAttendKeys], float (&maximum)[NH]) {
-  const int dim = part.head_dim, whole = dim / kLanes * kLanes;
-  for (int i = 0; i < keys; ++i) {
-    const float* k = key + int64_t{i} * dim;
-    F acc[NH] = {};
-    for (int d = 0; d < whole; d += kLanes) {
-      const F element = in_register(load<F>(k + d));
+// Floats from what is multiplied to what is asked for: 12 KiB, beyond the end of a page of 4 KiB, where the
+// processor's own reading ahead stops.
+constexpr int kAttendAhead = 3072;
+
+// Sums of four vectors' lanes, one vector's after the other, in every 128 bits of the result; together the
+// parts hold the whole sums.
+VLKV_INLINE F sum_by_quads(const F (&v)[4]) {
+#if VLKV_LANES == 4
+#define VLKV_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define VLKV_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define VLKV_LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define VLKV_HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+#elif VLKV_LANES == 8
+#define VLKV_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define VLKV_HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define VLKV_LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define VLKV_HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#else
+#define VLKV_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define VLKV_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define VLKV_LOW_PAIRS(a, b) \
+  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define VLKV_HIGH_PAIRS(a, b) \
+  __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#endif
+  const F x = VLKV_LOW(v[0], v[1]) + VLKV_HIGH(v[0], v[1]), y = VLKV_LOW(v[2], v[3]) + VLKV_HIGH(v[2], v[3]);
+  return VLKV_LOW_PAIRS(x, y) + VLKV_HIGH_PAIRS(x, y);
+#undef VLKV_LOW
+#undef VLKV_HIGH
+#undef VLKV_LOW_PAIRS
+#undef VLKV_HIGH_PAIRS
+}
+
+// sums[n] = the sum of v[n]'s lanes.
+template <int N>
+VLKV_INLINE void sum_each(const F (&v)[N], float (&sums)[(N + 3) / 4 * 4]) {
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n += 4) {
+    F four[4];
 #pragma GCC unroll 4
-      for (int h = 0; h < NH; ++h) acc[h] += load<F>(query + h * dim + d) * element;
+    for (int i = 0; i < 4; ++i) four[i] = n + i < N ? v[n + i] : F{};
+    float quads[kLanes];
+    store(quads, sum_by_quads(four));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      float sum = quads[i];
+#pragma GCC unroll 4
+      for (int quad = 4; quad < kLanes; quad += 4) sum += quads[quad + i];
+      sums[n + i] = sum;
     }
+  }
+}
+
+// weight[h][i..i+NK) = query[h].key, of NK keys that are read once for NH heads.
+template <int NH, int NK>
+VLKV_INLINE void attend_logits(const float* query, const float* key, int dim, int i,
+                               float (&weight)[NH][kAttendKeys]) {
+  const int whole = dim / kLanes * kLanes;
+  const float* k = key + int64_t{i} * dim;
+  F acc[NK * NH] = {};
+  for (int d = 0; d < whole; d += kLanes) {
+    F q[NH];
+#pragma GCC unroll 4
+    for (int h = 0; h < NH; ++h) q[h] = in_register(load<F>(query + h * dim + d));
+#pragma GCC unroll 8
+    for (int n = 0; n < NK; ++n) {
+      const F element = in_register(load<F>(k + n * dim + d));
+      if (d % kLineFloats == 0) fetch<3>(k, n * dim + d + kAttendAhead);
+#pragma GCC unroll 4
+      for (int h = 0; h < NH; ++h) acc[n * NH + h] += q[h] * element;
+    }
+  }
+  float sums[(NK * NH + 3) / 4 * 4];
+  sum_each<NK * NH>(acc, sums);
+#pragma GCC unroll 8
+  for (int n = 0; n < NK; ++n) {
 #pragma GCC unroll 4
     for (int h = 0; h < NH; ++h) {
-      float logit = sum_lanes(acc[h]);
-      for (int d = whole; d < dim; ++d) logit += query[h * dim + d] * k[d];
-      weight[h][i] = logit;
-      maximum[h] = logit > maximum[h] ? logit : maximum[h];
+      float logit = sums[n * NH + h];
+      for (int d = whole; d < dim; ++d) logit += query[h * dim + d] * k[n * dim + d];
+      weight[h][i + n] = logit;
     }
   }
 }
@@ -46,6 +109,7 @@ VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       const F element = in_register(load<F>(from + v * kLanes));
+      if (v * kLanes % kLineFloats == 0) fetch<3>(from, v * kLanes + kAttendAhead);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) acc[h][v] += element * weight[h][i];
     }
@@ -57,8 +121,15 @@ VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
   }
 }
 
-// What is taken from logits: their maximum, unless all are -infinity, whose weights are 0.
-VLKV_INLINE float attend_origin(float maximum) { return maximum == -__builtin_inff() ? 0.0F : maximum; }
+// The largest of `count` logits, whole vectors of them, and of `before`; NaN left aside.
+VLKV_INLINE float attend_maximum(const float* logit, int count, float before) {
+  F most = splat(before);
+  for (int i = 0; i < count; i += kLanes) most = larger(load<F>(logit + i), most);
+  float lanes[kLanes], maximum = before;
+  store(lanes, most);
+  for (int i = 0; i < kLanes; ++i) maximum = lanes[i] > maximum ? lanes[i] : maximum;
+  return maximum;
+}
 
 // A tile of keys for NH query heads, whose state goes on.
 template <int NH>
@@ -66,25 +137,29 @@ VLKV_INLINE void attend_tile(const AttendPart& part, int head, int64_t first, in
   const int dim = part.head_dim;
   const float* query = part.query + int64_t{head} * dim;
   float* state = part.state + int64_t{head} * (2 + dim);
-  float weight[NH][kAttendKeys], maximum[NH], factor[NH];
-#pragma GCC unroll 4
-  for (int h = 0; h < NH; ++h) maximum[h] = state[h * (2 + dim)];
-  attend_logits<NH>(part, query, part.key + first * dim, keys, weight, maximum);
+  const float* key = part.key + first * dim;
+  float weight[NH][kAttendKeys], factor[NH];
+  constexpr int kKeys = kAccumulators >= 4 * NH ? 4 : kAccumulators >= 2 * NH ? 2 : 1;
+  if (keys > kAttendKeys) __builtin_unreachable();
+  int i = 0;
+  for (; i + kKeys <= keys; i += kKeys) attend_logits<NH, kKeys>(query, key, dim, i, weight);
+  for (; i < keys; ++i) attend_logits<NH, 1>(query, key, dim, i, weight);
   const int padded = (keys + kLanes - 1) / kLanes * kLanes;
 #pragma GCC unroll 4
   for (int h = 0; h < NH; ++h) {
     float* own = state + h * (2 + dim);
-    const float origin = attend_origin(maximum[h]);
-    for (int i = keys; i < padded; ++i) weight[h][i] = -__builtin_inff();
+    for (i = keys; i < padded; ++i) weight[h][i] = -__builtin_inff();
+    const float maximum = attend_maximum(weight[h], padded, own[0]);
+    const float origin = maximum == -__builtin_inff() ? 0.0F : maximum;  // then all weights are 0
     F sum{};
-    for (int i = 0; i < padded; i += kLanes) {
+    for (i = 0; i < padded; i += kLanes) {
       const F w = exp2_below(load<F>(weight[h] + i) - origin);
       store(weight[h] + i, w);
       sum += w;
     }
     factor[h] = __builtin_exp2f(own[0] - origin);
     own[1] = own[1] * factor[h] + sum_lanes(sum);
-    own[0] = maximum[h];
+    own[0] = maximum;
   }
   const float* value = part.value + first * dim;
   constexpr int kVectors = kAccumulators / NH >= 4 ? 4 : kAccumulators / NH >= 2 ? 2 : 1;

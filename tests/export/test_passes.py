@@ -15,6 +15,7 @@ from vlkv.export.passes.edit import MICROSOFT
 from vlkv.export.passes.float32 import compute_in_float32
 from vlkv.export.passes.group_query_attention import use_group_query_attention
 from vlkv.export.passes.multi_head_attention import use_multi_head_attention
+from vlkv.export.passes.native_attention import attend_natively
 from vlkv.export.passes.observed_rows import give_out_observed_rows
 from vlkv.export.passes.transposed_weights import fuse_transposed_weights
 from vlkv.export.weights import write_weights
@@ -69,7 +70,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     assert counts["decoder"] == {
         "float32": weights["decoder"] if half else 0,
         "group_query_attention": LAYERS,
-        **({"observed_rows": LAYERS} if operators == "native" else {}),
+        **({"native_attention": LAYERS, "observed_rows": LAYERS} if operators == "native" else {}),
         "transposed_weights": DECODER_WEIGHTS,
     }
     assert counts["vision"] == {
@@ -96,6 +97,34 @@ def test_group_query_attention(name, call, folder, rng):
     after = onnx_runs.run(path, feeds)
     assert before.keys() == after.keys()
     onnx_runs.assert_decoders_agree(before, after, feeds)
+
+
+def natively(model):
+    """Attend by the native operator, which only ONNX Runtime's form of attention becomes."""
+    microsoft(use_group_query_attention)(model)
+    return attend_natively(model)
+
+
+@float32_shapes
+@calls
+def test_native_attention(name, call, folder, rng):
+    graphs = folder(name)
+    path, count = onnx_runs.changed(graphs, "decoder", natively)
+    assert count == count_nodes(path, "If") == LAYERS
+    assert count_nodes(path, "GroupQueryAttention") == 0
+    feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
+    before = onnx_runs.run(graphs / "decoder.onnx", feeds)
+    onnx_runs.assert_decoders_agree(before, onnx_runs.run(path, feeds), feeds)
+
+
+def test_native_attention_leaves_alone_what_rotates_or_masks(graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    microsoft(use_group_query_attention)(model)
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            node.attributes.add(ir.AttrInt64("do_rotary", 1))
+    assert unchanged(model, attend_natively)
+    assert unchanged(ir.load(graphs_of("llama") / "vision.onnx"), attend_natively)
 
 
 @float32_shapes

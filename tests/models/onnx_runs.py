@@ -11,6 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from vlkv.session_options import session_options
+
 ROUNDOFF = 2.0**-24
 Arrays = dict[str, np.ndarray]
 CALLS = {"prompts": (2, 9, (0, 0)), "chunk": (1, 6, (8,)), "step": (2, 1, (11, 5))}
@@ -20,8 +22,7 @@ CAPACITY = (24, 20, 28)
 
 def session(path: Path) -> Any:
     """Open a graph."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options = session_options(1, "native")
     options.log_severity_level = 3
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

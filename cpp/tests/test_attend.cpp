@@ -1,0 +1,167 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "cases.h"
+#include "vlkv/attend.h"
+
+namespace vlkv::test {
+namespace {
+
+constexpr double kUnit = 0x1p-24;  // half the distance of float32 numbers at 1
+
+struct Case {
+  AttendParams p;
+  std::vector<float> query, key, value, key_cache, value_cache, result;
+  std::vector<int32_t> last;
+
+  Case(Random& random, int64_t batch, int64_t kv_heads, int64_t group, int64_t slots, int64_t dim) {
+    p.batch = batch, p.kv_heads = kv_heads, p.query_heads = kv_heads * group, p.slots = slots,
+    p.head_dim = dim;
+    for (auto [vector, count] : {std::pair{&query, p.query_heads},
+                                 {&key, kv_heads},
+                                 {&value, kv_heads},
+                                 {&key_cache, kv_heads * slots},
+                                 {&value_cache, kv_heads * slots}}) {
+      vector->resize(static_cast<size_t>(batch * count * dim));
+      for (float& x : *vector) x = random.normal();
+    }
+    result.assign(query.size(), std::numeric_limits<float>::quiet_NaN());
+    for (int64_t b = 0; b < batch; ++b) last.push_back(static_cast<int32_t>(random.integer(0, slots - 1)));
+    p.query = query.data(), p.key = key.data(), p.value = value.data(), p.last = last.data();
+    p.key_cache = key_cache.data(), p.value_cache = value_cache.data(), p.result = result.data();
+  }
+
+  double at(const std::vector<float>& cache, const std::vector<float>& added, int64_t head, int64_t slot,
+            int64_t d) const {
+    const bool fresh = slot == last[static_cast<size_t>(head / p.kv_heads)];
+    return fresh ? added[static_cast<size_t>(head * p.head_dim + d)]
+                 : cache[static_cast<size_t>((head * p.slots + slot) * p.head_dim + d)];
+  }
+};
+
+// By the definition, in double; the caches as they were before the call.
+void expect_right(const Case& before, const Case& after, const std::string& text) {
+  const AttendParams& p = before.p;
+  const double scale = 1 / std::sqrt(static_cast<double>(p.head_dim));
+  for (int64_t h = 0; h < p.batch * p.query_heads; ++h) {
+    const int64_t group = p.query_heads / p.kv_heads, head = h / group;
+    const int64_t slots = before.last[static_cast<size_t>(h / p.query_heads)] + 1;
+    std::vector<double> logit(static_cast<size_t>(slots));
+    double largest = 0, maximum = -1e300, sum = 0;
+    for (int64_t s = 0; s < slots; ++s) {
+      double terms = 0;
+      for (int64_t d = 0; d < p.head_dim; ++d) {
+        const double term = scale * before.query[static_cast<size_t>(h * p.head_dim + d)] *
+                            before.at(before.key_cache, before.key, head, s, d);
+        logit[static_cast<size_t>(s)] += term;
+        terms += std::abs(term);
+      }
+      largest = std::max(largest, terms);
+      maximum = std::max(maximum, logit[static_cast<size_t>(s)]);
+    }
+    for (double& x : logit) sum += x = std::exp(x - maximum);
+    // A logit: D + 3 roundings; a weight: its error and the maximum's, 16 units for exp2; sums over the
+    // slots.
+    const double error = static_cast<double>(p.head_dim + 3) * kUnit * largest;
+    const double relative =
+        2 * std::expm1(2 * error + 4 * kUnit * largest) + (32 + 2 * static_cast<double>(slots)) * kUnit;
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      double mean = 0, magnitude = 0;
+      for (int64_t s = 0; s < slots; ++s) {
+        const double weighted =
+            logit[static_cast<size_t>(s)] / sum * before.at(before.value_cache, before.value, head, s, d);
+        mean += weighted, magnitude += std::abs(weighted);
+      }
+      EXPECT_NEAR(after.result[static_cast<size_t>(h * p.head_dim + d)], mean,
+                  relative * magnitude + 0x1p-126)
+          << text;
+    }
+  }
+}
+
+TEST(Attend, MatchesTheDefinition) {
+  Random random(31);
+  for (const NamedKernels& kernels : all_kernels()) {
+    const WithKernels with(*kernels.table);
+    for (int i = 0; i < 40; ++i) {
+      Case c(random, random.integer(1, 3), random.integer(1, 3),
+             random.pick<int64_t>({1, 2, 3, 4, 5, 7, 8, 9}), random.integer(1, i % 8 ? 150 : 2200),
+             random.integer(1, i % 3 ? 40 : 130));
+      c.p.threads = static_cast<int>(random.integer(1, 3));
+      const Case before = c;
+      run_cpu(c.p);
+      expect_right(before, c, std::string(kernels.name) + " " + std::to_string(i));
+    }
+  }
+}
+
+TEST(Attend, AppendsAndTouchesNoOtherSlot) {
+  Random random(32);
+  Case c(random, 2, 2, 3, 37, 5);
+  const Case before = c;
+  run_cpu(c.p);
+  for (int64_t head = 0; head < 4; ++head) {
+    for (int64_t slot = 0; slot < 37; ++slot) {
+      for (int64_t d = 0; d < 5; ++d) {
+        const auto at = static_cast<size_t>((head * 37 + slot) * 5 + d);
+        EXPECT_EQ(c.key_cache[at], before.at(before.key_cache, before.key, head, slot, d));
+        EXPECT_EQ(c.value_cache[at], before.at(before.value_cache, before.value, head, slot, d));
+      }
+    }
+  }
+}
+
+TEST(Attend, AFrameworksLoopGivesTheSameBits) {
+  Random random(33);
+  Case own(random, 2, 2, 4, 3000, 64);
+  own.last = {2999, 1500};
+  own.p.last = own.last.data();
+  Case other = own;
+  other.p.key_cache = other.key_cache.data(), other.p.value_cache = other.value_cache.data();
+  other.p.result = other.result.data();
+  int64_t calls = 0;
+  const Loop backwards{[](void* owner, int64_t count, void (*body)(void*, int64_t), void* data) {
+                         for (int64_t i = count; i-- > 0;) body(data, i), ++*static_cast<int64_t*>(owner);
+                       },
+                       &calls};
+  run_cpu(own.p);
+  run_cpu(other.p, backwards);
+  EXPECT_EQ(calls, 2 * 2 * 3);
+  EXPECT_EQ(own.result, other.result);
+}
+
+TEST(Attend, AnEmptyBatchIsValid) {
+  AttendParams p;
+  p.kv_heads = p.query_heads = p.head_dim = 1;
+  EXPECT_NO_THROW(run_cpu(p));
+}
+
+TEST(Attend, RefusesWhatDoesNotFitBeforeItWrites) {
+  Random random(34);
+  const auto refused = [&](auto change, const std::string& text) {
+    Case c(random, 2, 2, 2, 9, 4);
+    const std::vector<float> cache = c.key_cache;
+    change(c);
+    try {
+      run_cpu(c.p);
+      ADD_FAILURE() << "not refused: " << text;
+    } catch (const InvalidArgument& error) {
+      EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(c.key_cache, cache);
+  };
+  refused([](Case& c) { c.last[1] = 9; }, "[attend] prompt 1's new token takes slot 9, not in [0, 8]");
+  refused([](Case& c) { c.last[0] = -1; }, "takes slot -1");
+  refused([](Case& c) { c.p.query_heads = 3; }, "query_heads 3 is not a multiple of kv_heads 2");
+  refused([](Case& c) { c.p.slots = 0; }, "slots is 0, not in [1,");
+  refused([](Case& c) { c.p.head_dim = 0; }, "head_dim is 0");
+  refused([](Case& c) { c.p.value_cache = nullptr; }, "value_cache is null");
+  refused([](Case& c) { c.p.scale = -1; }, "scale is -1");
+  refused([](Case& c) { c.p.threads = -1; }, "threads is -1");
+}
+
+}  // namespace
+}  // namespace vlkv::test
