@@ -71,8 +71,8 @@ def trained(recipe: Recipe, cache: Path) -> Checkpoint | None:
         command = (sys.executable, "-m", "examples.tiny_vlm.train", *map(str, options))
         with log.open("w") as output:
             status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-        told = log.read_text().rstrip().splitlines() or ["nothing was said"]
-        print(f"{recipe.name}: {told[-1]}", flush=True)
+        told = [line for line in log.read_text().splitlines() if line.startswith(("seed", "refused"))]
+        print("\n".join(told), flush=True)
         if status not in (0, REFUSED):
             raise RuntimeError(f"training {recipe.name} ended with {status}: {log}")
         if status == REFUSED:

@@ -39,7 +39,7 @@ def trainings(monkeypatch):
     def run(command, stdout, **options):
         seed, folder = command[command.index("--seed") + 1], Path(command[command.index("-o") + 1])
         asked.append(seed)
-        stdout.write(f"told about seed {seed}\n")
+        stdout.write(f"chatter\nseed {seed}: trained\n")
         if seed == "0":
             folder.mkdir()
             (folder / "model.safetensors").touch()
@@ -55,7 +55,7 @@ def test_refused_seeds_are_left_out_and_kept_ones_not_trained_again(trainings, t
         made = accuracy.all_trained(recipes, tmp_path, jobs=1)
         assert [checkpoint.name for checkpoint in made] == ["seed 0"]
     assert trainings == ["1", "0", "1"]
-    assert "seed 1: told about seed 1" in capsys.readouterr().out
+    assert "seed 1: trained\n" in capsys.readouterr().out
 
 
 def test_a_broken_training_is_no_refusal(trainings, tmp_path):
