@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from examples.tiny_vlm import check, second, second_turns, tokens  # noqa: E402
+
 from vlkv.eval import forms  # noqa: E402
 
 CHECKPOINT = ROOT / "examples" / "tiny_vlm" / "checkpoint"
@@ -23,7 +24,7 @@ CHECKPOINT = ROOT / "examples" / "tiny_vlm" / "checkpoint"
 def test_a_conversation_says_each_answer_and_its_end():
     fields = forms.held_out_form(3).fields[:2]
     text, labels = second_turns.conversation(fields)
-    assert text[: len(tokens.question_ids("x"))] == tokens.question_ids(fields[0].key)
+    assert text[: len(tokens.question_ids("date"))] == tokens.question_ids(fields[0].key)
     assert tokens.EOS not in text
     said = [label for label in labels if label != second_turns.NONE]
     assert said == [*tokens.answer_ids(fields[0].value), *tokens.answer_ids(fields[1].value)]
