@@ -1,4 +1,5 @@
-// Score against the processor's multiply-add rate, Evict against memcpy. Prints one JSON object a line.
+// Score against the processor's multiply-add rate, Evict against memcpy, Attend against a read of its cache.
+// Prints one JSON object a line.
 //   vlkv_bench [threads]
 #include <algorithm>
 #include <cstdio>
@@ -11,7 +12,9 @@
 
 #include "cpu/kernels.h"
 #include "cpu/thread_pool.h"
+#include "vlkv/attend.h"
 #include "vlkv/evict.h"
+#include "vlkv/read_words.h"
 #include "vlkv/runtime.h"
 #include "vlkv/score.h"
 
@@ -136,6 +139,30 @@ void bench_evict(int64_t heads, int64_t dim, int64_t slots, int64_t keep, bool m
       block * 1e3);
 }
 
+void bench_attend(int64_t query_heads, int64_t kv_heads, int64_t dim, int64_t slots, int threads) {
+  const std::vector<float> query = random_floats(query_heads * dim), added = random_floats(kv_heads * dim);
+  std::vector<float> key = random_floats(kv_heads * slots * dim), value = key, result(query.size());
+  const int32_t last = static_cast<int32_t>(slots - 1);
+  vlkv::AttendParams p;
+  p.batch = 1, p.query_heads = query_heads, p.kv_heads = kv_heads, p.slots = slots, p.head_dim = dim;
+  p.query = query.data(), p.key = added.data(), p.value = added.data(), p.last = &last;
+  p.key_cache = key.data(), p.value_cache = value.data(), p.result = result.data(), p.threads = threads;
+  volatile uint32_t sink = 0;
+  const auto read = [&] {
+    for (const std::vector<float>* cache : {&key, &value}) {
+      const auto* words = reinterpret_cast<const uint32_t*>(cache->data());
+      sink = sink + vlkv::read_words(words, static_cast<int64_t>(cache->size()), threads);
+    }
+  };
+  const double time = seconds(threads, 10, [&] { vlkv::run_cpu(p); }), floor = seconds(threads, 10, read);
+  const double bytes = 8.0 * static_cast<double>(key.size());
+  std::printf(
+      "{\"op\": \"attend\", \"threads\": %d, \"heads\": [%ld, %ld], \"dim\": %ld, \"slots\": %ld, \"ms\": "
+      "%.3f, "
+      "\"read_ms\": %.3f, \"ratio\": %.2f, \"GB/s\": %.1f}\n",
+      threads, query_heads, kv_heads, dim, slots, time * 1e3, floor * 1e3, time / floor, bytes / time * 1e-9);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -155,5 +182,9 @@ int main(int argc, char** argv) {
     bench_evict(8, 128, 32768, 3277, false, threads);
     bench_evict(8, 128, 32768, 3277, true, threads);
     bench_evict(32, 128, 4096, 410, false, threads);
+    for (const int64_t slots : {3277, 32768}) {
+      bench_attend(32, 8, 128, slots, threads);
+      bench_attend(12, 4, 64, slots, threads);
+    }
   }
 }

@@ -1,4 +1,4 @@
-"""`make bench-ops`: the native operators beside their floors, their ONNX bodies, and a prompt's prefill.
+"""`make bench-ops`: the native operators beside their floors, what they take the place of, and a prompt's prefill.
 
 Pairs are timed in turn, so that a machine whose speed drifts slows both sides; ratios are medians over the pairs.
 """
@@ -80,6 +80,61 @@ def against_body() -> Row:
     }
 
 
+def against_group_query_attention() -> Row:
+    """A token's attention in ONNX Runtime: its own operator and ours, in place."""
+    operators = {name: attention_call(name) for name in ("GroupQueryAttention", "Attend")}
+    for call in operators.values():
+        call()
+    pairs = [[seconds(call) for call in operators.values()] for _ in range(5 * PAIRS)]
+    return {
+        "figure": f"Attend, Hq {HEADS}, Hkv {KV_HEADS}, D {DIM}, C {SLOTS}, float32",
+        "native ms": median(pair[1] for pair in pairs) * 1e3,
+        "GroupQueryAttention ms": median(pair[0] for pair in pairs) * 1e3,
+        "ratio": median(theirs / own for theirs, own in pairs),
+    }
+
+
+def attention_call(operator: str) -> Callable[[], object]:
+    """One new token over a cache of one layer of a 7B-shaped model, as a call without arguments."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from vlkv.session_options import session_options
+
+    float32, int32 = ir.DataType.FLOAT, ir.DataType.INT32
+    new, cache = (1, 1, KV_HEADS * DIM), (1, KV_HEADS, SLOTS, DIM)
+    sizes = {"query": (1, 1, HEADS * DIM), "key": new, "value": new, "key_cache": cache, "value_cache": cache}
+    lengths = {"last": (1,), "total": ()}
+    inputs = [
+        ir.Value(name=name, type=ir.TensorType(float32 if name in sizes else int32), shape=ir.Shape(shape))
+        for name, shape in {**sizes, **lengths}.items()
+    ]
+    outputs = [
+        ir.Value(name=f"new_{name}", type=ir.TensorType(float32), shape=ir.Shape(sizes[name]))
+        for name in ("query", "key_cache", "value_cache")
+    ]
+    own = operator == "Attend"
+    attributes = {"scale": 0.0} if own else {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 0}
+    domain = "vlkv.native" if own else "com.microsoft"
+    used = inputs[:6] if own else inputs
+    node = ir.Node(domain, operator, used, ir.convenience.convert_attributes(attributes), outputs=outputs)
+    graph = ir.Graph(used, outputs, nodes=[node], name=operator, opset_imports={"": 24, domain: 1})
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    session = ort.InferenceSession(model, session_options(0, "native"), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in sizes.items()}
+    arrays |= {"last": np.array([SLOTS - 1], np.int32), "total": np.array(SLOTS, np.int32)}
+    binding = session.io_binding()
+    held = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+    for value in used:
+        binding.bind_ortvalue_input(value.name, held[value.name])
+    for name in ("key_cache", "value_cache"):
+        binding.bind_ortvalue_output(f"new_{name}", held[name])
+    binding.bind_output("new_query", "cpu")
+    # the arrays are the bindings' memory
+    return lambda keep=arrays: session.run_with_iobinding(binding)
+
+
 def against_prefill(folder: Path, lengths: list[int]) -> Iterator[Row]:
     """Score, allocation and eviction of all layers, beside the prefill of the same prompt."""
     from make_engine import engine_of
@@ -114,7 +169,7 @@ def line(row: Row) -> str:
 
 
 def kernels(binary: Path) -> Iterator[Row]:
-    """What the C++ program measured: a line each of peak rate, Score and Evict."""
+    """What the C++ program measured: a line each of peak rate, Score, Evict and Attend."""
     lines = subprocess.run([binary], check=True, capture_output=True, text=True).stdout.splitlines()
     for found in map(json.loads, lines):
         sizes = [
@@ -136,7 +191,11 @@ def main() -> None:
         print_extra(arguments.peak_of)
         return
     lengths = [int(text) for text in arguments.prompt_tokens.split(",")]
-    measured = chain(kernels(arguments.binary), [against_body()], against_prefill(arguments.output, lengths))
+    measured = chain(
+        kernels(arguments.binary),
+        [against_body(), against_group_query_attention()],
+        against_prefill(arguments.output, lengths),
+    )
     rows = []
     for row in measured:
         rows.append(row)
