@@ -1,0 +1,162 @@
+"""Teach a checkpoint another task of `vlkv eval`, and write it as a Hugging Face folder.
+
+$ python -m examples.tiny_vlm.further second-question examples/tiny_vlm/checkpoint --output out/second/checkpoint
+
+The shipped checkpoint was trained on one question a picture. What a policy costs in a second question, or in an
+answer that needs patches all over the picture, can be told on a model that answers it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlavaForConditionalGeneration
+
+from vlkv.errors import EngineError
+from vlkv.eval.forms import GRID, KEYS, training_form
+from vlkv.new_directory import check_target, new_directory
+
+from .fast_forms import NONE
+from .model import TEXT_WIDTH
+from .talks import Talks, answer_logits, conversations, make_talks, text_states
+from .tokens import make_processor
+from .train import FORMS_PER_SEED, make_optimizer
+
+NUMBERS = 900 * FORMS_PER_SEED  # of the first training form: beyond those of the first training
+WARM_UP = 20  # steps
+REQUIRED = 0.95  # share of right conversations, lately, below which a run is refused
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a task is taught.
+
+    Fields:
+        stages: rows of the pictures, one choice drawn a step, and steps.
+        rows: of all pictures of a batch, about.
+        steady: stages at the first rate; the rate falls by a cosine over those after them.
+        rates: of learning, first and last.
+        order: whether cells are also to know the field before them, by heads that are dropped afterwards.
+    """
+
+    stages: tuple[tuple[tuple[int, ...], int], ...]
+    rows: int
+    steady: int
+    rates: tuple[float, float]
+    order: bool = False
+
+
+PLANS = {
+    "second-question": Plan(
+        (((1, 2, 3), 100), ((2, 3, 4, 6, 12), 80), ((6, 12, 24, 24), 80)), 144, 0, (8e-4, 3e-5)
+    ),
+    "form-list": Plan(
+        (((1, 2), 150), ((2, 3, 4, 6), 150), ((3, 4, 6, 8), 150), ((6, 8, 12, 24, 24), 200)),
+        144,
+        3,
+        (1e-3, 3e-5),
+        True,
+    ),
+}
+
+
+class OrderHeads(nn.Module):
+    """Linear readings of a cell's key after the first layer, and of the key before it after the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = nn.Linear(TEXT_WIDTH, len(KEYS))
+        self.before = nn.Linear(TEXT_WIDTH, len(KEYS) + 1)
+
+    def forward(self, talks: Talks, states: list[Tensor]) -> Tensor:
+        """The loss."""
+        cells = slice(1, 1 + talks.cells.shape[1])
+        readings = ((self.key, states[0], talks.keys), (self.before, states[1], talks.before))
+        losses = [
+            cross_entropy(head(layer[:, cells]).flatten(0, 1), labels.flatten(), ignore_index=NONE)
+            for head, layer, labels in readings
+        ]
+        return 0.5 * (losses[0] + losses[1])
+
+
+def rate_at(plan: Plan, step: int) -> float:
+    """The learning rate of a step."""
+    lengths = [steps for _, steps in plan.stages]
+    steady = sum(lengths[: plan.steady])
+    high, low = plan.rates
+    done = max(0, step - steady) / (sum(lengths) - steady)
+    return (low + (high - low) * 0.5 * (1 + math.cos(math.pi * done))) * min(1.0, (step + 1) / WARM_UP)
+
+
+def teach(model: LlavaForConditionalGeneration, task: str, seed: int) -> float:
+    """Train in place; the share of the last twenty steps' conversations whose answers are all right."""
+    plan = PLANS[task]
+    model.train()
+    torch.manual_seed(seed)
+    heads = OrderHeads() if plan.order else nn.Module()
+    rng = np.random.default_rng([seed, 11])
+    optimizer = make_optimizer([model, heads])
+    parameters = [*model.parameters(), *heads.parameters()]
+    choices = [rows for rows, steps in plan.stages for _ in range(steps)]
+    number, exact = NUMBERS, []
+    for step, choice in enumerate(track(choices, "teaching")):
+        height = int(rng.choice(choice))
+        count = min(max(plan.rows // height, 4), 64)
+        rows = [sorted(rng.choice(GRID, height, replace=False).tolist()) for _ in range(count)]
+        fields = (max(height // 2, 2), min(2 * height, 24))
+        forms = [training_form(number + i, kept, fields) for i, kept in enumerate(rows)]
+        number += count
+        talks = make_talks(forms, rows, [conversations(task, form, 4, rng) for form in forms])
+        states = text_states(model, talks)
+        logits = answer_logits(model, talks, states)
+        loss = cross_entropy(logits.flatten(0, 2), talks.labels.flatten(), ignore_index=NONE)
+        if plan.order:
+            loss = loss + heads(talks, states)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(plan, step)
+        optimizer.step()
+        right = (logits.argmax(-1) == talks.labels) | (talks.labels == NONE)
+        exact.append(right.all(-1).float().mean().item())
+    model.eval()
+    return float(np.mean(exact[-20:]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Teach, write; 1 where too few conversations come out right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=PLANS, help="what to teach")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint that `train.py` made")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    options = parser.parse_args(arguments)
+    try:
+        check_target(options.output)
+    except EngineError as error:
+        parser.error(str(error))
+    torch.set_num_threads(1)
+    model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint)
+    share = teach(model, options.task, options.seed)
+    print(f"{options.task}: {share:.1%} of the last conversations of training are right")
+    if share < REQUIRED:
+        print(f"refused: {share:.1%} is under {REQUIRED:.0%}; try another seed", file=sys.stderr)
+        return 1
+    with new_directory(options.output) as folder:
+        model.save_pretrained(folder)
+        make_processor().save_pretrained(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
