@@ -78,8 +78,8 @@ def test_the_rate_warms_up_stays_and_falls():
     plan = further.PLANS["form-list"]
     steps = sum(steps for _, steps in plan.stages)
     rates = [further.rate_at(plan, step) for step in range(steps)]
-    assert rates[0] < rates[10] < rates[further.WARM_UP] == plan.rates[0] == rates[449]
-    assert all(a >= b for a, b in pairwise(rates[449:]))
+    assert rates[0] < rates[10] < rates[further.WARM_UP] == plan.rates[0] == rates[479]
+    assert all(a >= b for a, b in pairwise(rates[479:]))
     assert plan.rates[1] <= rates[-1] < 1.1 * plan.rates[1]
 
 
