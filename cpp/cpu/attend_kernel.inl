@@ -121,10 +121,13 @@ VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
   }
 }
 
-// The largest of `count` logits, whole vectors of them, and of `before`; NaN left aside.
-VLKV_INLINE float attend_maximum(const float* logit, int count, float before) {
+// Vectors that hold a tile's weights; the last lanes of the last may belong to no key.
+constexpr int kAttendVectors = kAttendKeys / kLanes;
+
+// The largest of a tile's logits and of `before`; NaN left aside.
+VLKV_INLINE float attend_maximum(const float (&logit)[kAttendKeys], int vectors, float before) {
   F most = splat(before);
-  for (int i = 0; i < count; i += kLanes) most = larger(load<F>(logit + i), most);
+  for (int v = 0; v < kAttendVectors && v < vectors; ++v) most = larger(load<F>(logit + v * kLanes), most);
   float lanes[kLanes], maximum = before;
   store(lanes, most);
   for (int i = 0; i < kLanes; ++i) maximum = lanes[i] > maximum ? lanes[i] : maximum;
@@ -140,21 +143,20 @@ VLKV_INLINE void attend_tile(const AttendPart& part, int head, int64_t first, in
   const float* key = part.key + first * dim;
   float weight[NH][kAttendKeys], factor[NH];
   constexpr int kKeys = kAccumulators >= 4 * NH ? 4 : kAccumulators >= 2 * NH ? 2 : 1;
-  if (keys > kAttendKeys) __builtin_unreachable();
   int i = 0;
   for (; i + kKeys <= keys; i += kKeys) attend_logits<NH, kKeys>(query, key, dim, i, weight);
   for (; i < keys; ++i) attend_logits<NH, 1>(query, key, dim, i, weight);
-  const int padded = (keys + kLanes - 1) / kLanes * kLanes;
+  const int vectors = (keys + kLanes - 1) / kLanes;
 #pragma GCC unroll 4
   for (int h = 0; h < NH; ++h) {
     float* own = state + h * (2 + dim);
-    for (i = keys; i < padded; ++i) weight[h][i] = -__builtin_inff();
-    const float maximum = attend_maximum(weight[h], padded, own[0]);
+    for (i = keys; i < kAttendKeys && i % kLanes != 0; ++i) weight[h][i] = -__builtin_inff();
+    const float maximum = attend_maximum(weight[h], vectors, own[0]);
     const float origin = maximum == -__builtin_inff() ? 0.0F : maximum;  // then all weights are 0
     F sum{};
-    for (i = 0; i < padded; i += kLanes) {
-      const F w = exp2_below(load<F>(weight[h] + i) - origin);
-      store(weight[h] + i, w);
+    for (int v = 0; v < kAttendVectors && v < vectors; ++v) {
+      const F w = exp2_below(load<F>(weight[h] + v * kLanes) - origin);
+      store(weight[h] + v * kLanes, w);
       sum += w;
     }
     factor[h] = __builtin_exp2f(own[0] - origin);
