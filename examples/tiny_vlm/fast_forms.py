@@ -7,7 +7,7 @@ whole picture. So one batch equals many ordinary prompts, at a fraction of the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -167,15 +167,19 @@ def image_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor
     return encode_pictures(model, batch.cells, batch.places)
 
 
+def block_mask(picture: int, count: int, length: int) -> Tensor:
+    """Make the mask `[1, 1, S, S]` of `count` texts of `length` tokens after a picture: causal, each its own."""
+    number = torch.arange(1, count + 1).repeat_interleave(length)
+    number = torch.cat([torch.zeros(picture, dtype=torch.long), number])
+    seen = ((number[None] == 0) | (number[None] == number[:, None])).tril()
+    return torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
+
+
 def layer_masks(batch: Batch) -> Iterator[Tensor]:
     """Make each layer's mask `[B or 1, 1, S, S]` added to scores: causal, blind to other questions."""
     layers, count, questions, _ = batch.hidden.shape
     picture = 1 + batch.cells.shape[1]
-    block = torch.arange(1, questions + 1).repeat_interleave(batch.block)
-    block = torch.cat([torch.zeros(picture, dtype=torch.long), block])
-    seen = (block[None] == 0) | (block[None] == block[:, None])
-    seen &= torch.ones_like(seen).tril()
-    shared = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
+    shared = block_mask(picture, questions, batch.block)
     for layer in range(layers):
         if not batch.hidden.any():
             yield shared
@@ -190,17 +194,32 @@ def layer_masks(batch: Batch) -> Iterator[Tensor]:
         yield mask
 
 
-def text_states(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor) -> list[Tensor]:
-    """Compute the text states after the first layer and at the end, `[B, 1 + 24 R + K BLOCK, hidden]`."""
+def layer_states(
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    places: Tensor,
+    tokens: Tensor,
+    masks: Iterable[Tensor],
+) -> list[Tensor]:
+    """Compute each layer's states `[B, 1 + 24 R + K T, hidden]`, the last normalised, with a mask for each layer.
+
+    places `[B, 24 R]` of the features, tokens `[B, K, T]` of the texts, which all begin where a whole picture ends.
+    """
     text = model.model.language_model
-    count, questions, _ = batch.tokens.shape
-    start = text.embed_tokens.weight[BOS].expand(count, 1, -1)
-    hidden = torch.cat([start, features, text.embed_tokens(batch.tokens.flatten(1))], dim=1)
-    asked = (TEXT_START + torch.arange(batch.block)).repeat(questions).expand(count, -1)
-    positions = torch.cat([torch.zeros(count, 1, dtype=torch.long), 1 + batch.places, asked], dim=1)
+    batch, count, length = tokens.shape
+    start = text.embed_tokens.weight[BOS].expand(batch, 1, -1)
+    hidden = torch.cat([start, features, text.embed_tokens(tokens.flatten(1))], dim=1)
+    asked = (TEXT_START + torch.arange(length)).repeat(count).expand(batch, -1)
+    positions = torch.cat([torch.zeros(batch, 1, dtype=torch.long), 1 + places, asked], dim=1)
     rotary = text.rotary_emb(hidden, position_ids=positions)
     states = []
-    for layer, mask in zip(text.layers, layer_masks(batch), strict=True):
+    for layer, mask in zip(text.layers, masks, strict=True):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         states.append(hidden)
-    return [states[0], text.norm(hidden)]
+    return [*states[:-1], text.norm(hidden)]
+
+
+def text_states(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor) -> list[Tensor]:
+    """Compute the text states after the first layer and at the end, `[B, 1 + 24 R + K BLOCK, hidden]`."""
+    states = layer_states(model, features, batch.places, batch.tokens, layer_masks(batch))
+    return [states[0], states[-1]]

@@ -21,15 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from vlkv.errors import EngineError
 from vlkv.eval.forms import GRID, KEYS, training_form
-from vlkv.new_directory import check_target, new_directory
 
 from .fast_forms import NONE
 from .model import TEXT_WIDTH
 from .talks import Talks, answer_logits, conversations, make_talks, text_states
 from .tokens import make_processor
-from .train import FORMS_PER_SEED, make_optimizer
+from .train import FORMS_PER_SEED, check_output, make_optimizer, write_checkpoint
 
 NUMBERS = 900 * FORMS_PER_SEED  # of the first training form: beyond those of the first training
 WARM_UP = 20  # steps
@@ -141,10 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     options = parser.parse_args(arguments)
-    try:
-        check_target(options.output)
-    except EngineError as error:
-        parser.error(str(error))
+    check_output(parser, options.output)
     torch.set_num_threads(1)
     model = LlavaForConditionalGeneration.from_pretrained(options.checkpoint)
     share = teach(model, options.task, options.seed)
@@ -152,9 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     if share < REQUIRED:
         print(f"refused: {share:.1%} is under {REQUIRED:.0%}; try another seed", file=sys.stderr)
         return 1
-    with new_directory(options.output) as folder:
-        model.save_pretrained(folder)
-        make_processor().save_pretrained(folder)
+    write_checkpoint(model, make_processor(), options.output)
     return 0
 
 

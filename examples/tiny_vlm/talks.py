@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from transformers import LlavaForConditionalGeneration
 from vlkv.eval.forms import GRID, KEYS, Field, Form, characters
 from vlkv.eval.tasks import LIST_QUESTION
 
-from .fast_forms import CLASS, KEY, NONE, encode_pictures
-from .model import TEXT_START
-from .tokens import BOS, EOS, PAD, VOCABULARY, answer_ids, make_tokenizer, question_ids
+from .fast_forms import CLASS, KEY, NONE, block_mask, encode_pictures, layer_states
+from .model import TEXT_LAYERS
+from .tokens import EOS, PAD, VOCABULARY, answer_ids, make_tokenizer, question_ids
 
 FIRST = len(KEYS)  # the class of "no field before this one"
 Conversation = tuple[list[int], list[int]]
@@ -96,23 +97,10 @@ def make_talks(
 
 def text_states(model: LlavaForConditionalGeneration, talks: Talks) -> list[Tensor]:
     """Compute each layer's states `[B, 1 + 24 R + K T, hidden]`, the last normalised."""
-    text = model.model.language_model
-    batch, count, length = talks.tokens.shape
-    start = text.embed_tokens.weight[BOS].expand(batch, 1, -1)
+    _, count, length = talks.tokens.shape
     features = encode_pictures(model, talks.cells, talks.places)
-    hidden = torch.cat([start, features, text.embed_tokens(talks.tokens.flatten(1))], dim=1)
-    asked = (TEXT_START + torch.arange(length)).repeat(count).expand(batch, -1)
-    positions = torch.cat([torch.zeros(batch, 1, dtype=torch.long), 1 + talks.places, asked], dim=1)
-    rotary = text.rotary_emb(hidden, position_ids=positions)
-    picture = torch.zeros(1 + talks.cells.shape[1])
-    block = torch.cat([picture, torch.arange(1, count + 1).repeat_interleave(length)])
-    seen = ((block[None] == 0) | (block[None] == block[:, None])).tril()
-    mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
-    states = []
-    for layer in text.layers:
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-        states.append(hidden)
-    return [*states[:-1], text.norm(hidden)]
+    mask = block_mask(1 + talks.cells.shape[1], count, length)
+    return layer_states(model, features, talks.places, talks.tokens, repeat(mask, TEXT_LAYERS))
 
 
 def answer_logits(model: LlavaForConditionalGeneration, talks: Talks, states: list[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlkv.errors import EngineError
 from vlkv.eval.forms import GRID, training_form
@@ -123,6 +123,21 @@ def train(seed: int, progress: Progress, times: int = 1) -> LlavaForConditionalG
     return model.eval()
 
 
+def check_output(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """End the program where the folder holds something, before it trains."""
+    try:
+        check_target(folder)
+    except EngineError as error:
+        parser.error(str(error))
+
+
+def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, target: Path) -> None:
+    """Write a Hugging Face folder, whole or not at all."""
+    with new_directory(target) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train, check, write; return REFUSED where the check fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,10 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--forms", type=int, default=500, help="held-out forms of the check at the end")
     parser.add_argument("--times", type=int, default=1, help="how often a prompt asks its question, 1 to 9")
     options = parser.parse_args(arguments)
-    try:
-        check_target(options.output)
-    except EngineError as error:
-        parser.error(str(error))
+    check_output(parser, options.output)
     torch.set_num_threads(options.threads)
     columns = (
         TextColumn("{task.description}"),
@@ -159,9 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     if share < REQUIRED:
         print(f"refused: {share:.1%} is under {REQUIRED:.0%}; try another seed", file=sys.stderr)
         return REFUSED
-    with new_directory(options.output) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    write_checkpoint(model, processor, options.output)
     return 0
 
 
