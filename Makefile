@@ -4,7 +4,7 @@
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
-# make accuracy   trains six checkpoints (a quarter of an hour each on a core, a core each, kept in out/accuracy), asks all
+# make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
