@@ -73,7 +73,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
 @pytest.fixture(scope="session")
 def graphs_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Graph directories by the name of their shape."""
-    from vlkv.export.directory import export_checkpoint
+    from vlkv_export.directory import export_checkpoint
 
     base = tmp_path_factory.mktemp("graphs")
 
@@ -88,7 +88,7 @@ def graphs_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Engine directories by shape, operators and weights."""
-    from vlkv.export.engine import build_engine
+    from vlkv_export.engine import build_engine
 
     base = tmp_path_factory.mktemp("engines")
 

@@ -16,9 +16,9 @@ MAX_LINES = 300
 
 EXPORT_SEES_OF_RUNTIME = {
     "vlkv.errors",
-    "vlkv.files",
-    "vlkv.manifest",
-    "vlkv.new_directory",
+    "vlkv.storage.files",
+    "vlkv.storage.manifest",
+    "vlkv.storage.directories",
     "vlkv.cli.console",
 }
 EXPORT_PARTS = {
@@ -36,7 +36,7 @@ EXPORT_PARTS = {
     "engine": {"checkpoint", "convert", "directory", "int8", "lower", "tensorrt", "watch", "weights"},
     "cli": {"directory", "engine", "tensorrt", "watch"},
 }
-"""Parts of `vlkv.export` and which others each may import."""
+"""Parts of `vlkv_export` and which others each may import."""
 
 PACKAGES = {"PIL": "pillow"}
 """Distributions that are not called as what they are imported by."""
@@ -99,7 +99,7 @@ def test_there_is_something_to_look_at():
 
 
 def test_the_runtime_imports_nothing_of_export():
-    forbidden = ("vlkv.export", "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
+    forbidden = ("vlkv_export", "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors")
     for path in sources("python"):
         bad = {name for name in imports(path) if any(within(name, module) for module in forbidden)}
         assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
@@ -118,7 +118,7 @@ def test_only_declared_packages_are_imported(folder, extras):
 def test_export_sees_files_and_errors_of_the_runtime_only():
     for path in sources("export"):
         for name in imports(path):
-            if within(name, "vlkv") and name != "vlkv" and not within(name, "vlkv.export"):
+            if within(name, "vlkv") and name != "vlkv" and not within(name, "vlkv_export"):
                 assert any(within(name, module) for module in EXPORT_SEES_OF_RUNTIME), (
                     f"{path.relative_to(ROOT)} imports {name}"
                 )
@@ -140,7 +140,7 @@ def test_parts_of_export_stand_in_one_order():
             continue
         assert part in EXPORT_PARTS, f"export/{part} has no place in the order: add it to EXPORT_PARTS"
         for name in imports(path):
-            if within(name, "vlkv.export") and name != "vlkv.export":
+            if within(name, "vlkv_export") and name != "vlkv_export":
                 other = name.split(".")[2]
                 assert other in EXPORT_PARTS[part] | {part}, f"{path.relative_to(ROOT)} imports {name}"
 
@@ -154,7 +154,7 @@ def test_peers_and_this_package_never_meet():
     for path in sources("peers"):
         assert not any(within(name, "vlkv") for name in imports(path)), path
     for path in sources("python") + sources("export"):
-        assert not any(within(name, "vlkv.peers") for name in imports(path)), path
+        assert not any(within(name, "vlkv_peers") for name in imports(path)), path
 
 
 def test_oracles_are_independent():

@@ -99,7 +99,7 @@ def attention_call(operator: str) -> Callable[[], object]:
     import onnx_ir as ir
     import onnxruntime as ort
 
-    from vlkv.session_options import session_options
+    from vlkv.ops.session_options import session_options
 
     float32, int32 = ir.DataType.FLOAT, ir.DataType.INT32
     new, cache = (1, 1, KV_HEADS * DIM), (1, KV_HEADS, SLOTS, DIM)

@@ -11,8 +11,8 @@ from pathlib import Path
 import make_checkpoint
 
 from vlkv import Engine
-from vlkv.export.directory import export_checkpoint
-from vlkv.export.engine import build_engine
+from vlkv_export.directory import export_checkpoint
+from vlkv_export.engine import build_engine
 
 
 def make(size: str, folder: Path, weights: str | None = None) -> Path:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from vlkv import POLICIES
-from vlkv.files import write_bytes
+from vlkv.storage.files import write_bytes
 
 from .spread import Results, chart, table
 from .tokens import question_words

@@ -22,7 +22,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlkv.errors import EngineError
 from vlkv.eval.forms import GRID, training_form
-from vlkv.new_directory import check_target, new_directory
+from vlkv.storage.directories import check_target, new_directory
 
 from .check import exact_share
 from .fast_forms import Batch, make_batch

@@ -11,8 +11,8 @@ from pathlib import Path
 from time import perf_counter
 
 from vlkv.errors import VlkvError
-from vlkv.serving.repository import Settings, write_repository
-from vlkv.serving.server import Server
+from vlkv.serving.triton.repository import Settings, write_repository
+from vlkv.serving.triton.server import Server
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "tiny_vlm"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlkv import ops
-    from vlkv.conversation import Conversation
     from vlkv.engine import Engine
     from vlkv.errors import VlkvError
-    from vlkv.generate import Stream
-    from vlkv.policy import POLICIES, Policy
-    from vlkv.question import Question
-    from vlkv.result import Result
+    from vlkv.generation.batch import Stream
+    from vlkv.generation.chat import Conversation
+    from vlkv.generation.question import Question
+    from vlkv.generation.result import Result
+    from vlkv.policies.builtin import POLICIES
+    from vlkv.policies.policy import Policy
 
 __all__ = [
     "POLICIES",
@@ -33,13 +34,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "Conversation": "vlkv.conversation",
+    "Conversation": "vlkv.generation.chat",
     "Engine": "vlkv.engine",
-    "POLICIES": "vlkv.policy",
-    "Policy": "vlkv.policy",
-    "Question": "vlkv.question",
-    "Result": "vlkv.result",
-    "Stream": "vlkv.generate",
+    "POLICIES": "vlkv.policies.builtin",
+    "Policy": "vlkv.policies.policy",
+    "Question": "vlkv.generation.question",
+    "Result": "vlkv.generation.result",
+    "Stream": "vlkv.generation.batch",
     "VlkvError": "vlkv.errors",
 }
 

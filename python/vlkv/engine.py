@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vlkv import manifest as manifests
-from vlkv.cache import HOST
-from vlkv.conversation import Conversation, Keep
-from vlkv.embedding import TokenEmbedding
+from vlkv.backend.cache import HOST
 from vlkv.errors import EngineError, PromptError
-from vlkv.forced import Forced
-from vlkv.generate import Request, Stream, generate
-from vlkv.image import open_image
-from vlkv.observe import check_threshold
-from vlkv.policy import DEFAULT_POLICY, Policy, check_budget, default_budget, resolve
-from vlkv.prefill import Job, Progress
-from vlkv.prompt import Prompt, build_prompt
-from vlkv.question import Question
-from vlkv.reading import Reading
-from vlkv.result import Result
-from vlkv.sampling import Sampling
-from vlkv.tokenizer import Tokenizer
+from vlkv.generation.batch import Request, Stream, generate
+from vlkv.generation.chat import Conversation, Keep
+from vlkv.generation.forced import Forced
+from vlkv.generation.fork import Reading
+from vlkv.generation.prefill import Job, Progress
+from vlkv.generation.question import Question
+from vlkv.generation.result import Result
+from vlkv.generation.sampling import Sampling
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.inputs.image import open_image
+from vlkv.inputs.prompt import Prompt, build_prompt
+from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.policies.builtin import DEFAULT_POLICY, resolve
+from vlkv.policies.observe import check_threshold
+from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.storage import manifest as manifests
 
 if TYPE_CHECKING:
     from vlkv.backend.base import Backend
@@ -129,7 +130,7 @@ class Engine:
     def answers(
         self, requests: Sequence[Request], *, endless: bool = False
     ) -> Iterator[tuple[int, str, Result]]:
-        """Answers prepared prompts, a token at a time: see `vlkv.generate.generate`.
+        """Answers prepared prompts, a token at a time: see `vlkv.generation.batch.generate`.
 
         `endless` lets answers go past end tokens, so that each has exactly the tokens that were asked for.
         """

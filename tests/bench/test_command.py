@@ -87,8 +87,8 @@ def test_a_place_that_cannot_be_written_is_told_first(vlkv, built_of, tmp_path):
 
 
 def test_another_engine_beside(vlkv, built_of, checkpoint_of, tmp_path):
-    from vlkv.export.directory import export_checkpoint
-    from vlkv.export.engine import build_engine
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
 
     export_checkpoint(checkpoint_of("llama"), tmp_path / "graphs")
     build_engine(tmp_path / "graphs", tmp_path / "int8", weights="int8")

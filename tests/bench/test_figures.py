@@ -15,7 +15,7 @@ from vlkv.bench.report import Own, markdown, table
 from vlkv.bench.run import EngineArm, Run
 from vlkv.bench.settings import Budget, Settings
 from vlkv.errors import BenchError, EngineError
-from vlkv.native import native
+from vlkv.ops.native import native
 
 
 def a_run(first, steps, prefill=0.0, compress=0.0, read=0, bandwidth=(10.0, 30.0), tokens=()):

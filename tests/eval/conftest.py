@@ -14,8 +14,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "examples" / "tiny_vlm" / "check
 
 
 def build(checkpoint: Path, folder: Path) -> Path:
-    from vlkv.export.directory import export_checkpoint
-    from vlkv.export.engine import build_engine
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
 
     export_checkpoint(checkpoint, folder / "graphs")
     build_engine(folder / "graphs", folder / "engine")

@@ -185,8 +185,8 @@ def test_shipped_example_is_a_held_out_form_and_is_answered(shipped):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     from vlkv import Engine
-    from vlkv.export.directory import export_checkpoint
-    from vlkv.export.engine import build_engine
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
     export_checkpoint(CHECKPOINT, folder / "graphs")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models import generations, tiny
-from vlkv.export.checkpoint import Checkpoint, read_checkpoint
+from vlkv_export.checkpoint import Checkpoint, read_checkpoint
 
 CANONICAL = (
     ("model.language_model.", "text."),

@@ -13,8 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralRotaryEmbedding
 
 from vlkv.errors import CheckpointError
-from vlkv.export.checkpoint.fields import Fields
-from vlkv.export.checkpoint.rope import read_rope
+from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.rope import read_rope
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -11,7 +11,7 @@ import pytest
 from test_checkpoint_refusals import refused
 
 from models import sparse
-from vlkv.export.checkpoint import read_checkpoint
+from vlkv_export.checkpoint import read_checkpoint
 
 QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
 

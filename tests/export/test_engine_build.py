@@ -14,12 +14,12 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
 from models import tiny
-from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError
-from vlkv.export.directory import export_checkpoint
-from vlkv.export.engine import FLOAT32_WEIGHTS, build_engine
-from vlkv.export.watch import Watch
-from vlkv.manifest import read
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.storage.manifest import read
+from vlkv_export.directory import export_checkpoint
+from vlkv_export.engine import FLOAT32_WEIGHTS, build_engine
+from vlkv_export.watch import Watch
 
 GRAPHS = {"vision.onnx", "decoder.onnx", "compress.onnx"}
 HALF = {"llama-biases": "bfloat16", "llama-old": "float16"}

@@ -17,9 +17,9 @@ import onnx_ir as ir
 import pytest
 
 from models import onnx_runs, sparse, tiny
-from vlkv.export.directory import export_checkpoint
-from vlkv.export.ops import DOMAIN
-from vlkv.manifest import read
+from vlkv.storage.manifest import read
+from vlkv_export.directory import export_checkpoint
+from vlkv_export.ops import DOMAIN
 
 GRAPHS = ("vision", "decoder", "compress")
 ELEMENTS = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
@@ -212,7 +212,7 @@ def test_portable_vision_and_compress_agree_with_the_lowered_ones(name, graphs_o
 MEASURE = """
 import sys, time
 from pathlib import Path
-from vlkv.export.directory import export_checkpoint
+from vlkv_export.directory import export_checkpoint
 start = time.perf_counter()
 export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 seconds = time.perf_counter() - start

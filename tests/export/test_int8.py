@@ -9,14 +9,14 @@ import pytest
 from models import onnx_runs
 from vlkv import Engine, Question
 from vlkv.errors import EngineError
-from vlkv.export.checkpoint import Tensor
-from vlkv.export.convert import stored
-from vlkv.export.engine import build_engine
-from vlkv.export.int8 import block_of, quantize, write_int8
-from vlkv.export.passes.edit import MICROSOFT
-from vlkv.export.passes.int8_weights import matrices, use_int8_weights
-from vlkv.export.tensorrt.settings import Settings
-from vlkv.manifest import read
+from vlkv.storage.manifest import read
+from vlkv_export.checkpoint import Tensor
+from vlkv_export.convert import stored
+from vlkv_export.engine import build_engine
+from vlkv_export.int8 import block_of, quantize, write_int8
+from vlkv_export.passes.edit import MICROSOFT
+from vlkv_export.passes.int8_weights import matrices, use_int8_weights
+from vlkv_export.tensorrt.settings import Settings
 
 LAYERS, EACH = 3, 7
 

@@ -9,18 +9,18 @@ import pytest
 
 from models import onnx_runs, tiny
 from oracles.evict import evict as evict_oracle
-from vlkv.export.convert import DTYPES, external, other_weights
-from vlkv.export.lower import lower_for_tensorrt
-from vlkv.export.ops import compress_model, evict_model
-from vlkv.export.passes.dynamic_cache import scatter_elements
-from vlkv.export.passes.fixed_flag import fix_flag
-from vlkv.export.passes.full_sort import select_without_sort
-from vlkv.export.passes.function_bodies import inline_bodies
-from vlkv.export.passes.half import compute_in_half
-from vlkv.export.passes.plugin_nodes import name_plugins
-from vlkv.export.passes.static_cache import fix_capacity
-from vlkv.export.weights import write_weights
-from vlkv.manifest import read
+from vlkv.storage.manifest import read
+from vlkv_export.convert import DTYPES, external, other_weights
+from vlkv_export.lower import lower_for_tensorrt
+from vlkv_export.ops import compress_model, evict_model
+from vlkv_export.passes.dynamic_cache import scatter_elements
+from vlkv_export.passes.fixed_flag import fix_flag
+from vlkv_export.passes.full_sort import select_without_sort
+from vlkv_export.passes.function_bodies import inline_bodies
+from vlkv_export.passes.half import compute_in_half
+from vlkv_export.passes.plugin_nodes import name_plugins
+from vlkv_export.passes.static_cache import fix_capacity
+from vlkv_export.weights import write_weights
 
 LAYERS = 3
 GRAPHS = ("vision", "decoder", "compress")
@@ -332,7 +332,7 @@ def test_other_sorts_stay(spoil):
 
 def test_weights_beyond_float16_are_told(tmp_path):
     from vlkv.errors import EngineError
-    from vlkv.export.checkpoint import Tensor
+    from vlkv_export.checkpoint import Tensor
 
     (tmp_path / "w").write_bytes(np.array([1, 65519.9, np.inf, -7e4], np.float32).tobytes())
     tensors = {"w": Tensor("w", "w", "float32", (4,), 0, 16)}

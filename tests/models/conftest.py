@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vlkv import Engine, Question, Result
-from vlkv.cache import Cache
-from vlkv.decode import Decoder
-from vlkv.decode_eviction import Eviction
-from vlkv.prefill import CHUNK, prefill
+from vlkv.backend.cache import Cache
+from vlkv.generation.decode import Decoder
+from vlkv.generation.prefill import CHUNK, prefill
+from vlkv.policies.decode_eviction import Eviction
 
 ROUNDOFF = 2.0**-24
 TERMS = 2500

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from vlkv.session_options import session_options
+from vlkv.ops.session_options import session_options
 
 ROUNDOFF = 2.0**-24
 Arrays = dict[str, np.ndarray]

@@ -98,9 +98,9 @@ def write(folder: Path, config: dict[str, Any], dtype: str = "F16") -> Path:
 
 def header(config: dict[str, Any], dtype: str = "F16") -> dict[str, Any]:
     """Make the header of all the tensors that `config` asks for, one after the other."""
-    from vlkv.export.checkpoint import config as reader
-    from vlkv.export.checkpoint import layout
-    from vlkv.export.checkpoint.fields import Fields
+    from vlkv_export.checkpoint import config as reader
+    from vlkv_export.checkpoint import layout
+    from vlkv_export.checkpoint.fields import Fields
 
     fields = Fields(config, "config")
     parts = reader.read_vision(fields), reader.read_projector(fields), reader.read_text(fields)

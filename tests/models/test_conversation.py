@@ -12,9 +12,9 @@ from models.evicting import Evicting
 from oracles import decoding
 from oracles import policies as oracle
 from vlkv import POLICIES
-from vlkv.conversation import Conversation
 from vlkv.errors import PolicyError, PromptError
-from vlkv.question import Question
+from vlkv.generation.chat import Conversation
+from vlkv.generation.question import Question
 
 FIRST = "what is the total name date city of form w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
 SECOND = "what is the name w10 w11 w12 w13"

@@ -15,8 +15,8 @@ from models import prompts, tiny
 from models.evicting import Evicting
 from oracles import decoding as oracle
 from vlkv import POLICIES, Engine, Question
-from vlkv.decode import Decoder
-from vlkv.prefill import prefill
+from vlkv.generation.decode import Decoder
+from vlkv.generation.prefill import prefill
 
 STEPS = 40
 # see test_kept_positions.py

@@ -7,8 +7,8 @@ import pytest
 
 from models import tiny
 from vlkv import Question
-from vlkv.image import open_image
-from vlkv.preprocess import preprocess
+from vlkv.inputs.image import open_image
+from vlkv.inputs.preprocess import preprocess
 
 OPERATORS = ("native", "functions")
 PROMPT = "what is the total of form w0 w1"

@@ -9,14 +9,14 @@ import pytest
 
 from vlkv import POLICIES, Policy
 from vlkv.errors import PolicyError
-from vlkv.question import Question
-from vlkv.reading import Variant
+from vlkv.generation.fork import Variant
+from vlkv.generation.question import Question
 
 PROMPT = "what is the total name date city of form w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
 VARIANTS = [
     Variant(policy, budget)
     for policy in POLICIES.values()
-    for budget in ((1.0,) if policy.allocation == "all" else (1.0, 0.5, 0.2))
+    for budget in ((1.0,) if policy.keeps_all else (1.0, 0.5, 0.2))
 ]
 
 

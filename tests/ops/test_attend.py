@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from oracles import attend as oracle
-from vlkv.session_options import session_options
+from vlkv.ops.session_options import session_options
 
 UNIT = 2.0**-24  # half the distance of float32 numbers at 1
 NAMES = ("query", "key", "value", "key_cache", "value_cache", "last")

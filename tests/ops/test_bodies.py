@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-import vlkv.bodies
+import vlkv.ops.bodies
 from vlkv import ops
-from vlkv.export.ops import compress_model, evict_model, function_protos, functions, score_model
-from vlkv.export.ops.__main__ import bodies
+from vlkv_export.ops import compress_model, evict_model, function_protos, functions, score_model
+from vlkv_export.ops.__main__ import bodies
 
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
@@ -52,15 +52,15 @@ def expected(feeds):
 
 def test_committed_bodies_are_what_is_generated():
     for name, content in bodies().items():
-        committed = (Path(vlkv.bodies.__file__).parent / name).read_bytes()
-        assert committed == content, f"{name}: run python -m vlkv.export.ops"
+        committed = (Path(vlkv.ops.bodies.__file__).parent / name).read_bytes()
+        assert committed == content, f"{name}: run python -m vlkv_export.ops"
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     for seed in ("1", "2"):
         folder = tmp_path / seed
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-m", "vlkv.export.ops", str(folder)], env=environment, check=True)
+        subprocess.run([sys.executable, "-m", "vlkv_export.ops", str(folder)], env=environment, check=True)
         for name, content in bodies().items():
             assert (folder / name).read_bytes() == content
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vlkv import ops
-from vlkv.errors import OperatorError, VlkvError
+from vlkv.errors import EngineError, OperatorError, VlkvError
+from vlkv.ops import arrays
 
 
 def zeros(*shape, dtype=np.float32):
@@ -109,9 +110,9 @@ def test_without_the_native_operators(monkeypatch):
     """Asking for them is an error that says what works; by default the reference runs."""
 
     def missing():
-        raise ops.EngineError("not built")
+        raise EngineError("not built")
 
-    monkeypatch.setattr(ops, "native", missing)
+    monkeypatch.setattr(arrays, "native", missing)
     refused(
         ops.score,
         "score",

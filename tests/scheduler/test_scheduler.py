@@ -138,7 +138,7 @@ def test_answers_are_those_of_requests_alone(
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_logits_do_not_depend_on_the_rest_of_the_batch(engine_of, weights, rng):
     """Why tokens can't differ: a row's bits are the same in every batch size, on this processor at least."""
-    from vlkv.cache import Cache
+    from vlkv.backend.cache import Cache
 
     engine = engine_of("llama-old", "native", weights)
     text, most = engine.manifest.text, 9

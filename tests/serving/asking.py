@@ -42,6 +42,6 @@ def settled(server, seconds=WAIT, least=0.0):
 
 
 def encode(data):
-    from vlkv.serving.client import encode_image
+    from vlkv.serving.triton.client import encode_image
 
     return encode_image(data)

@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "examples" / "tiny_vlm"
 @pytest.fixture(scope="session")
 def installed():
     """Skips where there is no server."""
-    from vlkv.serving.server import find
+    from vlkv.serving.triton.server import find
 
     try:
         return find()
@@ -32,8 +32,8 @@ def installed():
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory):
     """The engine directory of the shipped checkpoint."""
-    from vlkv.export.directory import export_checkpoint
-    from vlkv.export.engine import build_engine
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
 
     base = tmp_path_factory.mktemp("shipped")
     export_checkpoint(EXAMPLE / "checkpoint", base / "graphs")
@@ -55,8 +55,8 @@ def picture():
 @pytest.fixture(scope="session")
 def server(installed, shipped, tmp_path_factory):
     """A server with the model `vlkv`, and two whose engines are damaged and missing."""
-    from vlkv.serving.repository import Settings, write_repository
-    from vlkv.serving.server import Server
+    from vlkv.serving.triton.repository import Settings, write_repository
+    from vlkv.serving.triton.server import Server
 
     base = tmp_path_factory.mktemp("serving")
     repository = base / "model_repository"

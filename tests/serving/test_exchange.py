@@ -11,7 +11,7 @@ import pytest
 
 from vlkv.errors import ServerFullError
 from vlkv.scheduler import Ticket
-from vlkv.serving.exchange import ASKED, Exchange
+from vlkv.serving.triton.exchange import ASKED, Exchange
 
 
 class Sender:

@@ -161,7 +161,7 @@ def asked_while_it_ends(server, body, count):
     """Answers asked at once, SIGTERM when all are taken: text, last event and end of each; the moment of SIGTERM."""
     import aiohttp
 
-    from vlkv.serving.client import stream
+    from vlkv.serving.triton.client import stream
 
     async def ask(session):
         text, last = "", {}
@@ -184,8 +184,8 @@ def asked_while_it_ends(server, body, count):
 
 
 def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_path):
-    from vlkv.serving.repository import Settings, write_repository
-    from vlkv.serving.server import Server
+    from vlkv.serving.triton.repository import Settings, write_repository
+    from vlkv.serving.triton.server import Server
 
     repository = tmp_path / "models"
     write_repository(Settings(str(shipped), slots=4, threads=1), shipped, repository)

@@ -11,10 +11,10 @@ import pytest
 
 from vlkv.cli.main import main
 from vlkv.errors import ImageError, MemoryLimitError, PromptError, SamplingError, VlkvError
-from vlkv.serving.inputs import picture, to_question
-from vlkv.serving.repository import MODEL, Settings, config
-from vlkv.serving.server import find
 from vlkv.serving.size import parse_size
+from vlkv.serving.triton.inputs import picture, to_question
+from vlkv.serving.triton.repository import MODEL, Settings, config
+from vlkv.serving.triton.server import find
 
 SHOWN = Path(__file__).parents[2] / "examples" / "triton" / "model_repository" / "vlkv"
 
@@ -130,7 +130,7 @@ def test_load_prints_a_table_or_json(server, capsys):
 
 
 def test_no_server_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr("vlkv.serving.server.VENV", tmp_path)
+    monkeypatch.setattr("vlkv.serving.triton.server.VENV", tmp_path)
     monkeypatch.delenv("VLKV_TRITONSERVER", raising=False)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(VlkvError, match=r"no tritonserver: `make \.venv/served` installs one"):

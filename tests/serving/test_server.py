@@ -150,11 +150,11 @@ def test_models_without_a_whole_engine_are_not_ready_and_the_log_says_why(server
 
 
 def test_the_server_at_hand_in_the_foreground(installed, shipped, tmp_path):
-    from vlkv.serving.repository import Settings, write_repository
-    from vlkv.serving.server import free_port
+    from vlkv.serving.triton.repository import Settings, write_repository
+    from vlkv.serving.triton.server import free_port
 
     def run(*arguments, out=subprocess.PIPE):
-        command = [sys.executable, "-m", "vlkv.serving", *map(str, arguments)]
+        command = [sys.executable, "-m", "vlkv.serving.triton", *map(str, arguments)]
         return subprocess.Popen(command, stdout=out, stderr=out)
 
     for wrong, words in (([], b"usage"), ([tmp_path / "none"], b"no such directory")):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from vlkv.cli.main import main
-from vlkv.embedding import TokenEmbedding
 from vlkv.errors import EngineError
-from vlkv.export.engine import build_engine
-from vlkv.export.tensorrt import engine, process
-from vlkv.export.tensorrt.settings import Settings
-from vlkv.export.watch import Watch
-from vlkv.manifest import read, verify
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.storage.manifest import read, verify
+from vlkv_export.engine import build_engine
+from vlkv_export.tensorrt import engine, process
+from vlkv_export.tensorrt.settings import Settings
+from vlkv_export.watch import Watch
 
 LAYERS = 3
 COMMON = {"vision", "decoder", "compress", "compress_merge"}
@@ -120,12 +120,12 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
     """TensorRT's TopK ends at 3840: with the sort in place its builder warns, and the engine would fail as it runs."""
     import onnx_ir as ir
 
-    from vlkv.export.lower import lower_for_tensorrt
-    from vlkv.export.ops import compress_model
-    from vlkv.export.passes.fixed_flag import fix_flag
-    from vlkv.export.passes.function_bodies import inline_bodies
-    from vlkv.export.tensorrt.shapes import profiles
-    from vlkv.manifest import DeviceFacts
+    from vlkv.storage.manifest import DeviceFacts
+    from vlkv_export.lower import lower_for_tensorrt
+    from vlkv_export.ops import compress_model
+    from vlkv_export.passes.fixed_flag import fix_flag
+    from vlkv_export.passes.function_bodies import inline_bodies
+    from vlkv_export.tensorrt.shapes import profiles
 
     device = DeviceFacts(compute_capabilities=("8.9",), capacity=4096, batch=1, chunk=8, cache="dynamic")
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.cache import Array, Cache, Store
+from vlkv.backend.cache import Array, Cache, Store
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

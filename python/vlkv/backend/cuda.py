@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.device import BYTES, DeviceArray, copies
+from vlkv.backend.device.arrays import BYTES, DeviceArray, copies
 from vlkv.errors import EngineError
 
 NON_BLOCKING = 1
@@ -68,7 +68,7 @@ class _Memory:
 
 
 class CudaDevice:
-    """The current GPU with a stream of its own; see `vlkv.backend.device.Device`."""
+    """The current GPU with a stream of its own; see `vlkv.backend.device.arrays.Device`."""
 
     def __init__(self) -> None:
         self._cuda = cuda = runtime()

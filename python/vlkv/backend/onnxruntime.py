@@ -13,11 +13,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Floats, Ints, Observation
-from vlkv.cache import HOST, Cache, Store
+from vlkv.backend.cache import HOST, Cache, Store
 from vlkv.errors import EngineError
-from vlkv.manifest import Manifest
-from vlkv.native import native
-from vlkv.session_options import session_options
+from vlkv.ops.native import native
+from vlkv.ops.session_options import session_options
+from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"

@@ -15,10 +15,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.backend.cuda import CudaDevice, compute_capability
-from vlkv.backend.device import Device, DeviceArray, to_device
-from vlkv.backend.device_backend import DeviceBackend
+from vlkv.backend.device.arrays import Device, DeviceArray, to_device
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import EngineError
-from vlkv.manifest import Manifest
+from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
 NAMES = ("vision", "decoder", "compress")
@@ -62,7 +62,7 @@ def device_backend(
 
 
 class _Graph:
-    """A session; see `vlkv.backend.device.Graph`. `always` are inputs that no caller gives."""
+    """A session; see `vlkv.backend.device.arrays.Graph`. `always` are inputs that no caller gives."""
 
     def __init__(
         self, session: Any, device: Device, kind: str, always: Mapping[str, NDArray[Any]] | None = None

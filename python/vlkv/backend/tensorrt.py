@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.cuda import CudaDevice, compute_capability
-from vlkv.backend.device import DeviceArray
-from vlkv.backend.device_backend import DeviceBackend
+from vlkv.backend.device.arrays import DeviceArray
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import EngineError
-from vlkv.manifest import Manifest
+from vlkv.storage.manifest import Manifest
 
 MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -91,7 +91,7 @@ def _plugin(given: Path | None) -> Path:
 
 
 class _Graph:
-    """An engine with a context a profile; see `vlkv.backend.device.Graph`."""
+    """An engine with a context a profile; see `vlkv.backend.device.arrays.Graph`."""
 
     def __init__(self, trt: Any, engine: Any, device: CudaDevice, errors: list[str], alive: object) -> None:
         self._trt, self._engine, self._device, self._errors, self._alive = trt, engine, device, errors, alive

@@ -11,8 +11,8 @@ from vlkv.bench.run import EngineArm
 from vlkv.bench.settings import Budget, Settings
 from vlkv.engine import Engine
 from vlkv.errors import BenchError
-from vlkv.files import show
-from vlkv.manifest import Manifest
+from vlkv.storage.files import show
+from vlkv.storage.manifest import Manifest
 
 FULL = Budget(1.0)
 

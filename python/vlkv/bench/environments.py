@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vlkv.errors import BenchError
-from vlkv.files import reason, show, write_bytes
+from vlkv.storage.files import reason, show, write_bytes
 
 READY = "vlkv-ready"
 """Holds the requirements that the environment was made from; written last."""
@@ -21,9 +21,9 @@ BRITTLE = ("torchvision",)
 
 def peer_file(name: str) -> Path:
     """A file of the package that holds the peers' programs. It is run, never imported."""
-    spec = find_spec("vlkv.peers")
+    spec = find_spec("vlkv_peers")
     if spec is None or not spec.submodule_search_locations:
-        raise BenchError("the peers' programs are not installed (package vlkv.peers)")
+        raise BenchError("the peers' programs are not installed (package vlkv_peers)")
     for folder in spec.submodule_search_locations:
         if (Path(folder) / name).is_file():
             return Path(folder) / name

@@ -9,7 +9,7 @@ import numpy as np
 from vlkv.bench.derive import Row
 from vlkv.bench.prompts import Asked
 from vlkv.bench.run import EngineArm
-from vlkv.forced import perplexity, token_loss
+from vlkv.generation.forced import perplexity, token_loss
 
 
 def fidelity(arms: Sequence[EngineArm], asked: Asked, tokens: Sequence[int]) -> list[Row]:

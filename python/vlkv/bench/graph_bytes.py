@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlkv.errors import EngineError
-from vlkv.files import reason, show
+from vlkv.storage.files import reason, show
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _INITIALIZER, _RAW, _EXTERNAL = 7, 5, 9, 13

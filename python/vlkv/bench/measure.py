@@ -9,7 +9,7 @@ from vlkv.bench.prompts import Asked, make_prompts
 from vlkv.bench.run import Arm, Run
 from vlkv.bench.settings import Settings
 from vlkv.errors import BenchError
-from vlkv.manifest import Manifest
+from vlkv.storage.manifest import Manifest
 
 WARM_TOKENS = 4
 

@@ -25,9 +25,9 @@ from vlkv.bench.prompts import Asked
 from vlkv.bench.run import Run
 from vlkv.engine import Engine
 from vlkv.errors import BenchError
-from vlkv.files import show
-from vlkv.manifest import ImageFacts
-from vlkv.preprocess import preprocess
+from vlkv.inputs.preprocess import preprocess
+from vlkv.storage.files import show
+from vlkv.storage.manifest import ImageFacts
 
 PATIENCE = 3600.0
 """Seconds that an answer may take."""

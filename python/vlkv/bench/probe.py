@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from vlkv.native import native
+from vlkv.ops.native import native
 
 PROBE_BYTES = 256 << 20
 PASSES = 5

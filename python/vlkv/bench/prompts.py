@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlkv.bench.settings import QUESTION
-from vlkv.manifest import Manifest
-from vlkv.prompt import Prompt
+from vlkv.inputs.prompt import Prompt
+from vlkv.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 from vlkv.bench.derive import Row, amdahl, ratios, row
 from vlkv.bench.measure import Measured
 from vlkv.bench.settings import Settings
-from vlkv.manifest import Manifest
-from vlkv.native import describe
+from vlkv.ops.native import describe
+from vlkv.storage.manifest import Manifest
 
 MIB = 1 << 20
 CELL = ("prompt tokens", "batch", "new tokens")

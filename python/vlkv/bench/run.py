@@ -13,12 +13,12 @@ from vlkv.bench.probe import Peak
 from vlkv.bench.prompts import Asked
 from vlkv.bench.settings import Budget
 from vlkv.engine import Engine
-from vlkv.generate import Request
-from vlkv.manifest import BYTES
-from vlkv.policy import resolve
-from vlkv.prefill import Job
-from vlkv.result import Result
-from vlkv.sampling import Sampling
+from vlkv.generation.batch import Request
+from vlkv.generation.prefill import Job
+from vlkv.generation.result import Result
+from vlkv.generation.sampling import Sampling
+from vlkv.policies.builtin import resolve
+from vlkv.storage.manifest import BYTES
 
 
 @dataclass

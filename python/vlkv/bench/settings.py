@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlkv.errors import BenchError
-from vlkv.manifest import Manifest
-from vlkv.policy import DEFAULT_POLICY, check_budget, resolve
+from vlkv.ops.allocation import check_share
+from vlkv.policies.builtin import DEFAULT_POLICY, resolve
+from vlkv.storage.manifest import Manifest
 
 QUESTION = 32
 """Tokens of text after the picture."""
@@ -66,7 +67,7 @@ class Settings:
     def check(self, manifest: Manifest) -> None:
         """Raises `BenchError` or `PolicyError` where the engine can't run it; nothing has run by then."""
         policy = resolve(self.policy)
-        if policy.allocation == "all" and any(budget != Budget(1.0) for budget in self.budgets):
+        if policy.keeps_all and any(budget != Budget(1.0) for budget in self.budgets):
             raise BenchError(
                 f"policy {self.policy!r} keeps all; budgets under 1 need another, such as {DEFAULT_POLICY}"
             )
@@ -134,7 +135,7 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
             raise BenchError(
                 f"budget {part!a:.40} is no budget; 1, 0.1 and 160t (tokens a layer) are"
             ) from None
-        found.append(Budget(check_budget(share)))
+        found.append(Budget(check_share(share)))
     return _different(found, "budget")
 
 

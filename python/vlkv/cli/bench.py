@@ -12,8 +12,8 @@ import typer
 from vlkv.cli.console import notes, progress
 from vlkv.cli.options import EngineFolder, NoVerify
 from vlkv.errors import BenchError
-from vlkv.files import reason, show, write_bytes
-from vlkv.policy import DEFAULT_POLICY
+from vlkv.policies.builtin import DEFAULT_POLICY
+from vlkv.storage.files import reason, show, write_bytes
 
 ENVIRONMENTS = Path("out/peers")
 

@@ -11,7 +11,7 @@ import typer
 from vlkv.cli.console import answers, notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
 from vlkv.errors import EvalError
-from vlkv.policy import DEFAULT_POLICY
+from vlkv.policies.builtin import DEFAULT_POLICY
 
 BUDGETS = "0.5,0.2,0.1,0.05"
 

@@ -9,7 +9,7 @@ import typer
 
 from vlkv.cli.console import answers, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
-from vlkv.policy import DEFAULT_POLICY
+from vlkv.policies.builtin import DEFAULT_POLICY
 
 
 def inspect(
@@ -31,8 +31,9 @@ def inspect(
     from vlkv.eval.inspect_files import write
     from vlkv.eval.inspection import inspect as look
     from vlkv.eval.settings import Setting
-    from vlkv.policy import check_budget, default_budget, resolve
-    from vlkv.question import Question
+    from vlkv.generation.question import Question
+    from vlkv.policies.builtin import resolve
+    from vlkv.policies.policy import check_budget, default_budget
 
     found = resolve(policy)
     share = default_budget(found) if budget is None else check_budget(budget, found)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vlkv.cli.console import answers, progress
 from vlkv.errors import ImageError, VlkvError
-from vlkv.files import reason
+from vlkv.storage.files import reason
 
 DEFAULT_PROMPT = "What is in the picture?"
 
@@ -34,8 +34,8 @@ def load(
 ) -> None:
     """Test a running server under load."""
     try:
-        from vlkv.serving.client import encode_image
         from vlkv.serving.load import Load, run_load
+        from vlkv.serving.triton.client import encode_image
     except ImportError as error:
         raise VlkvError(f"vlkv load needs the packages of vlkv[serve]: {error}") from None
     prompts, pictures = prompt or [DEFAULT_PROMPT], image or []

@@ -57,7 +57,7 @@ def print_versions() -> None:
             out.print(f"  {package} {version(package)}")
         except PackageNotFoundError:
             out.print(f"  {package} not installed")
-    from vlkv.native import describe
+    from vlkv.ops.native import describe
 
     out.print(f"  operators: {describe()}")
     out.print("  backends: onnxruntime (CPU)")

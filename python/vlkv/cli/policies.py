@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from vlkv.cli.console import answers
-from vlkv.policy import POLICIES
+from vlkv.policies.builtin import POLICIES
 
 
 def policies(

@@ -11,9 +11,9 @@ import typer
 from vlkv.cli.console import notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
 from vlkv.engine import Engine
-from vlkv.generate import Stream
-from vlkv.policy import DEFAULT_POLICY
-from vlkv.question import MAX_NEW_TOKENS
+from vlkv.generation.batch import Stream
+from vlkv.generation.question import MAX_NEW_TOKENS
+from vlkv.policies.builtin import DEFAULT_POLICY
 
 LONG_PROMPT = 2048
 

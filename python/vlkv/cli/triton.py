@@ -9,10 +9,10 @@ import typer
 
 from vlkv.cli.console import notes
 from vlkv.errors import VlkvError
-from vlkv.policy import DEFAULT_POLICY
+from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
-from vlkv.serving.repository import Settings, write_repository
+from vlkv.serving.triton.repository import Settings, write_repository
 
 
 def triton(

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.summary import Line
-from vlkv.policy import POLICIES, Policy, check_budget
+from vlkv.ops.allocation import check_share
+from vlkv.policies.builtin import POLICIES
+from vlkv.policies.policy import Policy
 
 THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1)
 LAYERS = {"equal": "equal layers", "sparsity": "layers by sparsity"}
@@ -54,6 +56,6 @@ def parts() -> tuple[Part, ...]:
 
 def ablation_settings(budgets: Sequence[float]) -> list[Setting]:
     """Every policy of every part at every budget."""
-    shares = [check_budget(budget) for budget in budgets]
-    policies = [policy for part in parts() for policy in part.policies if policy.allocation != "all"]
+    shares = [check_share(budget) for budget in budgets]
+    policies = [policy for part in parts() for policy in part.policies if not policy.keeps_all]
     return [FULL, *(Setting(policy, budget) for policy in policies for budget in shares)]

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from vlkv.errors import EvalError
-from vlkv.files import reason, show
+from vlkv.storage.files import reason, show
 
 FIELDS = ("image", "images", "question", "answer")
 

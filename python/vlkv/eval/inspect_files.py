@@ -8,7 +8,7 @@ from vlkv.errors import EvalError
 from vlkv.eval.inspection import Inspection
 from vlkv.eval.page import page, png
 from vlkv.eval.pictures import bars, kept_sheet, layer_sheet
-from vlkv.files import reason, show, write_bytes
+from vlkv.storage.files import reason, show, write_bytes
 
 
 def write(found: Inspection, folder: Path) -> list[Path]:

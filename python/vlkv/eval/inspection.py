@@ -11,12 +11,12 @@ from PIL.Image import Image, fromarray
 
 from vlkv.engine import Engine
 from vlkv.eval.settings import FULL, Setting
-from vlkv.image import open_image
-from vlkv.manifest import ImageFacts
-from vlkv.preprocess import arrange
-from vlkv.question import Question
-from vlkv.reading import positions_or_all
-from vlkv.result import Result
+from vlkv.generation.fork import positions_or_all
+from vlkv.generation.question import Question
+from vlkv.generation.result import Result
+from vlkv.inputs.image import open_image
+from vlkv.inputs.preprocess import arrange
+from vlkv.storage.manifest import ImageFacts
 
 Shares = NDArray[np.float64]
 

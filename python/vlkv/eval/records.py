@@ -10,7 +10,7 @@ from typing import IO
 import msgspec
 
 from vlkv.errors import EvalError
-from vlkv.files import reason, show
+from vlkv.storage.files import reason, show
 
 NAME = "answers.jsonl"
 

@@ -11,7 +11,7 @@ from vlkv.eval.ablation import parts
 from vlkv.eval.chart import available, draw_chart
 from vlkv.eval.summary import Line
 from vlkv.eval.table import grid, markdown
-from vlkv.files import write_bytes
+from vlkv.storage.files import write_bytes
 
 
 def as_json(title: str, lines: Sequence[Line]) -> bytes:

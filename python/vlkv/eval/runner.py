@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vlkv.conversation import Keep
 from vlkv.engine import Engine
 from vlkv.eval.folder import data_file
 from vlkv.eval.hits import hit_rate
@@ -16,12 +15,13 @@ from vlkv.eval.metrics import exact, similarity
 from vlkv.eval.records import Answers, Record
 from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.tasks import Sample
-from vlkv.files import hash_file
-from vlkv.forced import token_loss
-from vlkv.manifest import NAME as MANIFEST
-from vlkv.question import Question
-from vlkv.reading import Reading, positions_or_all
-from vlkv.result import Result
+from vlkv.generation.chat import Keep
+from vlkv.generation.forced import token_loss
+from vlkv.generation.fork import Reading, positions_or_all
+from vlkv.generation.question import Question
+from vlkv.generation.result import Result
+from vlkv.storage.files import hash_file
+from vlkv.storage.manifest import NAME as MANIFEST
 
 BATCH = 32
 

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 import msgspec
 
 from vlkv.errors import EvalError
-from vlkv.policy import Policy, check_budget, resolve
-from vlkv.reading import Variant
+from vlkv.generation.fork import Variant
+from vlkv.ops.allocation import check_share
+from vlkv.policies.builtin import resolve
+from vlkv.policies.policy import Policy
 
 KEEPS = ("compressed", "reusable")
 
@@ -60,11 +62,11 @@ def make_settings(
     if not policies or not budgets:
         raise EvalError(f"no {'budget' if policies else 'policy'} is given")
     found = [resolve(policy) for policy in policies]
-    shares = [check_budget(budget) for budget in budgets]
+    shares = [check_share(budget) for budget in budgets]
     keeps = KEEPS if turns > 1 else ("",)
     settings = []
     for policy in found:
-        whole = policy.allocation == "all"
+        whole = policy.keeps_all
         for keep in ("compressed",) if whole and turns > 1 else keeps:
             settings += [Setting(policy, budget, keep) for budget in ([1.0] if whole else shares)]
     return list(dict.fromkeys(settings))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlkv.eval.metrics import Mean, average, proportion
 from vlkv.eval.records import Record
-from vlkv.forced import perplexity
+from vlkv.generation.forced import perplexity
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from time import perf_counter
 import numpy as np
 
 from vlkv.backend.base import Backend
-from vlkv.decode import Decoder
-from vlkv.decode_eviction import Eviction
-from vlkv.embedding import TokenEmbedding
-from vlkv.generate import Answer
-from vlkv.scheduler.slots import SlotCache
+from vlkv.generation.batch import Answer
+from vlkv.generation.decode import Decoder
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.policies.decode_eviction import Eviction
+from vlkv.scheduler.lanes import SlotCache
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlkv.decode_eviction import room_for
 from vlkv.errors import MemoryLimitError, PromptError
-from vlkv.manifest import TextFacts
-from vlkv.prefill import Job
+from vlkv.generation.prefill import Job
+from vlkv.policies.decode_eviction import room_for
+from vlkv.storage.manifest import TextFacts
 
 MEMORY = 1 << 30
 SLOTS = 8
@@ -50,7 +50,7 @@ class Plan:
         length, least = len(job.prompt.token_ids), min(self.capacity)
         slot = f"a slot of this server holds {least} tokens a layer (memory {show(self.memory)}, slots {self.slots})"
         new = room_for(job.policy, job.budget, length, job.room)
-        if job.policy.allocation == "all":
+        if job.policy.keeps_all:
             if length + job.room > least:
                 raise MemoryLimitError(
                     f"policy {job.policy.name!r} needs room for {length} prompt and {job.room} new tokens, {slot}: "

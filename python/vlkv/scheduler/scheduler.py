@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlkv.backend.base import Backend
-from vlkv.embedding import TokenEmbedding
 from vlkv.errors import SamplingError, ServerFullError
-from vlkv.generate import Request
-from vlkv.manifest import Manifest
-from vlkv.preprocess import preprocess
+from vlkv.generation.batch import Request
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.scheduler.pending import Waiting
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
-from vlkv.scheduler.reading import Waiting
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import CHUNK, Worker
-from vlkv.tokenizer import Tokenizer
+from vlkv.storage.manifest import Manifest
 
 if TYPE_CHECKING:
-    from vlkv.question import Question
+    from vlkv.generation.question import Question
 
 QUEUE = 64
 

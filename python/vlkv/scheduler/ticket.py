@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from queue import SimpleQueue
 from time import monotonic
 
-from vlkv.result import Result
+from vlkv.generation.result import Result
 
 Listener = Callable[["Ticket", str | None], None]
 """Told of each piece of text, from the scheduler's thread; None is the end."""

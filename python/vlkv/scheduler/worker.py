@@ -7,17 +7,17 @@ from collections import deque
 from time import monotonic, perf_counter
 
 from vlkv.backend.base import Backend
-from vlkv.embedding import TokenEmbedding
-from vlkv.generate import Answer
-from vlkv.manifest import Manifest
-from vlkv.prefill import Prefilled, prefilling
+from vlkv.generation.batch import Answer
+from vlkv.generation.prefill import Prefilled, prefilling
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.scheduler.batch import Batch, Row
+from vlkv.scheduler.lanes import SlotCache
+from vlkv.scheduler.pending import Reading, Waiting
 from vlkv.scheduler.plan import Plan
-from vlkv.scheduler.reading import Reading, Waiting
-from vlkv.scheduler.slots import SlotCache
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
-from vlkv.tokenizer import Tokenizer
+from vlkv.storage.manifest import Manifest
 
 CHUNK = 256
 """Prompt tokens between two steps: as fast as larger chunks, and running answers wait a quarter as long."""

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from vlkv.serving.client import Reply, ask
+from vlkv.serving.triton.client import Reply, ask
 
 PERCENTILES = (50, 90, 95, 99)
 

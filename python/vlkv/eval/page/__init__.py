@@ -13,7 +13,7 @@ import numpy as np
 from PIL.Image import Image
 
 from vlkv.eval.inspection import Inspection
-from vlkv.result import Result
+from vlkv.generation.result import Result
 
 
 def page(found: Inspection) -> str:

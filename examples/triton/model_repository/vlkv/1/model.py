@@ -1,5 +1,5 @@
 """vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
-from vlkv.serving.model import TritonPythonModel
+from vlkv.serving.triton.model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

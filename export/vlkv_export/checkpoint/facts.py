@@ -1,0 +1,123 @@
+"""The records that a checkpoint is read into. Dimension letters as in `vlkv.storage.manifest`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vlkv.storage.manifest import ImageFacts, TokenFacts
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: `length` bytes from byte `offset` of `file`, row-major and little-endian.
+
+    `name` is its name in the file, `file` a plain file name inside the checkpoint's folder.
+    """
+
+    name: str
+    file: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A CLIP tower for square pictures.
+
+    `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
+    the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
+    `select` "default" drops the class token from the features, "full" keeps it.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    image_size: int
+    patch_size: int
+    channels: int
+    activation: Activation
+    eps: float
+    feature_layers: tuple[int, ...]
+    select: Literal["default", "full"]
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture; a last row or column narrower than a patch is not seen."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one picture (P)."""
+        return self.patches + (1 if self.select == "full" else 0)
+
+    @property
+    def used_layers(self) -> int:
+        """How many encoder layers the features need; the rest of the tower is not required to exist."""
+        return max(self.feature_layers)
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Two linear layers with an activation between them."""
+
+    activation: Activation
+    bias: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """Rotary embedding: angles position * `inv_freq` (float32 `[D/2]`); cos, sin times `attention_factor`."""
+
+    inv_freq: np.ndarray
+    attention_factor: float
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A Llama or Mistral decoder.
+
+    `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
+    token is seen, as without it. `attention_bias` covers q, k, v and o; `mlp_bias` gate, up and down.
+    """
+
+    architecture: Literal["llama", "mistral"]
+    hidden: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    activation: Activation
+    eps: float
+    vocab: int
+    max_positions: int
+    rope: Rope
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    sliding_window: int | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that export has to know of a checkpoint. `tensors` goes by canonical name (`layout.py`)."""
+
+    folder: Path
+    vision: VisionConfig
+    projector: Projector
+    text: TextConfig
+    image: ImageFacts
+    tokens: TokenFacts
+    tensors: dict[str, Tensor]
+    chat_template: str | None
+    tokenizer_files: tuple[str, ...]

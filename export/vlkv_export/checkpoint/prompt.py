@@ -1,0 +1,106 @@
+"""Tokenizer files, the ids that start and end a text, the image token, and the chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vlkv.errors import CheckpointError
+from vlkv.storage.manifest import TokenFacts
+from vlkv_export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
+
+TOKENIZER = "tokenizer.json"
+OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+"""What LlamaConfig and MistralConfig have where a configuration says nothing."""
+
+
+class _Added(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct):
+    added_tokens: list[_Added] = []
+
+
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """Names of the tokenizer's files. Raises `CheckpointError` without a `tokenizer.json`."""
+    if not (folder / TOKENIZER).is_file():
+        raise CheckpointError(
+            f"{folder} has no {TOKENIZER}; make one with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
+        )
+    return (TOKENIZER, *(name for name in OPTIONAL if (folder / name).is_file()))
+
+
+def image_token(folder: Path, token_id: int) -> str:
+    """Find the text of the image token in the added tokens of `tokenizer.json`. Raises `CheckpointError`."""
+    path = folder / TOKENIZER
+    try:
+        tokenizer = msgspec.json.decode(read_bytes(path), type=_Tokenizer)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a tokenizer: {show(str(error))}") from None
+    for added in tokenizer.added_tokens:
+        if added.id == token_id and added.content:
+            return added.content
+    raise CheckpointError(
+        f"{path} has no added token of id {token_id}, config.json's image token; "
+        "add it to the tokenizer as a special token (<image>)"
+    )
+
+
+def read_tokens(folder: Path, config: Fields, vocab: int) -> TokenFacts:
+    """BOS, EOS and padding: `generation_config.json` first, then `config.json`, then its `text_config`."""
+    sources = [config, config.child("text_config")]
+    path = folder / "generation_config.json"
+    if path.exists():
+        sources.insert(0, Fields(read_object(path), str(path)))
+    eos = _ids(sources, "eos_token_id", vocab)
+    bos, pad = _ids(sources, "bos_token_id", vocab), _ids(sources, "pad_token_id", vocab)
+    return TokenFacts(bos=bos[0] if bos else None, eos=eos, pad=pad[0] if pad else None)
+
+
+def _ids(sources: list[Fields], name: str, vocab: int) -> tuple[int, ...]:
+    source = next((source for source in sources if name in source), None)
+    value: Any = CLASS_DEFAULTS[name] if source is None else source.get(name)
+    given = value if isinstance(value, list) else [] if value is None else [value]
+    for index in given:
+        whole = isinstance(index, int) and not isinstance(index, bool)
+        if source is not None and (not whole or index >= vocab):
+            raise source.fail(name, f"an id, or a list of ids, of the vocabulary of {vocab}")
+    return tuple(dict.fromkeys(index for index in given if 0 <= index < vocab))
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Read the chat template, or None; the first place that has one, as in transformers.
+
+    `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
+    `tokenizer_config.json`. Of several templates, the one named `default`.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        if (folder / name).exists():
+            template = _template(Fields(read_object(folder / name), str(folder / name)))
+            if template is not None:
+                return template
+    for path in (folder / "chat_template.jinja", folder / "chat_templates" / "default.jinja"):
+        if path.exists():
+            return read_text(path)
+    path = folder / "tokenizer_config.json"
+    return _template(Fields(read_object(path), str(path))) if path.exists() else None
+
+
+def _template(fields: Fields) -> str | None:
+    value = fields.get("chat_template")
+    if isinstance(value, list):
+        named = [entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        if len(named) != len(value):
+            raise fields.fail("chat_template", "a string, or a list of objects of name and template")
+        value = {entry["name"]: entry.get("template") for entry in named}
+    if isinstance(value, dict):
+        value = value.get("default")
+    if value is not None and not isinstance(value, str):
+        raise fields.fail("chat_template", "a string, or have one named default")
+    return value

@@ -1,0 +1,114 @@
+"""The weight files of a folder, one or sharded: every tensor that the model needs, found and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint.facts import Tensor
+from vlkv_export.checkpoint.fields import read_object, show
+from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape
+from vlkv_export.checkpoint.names import canonical
+from vlkv_export.checkpoint.safetensors import DTYPES, Entry, read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+Found = dict[str, tuple[str, str, Entry]]
+
+
+def find(folder: Path) -> Found:
+    """Canonical name -> (name in the file, file name, header entry) of all tensors that belong to LLaVA.
+
+    `model.safetensors` comes before `model.safetensors.index.json`, as in transformers.
+    Raises `CheckpointError`.
+    """
+    if (folder / SINGLE).exists():
+        placed = [(name, SINGLE, entry) for name, entry in read_header(folder / SINGLE).items()]
+    elif (folder / INDEX).exists():
+        placed = _sharded(folder)
+    elif any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        raise CheckpointError(
+            f"{folder} holds PyTorch files but no {SINGLE}; load it with transformers and "
+            "save it with save_pretrained(..., safe_serialization=True)"
+        )
+    else:
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    found: Found = {}
+    for name, file, entry in placed:
+        place = canonical(name)
+        if place is None:
+            continue
+        if place in found:
+            raise CheckpointError(
+                f"{folder}: {show(name)} and {show(found[place][0])} are the same tensor twice"
+            )
+        found[place] = (name, file, entry)
+    return found
+
+
+def select(folder: Path, found: Found, layout: Iterable[tuple[str, Shape]], tied: bool) -> dict[str, Tensor]:
+    """Look the tensors of `layout` up, their shapes and dtypes checked; the three dtypes may be mixed.
+
+    With `tied`, embedding and head stand in for each other where only one is in the files. (Where both
+    are, each is used: transformers does not tie two that differ either.) Raises `CheckpointError`.
+    """
+    if tied:
+        for absent, present in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+            if absent not in found and present in found:
+                found = {**found, absent: found[present]}
+    tensors: dict[str, Tensor] = {}
+    missing: list[str] = []
+    for name, shape in layout:
+        if name in found:
+            tensors[name] = _tensor(folder, *found[name], shape)
+        else:
+            missing.append(name)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(missing) + len(tensors)} tensors are missing "
+            f"from the weights; the first is {missing[0]}"
+        )
+    return tensors
+
+
+def _tensor(folder: Path, name: str, file: str, entry: Entry, shape: Shape) -> Tensor:
+    where = f"{folder / file}: tensor {show(name)}"
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise CheckpointError(f"{where} has dtype {entry.dtype}; supported: {', '.join(DTYPES)}")
+    if entry.shape != shape:
+        raise CheckpointError(
+            f"{where} has shape {show(list(entry.shape))}; config.json makes it {show(list(shape))}"
+        )
+    return Tensor(name, file, dtype, entry.shape, entry.offset, entry.length)
+
+
+def _sharded(folder: Path) -> list[tuple[str, str, Entry]]:
+    index = folder / INDEX
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: weight_map is {show(weight_map)}; it must name a file for each tensor"
+        )
+    headers: dict[str, dict[str, Entry]] = {}
+    placed = []
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _plain(file):
+            raise CheckpointError(
+                f"{index}: {show(name)} is in {show(file)}; it must be a file of the folder itself"
+            )
+        if file not in headers:
+            if not (folder / file).is_file():
+                raise CheckpointError(f"{index}: {show(name)} is in {show(file)}, which does not exist")
+            headers[file] = read_header(folder / file)
+        if name not in headers[file]:
+            raise CheckpointError(f"{index}: {show(name)} should be in {show(file)}, which does not hold it")
+        placed.append((name, file, headers[file][name]))
+    return placed
+
+
+def _plain(file: str) -> bool:
+    clean = file.isprintable() and 0 < len(file.encode("utf-8", "replace")) <= 255
+    return clean and file not in (".", "..") and not set("/\\:") & set(file)

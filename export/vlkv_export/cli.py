@@ -1,0 +1,96 @@
+"""`vlkv export` and `vlkv build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlkv.cli.console import progress
+
+Source = Annotated[Path, typer.Argument(show_default=False)]
+Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The directory to write.")]
+DEVICE = "TensorRT"
+
+
+def export(checkpoint: Source, output: Target) -> None:
+    """Write the graphs of a Hugging Face LLaVA checkpoint; its weights are linked, not copied."""
+    from vlkv_export.directory import export_checkpoint
+
+    with progress() as bar:
+        export_checkpoint(checkpoint, output, bar.step)
+        bar.done(f"wrote {output}")
+
+
+def build(
+    graphs: Source,
+    output: Target,
+    backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt-rtx or tensorrt.")] = "onnxruntime",
+    operators: Annotated[
+        str | None,
+        typer.Option(
+            help="native (vlkv's kernels or plugin) or functions (ONNX bodies).",
+            show_default="native; TensorRT without --plugin: functions",
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="float32, or int8: the text model's matrices in 8 bits (onnxruntime).")
+    ] = "float32",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A GPU to build for, as in 8.9; may be given several times.", rich_help_panel=DEVICE
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float16, bfloat16 or float32.",
+            show_default="the checkpoint's; float32: float16",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            help="Most cache slots: prompt and answer.",
+            show_default="all positions",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(help="Most prompts that decode together.", rich_help_panel=DEVICE)
+    ] = 4,
+    chunk: Annotated[int, typer.Option(help="Most prompt tokens of a call.", rich_help_panel=DEVICE)] = 1024,
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="dynamic (caches of any capacity, written anew) or static (of one capacity, updated in place).",
+            rich_help_panel=DEVICE,
+        ),
+    ] = "dynamic",
+    plugin: Annotated[
+        Path | None,
+        typer.Option(help="libvlkv_tensorrt.so, to score and evict.", rich_help_panel=DEVICE),
+    ] = None,
+    lower_only: Annotated[
+        bool,
+        typer.Option(
+            "--lower-only",
+            help="Write lowered graphs for other builders; needs no TensorRT.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = False,
+) -> None:
+    """Lower a graph directory for one backend."""
+    from vlkv_export.engine import build_engine
+    from vlkv_export.tensorrt.settings import Settings
+    from vlkv_export.watch import Watch
+
+    capabilities = tuple(dict.fromkeys(compute_capability or ()))
+    settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
+    with progress() as bar:
+        watch = Watch(bar.step, bar.advance, bar.total)
+        build_engine(graphs, output, backend, operators, watch, settings, weights)
+        bar.done(f"wrote {output}")

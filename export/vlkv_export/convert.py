@@ -1,0 +1,59 @@
+"""Which weights have to be written anew for an engine's dtype, and which files its graphs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from vlkv.storage.manifest import Embedding, Manifest
+from vlkv_export.checkpoint import Tensor
+from vlkv_export.weights import BYTES
+
+NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+TABLE = "text.embed_tokens.weight"
+
+
+def other_weights(models: dict[str, ir.Model], dtype: str) -> dict[str, Tensor]:
+    """The weights of the graphs that are stored in another dtype, by name."""
+    values = (value for model in models.values() for value in model.graph.initializers.values())
+    return {name: tensor for name, tensor in stored(values).items() if tensor.dtype != dtype}
+
+
+def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:
+    """Those of the initializers that are floats in a file, by name."""
+    found: dict[str, Tensor] = {}
+    for value in values:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.dtype in NAMES:
+            shape = tuple(int(size) for size in tensor.shape)
+            place = (tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length)
+            found[str(value.name)] = Tensor(str(value.name), *place)
+    return found
+
+
+def embedding_table(manifest: Manifest) -> Tensor:
+    """Where the table of token embeddings lies."""
+    table = manifest.embedding
+    size = table.shape[0] * table.shape[1] * BYTES[table.dtype]
+    return Tensor(TABLE, table.file, table.dtype, table.shape, table.offset, size)
+
+
+def embedding(placed: Tensor) -> Embedding:
+    """The manifest's record of a table that was written anew."""
+    vocab, hidden = placed.shape
+    return Embedding(file=placed.file, offset=placed.offset, dtype=placed.dtype, shape=(vocab, hidden))
+
+
+def external(tensor: Tensor) -> ir.ExternalTensor:
+    """A tensor as an initializer's value, by reference."""
+    shape = ir.Shape(tensor.shape)
+    place = (tensor.file, tensor.offset, tensor.length)
+    return ir.ExternalTensor(*place, DTYPES[tensor.dtype], shape=shape, name=tensor.name)
+
+
+def weight_files(models: dict[str, ir.Model]) -> set[str]:
+    """The files that the graphs' weights lie in."""
+    tensors = (value.const_value for model in models.values() for value in model.graph.initializers.values())
+    return {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}

@@ -1,0 +1,116 @@
+"""`vlkv export`: a checkpoint's graph directory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vlkv.storage.directories import new_directory
+from vlkv.storage.files import hash_file, link_or_copy
+from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
+from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv_export.graph.builder import DTYPES
+from vlkv_export.graph.decoder import build_decoder
+from vlkv_export.graph.vision import build_vision
+from vlkv_export.ops import compress_model
+from vlkv_export.weights import link_weights
+
+Report = Callable[[str], None]
+WEIGHTS = ".safetensors"
+
+
+def export_checkpoint(source: Path, target: Path, report: Report = lambda step: None) -> Manifest:
+    """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
+
+    Args:
+        source: a Hugging Face folder.
+        target: the graph directory to make.
+        report: told the name of each step as it begins.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or not supported.
+        EngineError: `target` exists and is no directory of vlkv's.
+    """
+    report("reading the checkpoint")
+    checkpoint = read_checkpoint(source)
+    dtype = compute_dtype(checkpoint)
+    with new_directory(target) as folder:
+        report("linking the weights")
+        link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
+        for name in checkpoint.tokenizer_files:
+            link_or_copy(checkpoint.folder / name, folder / name)
+        for name, build in (("vision", build_vision), ("decoder", build_decoder)):
+            report(f"building the {name} graph")
+            ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")
+        report("building the compress graph")
+        ir.save(
+            compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim),
+            folder / "compress.onnx",
+        )
+        manifest = describe(checkpoint, dtype, folder)
+        write(folder, manifest)
+    return manifest
+
+
+def compute_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype of most of the text model's weights, by number of elements."""
+    sizes: Counter[str] = Counter()
+    for name, tensor in checkpoint.tensors.items():
+        if name.startswith("text."):
+            sizes[tensor.dtype] += tensor.length
+    return sizes.most_common(1)[0][0]
+
+
+def describe(checkpoint: Checkpoint, dtype: str, folder: Path) -> Manifest:
+    """The manifest of a graph directory whose files lie in `folder`."""
+    text = checkpoint.text
+    table = checkpoint.tensors["text.embed_tokens.weight"]
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        kind="graphs",
+        backend="none",
+        operators="functions",
+        cache_dtype=dtype,
+        text=TextFacts(
+            architecture=text.architecture,
+            layers=text.layers,
+            query_heads=text.query_heads,
+            kv_heads=text.kv_heads,
+            head_dim=text.head_dim,
+            hidden=text.hidden,
+            vocab=text.vocab,
+            max_positions=text.max_positions,
+            sliding_window=text.sliding_window,
+        ),
+        image=checkpoint.image,
+        tokens=checkpoint.tokens,
+        embedding=Embedding(file=table.file, offset=table.offset, dtype=table.dtype, shape=table.shape),
+        chat_template=checkpoint.chat_template,
+        versions=versions("vlkv", "onnx", "onnx-ir", "onnxscript"),
+        files=file_facts(folder, hash_weights=False),
+    )
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed versions of packages, by name."""
+    return {name: version(name) for name in packages}
+
+
+def file_facts(
+    folder: Path, *, hash_weights: bool, report: Report = lambda step: None
+) -> dict[str, FileFacts]:
+    """Size and hash of every file; weights of a graph directory are not hashed, they are the checkpoint's own."""
+    facts = {}
+    for path in _files(folder):
+        report(f"hashing {path.name}")
+        wanted = hash_weights or path.suffix != WEIGHTS
+        facts[path.name] = FileFacts(size=path.stat().st_size, sha256=hash_file(path) if wanted else None)
+    return facts
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

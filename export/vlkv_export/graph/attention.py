@@ -1,0 +1,102 @@
+"""Self-attention over a cache that is updated in place, and what it attended to.
+
+B prompts, S tokens of this call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from vlkv_export.checkpoint import TextConfig
+from vlkv_export.graph.builder import Builder
+
+INT64 = ir.DataType.INT64
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all layers of one call share: RoPE's tables, the rows' numbers and which of them are observed."""
+
+    cos: ir.Value
+    sin: ir.Value
+    row: ir.Value
+    row_index: ir.Value
+    row_gather: ir.Value
+    row_padding: ir.Value
+
+
+def rotary_tables(b: Builder, position_ids: ir.Value, text: TextConfig) -> tuple[ir.Value, ir.Value]:
+    """Cos and sin `[B,S,D/2]` of the positions, in float32 as transformers computes them, then in the graph's dtype."""
+    with b.scope("rope"):
+        frequency = b.op.Constant(value=ir.tensor(text.rope.inv_freq, name="inv_freq"))
+        position = b.op.Cast(b.op.Unsqueeze(position_ids, [-1]), to=ir.DataType.FLOAT)
+        angle = b.op.Mul(position, frequency)
+        tables = []
+        for table in (b.op.Cos(angle), b.op.Sin(angle)):
+            if text.rope.attention_factor != 1.0:
+                table = b.op.Mul(table, float(text.rope.attention_factor))
+            tables.append(table if b.dtype == ir.DataType.FLOAT else b.op.Cast(table, to=b.dtype))
+        return tables[0], tables[1]
+
+
+def shared_values(b: Builder, position_ids: ir.Value, row_index: ir.Value, text: TextConfig) -> Call:
+    """The `Call` of a decoder whose inputs are `position_ids [B,S]` and `row_index [B,W]`."""
+    cos, sin = rotary_tables(b, position_ids, text)
+    with b.scope("rows"):
+        tokens = b.op.Squeeze(b.op.Shape(position_ids, start=1, end=2), [0])
+        row = b.op.Range(0, tokens, 1)
+        padding = b.op.Less(row_index, 0)
+        gather = b.op.Unsqueeze(b.op.Max(row_index, 0), [-1])
+        return Call(cos, sin, row, row_index, gather, padding)
+
+
+def attend(
+    b: Builder,
+    x: ir.Value,
+    call: Call,
+    layer: int,
+    caches: tuple[ir.Value, ir.Value],
+    length: ir.Value,
+    text: TextConfig,
+) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value, ir.Value]:
+    """One layer's attention.
+
+    Args:
+        b: the builder.
+        x: normalised hidden states `[B,S,hidden]`.
+        call: what the layers share.
+        layer: its number.
+        caches: keys and values `[B,Hkv,C,D]`.
+        length: valid slots before this call `[B]`.
+        text: the text model's sizes.
+
+    Returns:
+        The projected result `[B,S,hidden]`, both updated caches, score `[B,Hkv,C]` and sparsity `[B]`.
+    """
+    name = f"text.layers.{layer}.self_attn"
+    heads, kv_heads, dim = text.query_heads, text.kv_heads, text.head_dim
+    query, key, value = (b.linear(x, f"{name}.{part}_proj") for part in "qkv")
+    query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
+    key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
+    keys = b.op.TensorScatter(caches[0], _split(b, key, kv_heads, dim), length)
+    values = b.op.TensorScatter(caches[1], _split(b, value, kv_heads, dim), length)
+
+    slots = b.op.Range(0, b.op.Squeeze(b.op.Shape(keys, start=2, end=3), [0]), 1)
+    last = b.op.Unsqueeze(b.op.Add(b.op.Unsqueeze(length, [-1]), call.row), [1, 3])
+    visible = b.op.LessOrEqual(slots, last)
+    scale = dim**-0.5
+    y = b.op.Attention(_split(b, query, heads, dim), keys, values, visible, scale=scale)
+    y = b.op.Reshape(b.op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, heads * dim])
+
+    observed = _split(b, b.op.GatherND(query, call.row_gather, batch_dims=1), heads, dim)
+    position = b.op.Add(b.op.Unsqueeze(length, [-1]), call.row_index)
+    position = b.op.Where(call.row_padding, -1, position)
+    score, sparsity = b.vlkv.Score(observed, keys, position, scale=scale, threshold=0.01, _outputs=2)
+    return b.linear(y, f"{name}.o_proj"), keys, values, score, sparsity
+
+
+def _split(b: Builder, x: ir.Value, heads: int, dim: int) -> ir.Value:
+    """`[B,S,heads*D]` to `[B,heads,S,D]`."""
+    return b.op.Transpose(b.op.Reshape(x, [0, 0, heads, dim]), perm=[0, 2, 1, 3])

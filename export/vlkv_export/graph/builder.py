@@ -1,0 +1,91 @@
+"""A graph under construction: named inputs and outputs, weights by reference into the checkpoint's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from vlkv_export.checkpoint import Tensor
+from vlkv_export.ops import DOMAIN, OPSET, VERSION, functions
+
+IR_VERSION = 11
+DTYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
+
+
+class Builder:
+    """Builds one graph. `op` makes standard nodes, `vlkv` makes ours; both take Python numbers as constants.
+
+    Args:
+        name: the graph's name.
+        tensors: the checkpoint's tensors by canonical name.
+        dtype: what the graph computes in; weights stored otherwise are cast.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], dtype: str) -> None:
+        opsets = {"": OPSET, DOMAIN: VERSION}
+        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports=opsets)
+        self.dtype = DTYPES[dtype]
+        self._builder = GraphBuilder(self.graph)
+        self._tensors = tensors
+        self._weights: dict[str, ir.Value] = {}
+        self.op = self._builder.op
+        self.vlkv = self._builder.opset(DOMAIN, VERSION)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Nodes made inside carry `name` in theirs, as a folder in a viewer."""
+        self._builder.push_module(name)
+        try:
+            yield
+        finally:
+            self._builder.pop_module()
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        """A graph input; letters in `shape` are dynamic dimensions."""
+        return self._builder.input(name, dtype, shape)
+
+    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+        """Makes `value` a graph output of that name, dtype and shape."""
+        value.name = name
+        value.type = ir.TensorType(dtype)
+        value.shape = ir.Shape(shape)
+        self.graph.outputs.append(value)
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint holds a tensor of that canonical name."""
+        return name in self._tensors
+
+    def weight(self, name: str) -> ir.Value:
+        """The tensor of that canonical name in the graph's dtype, stored once and referenced where it lies."""
+        if name not in self._weights:
+            tensor = self._tensors[name]
+            external = ir.ExternalTensor(
+                tensor.file,
+                tensor.offset,
+                tensor.length,
+                DTYPES[tensor.dtype],
+                shape=ir.Shape(tensor.shape),
+                name=name,
+            )
+            value = self._builder.initializer(external, name, qualify=False)
+            self._weights[name] = value if value.dtype == self.dtype else self.op.Cast(value, to=self.dtype)
+        return self._weights[name]
+
+    def linear(self, x: ir.Value, name: str) -> ir.Value:
+        """`x @ weight.T + bias`; weights are stored `[out, in]`, a bias is added where the checkpoint has one."""
+        weight = self.op.Transpose(self.weight(f"{name}.weight"), perm=[1, 0])
+        y = self.op.MatMul(x, weight)
+        return self.op.Add(y, self.weight(f"{name}.bias")) if self.has(f"{name}.bias") else y
+
+    def model(self) -> ir.Model:
+        """The finished model, with the bodies of those of our operators that it uses."""
+        used = {node.op_type for node in self.graph if node.domain == DOMAIN}
+        carried = [function for function in functions() if function.name in used]
+        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="vlkv", functions=carried)

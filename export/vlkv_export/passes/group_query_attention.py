@@ -1,0 +1,142 @@
+"""Cache update and attention over it become ONNX Runtime's `GroupQueryAttention`, which reads the valid slots only.
+
+The standard pair reads a cache's whole capacity and builds a mask; this one takes lengths. They are made for all
+layers at once: `seqlens_k[l,b]` is the last valid slot after the call, `total[l]` the largest length after it.
+ONNX Runtime's CPU kernel takes a batch of prompts from an empty cache (padding at the right) and a batch of
+single tokens; a chunk after a filled cache has to come alone (B = 1) and without padding.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from vlkv_export.passes.edit import MICROSOFT, constant, has_only, like, new_node, producer, replace
+
+INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
+
+
+def use_group_query_attention(model: ir.Model) -> int:
+    """Rewrites each Attention over TensorScatters into graph inputs whose rows see all slots up to their own."""
+    graph = model.graph
+    found = [match for node in graph if (match := _match(node))]
+    if not found:
+        return 0
+    first = found[0]["attention"]
+    lengths, totals = _lengths(graph, first)
+    for match in found:
+        node, layer = match["attention"], match["layer"]
+        index = constant(graph, f"layer_index.{layer}", layer, INT64)
+        parts = [
+            ir.Value(name=f"{name}.{layer}", type=ir.TensorType(INT32)) for name in ("seqlens_k", "total")
+        ]
+        gathers = [
+            new_node("Gather", [source, index], [part], {"axis": 0}, name=f"layer.{layer}/{part.name}")
+            for source, part in zip((lengths, totals), parts, strict=True)
+        ]
+        result, keys, values = like(match["result"]), like(match["keys"]), like(match["values"])
+        fused = new_node(
+            "GroupQueryAttention",
+            [match["query"], match["key"], match["value"], match["key_cache"], match["value_cache"], *parts],
+            [result, keys, values],
+            {
+                "num_heads": match["heads"],
+                "kv_num_heads": match["kv_heads"],
+                "scale": node.attributes.get_float("scale"),
+                "do_rotary": 0,
+            },
+            domain=MICROSOFT,
+            name=node.name,
+        )
+        swaps = {match["result"]: result, match["keys"]: keys, match["values"]: values}
+        replace(graph, match["keys"].producer(), [*gathers, fused], swaps)
+    common.RemoveUnusedNodesPass()(model)
+    return len(found)
+
+
+def _merged(value: ir.Value) -> tuple[ir.Value, int] | None:
+    """`Transpose(Reshape(x, [0,0,heads,D]))` read back: x and its heads."""
+    transpose = producer(value, "Transpose")
+    reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
+    if reshape is None or list(transpose.attributes.get_ints("perm")) != [0, 2, 1, 3]:
+        return None
+    return reshape.inputs[0], int(reshape.inputs[1].const_value.numpy()[2])
+
+
+def _layer(written: ir.Value) -> int | None:
+    """The row of the input `length [L,B]` that says where a layer's new tokens are written."""
+    gather = producer(written, "Gather")
+    if gather is None or not gather.inputs[0].is_graph_input() or gather.inputs[0].name != "length":
+        return None
+    index = gather.inputs[1].const_value
+    return None if index is None else int(index.numpy())
+
+
+def _sees_up_to_own_slot(mask: ir.Value, written: ir.Value) -> bool:
+    """Whether the mask is `slot <= written + row`, which is what the fused operator does without one."""
+    compare = producer(mask, "LessOrEqual")
+    last = producer(compare.inputs[1], "Unsqueeze") if compare else None
+    place = producer(last.inputs[0], "Add") if last else None
+    start = producer(place.inputs[0], "Unsqueeze") if place else None
+    if start is None or start.inputs[0] is not written:
+        return False
+    return None not in (producer(compare.inputs[0], "Range"), producer(place.inputs[1], "Range"))
+
+
+def _match(node: ir.Node) -> dict | None:
+    if node.op_type != "Attention" or node.domain != "" or len(node.inputs) != 4:
+        return None
+    scatters = [producer(node.inputs[1], "TensorScatter"), producer(node.inputs[2], "TensorScatter")]
+    query = _merged(node.inputs[0])
+    if None in scatters or query is None or not has_only(node, "scale"):
+        return None
+    layer = _layer(scatters[0].inputs[2])
+    if layer is None or scatters[1].inputs[2] is not scatters[0].inputs[2]:
+        return None
+    if not _sees_up_to_own_slot(node.inputs[3], scatters[0].inputs[2]):
+        return None
+    key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
+    transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
+    if key is None or value is None or len(transposed) != 1:
+        return None
+    (reshape,) = transposed[0].outputs[0].consumers()
+    return {
+        "attention": node,
+        "layer": layer,
+        "query": query[0],
+        "heads": query[1],
+        "key": key[0],
+        "value": value[0],
+        "kv_heads": key[1],
+        "key_cache": scatters[0].inputs[0],
+        "value_cache": scatters[1].inputs[0],
+        "keys": scatters[0].outputs[0],
+        "values": scatters[1].outputs[0],
+        "result": reshape.outputs[0],
+    }
+
+
+def _lengths(graph: ir.Graph, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """`seqlens_k [L,B]` and `total [L]`, int32, from the inputs `length [L,B]` and `position_ids [B,S]`."""
+    inputs = {value.name: value for value in graph.inputs}
+    length, positions = inputs["length"], inputs["position_ids"]
+    zero, one = constant(graph, "zero_i64", 0, INT64), constant(graph, "one_i64", 1, INT64)
+    axis = constant(graph, "axis_1", [1], INT64)
+    nodes: list[ir.Node] = []
+
+    def make(op_type: str, operands: list[ir.Value], **attributes: object) -> ir.Value:
+        result = ir.Value(name=f"lengths.{len(nodes)}")
+        nodes.append(
+            new_node(op_type, operands, [result], attributes, name=f"lengths/{op_type}.{len(nodes)}")
+        )
+        return result
+
+    valid = make("Cast", [make("GreaterOrEqual", [positions, zero])], to=INT64)
+    added = make("Max", [make("ReduceSum", [valid, axis], keepdims=0), one])
+    last = make("Sub", [make("Add", [length, added]), one])
+    seqlens = make("Cast", [last], to=INT32)
+    tokens = make("Shape", [positions], start=1, end=2)
+    longest = make("ReduceMax", [length, axis], keepdims=0)
+    totals = make("Cast", [make("Add", [longest, tokens])], to=INT32)
+    graph.insert_before(next(iter(graph)), nodes)
+    return seqlens, totals

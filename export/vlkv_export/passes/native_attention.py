@@ -1,0 +1,83 @@
+"""Calls of one token a prompt attend by the native operator, which reads a KV head's cache once for its query heads.
+
+ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which in decoding is most of a long prompt's
+time. Prompts' chunks stay with it: `If(S == 1)` holds both, and both update the caches in place.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlkv_export.passes.edit import MICROSOFT, constant, like, new_node, replace
+
+NATIVE = "vlkv.native"
+"""The domain of operators that `vlkv._native` registers with ONNX Runtime."""
+INT64 = ir.DataType.INT64
+
+
+def attend_natively(model: ir.Model) -> int:
+    """Puts each GroupQueryAttention that neither rotates nor masks into the other branch of an If on S."""
+    graph = model.graph
+    found = [node for node in graph if _fits(node)]
+    if not found:
+        return 0
+    single = _single(graph)
+    for node in found:
+        results = [like(value) for value in node.outputs]
+        branches = {
+            "then_branch": _branch(node, "one", _native),
+            "else_branch": _branch(node, "many", _same),
+        }
+        chosen = new_node("If", [single], results, branches, name=node.name)
+        replace(graph, node, [chosen], dict(zip(node.outputs, results, strict=True)))
+        graph.remove(node, safe=True)
+    model.graph.opset_imports[NATIVE] = 1
+    return len(found)
+
+
+def _fits(node: ir.Node) -> bool:
+    if node.op_type != "GroupQueryAttention" or node.domain != MICROSOFT:
+        return False
+    plain = {"num_heads", "kv_num_heads", "scale", "do_rotary"}
+    return (
+        set(node.attributes) <= plain
+        and not node.attributes.get_int("do_rotary", 0)
+        and len(node.inputs) == 7
+    )
+
+
+def _single(graph: ir.Graph) -> ir.Value:
+    """Whether the call has one token a prompt, from the input `position_ids [B,S]`."""
+    positions = next(value for value in graph.inputs if value.name == "position_ids")
+    tokens, single = ir.Value(name="tokens"), ir.Value(name="one_token", type=ir.TensorType(ir.DataType.BOOL))
+    one = constant(graph, "one_token.size", [1], INT64)
+    nodes = [
+        new_node("Shape", [positions], [tokens], {"start": 1, "end": 2}, name="one_token/Shape"),
+        new_node("Equal", [tokens, one], [single], name="one_token/Equal"),
+    ]
+    graph.insert_before(next(iter(graph)), nodes)
+    return single
+
+
+def _branch(node: ir.Node, kind: str, make) -> ir.Graph:
+    """A graph of one node, which reads the values around it."""
+    results = [ir.Value(name=f"{value.name}.{kind}", type=value.type) for value in node.outputs]
+    return ir.Graph([], results, nodes=[make(node, results)], name=f"{node.name}/{kind}")
+
+
+def _native(node: ir.Node, results: list[ir.Value]) -> ir.Node:
+    scale = {"scale": node.attributes.get_float("scale", 0.0)}
+    return new_node(
+        "Attend", list(node.inputs[:6]), results, scale, domain=NATIVE, name=f"{node.name}/Attend"
+    )
+
+
+def _same(node: ir.Node, results: list[ir.Value]) -> ir.Node:
+    return ir.Node(
+        node.domain,
+        node.op_type,
+        node.inputs,
+        node.attributes.values(),
+        outputs=results,
+        name=f"{node.name}/chunk",
+    )

@@ -1,0 +1,35 @@
+"""`MatMul(x, Transpose(weight))` becomes ONNX Runtime's `FusedMatMul`, which reads the weight as it is stored.
+
+Otherwise loading folds every transposition into a second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlkv_export.passes.edit import MICROSOFT, like, new_node, producer, replace, turned_matrix
+
+
+def fuse_transposed_weights(model: ir.Model) -> int:
+    """Rewrites each product with a transposed rank-2 initializer."""
+    count = 0
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or node.domain != "":
+            continue
+        transpose = producer(node.inputs[1], "Transpose")
+        weight = turned_matrix(transpose) if transpose is not None else None
+        if weight is None:
+            continue
+        result = like(node.outputs[0])
+        fused = new_node(
+            "FusedMatMul",
+            [node.inputs[0], weight],
+            [result],
+            {"transB": 1},
+            domain=MICROSOFT,
+            name=node.name,
+        )
+        replace(model.graph, node, [fused], {node.outputs[0]: result})
+        model.graph.remove(node, safe=True)
+        count += 1
+    return count

@@ -1,0 +1,120 @@
+"""A graph directory's graphs as TensorRT engines."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from vlkv.errors import EngineError
+from vlkv.storage.manifest import Manifest
+from vlkv_export.convert import (
+    DTYPES,
+    TABLE,
+    embedding,
+    embedding_table,
+    external,
+    other_weights,
+    weight_files,
+)
+from vlkv_export.lower import lower_for_tensorrt
+from vlkv_export.tensorrt import process
+from vlkv_export.tensorrt.settings import Target
+from vlkv_export.tensorrt.shapes import profiles
+from vlkv_export.watch import Watch
+from vlkv_export.weights import link_weights, write_weights
+
+ENGINE = ".engine"
+EMBEDDING = "embedding.safetensors"
+CONVERTED = "weights.converted.safetensors"
+LOWERED = "lowered"
+BACKENDS = ("tensorrt", "tensorrt-rtx")
+
+
+def check_builder(target: Target) -> None:
+    """Asks the builder whether it is there and can build for the target, before anything is written.
+
+    Raises:
+        EngineError: it is not installed, takes no such compute capability, or can't load the plugin.
+    """
+    known = process.build(target.backend, target.plugin).capabilities
+    wanted = target.device.compute_capabilities
+    if known and not wanted:
+        raise EngineError(f"--backend {target.backend} needs --compute-capability; known: {', '.join(known)}")
+    for name in wanted:
+        if known and name not in known:
+            raise EngineError(
+                f"unknown --compute-capability {name!r}; {target.backend} builds for {', '.join(known)}"
+            )
+        if not known:
+            raise EngineError(
+                f"--backend {target.backend} builds for this machine's GPU; leave --compute-capability out"
+            )
+
+
+def lower_into(
+    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
+) -> dict[str, Any]:
+    """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
+    _lowered(source, folder, models, target, watch)
+    return {"kind": "lowered"} | _facts(source, folder, manifest, target)
+
+
+def build_into(
+    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
+) -> dict[str, Any]:
+    """Writes engines and the embedding table into `folder`.
+
+    Returns:
+        The fields of the manifest that differ from the graph directory's.
+
+    Raises:
+        EngineError: the builder failed, or a weight is beyond the dtype.
+    """
+    lowered = folder / LOWERED
+    lowered.mkdir()
+    graphs = _lowered(source, lowered, models, target, watch)
+    for graph in graphs:
+        graph["engine"] = str(folder / f"{graph['name']}{ENGINE}")
+    capabilities = target.device.compute_capabilities
+    built = process.build(target.backend, target.plugin, capabilities, graphs, watch.step)
+    shutil.rmtree(lowered)
+    facts = _facts(source, folder, manifest, target)
+    return facts | {"kind": "engine", "versions": manifest.versions | {target.backend: built.version}}
+
+
+def _facts(source: Path, folder: Path, manifest: Manifest, target: Target) -> dict[str, Any]:
+    """Writes the embedding table; the fields of the manifest that do not depend on the builder."""
+    table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
+    return {
+        "backend": target.backend,
+        "operators": target.operators,
+        "cache_dtype": target.dtype,
+        "device": target.device,
+        "embedding": embedding(table),
+    }
+
+
+def _lowered(
+    source: Path, folder: Path, models: dict[str, ir.Model], target: Target, watch: Watch
+) -> list[dict[str, Any]]:
+    """Writes the lowered graphs beside their weights; what the builder has to know of each."""
+    others = other_weights(models, target.dtype)
+    placed = {}
+    if others:
+        watch.step(f"converting the weights to {target.dtype}")
+        watch.total(sum(tensor.length for tensor in others.values()))
+        placed = write_weights(source, folder / CONVERTED, others, set(), watch.data, target.dtype)
+    watch.step("lowering the graphs")
+    capacity = target.device.capacity if target.device.cache == "static" else None
+    converted = {name: external(tensor) for name, tensor in placed.items()}
+    lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity)
+    graphs = []
+    for name, model in models.items():
+        path = folder / f"{name}.onnx"
+        ir.save(model, path)
+        graphs.append({"name": name, "onnx": str(path), "profiles": profiles(name, model, target.device)})
+    link_weights(source, folder, sorted(weight_files(models) - {CONVERTED}))
+    return graphs

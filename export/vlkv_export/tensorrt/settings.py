@@ -1,0 +1,102 @@
+"""What a user may say about a TensorRT engine, and what it comes to for one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkv.errors import EngineError
+from vlkv.storage.manifest import DeviceFacts, Manifest
+
+DTYPES = ("float16", "bfloat16", "float32")
+CACHES = ("dynamic", "static")
+DEFAULT_CHUNK = 1024
+DEFAULT_BATCH = 4
+MAX_BATCH = 1024
+NO_BFLOAT16 = "7.5"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `vlkv build`; None leaves a choice to `resolve`.
+
+    Attributes:
+        compute_capabilities: the GPUs to build for, as in "8.9". TensorRT for RTX needs at least one; TensorRT builds
+            for the GPU that it runs on.
+        dtype: what the graphs compute in and the caches hold.
+        capacity: most slots of a layer's cache.
+        batch: most prompts that decode together.
+        chunk: most prompt tokens of one call.
+        cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
+            updated in place.
+        lower_only: write the lowered graphs, for other builders, in place of engines.
+        plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    dtype: str | None = None
+    capacity: int | None = None
+    batch: int = DEFAULT_BATCH
+    chunk: int = DEFAULT_CHUNK
+    cache: str = "dynamic"
+    plugin: Path | None = None
+    lower_only: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """Settings that are whole and checked."""
+
+    backend: str
+    dtype: str
+    operators: str
+    plugin: Path | None
+    device: DeviceFacts
+
+
+def resolve(backend: str, settings: Settings, operators: str | None, manifest: Manifest) -> Target:
+    """Checks the settings and fills in what was left open.
+
+    Float32 checkpoints become float16 engines, as TensorRT's fused attention has no float32 kernels.
+
+    Raises:
+        EngineError: a value out of its range, or two that do not go together.
+    """
+    dtype = settings.dtype or {"bfloat16": "bfloat16"}.get(manifest.cache_dtype, "float16")
+    _known("dtype", dtype, DTYPES)
+    _known("cache", settings.cache, CACHES)
+    if operators is None:
+        operators = "functions" if settings.plugin is None else "native"
+    _known("operators", operators, ("native", "functions"))
+    if operators == "native" and settings.plugin is None and not settings.lower_only:
+        raise EngineError(
+            f"--operators native on {backend} needs --plugin libvlkv_tensorrt.so; plugin/README.md builds it"
+        )
+    if settings.plugin is not None and not settings.plugin.is_file():
+        raise EngineError(f"--plugin {settings.plugin}: no such file")
+    longest = manifest.text.max_positions
+    capacity = longest if settings.capacity is None else settings.capacity
+    _within("capacity", capacity, longest, "the checkpoint's positions")
+    _within("max-batch", settings.batch, MAX_BATCH, "the limit")
+    if settings.chunk < 1:
+        raise EngineError(f"--chunk {settings.chunk} is below 1; {DEFAULT_CHUNK} is usual")
+    if NO_BFLOAT16 in settings.compute_capabilities and dtype == "bfloat16":
+        raise EngineError(f"compute capability {NO_BFLOAT16} has no bfloat16; use --dtype float16")
+    device = DeviceFacts(
+        compute_capabilities=settings.compute_capabilities,
+        capacity=capacity,
+        batch=settings.batch,
+        chunk=min(settings.chunk, capacity),
+        cache="static" if settings.cache == "static" else "dynamic",
+    )
+    return Target(backend, dtype, operators, settings.plugin if operators == "native" else None, device)
+
+
+def _known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise EngineError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
+
+
+def _within(name: str, value: int, limit: int, what: str) -> None:
+    if not 1 <= value <= limit:
+        raise EngineError(f"--{name} {value} is outside 1..{limit} ({what})")

@@ -1,0 +1,45 @@
+"""The shape ranges that an engine is built for: per graph one or two optimization profiles.
+
+B prompts, S tokens of a call, W observed rows, C cache slots, N pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from vlkv.storage.manifest import DeviceFacts
+
+Range = tuple[int, int, int]
+"""Least, best tuned for, most."""
+Profile = dict[str, list[list[int]]]
+"""Per input three shapes; of an input that gives another its size, three values."""
+
+ROWS = 64
+PREFILL, DECODE = 0, 1
+"""The decoder's profiles: a chunk of one prompt, and one token of each of several."""
+
+
+def profiles(name: str, model: ir.Model, device: DeviceFacts) -> list[Profile]:
+    """The profiles of one of an engine's graphs."""
+    chunk, slots = device.chunk, (1, max(1, device.capacity // 2), device.capacity)
+    one = (1, 1, 1)
+    prompt = {"B": one, "S": (1, chunk, chunk), "W": (0, min(ROWS, chunk), chunk), "C": slots, "N": one}
+    if name == "score":
+        prompt |= {"B": (1, 1, device.batch), "W": (1, min(ROWS, chunk), chunk)}
+    calls = [prompt]
+    if name == "decoder":
+        calls.append({"B": (1, 1, device.batch), "S": one, "W": (0, 0, 1), "C": slots})
+    return [{value.name: _shapes(value, ranges, slots) for value in model.graph.inputs} for ranges in calls]
+
+
+def _shapes(value: ir.Value, ranges: dict[str, Range], slots: Range) -> list[list[int]]:
+    if value.name == "capacity":
+        return [[size] for size in slots]
+    return [list(_sizes(value, ranges, place)) for place in range(3)]
+
+
+def _sizes(value: ir.Value, ranges: dict[str, Range], place: int) -> Iterable[int]:
+    for size in value.shape or ():
+        yield size if isinstance(size, int) else ranges[str(size.value).split("_")[0]][place]

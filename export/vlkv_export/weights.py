@@ -1,0 +1,114 @@
+"""Weights on their way into a directory: linked as they are, or written once more in another dtype."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from vlkv.errors import EngineError
+from vlkv.storage.files import link_or_copy
+from vlkv_export.checkpoint import Tensor
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+CHUNK = 1 << 24
+ALIGNMENT = 64
+FLOAT16_END = 65520.0
+"""From here on rounding to float16 gives infinity."""
+
+Progress = Callable[[int], None]
+
+
+def link_weights(source: Path, target: Path, files: Iterable[str]) -> None:
+    """Hard-links the named weight files into `target`; copies them where that crosses file systems."""
+    for name in files:
+        link_or_copy(source / name, target / name)
+
+
+def widen(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """16-bit floats, given as uint16, in float32; exact for every value."""
+    if dtype == "bfloat16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(np.float16).astype(np.float32)
+
+
+def convert(data: bytes, before: str, after: str, name: str) -> np.ndarray:
+    """Floats of one dtype in another, as an array of its bits; rounded to nearest, ties to even.
+
+    Raises:
+        EngineError: a finite number that float16 can't hold.
+    """
+    wide = (
+        np.frombuffer(data, np.float32)
+        if before == "float32"
+        else widen(np.frombuffer(data, np.uint16), before)
+    )
+    if after == "float32":
+        return wide
+    if after == "bfloat16":
+        return wide.astype(ml_dtypes.bfloat16).view(np.uint16)
+    beyond = np.isfinite(wide) & (np.abs(wide) >= FLOAT16_END)
+    if beyond.any():
+        largest = float(np.abs(wide[beyond]).max())
+        raise EngineError(f"{name} holds {largest:.4g}, float16 ends at 65504; use --dtype bfloat16")
+    return wide.astype(np.float16).view(np.uint16)
+
+
+def write_weights(
+    source: Path,
+    target: Path,
+    tensors: dict[str, Tensor],
+    keep: set[str],
+    progress: Progress = lambda n: None,
+    dtype: str = "float32",
+) -> dict[str, Tensor]:
+    """Writes tensors into one safetensors file, in `dtype` but for those named in `keep`, a chunk at a time.
+
+    Args:
+        source: the folder that the tensors' files are in.
+        target: the file to write.
+        tensors: what to write, by the name to give it.
+        keep: names whose dtype stays.
+        progress: told the bytes read since the last call.
+        dtype: `float32`, `float16` or `bfloat16`.
+
+    Returns:
+        Where each tensor lies now.
+    """
+    placed: dict[str, Tensor] = {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        wanted = tensor.dtype if name in keep else dtype
+        length = tensor.length // BYTES[tensor.dtype] * BYTES[wanted]
+        header[name] = {
+            "dtype": SAFETENSORS[wanted],
+            "shape": tensor.shape,
+            "data_offsets": [offset, offset + length],
+        }
+        placed[name] = Tensor(name, target.name, wanted, tensor.shape, offset, length)
+        offset += length
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    with target.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            for chunk in _chunks(source / tensor.file, tensor):
+                after = placed[name].dtype
+                out.write(chunk if after == tensor.dtype else convert(chunk, tensor.dtype, after, name).data)
+                progress(len(chunk))
+    start = 8 + len(text)
+    return {
+        n: Tensor(t.name, t.file, t.dtype, t.shape, t.offset + start, t.length) for n, t in placed.items()
+    }
+
+
+def _chunks(file: Path, tensor: Tensor) -> Iterable[bytes]:
+    with file.open("rb") as source:
+        source.seek(tensor.offset)
+        for at in range(0, tensor.length, CHUNK):
+            yield source.read(min(CHUNK, tensor.length - at))

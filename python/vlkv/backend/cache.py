@@ -1,0 +1,159 @@
+"""The KV cache: one pair of arrays a layer, each layer with a capacity and lengths of its own.
+
+B prompts, C cache slots, Hkv key/value heads, D head dimension, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.storage.manifest import TextFacts
+
+Array = Any
+"""A NumPy array of float32, or a device's array with the same slicing."""
+
+
+class Store(Protocol):
+    """Where the arrays of a cache lie."""
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An array `[B, Hkv, C, D]` of any content."""
+        ...
+
+    def assign(self, target: Array, source: Array) -> None:
+        """Copies one view into another."""
+        ...
+
+
+class HostStore:
+    """NumPy arrays of float32."""
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """See `Store.empty`. Pages that no token reaches stay untouched."""
+        return np.empty(shape, np.float32)
+
+    def assign(self, target: Array, source: Array) -> None:
+        """See `Store.assign`."""
+        target[...] = source
+
+
+HOST = HostStore()
+
+
+class Cache:
+    """Keys and values of B prompts.
+
+    Attributes:
+        keys: per layer `[B, Hkv, C_l, D]`.
+        values: the same shapes.
+        length: valid slots `[L, B]`, int64; a layer's slots past its length hold anything.
+        store: where the arrays lie.
+    """
+
+    def __init__(
+        self, keys: list[Array], values: list[Array], length: NDArray[np.int64], store: Store = HOST
+    ) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = length
+        self.store = store
+
+    @classmethod
+    def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:
+        """A cache for one prompt with `capacity` slots in every layer. Pages that no token reaches stay untouched."""
+        shape = (1, text.kv_heads, capacity, text.head_dim)
+        keys, values = ([store.empty(shape) for _ in range(text.layers)] for _ in range(2))
+        return cls(keys, values, np.zeros((text.layers, 1), np.int64), store)
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts (B)."""
+        return int(self.length.shape[1])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the arrays that are alive, room for new tokens included."""
+        return sum(array.nbytes for array in (*self.keys, *self.values))
+
+    def capacity(self, layer: int) -> int:
+        """Slots of a layer (C_l)."""
+        return int(self.keys[layer].shape[2])
+
+    def like(self, capacity: Sequence[int], batch: int = 1) -> Cache:
+        """An empty cache of the same heads and dtype, of other capacities."""
+        _, heads, _, dim = self.keys[0].shape
+        shapes = [(batch, heads, slots, dim) for slots in capacity]
+        keys, values = ([self.store.empty(shape) for shape in shapes] for _ in range(2))
+        return Cache(keys, values, np.zeros((len(capacity), batch), np.int64), self.store)
+
+    def free(self, layer: int) -> None:
+        """Lets a layer's arrays go."""
+        batch, heads, _, dim = self.keys[layer].shape
+        self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
+
+    def grown(self, room: int) -> Cache:
+        """The same tokens in arrays with `room` slots behind each layer's longest. This one is emptied."""
+        return join([self], [int(longest) + room for longest in self.length.max(axis=1)])
+
+    def overwrite(self, slots: NDArray[np.int64]) -> None:
+        """Each prompt's last token takes the place of another, and the length goes down by one.
+
+        Attention does not depend on the order of slots, so that this is all that dropping a token needs: D numbers
+        a head are moved.
+
+        Args:
+            slots: `[L, B, Hkv]` int64, the slot to overwrite, under the length; -1 leaves a layer of a prompt alone
+                (in all of its heads).
+        """
+        if self.store is not HOST:
+            self._assign(slots)
+            return
+        for layer, prompt in np.argwhere(slots[:, :, 0] >= 0).tolist():
+            last = int(self.length[layer, prompt]) - 1
+            heads = slots[layer, prompt].tolist()
+            for array in (self.keys[layer][prompt], self.values[layer][prompt]):
+                if min(heads) == max(heads):
+                    array[:, heads[0]] = array[:, last]
+                    continue
+                for head, slot in enumerate(heads):
+                    array[head, slot] = array[head, last]
+            self.length[layer, prompt] = last
+
+    def _assign(self, slots: NDArray[np.int64]) -> None:
+        """The same through the store, a copy for each head of each layer that drops a token."""
+        for layer, row, head in np.argwhere(slots >= 0).tolist():
+            slot, last = int(slots[layer, row, head]), int(self.length[layer, row]) - 1
+            for array in (self.keys[layer], self.values[layer]) if slot != last else ():
+                line = array[row, head]
+                self.store.assign(line[slot : slot + 1], line[last : last + 1])
+        self.length -= slots[:, :, 0] >= 0
+
+
+def join(parts: list[Cache], capacity: Sequence[int] | None = None) -> Cache:
+    """One cache of several prompts, of the given capacity a layer, or the largest of the parts'. The parts are emptied.
+
+    It goes layer by layer, so that one layer at most exists twice. A single part with no capacity given is returned
+    as it is.
+    """
+    if capacity is None:
+        if len(parts) == 1:
+            return parts[0]
+        capacity = [max(part.capacity(layer) for part in parts) for layer in range(len(parts[0].keys))]
+    length = np.concatenate([part.length for part in parts], axis=1)
+    joined = parts[0].like([0] * len(length), len(parts))
+    for layer, slots in enumerate(capacity):
+        for kind in ("keys", "values"):
+            _, heads, _, dim = getattr(parts[0], kind)[layer].shape
+            array = joined.store.empty((len(parts), heads, slots, dim))
+            for row, part in enumerate(parts):
+                valid = int(part.length[layer, 0])
+                joined.store.assign(array[row, :, :valid], getattr(part, kind)[layer][0, :, :valid])
+            getattr(joined, kind)[layer] = array
+        for part in parts:
+            part.free(layer)
+    joined.length[:] = length
+    return joined

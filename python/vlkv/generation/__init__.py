@@ -1,0 +1,1 @@
+"""One sequence from its prompt to its last token."""

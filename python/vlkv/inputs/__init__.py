@@ -1,0 +1,1 @@
+"""What a person asks, as token ids, embeddings and pixel values."""

@@ -1,0 +1,33 @@
+"""Rows of the token embedding table, read from the file that holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.storage.manifest import Embedding
+
+
+class TokenEmbedding:
+    """The table `[V, hidden]`, mapped, not loaded: a row is read when its token is used.
+
+    Args:
+        directory: the engine directory.
+        facts: where the table lies.
+    """
+
+    def __init__(self, directory: Path, facts: Embedding) -> None:
+        stored = np.float32 if facts.dtype == "float32" else np.uint16
+        self._dtype = facts.dtype
+        self._table = np.memmap(directory / facts.file, stored, "r", facts.offset, facts.shape)
+
+    def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings `[S, hidden]`, float32, of token ids `[S]`."""
+        rows = self._table[token_ids]
+        if self._dtype == "float32":
+            return np.asarray(rows)
+        if self._dtype == "float16":
+            return rows.view(np.float16).astype(np.float32)
+        return (rows.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,117 @@
+"""The text and token ids of a conversation's next turn, behind those that were already run.
+
+The tokens of earlier turns stay what they were, the answer's as they were generated: only what comes behind the answer
+is tokenised, so that nothing has to be run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlkv.errors import PromptError
+from vlkv.inputs.prompt import Prompt, expand, plain, render
+from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.storage.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its number of pictures, and its answer's text; None before it is answered."""
+
+    text: str
+    images: int
+    answer: str | None = None
+
+
+def next_prompt(
+    before: Prompt,
+    answer_ids: Sequence[int],
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    manifest: Manifest,
+    raw: bool = False,
+) -> tuple[Prompt, int]:
+    """The whole conversation as a prompt, and at which token its newest turn begins.
+
+    Args:
+        before: the conversation up to the last answer.
+        answer_ids: the last answer, an end token at its end left out: the template writes one or does not.
+        turns: all of them, the last without an answer.
+        tokenizer: the checkpoint's.
+        manifest: the model's facts.
+        raw: takes the text as it is, past the template.
+
+    Raises:
+        PromptError: an empty question, pictures and places that differ, more tokens than positions, or a template
+            that writes earlier turns otherwise than before.
+    """
+    newest, image, special = turns[-1], manifest.image, tokenizer.special_tokens
+    if not (newest.text if raw else newest.text.strip()):
+        raise PromptError("the prompt is empty")
+    places = newest.text.count(image.token)
+    if places and places != newest.images:
+        raise PromptError(f"prompt has {places} {image.token} for {newest.images} given pictures")
+    if raw or manifest.chat_template is None:
+        tail = plain(newest.text, newest.images, image.token)
+        whole = before.text + (turns[-2].answer or "") + tail
+        ids = tokenizer.encode(tail, add_special_tokens=False)
+    else:
+        whole, end = _continued(before.text, turns, manifest.chat_template, image.token, special)
+        ids = _encoded_from(whole, end, tokenizer)
+    done = [*before.token_ids.tolist(), *answer_ids]
+    more = expand(whole, np.array(ids, np.int64), newest.images, image, None)
+    token_ids = np.concatenate([np.array(done, np.int64), more.token_ids])
+    limit = manifest.text.max_positions
+    if len(token_ids) >= limit:
+        raise PromptError(f"conversation has {len(token_ids)} tokens; the model has {limit} positions")
+    positions = np.concatenate([before.image_positions, more.image_positions + len(done)])
+    last = int(positions[-1]) if len(positions) else -1
+    return Prompt(whole, token_ids, positions, last), len(done)
+
+
+def _continued(
+    before: str, turns: Sequence[Turn], template: str, token: str, special: dict[str, str]
+) -> tuple[str, int]:
+    """The template's text of all turns, and where the last answer ends in it."""
+    answer = (turns[-2].answer or "").strip()
+    failure = ""
+    for as_parts in (True, False):
+        try:
+            whole = render(template, _messages(turns, token, as_parts), special)
+        except PromptError as error:
+            failure = failure or str(error)
+            continue
+        rest = whole[len(before) :]
+        gap = len(rest) - len(rest.lstrip())
+        if whole.startswith(before) and rest[gap:].startswith(answer):
+            return whole, len(before) + (gap + len(answer) if answer else 0)
+    raise PromptError(
+        failure or "chat template writes earlier turns otherwise in a later one; ask with raw=True"
+    )
+
+
+def _messages(turns: Sequence[Turn], token: str, as_parts: bool) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for turn in turns:
+        pictures = [] if token in turn.text else [{"type": "image"}] * turn.images
+        asked: Any = [*pictures, {"type": "text", "text": turn.text}]
+        messages.append(
+            {"role": "user", "content": asked if as_parts else plain(turn.text, turn.images, token)}
+        )
+        if turn.answer is not None:
+            said: Any = [{"type": "text", "text": turn.answer}]
+            messages.append({"role": "assistant", "content": said if as_parts else turn.answer})
+    return messages
+
+
+def _encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the text from `end` on, as they come inside the whole where the tokenizer lets them be told apart."""
+    first = tokenizer.encode(whole[:end], add_special_tokens=False)
+    both = tokenizer.encode(whole, add_special_tokens=False)
+    if both[: len(first)] == first:
+        return both[len(first) :]
+    return tokenizer.encode(whole[end:], add_special_tokens=False)

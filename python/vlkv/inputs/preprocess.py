@@ -1,0 +1,99 @@
+"""Pictures to the vision graph's input, equal to Hugging Face's Pillow processors.
+
+Order: pad to a square, resize, center crop, rescale, normalise; each as the checkpoint's processor does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlkv.errors import ImageError
+from vlkv.inputs.image import check_pixels
+from vlkv.storage.manifest import ImageFacts
+
+
+def preprocess(images: Sequence[Image.Image], facts: ImageFacts) -> NDArray[np.float32]:
+    """Make `pixel_values` float32 `[N, 3, height, width]` of RGB images (as `open_image` returns them).
+
+    `ImageError`: a picture that does not have the graph's size in the end, or is above the limit of pixels on
+    the way (a very long one that is resized by its shorter edge).
+    """
+    pixels = np.zeros((len(images), 3, facts.height, facts.width), np.float32)
+    table = _table(facts)
+    for number, image in enumerate(images):
+        array = arrange(image, facts, f"picture {number + 1} of {len(images)}")
+        for channel in range(3):
+            np.take(table[channel], array[:, :, channel], out=pixels[number, channel])
+    return pixels
+
+
+def _table(facts: ImageFacts) -> NDArray[np.float32]:
+    """Compute what each channel's 256 levels become `[3, 256]`, in the original's order and precision."""
+    level = (np.arange(256, dtype=np.float64) * facts.rescale).astype(np.float32)
+    if not facts.normalize:
+        return np.stack([level] * 3)
+    mean, std = np.array(facts.mean, np.float32), np.array(facts.std, np.float32)
+    return (level - mean[:, None]) / std[:, None]
+
+
+def arrange(image: Image.Image, facts: ImageFacts, name: str = "picture") -> NDArray[np.uint8]:
+    """Pad, resize and crop to uint8 `[height, width, 3]`: what the model sees of a picture."""
+    original = image.size
+    if facts.pad_to_square:
+        image = _pad_to_square(image, facts, name)
+    size = _resized(image.size, facts)
+    if size is not None:
+        check_pixels(*size, f"{name}, resized from {original[0]} x {original[1]}")
+        image = image.resize(size, resample=facts.resample)
+    array = np.asarray(image)
+    if facts.crop:
+        array = _center_crop(array, facts.height, facts.width)
+    if array.shape != (facts.height, facts.width, 3):
+        was = f"{original[0]} x {original[1]} picture comes out as {array.shape[1]} x {array.shape[0]}"
+        raise ImageError(
+            f"{name}: {was}; the model takes {facts.width} x {facts.height} and does not resize to it"
+        )
+    return array
+
+
+def _pad_to_square(image: Image.Image, facts: ImageFacts, name: str) -> Image.Image:
+    """Center the picture in a square of its longer side; the background is the mean colour."""
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    check_pixels(side, side, f"{name}, padded to a square from {width} x {height}")
+    colour = tuple(min(max(int(mean * 255), 0), 255) for mean in facts.mean)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _resized(size: tuple[int, int], facts: ImageFacts) -> tuple[int, int] | None:
+    """Return width and height after resizing, none where the picture stays as it is."""
+    if facts.resize == "none":
+        return None
+    if facts.resize == "exact":
+        return facts.resize_width, facts.resize_height
+    width, height = size
+    edge = facts.resize_height
+    if width <= height:
+        return edge, int(edge * height / width)
+    return int(edge * width / height), edge
+
+
+def _center_crop(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Cut out the middle `[height, width, 3]`, with zeros (black) around a picture that is smaller."""
+    above, left = array.shape[0] - height, array.shape[1] - width
+    if above >= 0 and left >= 0:
+        return array[above // 2 : above // 2 + height, left // 2 : left // 2 + width]
+    tall, wide = max(height, array.shape[0]), max(width, array.shape[1])
+    canvas = np.zeros((tall, wide, 3), np.uint8)
+    row, column = -((array.shape[0] - tall) // 2), -((array.shape[1] - wide) // 2)
+    canvas[row : row + array.shape[0], column : column + array.shape[1]] = array
+    top, start = above // 2 + row, left // 2 + column
+    return canvas[max(0, top) : min(tall, top + height), max(0, start) : min(wide, start + width)]

@@ -1,0 +1,210 @@
+"""A user's text and pictures to token ids, equal to Hugging Face's `LlavaProcessor`.
+
+Where a picture goes: at each image token (`<image>`) in the text, else all of them before the text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.errors import PromptError
+from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.storage.files import reason
+from vlkv.storage.manifest import ImageFacts
+
+if TYPE_CHECKING:
+    import jinja2
+
+_LISTED = "{'type': 'text'"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A prompt that is ready for the model.
+
+    Fields:
+        text: what was tokenised, with one image token for each picture.
+        token_ids: int64 `[S]`; each picture is `tokens_per_image` times the image token.
+        image_positions: int64 `[N * P]`, where those are, ascending.
+        last_image: index of the last image token; -1 where there is no picture.
+    """
+
+    text: str
+    token_ids: NDArray[np.int64]
+    image_positions: NDArray[np.int64]
+    last_image: int
+
+
+def build_prompt(
+    text: str,
+    image_count: int,
+    tokenizer: Tokenizer,
+    image: ImageFacts,
+    *,
+    chat_template: str | None = None,
+    raw: bool = False,
+    max_positions: int | None = None,
+) -> Prompt:
+    """Put text and pictures into the checkpoint's chat template, tokenise, and make room for the pictures.
+
+    Args:
+        text: what the user says; every `image.token` in it is the place of a picture.
+        image_count: how many pictures there are.
+        tokenizer: the checkpoint's.
+        image: which token stands for a picture, and how many of them.
+        chat_template: the checkpoint's Jinja template, None where it has none.
+        raw: take the text as it is, past the template.
+        max_positions: how many positions the model has.
+
+    BOS is added as the tokenizer does it, except where the text begins with it already.
+    `PromptError`: empty; numbers of pictures and places that differ; a template that fails; lone surrogates;
+    more tokens than positions.
+    """
+    if not (text if raw else text.strip()):
+        raise PromptError("the prompt is empty")
+    places = text.count(image.token)
+    if places and places != image_count:
+        raise PromptError(
+            f"prompt has {places} {image.token} for {image_count} given {_pictures(image_count)}"
+        )
+    if raw or chat_template is None:
+        whole = plain(text, image_count, image.token)
+    else:
+        whole = _chat(text, image_count, image.token, chat_template, tokenizer.special_tokens)
+    bos = tokenizer.special_tokens.get("bos_token")
+    ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
+    return expand(whole, np.array(ids, np.int64), image_count, image, max_positions)
+
+
+def _pictures(count: int) -> str:
+    return "picture" if count == 1 else "pictures"
+
+
+def plain(text: str, image_count: int, token: str) -> str:
+    """The text with image tokens before it, a line each, unless it says itself where they go."""
+    return text if token in text else f"{token}\n" * image_count + text
+
+
+def expand(
+    text: str, ids: NDArray[np.int64], image_count: int, image: ImageFacts, max_positions: int | None
+) -> Prompt:
+    """Repeat every image token `tokens_per_image` times."""
+    is_image = ids == image.token_id
+    found = int(is_image.sum())
+    if found != image_count:
+        raise PromptError(
+            f"tokenizer makes {found} image tokens (id {image.token_id}, {image.token}) "
+            f"of the text for {image_count} {_pictures(image_count)}"
+        )
+    patches = image_count * image.tokens_per_image
+    length = len(ids) - image_count + patches
+    if length == 0:
+        raise PromptError("the prompt has no tokens")
+    if max_positions is not None and length > max_positions:
+        raise PromptError(
+            f"prompt has {length} tokens, {patches} of them {_pictures(image_count)}; "
+            f"the model has {max_positions} positions"
+        )
+    token_ids = np.repeat(ids, np.where(is_image, image.tokens_per_image, 1))
+    positions = np.flatnonzero(token_ids == image.token_id).astype(np.int64)
+    return Prompt(text, token_ids, positions, int(positions[-1]) if len(positions) else -1)
+
+
+def _chat(text: str, image_count: int, token: str, template: str, special: dict[str, str]) -> str:
+    """Render one user message; as a list of parts, or as a string for templates that take only strings.
+
+    A template has taken a form where it has as many image tokens as there are pictures and does not print
+    the list itself; the first such rendering that holds the user's text counts, else the first at all.
+    """
+    pictures = [] if token in text else [{"type": "image"}] * image_count
+    forms: tuple[Any, ...] = (
+        [*pictures, {"type": "text", "text": text}],
+        plain(text, image_count, token),
+    )
+    taken: list[str] = []
+    failure = ""
+    for form in forms:
+        try:
+            rendered = render(template, [{"role": "user", "content": form}], special)
+        except PromptError as error:
+            failure = failure or str(error)
+            continue
+        places = rendered.count(token)
+        if places != image_count:
+            failure = (
+                failure or f"chat template makes {places} {token} of {image_count} {_pictures(image_count)}"
+            )
+        elif _LISTED not in rendered or _LISTED in text:
+            if text.strip() in rendered:
+                return rendered
+            taken.append(rendered)
+    if not taken:
+        raise PromptError(failure)
+    return taken[0]
+
+
+def render(template: str, messages: list[dict[str, Any]], special: dict[str, str]) -> str:
+    """Render a chat template in Jinja's sandbox, with the prompt for the model's answer at the end.
+
+    `special` are the texts of `bos_token` and its like. Every failure is a `PromptError` of one line.
+    """
+    try:
+        return _compiled(template).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+        )
+    except Exception as error:  # a template can raise whatever its expressions raise
+        raise PromptError(f"chat template: {reason(error)}") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    """Make the environment that transformers gives chat templates; `generation` tags have no effect."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return datetime.now().strftime(form)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    return environment

@@ -1,0 +1,197 @@
+"""Text to ids and back, with the `tokenizers` library and nothing but the engine directory's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vlkv.errors import EngineError, PromptError
+from vlkv.storage.files import reason, show
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from vlkv.storage.manifest import TokenFacts
+
+NAME = "tokenizer.json"
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_WINDOW = 16
+_BROKEN = "\ufffd"
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer.
+
+    Attributes:
+        special_tokens: texts by the names that chat templates know: `bos_token`, `eos_token`, ...
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = special_tokens
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(index for index, token in added.items() if token.special)
+        self._byte_ids = _byte_ids(backend)
+
+    @classmethod
+    def load(cls, directory: Path, tokens: TokenFacts | None = None) -> Tokenizer:
+        """Read `tokenizer.json`, and the special tokens' texts from the configuration beside it.
+
+        Without `tokenizer_config.json` the texts of BOS, EOS and padding come from the ids of `tokens`.
+        A file that is missing or damaged is an `EngineError`.
+        """
+        backend = _parse(_read(directory / NAME), show(directory / NAME))
+        special: dict[str, str] = {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (directory / name).is_file():
+                for key, text in _special_tokens(directory / name).items():
+                    special.setdefault(key, text)
+        if tokens is not None and not (directory / "tokenizer_config.json").is_file():
+            ids = {
+                "bos_token": tokens.bos,
+                "eos_token": next(iter(tokens.eos), None),
+                "pad_token": tokens.pad,
+            }
+            for key, index in ids.items():
+                found = backend.id_to_token(index) if index is not None and index >= 0 else None
+                if found is not None:
+                    special.setdefault(key, found)
+        return cls(backend, special)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into ids; texts of special tokens in it become those tokens.
+
+        `add_special_tokens` adds what the tokenizer puts around a text, such as BOS. A text with lone
+        surrogates is a `PromptError`.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            where = f"character {error.start} is the lone surrogate U+{code:04X}"
+            raise PromptError(f"prompt is not text: {where}") from error
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text; special tokens are left out."""
+        text: str = self._backend.decode([int(index) for index in ids], skip_special_tokens=True)
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token's text, None where the vocabulary has no such token."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def piece(self, token: int) -> str:
+        """What a token says, for a person to read; special ones keep their names."""
+        text: str = self._backend.id_to_token(token) or ""
+        if token in self._special_ids:
+            return text
+        for mark, meant in (("\u2581", " "), ("\u0120", " "), ("\u010a", "\n"), ("<0x0A>", "\n")):
+            text = text.replace(mark, meant)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """Make a streaming decoder for one answer."""
+        return Detokenizer(self, self._byte_ids)
+
+    def is_silent(self, token: int) -> bool:
+        """Tell whether an id has no text: a special token, or an id beyond the vocabulary."""
+        return token in self._special_ids or self._backend.id_to_token(token) is None
+
+
+class Detokenizer:
+    """Text of one answer as its tokens come; the pieces put together equal `Tokenizer.decode` of them all.
+
+    A piece is held back while it could still change: while the text ends in an incomplete character
+    (U+FFFD), and during a run of byte tokens `<0x..>`, which decode together or not at all.
+    Only the last tokens are decoded again, so that a step's time does not grow with the answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, byte_tokens: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._byte_tokens = byte_tokens
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """Take one token; return the text that is complete now, often empty."""
+        if self._tokenizer.is_silent(token):
+            return ""
+        self._ids.append(token)
+        if token in self._byte_tokens:
+            return ""
+        text = self._tokenizer.decode(self._ids)
+        stable = text.rstrip(_BROKEN)
+        if not stable.startswith(self._shown):
+            return ""
+        piece = stable[len(self._shown) :]
+        self._shown = stable
+        if stable == text and len(self._ids) > 2 * _WINDOW:
+            self._forget()
+        return piece
+
+    def finish(self) -> str:
+        """Return what was held back, as it is."""
+        text = self._tokenizer.decode(self._ids)
+        piece = text[len(self._shown) :] if text.startswith(self._shown) else ""
+        self._shown = text
+        return piece
+
+    def _forget(self) -> None:
+        """Keep the last tokens only; what follows is added to their text as it is to the whole.
+
+        That holds as long as they have a text: a decoder may strip a space before the first one only.
+        """
+        ids = self._ids[-_WINDOW:]
+        alone = self._tokenizer.decode(ids)
+        if alone:
+            self._ids, self._shown = ids, alone
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{show(path)}: {reason(error)}") from error
+
+
+def _parse(data: bytes, name: str) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_str(data.decode())
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's panics are no `Exception`
+        raise EngineError(f"{name}: not a tokenizer: {reason(error)}") from error
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    """Read `bos_token` and its like: a text, or an object with the text as `content`."""
+    try:
+        config = msgspec.json.decode(_read(path))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise EngineError(f"{show(path)}: {reason(error)}") from error
+    found = {}
+    for name in _NAMED:
+        value = config.get(f"{name}_token") if isinstance(config, dict) else None
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            found[f"{name}_token"] = text
+    return found
+
+
+def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    """Return the ids of `<0x00>`..`<0xFF>` where the decoder joins them into characters."""
+    decoder = backend.decoder
+    if decoder is None or "ByteFallback" not in decoder.__getstate__().decode():
+        return frozenset()
+    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(index for index in found if index is not None)

@@ -1,0 +1,1 @@
+"""Which tokens stay: policies as data, and what carries them out."""

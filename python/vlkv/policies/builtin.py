@@ -1,0 +1,52 @@
+"""The policies that have a name. One line adds another; `docs/policies.md` says where each comes from.
+
+Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arXiv 2306.14048), SnapKV (arXiv
+2404.14469), PyramidKV (arXiv 2406.02069), StreamingLLM (arXiv 2309.17453).
+"""
+
+from __future__ import annotations
+
+from vlkv.errors import PolicyError
+from vlkv.policies.policy import Policy
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("full", allocation="all"),
+        Policy("vl-cache", rows="post_vision", allocation="sparsity", recent=0.1),
+        Policy(
+            "elastic",
+            rows="all",
+            sinks=1,
+            recent_tokens=1,
+            per_head=False,
+            merge="nearest_mean",
+            decode="fixed_point",
+        ),
+        Policy("h2o", rows="all", recent=0.5, per_head=False, decode="lowest"),
+        Policy("snapkv", rows="last", pooling="max", kernel=7, keep_observed=True),
+        Policy("pyramidkv", rows="last", pooling="max", kernel=7, allocation="pyramid", keep_observed=True),
+        Policy("streaming-llm", sinks=4, recent=1.0, per_head=False, decode="sliding"),
+        Policy(
+            "shared-question",
+            rows="post_vision",
+            pooling="max",
+            kernel=7,
+            sinks=1,
+            recent=0.1,
+            per_head=False,
+        ),
+    )
+}
+
+DEFAULT_POLICY = "shared-question"
+"""Where none is named; `docs/policies.md` says why."""
+
+
+def resolve(policy: str | Policy) -> Policy:
+    """The policy of that name, or the given one; an unknown name is a `PolicyError` that lists the known ones."""
+    if isinstance(policy, Policy):
+        return policy
+    if policy not in POLICIES:
+        raise PolicyError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+    return POLICIES[policy]

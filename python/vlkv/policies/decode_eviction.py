@@ -1,0 +1,233 @@
+"""What one prompt evicts while it decodes, under its policy.
+
+A step writes the new token behind the valid slots, and attention sees them all. Then a slot is chosen in each layer
+whose budget is passed, the new token's keys and values take its place (`Steps.overwrite`), and the length stays. So
+slots are not in order of age: what is known of each slot is kept here.
+
+Sources: StreamingLLM (arXiv 2309.17453), H2O (arXiv 2306.14048), Elastic Cache (arXiv 2407.18121). L layers, C slots,
+Hkv key/value heads, Hq query heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from math import floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.backend.base import Floats, Ints, Observation
+from vlkv.backend.cache import Cache
+from vlkv.ops.native import native
+from vlkv.policies.compress import always_kept
+from vlkv.policies.policy import Policy
+
+Positions = list[NDArray[np.int32]]
+
+
+def share(budget: float, tokens: int) -> int:
+    """Whole tokens in a share of some; the ninth digit is rounded, so that 0.29 of 100 is 29."""
+    return floor(round(budget * tokens, 9))
+
+
+def room_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int) -> int:
+    """Slots behind the kept ones that `new_tokens` of an answer need: one spare where each overwrites an older one."""
+    if policy.decode == "append":
+        return new_tokens
+    growth = 0
+    if policy.decode == "fixed_point":
+        growth = share(budget, prompt_tokens + new_tokens) - share(budget, prompt_tokens)
+    return min(new_tokens, growth + 1)
+
+
+def evicting(
+    policy: Policy,
+    budget: float,
+    prompt_tokens: int,
+    kept: Positions,
+    scores: list[Floats],
+    room: int,
+    threads: int,
+) -> Eviction | None:
+    """What evicts for a prompt that was just compressed; None where decoding appends only.
+
+    Args:
+        policy: the prompt's.
+        budget: its share of prompt and answer.
+        prompt_tokens: its length.
+        kept: per layer the kept positions `[Hkv, count]`, of which slot n holds the n-th.
+        scores: per layer `[1, Hkv, S]` over the prompt.
+        room: slots behind the kept ones.
+        threads: of one operator; 0 for all cores.
+    """
+    if policy.decode == "append":
+        return None
+    if policy.decode == "lowest":
+        return Lowest(policy, kept, scores, room, threads)
+    return Oldest(policy, budget, prompt_tokens, kept, room)
+
+
+def _fitted(array: NDArray[Any], slots: int, fill: float) -> NDArray[Any]:
+    """The same with another number of slots, its last axis."""
+    result = np.full((*array.shape[:-1], slots), fill, array.dtype)
+    both = min(slots, array.shape[-1])
+    result[..., :both] = array[..., :both]
+    return result
+
+
+class Eviction:
+    """What one prompt evicts.
+
+    Attributes:
+        watches: whether the decoded rows' attention has to be observed, with `observe`.
+        positions: per layer `[Hkv, C]` int32, the position of the token in each slot.
+    """
+
+    watches = False
+
+    def __init__(self, kept: Positions, room: int) -> None:
+        self.positions = [np.pad(layer, ((0, 0), (0, room)), constant_values=-1) for layer in kept]
+
+    def fit(self, capacity: Sequence[int]) -> None:
+        """Follows the cache's arrays to other capacities `[L]`."""
+        self.positions = [
+            _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
+        ]
+
+    def observe(self, seen: Observation, cache: Cache, row: int) -> None:
+        """Adds what the newest token attended to; `row` is the prompt's place in the batch."""
+
+    def append(self, length: Ints, position: int) -> None:
+        """Takes note of a token at `position` in slot `length - 1`; `length` `[L]` counts it."""
+        for layer, slot in enumerate(length.tolist()):
+            self.positions[layer][:, slot - 1] = position
+
+    def choose(self, length: Ints, slots: Ints) -> bool:
+        """Chooses what to drop.
+
+        Args:
+            length: `[L]`, valid slots, the newest token's with them.
+            slots: `[L, Hkv]` to write: the slot that the token in slot `length - 1` is to take, -1 for none.
+
+        Returns:
+            Whether any layer drops a token. The caller overwrites the slots before the next call.
+        """
+        raise NotImplementedError
+
+    def _move(self, layer: int, head: int | slice, last: int, slot: int) -> None:
+        self.positions[layer][head, slot] = self.positions[layer][head, last]
+        self.positions[layer][head, last] = -1
+
+
+class Oldest(Eviction):
+    """Drops the oldest token behind a fixed point: the sinks (`sliding`), or the truncation point (`fixed_point`).
+
+    In a list in order of age this is dropping the entry at that index: those before it never move, those behind it
+    are a queue.
+    """
+
+    def __init__(self, policy: Policy, budget: float, prompt_tokens: int, kept: Positions, room: int) -> None:
+        super().__init__(kept, room)
+        self._share = budget if policy.decode == "fixed_point" else 0.0
+        self._tokens = prompt_tokens
+        self._first = share(self._share, prompt_tokens)
+        self._counts = [layer.shape[1] for layer in kept]
+        self._queues = []
+        for count in self._counts:
+            sinks, _ = always_kept(policy, count, 0)
+            point = max(sinks, count - policy.distance) if policy.decode == "fixed_point" else sinks
+            self._queues.append(deque(range(point, count)))
+
+    def append(self, length: Ints, position: int) -> None:
+        """See `Eviction.append`."""
+        super().append(length, position)
+        self._tokens += 1
+        for queue, slot in zip(self._queues, length.tolist(), strict=True):
+            queue.append(slot - 1)
+
+    def choose(self, length: Ints, slots: Ints) -> bool:
+        """See `Eviction.choose`."""
+        slots[:] = -1
+        growth = share(self._share, self._tokens) - self._first
+        layers = zip(self._counts, self._queues, length.tolist(), strict=True)
+        for layer, (count, queue, valid) in enumerate(layers):
+            last = valid - 1
+            if last < count + growth:
+                continue
+            slots[layer] = slot = queue.popleft()
+            if slot != last:
+                queue[-1 if queue[-1] == last else queue.index(last)] = slot
+            self._move(layer, slice(None), last, slot)
+        return bool((slots >= 0).any())
+
+
+class Lowest(Eviction):
+    """Drops the lowest sum of attention, over prompt and answer, of those that are neither sinks nor recent.
+
+    Ties go to the newer token; NaN is lower than every number.
+
+    Attributes:
+        scores: per layer `[1, Hkv, C]` float32.
+    """
+
+    watches = True
+
+    def __init__(
+        self, policy: Policy, kept: Positions, scores: list[Floats], room: int, threads: int
+    ) -> None:
+        super().__init__(kept, room)
+        self._policy, self._threads = policy, threads
+        self._counts = [layer.shape[1] for layer in kept]
+        self._recent = [always_kept(policy, count, 0)[1] for count in self._counts]
+        self.scores = []
+        for positions, score in zip(kept, scores, strict=True):
+            found = np.take_along_axis(score[0], positions.astype(np.int64), axis=1)
+            self.scores.append(np.pad(found, ((0, 0), (0, room)))[np.newaxis])
+        self._unused = np.zeros((2, 1), np.int64)
+
+    def fit(self, capacity: Sequence[int]) -> None:
+        """See `Eviction.fit`."""
+        super().fit(capacity)
+        self.scores = [_fitted(score, slots, 0.0) for score, slots in zip(self.scores, capacity, strict=True)]
+
+    def observe(self, seen: Observation, cache: Cache, row: int) -> None:
+        """See `Eviction.observe`."""
+        for layer, length in enumerate(cache.length[:, row].tolist()):
+            total = self.scores[layer][:, :, :length]
+            if seen.sparsity is not None:
+                total += seen.scores[layer][row : row + 1, :, :length]
+                continue
+            query = seen.queries[layer][row : row + 1]
+            key = cache.keys[layer][row : row + 1, :, :length]
+            rows = np.arange(length - query.shape[2], length)[np.newaxis]
+            scale = query.shape[3] ** -0.5
+            pairs, below = self._unused[:1], self._unused[1:]
+            native().score(query, key, rows, scale, 0.0, total, pairs[0], below[0], self._threads)
+
+    def choose(self, length: Ints, slots: Ints) -> bool:
+        """See `Eviction.choose`."""
+        slots[:] = -1
+        for layer, count in enumerate(self._counts):
+            valid = int(length[layer])
+            if valid <= count:
+                continue
+            score = self.scores[layer][0, :, :valid]
+            heads: Sequence[int | slice] = range(len(score))
+            if not self._policy.per_head:
+                heads, score = [slice(None)], score.sum(axis=0, keepdims=True)
+            for head, rating in zip(heads, score, strict=True):
+                positions = self.positions[layer][0 if isinstance(head, slice) else head, :valid]
+                slot = self._lowest(rating, positions, self._recent[layer])
+                slots[layer, head] = slot
+                self._move(layer, head, valid - 1, slot)
+                self.scores[layer][0, head, slot] = self.scores[layer][0, head, valid - 1]
+                self.scores[layer][0, head, valid - 1] = 0.0
+        return bool((slots >= 0).any())
+
+    def _lowest(self, rating: Floats, positions: NDArray[np.int32], recent: int) -> int:
+        stay = (positions > positions.max() - recent) | (positions < self._policy.sinks)
+        rated = np.where(stay, np.inf, np.where(np.isnan(rating), -np.inf, rating))
+        lowest = np.flatnonzero(rated == rated.min())
+        return int(lowest[np.argmax(positions[lowest])])

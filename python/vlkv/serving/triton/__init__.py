@@ -1,0 +1,1 @@
+"""vlkv behind Triton Inference Server: the model repository, the model, a server process."""

@@ -1,0 +1,154 @@
+"""Between the scheduler's thread and Triton: one thread sends what tickets say, and asks who has gone away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from vlkv.errors import ServerFullError, VlkvError
+from vlkv.generation.result import Result
+from vlkv.scheduler import Ticket
+
+POLL = 0.1
+"""Seconds between two looks at who has gone away."""
+ASKED = 16
+"""Requests that a look asks about: each costs as much as two responses."""
+
+Event = tuple[Ticket, str | None]
+
+
+class Exchange(threading.Thread):
+    """Sends responses; pieces of one answer that come while it sends others go as one.
+
+    Args:
+        utils: Triton's `triton_python_backend_utils`.
+        tick: called about every `POLL` seconds, and before an answer's last response: who has that finds it counted.
+    """
+
+    def __init__(self, utils: Any, tick: Callable[[], None]) -> None:
+        super().__init__(name="vlkv-exchange", daemon=True)
+        self._utils, self._tick = utils, tick
+        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._open: dict[Ticket, tuple[Any, bool]] = {}
+
+    def follow(self, ticket: Ticket, sender: Any, stream: bool) -> None:
+        """Sends this ticket's answer, in pieces or whole."""
+        self._open[ticket] = (sender, stream)
+
+        def hear(ticket: Ticket, piece: str | None) -> None:
+            if stream or piece is None:
+                self._events.put((ticket, piece))
+
+        ticket.listen(hear)
+
+    def close(self) -> None:
+        """Ends the thread after what was said so far."""
+        self._events.put(None)
+        self.join()
+
+    def fail(self, sender: Any, error: BaseException) -> None:
+        """Sends an error as the only response."""
+        kinds = self._utils.TritonError
+        code = kinds.INTERNAL
+        if isinstance(error, ServerFullError):
+            code = kinds.UNAVAILABLE
+        elif isinstance(error, VlkvError):
+            code = kinds.INVALID_ARG
+        text = " ".join(str(error).split()).replace("max_new_tokens", "max_tokens") or type(error).__name__
+        self._send(sender, self._utils.InferenceResponse(error=kinds(text, code)), last=True)
+
+    def run(self) -> None:
+        """The thread's work."""
+        next_look = monotonic() + POLL
+        while True:
+            events = self._wait(max(0.0, next_look - monotonic()))
+            said = _by_ticket(event for event in events if event is not None)
+            if any(None in pieces for pieces in said.values()):
+                self._tick()
+            for ticket, pieces in said.items():
+                self._say(ticket, pieces)
+            if None in events:
+                return
+            if monotonic() >= next_look:
+                self._look()
+                next_look = monotonic() + POLL
+
+    def _wait(self, seconds: float) -> list[Event | None]:
+        """All that was said since it was last asked; nothing where no one says anything for so long."""
+        events: list[Event | None] = []
+        try:
+            events.append(self._events.get(timeout=seconds))
+            while True:
+                events.append(self._events.get_nowait())
+        except Empty:
+            return events
+
+    def _look(self) -> None:
+        """Asks about those who were not asked for longest."""
+        for ticket in list(self._open)[:ASKED]:
+            sender, stream = self._open.pop(ticket)
+            self._open[ticket] = (sender, stream)
+            if sender.is_cancelled():
+                ticket.cancel()
+        self._tick()
+
+    def _say(self, ticket: Ticket, pieces: list[str | None]) -> None:
+        """One response, however many pieces have come meanwhile; with the end, the last."""
+        sender, stream = self._open[ticket]
+        text = "".join(piece for piece in pieces if piece is not None)
+        if None not in pieces:
+            self._send(sender, self._response({"text": text}))
+            return
+        del self._open[ticket]
+        if ticket.error is not None:
+            self.fail(sender, ticket.error)
+            return
+        result = ticket.result
+        values = {
+            "text": text if stream else result.text,
+            "finish_reason": result.finish_reason,
+            "usage": usage(result),
+        }
+        self._send(sender, self._response(values), last=True)
+
+    def _response(self, values: dict[str, str]) -> Any:
+        tensors = [
+            self._utils.Tensor(name, np.array([text.encode()], np.object_)) for name, text in values.items()
+        ]
+        return self._utils.InferenceResponse(tensors)
+
+    def _send(self, sender: Any, response: Any, last: bool = False) -> None:
+        """A client that is gone is no error."""
+        flags = self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
+        try:
+            sender.send(response, flags=flags)
+        except Exception as error:
+            self._utils.Logger.log_verbose(f"vlkv: a response found no one: {error}")
+
+
+def _by_ticket(events: Iterable[Event]) -> dict[Ticket, list[str | None]]:
+    found: dict[Ticket, list[str | None]] = {}
+    for ticket, piece in events:
+        found.setdefault(ticket, []).append(piece)
+    return found
+
+
+def usage(result: Result) -> str:
+    """What an answer took, as JSON; `kept_tokens` is the mean over layers."""
+    kept = result.kept_tokens
+    numbers = {
+        "prompt_tokens": result.prompt_tokens,
+        "image_tokens": result.image_tokens,
+        "kept_tokens": sum(kept) // max(1, len(kept)),
+        "kept_tokens_per_layer": kept,
+        "generated_tokens": len(result.token_ids),
+        "cache_bytes": result.cache_bytes,
+        "cache_bytes_full": result.cache_bytes_full,
+    }
+    return msgspec.json.encode(numbers).decode()

@@ -1,0 +1,88 @@
+"""A Triton request's tensors to a question."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.errors import ImageError, PromptError, SamplingError
+from vlkv.generation.question import Question
+
+MAX_IMAGES = 64
+Tensors = Mapping[str, NDArray[Any]]
+
+_BASE64 = re.compile(rb"(?:data:image/[\w.+-]+;base64,)?([A-Za-z0-9+/\s]+={0,2}\s*)")
+
+
+def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Question, bool]:
+    """The question of a request, and whether its answer is to be streamed.
+
+    Args:
+        tensors: the inputs that were given, by name: numbers and truth values `[1]`, texts as bytes `[1]` or `[N]`.
+        policy: where the request names none.
+        most_bytes: the longest prompt text that can be one; a longer one is not even tokenized.
+
+    Raises:
+        PromptError, ImageError, SamplingError: a text that is none, a prompt that is too long, a picture that is
+            neither one nor base64.
+    """
+    prompt = _text(_one(tensors, "prompt", b""), "prompt")
+    if len(prompt) > most_bytes:
+        raise PromptError(
+            f"the prompt has {len(prompt)} characters, no prompt of this model has over {most_bytes}"
+        )
+    images = list(tensors.get("images", np.empty(0)).reshape(-1))
+    if len(images) > MAX_IMAGES:
+        raise PromptError(f"the request has {len(images)} pictures, the limit is {MAX_IMAGES}")
+    given: dict[str, Any] = {
+        "policy": _text(_one(tensors, "policy", policy.encode()), "policy"),
+        "stop": tuple(_text(stop, "stop") for stop in tensors.get("stop", np.empty(0)).reshape(-1)),
+    }
+    numbers: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+        ("budget", "budget", float),
+        ("max_tokens", "max_new_tokens", int),
+        ("temperature", "temperature", float),
+        ("top_k", "top_k", int),
+        ("top_p", "top_p", float),
+        ("seed", "seed", int),
+    )
+    for name, field, kind in numbers:
+        if name in tensors:
+            given[field] = kind(_one(tensors, name, None))
+    question = Question(prompt, [picture(data) for data in images], **given)
+    return question, bool(_one(tensors, "stream", False))
+
+
+def picture(data: bytes) -> bytes:
+    """A picture's file: as it is, or from base64 (JSON holds no bytes), with or without a `data:` prefix."""
+    match = _BASE64.fullmatch(data)
+    if match is None:
+        return data
+    try:
+        return base64.b64decode(match.group(1))
+    except binascii.Error as error:
+        raise ImageError(f"picture: base64 of {len(data)} characters is damaged: {error}") from error
+
+
+def _one(tensors: Tensors, name: str, default: Any) -> Any:
+    if name not in tensors:
+        return default
+    values = tensors[name].reshape(-1)
+    if len(values) != 1:
+        raise SamplingError(f"{name} has {len(values)} values; one is wanted")
+    return values[0]
+
+
+def _text(value: bytes, name: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{name} is no UTF-8 text: byte {value[error.start]:#04x} at {error.start}"
+        ) from error

@@ -1,0 +1,130 @@
+"""A Triton model repository for an engine: `config.pbtxt`, and a module that names the model's class."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkv.errors import EngineError, VlkvError
+from vlkv.policies.builtin import DEFAULT_POLICY, resolve
+from vlkv.scheduler.plan import divide
+from vlkv.serving.size import parse_size
+from vlkv.storage import manifest as manifests
+from vlkv.storage.directories import new_directory
+from vlkv.storage.files import show, write_bytes
+
+INPUTS = (
+    ("prompt", "STRING", "1", False),
+    ("images", "STRING", "-1", True),
+    ("policy", "STRING", "1", True),
+    ("budget", "FP64", "1", True),
+    ("max_tokens", "INT32", "1", True),
+    ("temperature", "FP64", "1", True),
+    ("top_k", "INT32", "1", True),
+    ("top_p", "FP64", "1", True),
+    ("seed", "INT64", "1", True),
+    ("stop", "STRING", "-1", True),
+    ("stream", "BOOL", "1", True),
+)
+"""Name, type, number of values (-1 any), whether it may be left out."""
+OUTPUTS = ("text", "finish_reason", "usage")
+MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
+
+from vlkv.serving.triton.model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `config.pbtxt` says of a model.
+
+    Fields:
+        engine: the engine directory, as the server sees it.
+        name: the model's name.
+        slots, memory, queue: of an instance's scheduler.
+        policy: where a request names none.
+        threads: of one operator; 0 takes all cores.
+        instances: how many processes serve the model, each with an engine and slots of its own.
+        gpus: one instance group on these, else on the CPU.
+    """
+
+    engine: str
+    name: str = "vlkv"
+    slots: int = 8
+    memory: str = "1GiB"
+    queue: int = 64
+    policy: str = DEFAULT_POLICY
+    threads: int = 0
+    instances: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
+    """Writes `target/NAME/{config.pbtxt,1/model.py}`, whole or not at all; returns the model's folder.
+
+    Other models of a repository stay; one of this name that `vlkv` wrote gets the new configuration.
+
+    Raises:
+        VlkvError: no engine there, settings that can't work for it, a name that can't be a model's, or a folder of
+            that name that is someone else's.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", settings.name) is None:
+        raise VlkvError(f"model name {settings.name!a:.60} is not of letters, digits, '_', '-' and '.'")
+    manifest = manifests.read(engine)
+    if manifest.kind != "engine":
+        raise EngineError(f"{show(engine)} holds graphs; make an engine of them with `vlkv build`")
+    resolve(settings.policy)
+    for name, value in (("queue", settings.queue), ("instances", settings.instances)):
+        if value < 1:
+            raise VlkvError(f"{name} {value} is under 1")
+    divide(manifest.text, manifest.text.hidden, settings.slots, parse_size(settings.memory))
+    folder = target / settings.name
+    if _is_ours(folder):
+        write_bytes(folder / "config.pbtxt", config(settings).encode())
+        return folder
+    with new_directory(folder, overwrite=False) as fresh:
+        (fresh / "config.pbtxt").write_text(config(settings))
+        (fresh / "1").mkdir()
+        (fresh / "1" / "model.py").write_text(MODEL)
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    module = folder / "1" / "model.py"
+    return module.is_file() and module.read_text(errors="replace") == MODEL
+
+
+def config(settings: Settings) -> str:
+    """`config.pbtxt`."""
+    inputs = ",\n".join(
+        f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {count} ]{" optional: true" if optional else ""} }}'
+        for name, kind, count, optional in INPUTS
+    )
+    outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
+    place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
+    names = ("engine", "slots", "memory", "queue", "policy", "threads")
+    parameters = "\n".join(
+        f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
+        for name in names
+    )
+    return f"""name: "{settings.name}"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy {{ decoupled: true }}
+input [
+{inputs}
+]
+output [
+{outputs}
+]
+instance_group [ {{ count: {settings.instances} kind: {place} }} ]
+{parameters}
+"""
+
+
+def _quote(text: str) -> str:
+    """A text between quotes of protobuf's text format."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

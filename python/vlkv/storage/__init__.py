@@ -1,0 +1,1 @@
+"""Directories, files and manifests on disk."""

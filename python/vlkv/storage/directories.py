@@ -1,0 +1,95 @@
+"""Directories that appear whole or not at all, and replace nothing but their like."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlkv.errors import EngineError
+from vlkv.storage.files import reason, show
+from vlkv.storage.manifest import is_manifest
+
+
+def check_target(target: Path) -> None:
+    """Raise `EngineError` unless `target` is not there, an empty directory, or holds a vlkv manifest."""
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise EngineError(f"{show(target)} exists and is not a directory")
+    if any(target.iterdir()) and not is_manifest(target):
+        raise EngineError(f"{show(target)} exists, is not empty and holds no vlkv manifest: not replaced")
+
+
+@contextmanager
+def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
+    """Make a directory to fill, which becomes `target` when the block ends well and is removed otherwise.
+
+    It lies beside the target under a hidden name, so that the last step is a rename. An empty target and one
+    that holds a vlkv manifest are replaced (with `overwrite=False` only an empty one); anything else is an
+    `EngineError`, raised before the block is entered. Missing parents are made, and removed on failure.
+    """
+    target = Path(os.path.realpath(target))
+    try:
+        check_target(target)
+        if not overwrite and target.is_dir() and any(target.iterdir()):
+            raise EngineError(f"{show(target)} exists and is not empty: not replaced")
+        made = _make_parents(target)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            beside.mkdir()
+        except BaseException:
+            _remove_parents(made)
+            raise
+    except OSError as error:
+        raise EngineError(f"{show(target)}: {reason(error)}") from error
+    try:
+        yield beside
+        try:
+            _put(beside, target)
+        except OSError as error:
+            raise EngineError(f"{show(target)}: {reason(error)}") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        _remove_parents(made)
+        raise
+
+
+def _make_parents(target: Path) -> list[Path]:
+    missing = [parent for parent in target.parents if not parent.exists()]
+    made: list[Path] = []
+    try:
+        for parent in reversed(missing):
+            parent.mkdir()
+            made.insert(0, parent)
+    except BaseException:
+        _remove_parents(made)
+        raise
+    return made
+
+
+def _remove_parents(made: list[Path]) -> None:
+    for parent in made:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def _put(beside: Path, target: Path) -> None:
+    """Rename `beside` to `target`; what was there goes away only after that."""
+    check_target(target)
+    if not target.is_dir():
+        beside.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        beside.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,272 @@
+"""`manifest.json`: what a graph or engine directory holds. Read with a schema; nothing in it is executed.
+
+Dimension legend, here and everywhere: B prompts, S tokens of a call, W observed rows, C cache slots,
+Hq query heads, Hkv key/value heads, D head dimension, L layers, N pictures, P image tokens a picture,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from vlkv.errors import EngineError
+from vlkv.storage.files import hash_files, reason, show, write_bytes
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+MAX_BYTES = 16 << 20
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of one number, by dtype."""
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record whose unknown fields are errors."""
+
+
+class TextFacts(Struct, frozen=True):
+    """The text model's sizes."""
+
+    architecture: str
+    layers: Size
+    query_heads: Size
+    kv_heads: Size
+    head_dim: Size
+    hidden: Size
+    vocab: Size
+    max_positions: Size
+    sliding_window: Size | None = None
+
+
+class ImageFacts(Struct, frozen=True):
+    """How a picture becomes tokens. Sizes in pixels; means and deviations per channel after rescaling.
+
+    `height` and `width` are the vision graph's. With `resize="shortest_edge"` the shorter side becomes
+    `resize_height`; with `crop` the middle `height x width` is cut out; `pad_to_square` comes before both.
+    `rescale` is 1 where the processor does not rescale.
+    """
+
+    token_id: Id
+    token: str
+    tokens_per_image: Size
+    height: Size
+    width: Size
+    resize: Literal["none", "shortest_edge", "exact"]
+    resize_height: Id
+    resize_width: Id
+    crop: bool
+    pad_to_square: bool
+    resample: Annotated[int, msgspec.Meta(ge=0, le=5)]
+    rescale: float
+    normalize: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TokenFacts(Struct, frozen=True):
+    """The ids that start and end a text, from the checkpoint's configuration."""
+
+    bos: Id | None
+    eos: tuple[Id, ...]
+    pad: int | None
+
+
+class Embedding(Struct, frozen=True):
+    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype."""
+
+    file: str
+    offset: Offset
+    dtype: Literal["float32", "float16", "bfloat16"]
+    shape: tuple[Size, Size]
+
+
+class DeviceFacts(Struct, frozen=True):
+    """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
+
+    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are
+    updated in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most
+    prompt tokens of a call.
+    """
+
+    compute_capabilities: tuple[str, ...]
+    capacity: Size
+    batch: Size
+    chunk: Size
+    cache: Literal["dynamic", "static"]
+
+
+class FileFacts(Struct, frozen=True):
+    """A file of the directory: bytes, and SHA-256 in hexadecimal (none for a graph directory's weights)."""
+
+    size: Offset
+    sha256: Digest | None = None
+
+
+class Manifest(Struct, frozen=True):
+    """Everything that a runtime has to know of a directory before it opens a graph."""
+
+    format_version: int
+    kind: Literal["graphs", "lowered", "engine"]
+    backend: Literal["none", "onnxruntime", "tensorrt", "tensorrt-rtx"]
+    operators: Literal["functions", "native"]
+    cache_dtype: Literal["float32", "float16", "bfloat16"]
+    text: TextFacts
+    image: ImageFacts
+    tokens: TokenFacts
+    embedding: Embedding
+    chat_template: str | None
+    versions: dict[str, str]
+    files: dict[str, FileFacts]
+    device: DeviceFacts | None = None
+    weights: Literal["float32", "int8"] | None = None
+
+
+class _Header(msgspec.Struct):
+    format_version: int
+    kind: object = None
+    versions: object = None
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes, name: str = NAME) -> Manifest:
+    """Read a manifest from bytes. Every failure is an `EngineError` of one line that opens with `name`.
+
+    The format version is looked at before anything else, so that another version's manifest is told as such.
+    """
+    try:
+        header = msgspec.json.decode(data, type=_Header)
+        if header.format_version != FORMAT_VERSION:
+            raise EngineError(f"{name}: {_version_advice(header)}")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise EngineError(f"{name}: {reason(error)}") from error
+    check(manifest, name)
+    return manifest
+
+
+def _version_advice(header: _Header) -> str:
+    writer = header.versions.get("vlkv") if isinstance(header.versions, dict) else None
+    return (
+        f"format version {header.format_version}, and this vlkv reads version {FORMAT_VERSION}: "
+        f"export and build the checkpoint anew, or use the vlkv that wrote it ({show(writer or 'unknown')})"
+    )
+
+
+def check(manifest: Manifest, name: str = NAME) -> None:
+    """Check what a schema can't say: relations between fields. `EngineError` with the fields' values."""
+
+    def need(true: bool, text: str) -> None:
+        if not true:
+            raise EngineError(f"{name}: {text}")
+
+    text, image, table, files = manifest.text, manifest.image, manifest.embedding, manifest.files
+    groups = f"query_heads {text.query_heads} is no multiple of kv_heads {text.kv_heads}"
+    need(text.query_heads % text.kv_heads == 0, f"text: {groups}")
+    shape = f"{list(table.shape)} is not [vocab, hidden] = [{text.vocab}, {text.hidden}]"
+    need(table.shape == (text.vocab, text.hidden), f"embedding: shape {shape}")
+    need(not image.normalize or all(image.std), f"image: std {list(image.std)} holds a zero")
+    need(image.token != "", "image: token is empty")
+    need(image.resize == "none" or image.resize_height > 0, "image: resize_height is 0")
+    need(image.resize != "exact" or image.resize_width > 0, "image: resize_width is 0")
+    pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
+    need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
+    compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")
+    need(
+        compiled == (manifest.device is not None),
+        f"backend {manifest.backend!r} and device do not go together",
+    )
+    for file, facts in files.items():
+        need(_is_plain(file), f"files: {file!a} is not a plain file name")
+        need(manifest.kind == "graphs" or facts.sha256 is not None, f"files: {file} has no sha256")
+    need(table.file in files, f"embedding: file {table.file!a} is not among the files")
+    end, size = table.offset + prod(table.shape) * BYTES[table.dtype], files[table.file].size
+    need(end <= size, f"embedding: ends at byte {end} of {table.file}, which has {size}")
+
+
+def _is_plain(name: str) -> bool:
+    return (
+        0 < len(name) <= 255
+        and name not in {".", "..", NAME}
+        and name.isprintable()
+        and not any(sign in name for sign in "/\\:")
+    )
+
+
+def is_manifest(directory: Path) -> bool:
+    """Tell whether the directory holds a manifest of some vlkv, of any format version. Never raises."""
+    try:
+        return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "lowered", "engine")
+    except (EngineError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+
+
+def _load(directory: Path) -> bytes:
+    path = directory / NAME
+    try:
+        if not directory.is_dir():
+            raise EngineError(f"{show(directory)}: no such directory")
+        if not path.is_file():
+            raise EngineError(f"{show(directory)} holds no {NAME}: not a graph or engine directory")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, EngineError):
+            raise
+        raise EngineError(f"{show(path)}: {reason(error)}") from error
+    if len(data) > MAX_BYTES:
+        raise EngineError(f"{show(path)} is larger than {MAX_BYTES} bytes")
+    return data
+
+
+def read(directory: Path) -> Manifest:
+    """Read the manifest of a graph or engine directory. Every failure is an `EngineError` of one line."""
+    return decode(_load(directory), show(directory / NAME))
+
+
+def verify(
+    directory: Path,
+    manifest: Manifest,
+    hashes: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Check that every file is there, of its size and (with `hashes`) its SHA-256; an `EngineError` names it.
+
+    All sizes are looked at before the first hash. `progress` is called with bytes hashed, from threads.
+    """
+    for name, facts in manifest.files.items():
+        path = directory / name
+        try:
+            if not path.is_file():
+                raise EngineError(f"{show(path)}: missing")
+            size = path.stat().st_size
+        except OSError as error:
+            raise EngineError(f"{show(path)}: {reason(error)}") from error
+        if size != facts.size:
+            raise EngineError(
+                f"{show(path)} has {size} bytes, the manifest says {facts.size}: changed or truncated"
+            )
+    wanted = {directory / name: facts.sha256 for name, facts in manifest.files.items() if facts.sha256}
+    for path, found in hash_files(wanted if hashes else (), progress).items():
+        if found != wanted[path]:
+            raise EngineError(f"{show(path)} is changed: SHA-256 {found}, the manifest says {wanted[path]}")
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, whole or not at all. A manifest that `read` would refuse is an `EngineError`."""
+    data = encode(manifest)
+    decode(data, show(directory / NAME))
+    write_bytes(directory / NAME, data)

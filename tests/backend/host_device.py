@@ -1,0 +1,133 @@
+"""The device interface on host memory, with ONNX Runtime in TensorRT's place: lowered graphs run as an engine would.
+
+It holds the TensorRT backend's own work (what is bound where, which arrays are swapped, what is copied) to the results
+of the other backends on a machine without a GPU. Memory begins as garbage, as a device's does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from models import onnx_runs
+from vlkv.backend.device.arrays import BYTES, DeviceArray, copies
+from vlkv.backend.device.backend import DeviceBackend
+from vlkv.storage.manifest import DeviceFacts, read
+from vlkv_export.lower import GRAPHS, lower_for_tensorrt
+
+
+class HostMemory:
+    def __init__(self, size: int) -> None:
+        self.bytes = np.full(max(size, 1), 0xFF, np.uint8)
+        self.pointer = self.bytes.ctypes.data
+
+
+class HostDevice:
+    """See `vlkv.backend.device.arrays.Device`."""
+
+    def __init__(self) -> None:
+        self.replayed = 0
+
+    def allocate(self, shape, dtype):
+        return DeviceArray(HostMemory(int(np.prod(shape)) * BYTES[dtype]), tuple(shape), dtype)
+
+    def clear(self, array):
+        assert array.offset == 0
+        array.memory.bytes[: array.nbytes] = 0
+
+    def pinned(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def copy(self, target, source):
+        self._copy(target, target.memory.bytes, source, source.memory.bytes)
+
+    def upload(self, target, source):
+        assert source.flags.c_contiguous
+        bits = source.reshape(-1).view(np.uint8)
+        self._copy(target, target.memory.bytes, DeviceArray(target.memory, source.shape, target.dtype), bits)
+
+    def download(self, target, source):
+        assert target.flags.c_contiguous
+        bits = target.reshape(-1).view(np.uint8)
+        self._copy(DeviceArray(source.memory, target.shape, source.dtype), bits, source, source.memory.bytes)
+
+    def synchronize(self):
+        pass
+
+    def replay(self, work):
+        def again():
+            self.replayed += 1
+            work()
+
+        return again
+
+    def _copy(self, target, to, source, start):
+        for part in copies(target, source):
+            for row in range(part.height):
+                first = part.source + row * part.source_pitch
+                place = part.target + row * part.target_pitch
+                assert 0 <= place <= place + part.width <= len(to)
+                to[place : place + part.width] = start[first : first + part.width]
+
+
+def view(array: DeviceArray) -> np.ndarray:
+    """A dense device array as NumPy sees it."""
+    assert array.offset == 0
+    flat = array.memory.bytes[: array.nbytes].view(np.dtype(array.dtype))
+    return flat.reshape(array.shape)
+
+
+class HostGraph:
+    """See `vlkv.backend.device.arrays.Graph`."""
+
+    def __init__(self, path: Path, in_place: bool) -> None:
+        self._session, self._in_place = onnx_runs.session(path), in_place
+        self.inputs = {value.name for value in self._session.get_inputs()}
+        self.outputs = {value.name for value in self._session.get_outputs()}
+
+    def run(self, inputs, outputs, profile=0):
+        assert set(inputs) == self.inputs
+        assert set(outputs) == self.outputs
+        for name, array in outputs.items():
+            if name.startswith(("new_key_cache", "new_value_cache")):
+                before = inputs[name.removeprefix("new_")]
+                assert (before is array) == self._in_place
+        feeds = {n: (a if isinstance(a, np.ndarray) else view(a)).copy() for n, a in inputs.items()}
+        found = self._session.run(list(outputs), feeds)
+        for array, result in zip(outputs.values(), found, strict=True):
+            assert result.shape == array.shape
+            view(array)[...] = result
+
+
+def host_backend(source: Path, folder: Path, operators: str, cache: str, **limits: Any) -> tuple[Any, Any]:
+    """The TensorRT backend over a graph directory's lowered graphs, and the manifest that an engine would have."""
+    folder = onnx_runs.copied(source, folder)
+    facts = {
+        "compute_capabilities": ("8.9",),
+        "capacity": 128,
+        "batch": 3,
+        "chunk": 16,
+        "cache": cache,
+    } | limits
+    device = DeviceFacts(**facts)
+    models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
+    capacity = device.capacity if cache == "static" else None
+    lower_for_tensorrt(models, {}, ir.DataType.FLOAT, operators, capacity)
+    graphs = {}
+    for name, model in models.items():
+        path = folder / f"{name}.lowered.onnx"
+        ir.save(model, path)
+        graphs[name] = HostGraph(path, cache == "static")
+    manifest = msgspec.structs.replace(
+        read(source),
+        kind="engine",
+        backend="tensorrt-rtx",
+        operators=operators,
+        cache_dtype="float32",
+        device=device,
+    )
+    return DeviceBackend(HostDevice(), graphs, manifest), manifest

@@ -1,0 +1,131 @@
+"""What is wrong with a prompt is told in one line."""
+
+import msgspec
+import pytest
+from test_tokenizer import tokenizer
+
+from vlkv.errors import PromptError
+from vlkv.inputs.prompt import build_prompt
+from vlkv.storage.manifest import ImageFacts
+
+FACTS = ImageFacts(
+    token_id=4,
+    token="<image>",
+    tokens_per_image=4,
+    height=28,
+    width=28,
+    resize="shortest_edge",
+    resize_height=28,
+    resize_width=28,
+    crop=True,
+    pad_to_square=False,
+    resample=3,
+    rescale=1 / 255,
+    normalize=True,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+)
+LLAVA = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+WITH_BOS = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]\n{% for part in m.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{{ eos_token }}{% endfor %}"
+)
+KEEPS_ORDER = (
+    "{% for m in messages %}\n  {% for part in m.content %}\n"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] | trim }}\n  {% endfor %}\n{% endfor %}\n"
+    "{% if add_generation_prompt %}\n{% generation %}A:{% endgeneration %}\n{% endif %}"
+)
+STRINGS = "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+PRINTS = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+
+
+def build(text: str, images: int = 0, **options: object) -> str:
+    return build_prompt(text, images, tokenizer("byte-level"), FACTS, **options).text  # type: ignore[arg-type]
+
+
+def refusal(text: str, images: int = 0, **options: object) -> str:
+    with pytest.raises(PromptError) as caught:
+        build(text, images, **options)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_empty(text: str) -> None:
+    assert "empty" in refusal(text)
+    assert "empty" in refusal(text, 1, chat_template=LLAVA)
+    assert "empty" in refusal("", raw=True)
+    assert build("\n", raw=True) == "\n"
+
+
+def test_numbers_that_differ_are_both_named() -> None:
+    assert refusal("<image> and <image>?", 1) == "prompt has 2 <image> for 1 given picture"
+    assert refusal("<image>?", 3) == "prompt has 1 <image> for 3 given pictures"
+    assert refusal("<image>?", 0, chat_template=LLAVA) == "prompt has 1 <image> for 0 given pictures"
+    assert refusal("<image>?", 2, raw=True)
+
+
+@pytest.mark.parametrize("limit", [8, 9])
+def test_longer_than_the_positions(limit: int) -> None:
+    text = "<image><image>"
+    if limit == 9:
+        assert build(text, 2, max_positions=9) == text
+        return
+    said = refusal(text, 2, max_positions=8)
+    assert said == "prompt has 9 tokens, 8 of them pictures; the model has 8 positions"
+
+
+def test_a_megabyte_is_too_long_and_no_crash() -> None:
+    assert "positions" in refusal("what is the total? " * 55_000, 1, max_positions=4096, chat_template=LLAVA)
+
+
+def test_lone_surrogates() -> None:
+    assert "lone surrogate U+DCFF" in refusal("a\udcff", chat_template=LLAVA)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% if %}", "chat template: "),
+        ("{{ raise_exception('only\nlists') }}", "chat template: only"),
+        ("{{ 1 / 0 }}", "division"),
+        ("{{ messages[0].nothing.at_all }}", "nothing"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{% include 'x' %}", "loader"),
+    ],
+)
+def test_a_template_that_fails(template: str, says: str) -> None:
+    assert says in refusal("hi", chat_template=template)
+    assert refusal("hi", chat_template=template).startswith("chat template: ")
+
+
+def test_a_template_that_loses_or_doubles_pictures() -> None:
+    assert refusal("hi", 2, chat_template="hi") == "chat template makes 0 <image> of 2 pictures"
+    doubled = "{% for p in messages[0].content %}<image><image>{% endfor %}"
+    assert "chat template makes 4 <image> of 1 picture" in refusal("hi", 1, chat_template=doubled)
+
+
+def test_a_template_that_only_takes_strings_gets_strings() -> None:
+    assert build("hi", 1, chat_template=PRINTS) == "[INST] <image>\nhi [/INST]"
+    assert build("hi", 0, chat_template=PRINTS) == "[INST] hi [/INST]"
+    assert build("a <image>", 1, chat_template=PRINTS) == "[INST] a <image> [/INST]"
+    silent = "U:{% if messages[0].content is string %}{{ messages[0].content }}{% endif %}"
+    assert build("hi", 0, chat_template=silent) == "U:hi"
+
+
+def test_a_token_that_the_tokenizer_does_not_know() -> None:
+    other = msgspec.structs.replace(FACTS, token="<picture>")
+    with pytest.raises(PromptError, match=r"makes 0 image tokens \(id 4, <picture>\)"):
+        build_prompt("hi", 1, tokenizer("byte-level"), other)

@@ -1,0 +1,191 @@
+"""Tokenizers of the kinds that checkpoints use; streamed text equals the text decoded whole."""
+
+import json
+import random
+from functools import cache
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from vlkv.errors import PromptError
+from vlkv.inputs.tokenizer import Tokenizer
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+CORPUS = [
+    "the total is 42 euros",
+    "a picture of a café, naïve: 10 €",
+    "what is the name?\nASSISTANT: Zoë 日本",
+] * 5
+KINDS = ("byte-level", "byte-fallback", "characters", "words", "pieces", "suffixes", "metaspace")
+
+
+def _trained_fallback() -> tokenizers.Tokenizer:
+    """Build what Llama 2 and LLaVA 1.5 have: BPE over ▁, and byte tokens for what it does not know."""
+    marks = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    first = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    first.normalizer = marks
+    first.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    first.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    model = json.loads(first.to_str())["model"]
+    names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    vocab = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    merges = [tuple(pair) for pair in model["merges"]]
+    built = tokenizers.Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    built.normalizer = marks
+    built.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return built
+
+
+def _levels(words: list[str]) -> models.WordLevel:
+    return models.WordLevel(
+        {word: number for number, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"
+    )
+
+
+def backend(kind: str) -> tokenizers.Tokenizer:
+    if kind == "byte-level":
+        built = tokenizers.Tokenizer(models.BPE())
+        built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        built.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
+        )
+        built.train_from_iterator(CORPUS, trainer)
+    elif kind == "byte-fallback":
+        built = _trained_fallback()
+    elif kind == "characters":
+        built = tokenizers.Tokenizer(_levels(sorted(set("".join(CORPUS)))))
+        built.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        built.decoder = decoders.Fuse()
+    elif kind == "words":
+        built = tokenizers.Tokenizer(_levels(["a", "b", "total", "."]))
+        built.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif kind == "pieces":
+        vocab = {
+            word: number for number, word in enumerate([*SPECIAL, "don", "'", "t", "##a", "##b", ".", "x"])
+        }
+        built = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+        built.decoder = decoders.WordPiece()
+    elif kind == "suffixes":
+        built = tokenizers.Tokenizer(_levels(["a</w>", "b", "c</w>"]))
+        built.decoder = decoders.BPEDecoder()
+    else:
+        built = tokenizers.Tokenizer(_levels(["▁a", "▁", "b", "▁▁b"]))
+        built.decoder = decoders.Metaspace()
+    built.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    built.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", built.token_to_id("<s>"))]
+    )
+    return built
+
+
+@cache
+def tokenizer(kind: str) -> Tokenizer:
+    return Tokenizer(backend(kind), {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+def streamed(kind: str, ids: list[int]) -> list[str]:
+    detokenizer = tokenizer(kind).detokenizer()
+    return [*map(detokenizer.push, ids), detokenizer.finish()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_pieces_of_any_ids_equal_the_whole(kind: str, data: st.DataObject) -> None:
+    size = tokenizer(kind)._backend.get_vocab_size()
+    ids = data.draw(st.lists(st.integers(0, size), max_size=90))
+    assert "".join(streamed(kind, ids)) == tokenizer(kind).decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_answers_of_any_ids(kind: str) -> None:
+    size = tokenizer(kind)._backend.get_vocab_size()
+    for seed in range(10):
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        favoured = [chance.randrange(size) for _ in range(chance.choice([1, 3, 30]))]
+        ids = [
+            chance.choice(favoured) if chance.random() < 0.8 else chance.randrange(size) for _ in range(500)
+        ]
+        assert "".join(streamed(kind, ids)) == tokenizer(kind).decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@settings(max_examples=120, deadline=None)
+@given(text=st.text(max_size=60) | st.text("aé€😀 日 ", max_size=60))
+def test_pieces_of_a_text_are_whole_characters(kind: str, text: str) -> None:
+    ids = tokenizer(kind).encode(text, add_special_tokens=False)
+    pieces = streamed(kind, ids)
+    assert "".join(pieces) == tokenizer(kind).decode(ids)
+    if "\ufffd" not in text and not any(special in text for special in SPECIAL):
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert "".join(pieces) == text
+
+
+def test_text_comes_as_soon_as_it_is_complete() -> None:
+    ids = tokenizer("byte-level").encode("a 😀 b", add_special_tokens=False)
+    detokenizer = tokenizer("byte-level").detokenizer()
+    shown = ""
+    for number in range(1, len(ids) + 1):
+        shown += detokenizer.push(ids[number - 1])
+        assert shown == tokenizer("byte-level").decode(ids[:number]).rstrip("\ufffd")
+    assert detokenizer.finish() == ""
+
+
+def test_a_run_of_bytes_that_ends_badly_is_not_shown_too_early() -> None:
+    euro = [tokenizer("byte-fallback").token_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    the = tokenizer("byte-fallback").token_id("▁the")
+    assert None not in euro
+    assert the is not None
+    good = streamed("byte-fallback", [*euro, the])  # type: ignore[list-item]
+    bad = streamed("byte-fallback", [*euro, euro[0], the])  # type: ignore[list-item]
+    assert good == ["", "", "", "€ the", ""]
+    assert bad == ["", "", "", "", "\ufffd" * 4 + " the", ""]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback", "characters"])
+def test_a_step_does_not_decode_the_whole_answer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = 0
+    decode = Tokenizer.decode
+
+    def watched(self: Tokenizer, ids: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(self, ids)
+
+    ids = tokenizer(kind).encode("the total is 42 euros " * 100, add_special_tokens=False)
+    whole = tokenizer(kind).decode(ids)
+    monkeypatch.setattr(Tokenizer, "decode", watched)
+    assert "".join(streamed(kind, ids)) == whole
+    assert longest <= 40
+
+
+def test_special_tokens_are_read_and_not_shown() -> None:
+    subject = tokenizer("byte-fallback")
+    ids = subject.encode("the</s>")
+    assert ids == [1, subject.token_id("▁the"), 2]
+    assert subject.encode("the", add_special_tokens=False) == [subject.token_id("▁the")]
+    assert subject.decode(ids) == "the"
+    assert "".join(streamed("byte-fallback", ids)) == "the"
+
+
+@pytest.mark.parametrize("text", ["a\udc80b", "\ud83d"])
+def test_lone_surrogates_are_told(text: str) -> None:
+    with pytest.raises(PromptError, match=rf"character {len(text) // 2} is the lone surrogate U\+D"):
+        tokenizer("byte-level").encode(text)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@pytest.mark.parametrize("text", ["the total is 42 euros. " * 45_000, "a" * 1_000_000])
+def test_a_megabyte(kind: str, text: str) -> None:
+    ids = tokenizer(kind).encode(text)
+    assert tokenizer(kind).decode(ids) == text
