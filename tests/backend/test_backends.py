@@ -7,12 +7,13 @@ from functools import cache
 
 import numpy as np
 import pytest
-from backends.host_device import HostDevice, host_backend
 
+from backend.host_device import HostDevice, host_backend
 from vlkv import Engine, Question
 from vlkv.backend.cuda import compute_capability
 from vlkv.backend.onnxruntime_device import device_backend
 from vlkv.errors import EngineError, PromptError
+from vlkv.model import Model
 from vlkv.storage.manifest import read
 from vlkv_export.engine import build_engine
 from vlkv_export.tensorrt.settings import Settings
@@ -36,7 +37,9 @@ def opened(graphs_of, built_of, tmp_path_factory):
         if kind == "device":
             folder = built_of(name, rest)
             facts, provider = read(folder), ["CPUExecutionProvider"]
-            return Engine(folder, facts, device_backend(folder, facts, HostDevice(), "cpu", provider))
+            return Engine(
+                folder, Model.of(folder, facts, device_backend(folder, facts, HostDevice(), "cpu", provider))
+            )
         if kind == "cuda":
             _gpu()
             return Engine.load(built_of(name, rest), device="cuda")
@@ -44,7 +47,8 @@ def opened(graphs_of, built_of, tmp_path_factory):
         if kind == "host":
             operators, _, caches = rest.partition("-")
             found, facts = host_backend(graphs_of(name), folder / "g", operators, caches)
-            return Engine(built_of(name, "functions"), facts, found)
+            folder = built_of(name, "functions")
+            return Engine(folder, Model.of(folder, facts, found))
         settings = Settings((_gpu(),), "float32", 128, 3, 16, rest.rpartition("-")[2])
         build_engine(graphs_of(name), folder / "e", "tensorrt-rtx", settings=settings)
         return Engine.load(folder / "e")
@@ -103,7 +107,7 @@ def test_evict(backend, per_head, merge, opened, rng):
     from vlkv import ops
     from vlkv.backend.device.arrays import to_host
 
-    found = opened(backend)._backend
+    found = opened(backend).model.backend
     text, device = found.text, found.device
     slots, count = 20, 7
     key, value = rng.standard_normal((2, 1, text.kv_heads, slots, text.head_dim), np.float32)
@@ -140,7 +144,7 @@ def test_watched_steps_and_overwritten_slots(backend, opened, rng):
     from vlkv.backend.device.arrays import to_host
 
     engine = opened(backend)
-    found, text = engine._backend, engine.manifest.text
+    found, text = engine.model.backend, engine.manifest.text
     cache_ = Cache.empty(text, 24, found.store)
     embeds = rng.standard_normal((1, 6, text.hidden), np.float32)
     found.extend(embeds, np.arange(6)[np.newaxis], cache_, np.zeros((1, 0), np.int64), True)
@@ -198,7 +202,7 @@ def test_onnxruntime_on_cuda_is_refused_in_one_line(built_of):
 def test_steps_are_replayed(caches, opened):
     """Plain steps go through the device's recorder; each of the two ways that dynamic caches go is recorded once."""
     engine = opened(f"host-native-{caches}")
-    device = engine._backend.device
+    device = engine.model.backend.device
     before = device.replayed
     result = engine.generate(QUESTION, policy="full", max_new_tokens=6)
     assert device.replayed - before == len(result.token_ids) - 1

@@ -12,6 +12,7 @@ import pytest
 from vlkv import Question
 from vlkv.backend.cache import Cache, join
 from vlkv.generation.prefill import prefill
+from vlkv.generation.sequence import prepare as prepare_sequence
 
 PROMPT = " ".join(f"w{number % 20}" for number in range(60))
 ROOM = 52
@@ -20,12 +21,12 @@ both = pytest.mark.parametrize("operators", ["native", "functions"])
 
 
 def prepare(engine, pictures, **fields):
-    return engine._prepare(Question(PROMPT, pictures, **{"max_new_tokens": ROOM} | fields)).job
+    return prepare_sequence(engine.model, Question(PROMPT, pictures, **{"max_new_tokens": ROOM} | fields))
 
 
-def prefilled(engine, job):
-    found = prefill(job, engine._backend, engine._embedding, engine.manifest)
-    return found.cache, found.logits, found.result
+def prefilled(engine, sequence):
+    prefill(engine.model, sequence)
+    return sequence.give_cache(), sequence.logits, sequence.result
 
 
 def arrays(cache):
@@ -76,11 +77,11 @@ def test_the_prompts_cache_is_freed_at_once(engine_of, pictures, operators, monk
 
     monkeypatch.setattr(Cache, "empty", classmethod(empty))
     engine = engine_of("mistral", operators)
-    job = prepare(engine, pictures, budget=0.1)
+    asked = prepare(engine, pictures, budget=0.1)
     gc.collect()
     gc.disable()
     try:
-        _, _, result = prefilled(engine, job)
+        _, _, result = prefilled(engine, asked)
         assert len(made) == 2 * engine.manifest.text.layers
         slots = 2 * engine.manifest.text.kv_heads * engine.manifest.text.head_dim * 4
         assert sum(size for size, _ in made) == slots * 3 * result.prompt_tokens
@@ -93,7 +94,7 @@ def test_the_prompts_cache_is_freed_at_once(engine_of, pictures, operators, monk
 @both
 def test_a_layer_is_freed_before_the_next_is_cut(engine_of, pictures, operators, monkeypatch):
     engine = engine_of("mistral", operators)
-    job = prepare(engine, pictures, budget=0.1)
+    asked = prepare(engine, pictures, budget=0.1)
     sizes = []
     original = Cache.free
 
@@ -102,7 +103,7 @@ def test_a_layer_is_freed_before_the_next_is_cut(engine_of, pictures, operators,
         sizes.append(cache.bytes)
 
     monkeypatch.setattr(Cache, "free", free)
-    _, _, result = prefilled(engine, job)
+    _, _, result = prefilled(engine, asked)
     text = engine.manifest.text
     layer = 2 * text.kv_heads * text.head_dim * 4 * result.prompt_tokens
     assert sizes == [layer * left for left in reversed(range(text.layers))]
@@ -117,12 +118,14 @@ def test_decode_writes_the_arrays_in_place(engine_of, pictures, operators, polic
     for layer, count in enumerate(result.kept_tokens):
         # slots that no token has reached yet
         cache.keys[layer][:, :, count:] = cache.values[layer][:, :, count:] = np.nan
-    steps = engine._backend.steps(cache)
+    steps = engine.model.backend.steps(cache)
     active = np.array([True])
     for number in range(50):
         before = [array.copy() for array in held]
         token = np.array([20 + number % 30])
-        logits = steps.step(engine._embedding.rows(token), np.array([result.prompt_tokens + number]), active)
+        logits = steps.step(
+            engine.model.embedding.rows(token), np.array([result.prompt_tokens + number]), active
+        )
         assert np.isfinite(logits).all()
         assert np.shares_memory(logits, steps.logits)
         for index, (array, old) in enumerate(zip(held, before, strict=True)):
@@ -140,8 +143,8 @@ def test_decode_writes_the_arrays_in_place(engine_of, pictures, operators, polic
 def test_steps_read_what_is_written_from_outside(engine_of, pictures, operators):
     engine = engine_of("llama", operators)
     cache, _, result = prefilled(engine, prepare(engine, pictures, policy="full"))
-    steps = engine._backend.steps(cache)
-    embeds = engine._embedding.rows(np.array([30]))
+    steps = engine.model.backend.steps(cache)
+    embeds = engine.model.embedding.rows(np.array([30]))
     position = np.array([result.prompt_tokens])
     stay = np.array([False])
     first = steps.step(embeds, position, stay).copy()
@@ -162,23 +165,25 @@ def test_prompts_that_are_done_do_not_grow(engine_of, pictures, operators):
     parts = [prefilled(engine, prepare(engine, pictures[:n], budget=0.2))[0] for n in (1, 2)]
     cache = join(parts)
     before = cache.length.copy()
-    steps = engine._backend.steps(cache)
+    steps = engine.model.backend.steps(cache)
     for _ in range(3):
-        steps.step(engine._embedding.rows(np.array([30, 31])), np.array([80, 90]), np.array([True, False]))
+        steps.step(
+            engine.model.embedding.rows(np.array([30, 31])), np.array([80, 90]), np.array([True, False])
+        )
     np.testing.assert_array_equal(cache.length - before, [[3, 0]] * 3)
 
 
 def test_join_is_sized_by_the_longest_and_frees_the_parts(engine_of, pictures):
     engine = engine_of("llama")
     text = engine.manifest.text
-    jobs = [
+    asked = [
         prepare(engine, pictures[:n], budget=budget, max_new_tokens=room)
         for n, budget, room in ((0, 0.5, 3), (1, 0.1, 9), (2, 1.0, 5))
     ]
-    parts = [prefilled(engine, job)[0] for job in jobs]
+    parts = [prefilled(engine, one)[0] for one in asked]
     lengths = np.concatenate([part.length for part in parts], axis=1)
     slots = [max(part.capacity(layer) for part in parts) for layer in range(text.layers)]
-    rooms = np.array([job.room for job in jobs])
+    rooms = np.array([one.max_new_tokens for one in asked])
     assert slots == (lengths + rooms).max(axis=1).tolist()
     assert len(set(lengths[0].tolist())) == 3
     copies = [[array.copy() for array in arrays(part)] for part in parts]
@@ -230,7 +235,7 @@ def test_answers_hold_no_cache(engine_of, pictures, monkeypatch):
 def test_bytes_in_a_batch_are_those_of_the_joined_arrays(engine_of, pictures, monkeypatch):
     engine = engine_of("mistral")
     held = []
-    backend = engine._backend
+    backend = engine.model.backend
     monkeypatch.setattr(
         backend, "steps", lambda cache, steps=backend.steps: (held.append(cache.bytes), steps(cache))[1]
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from backends.host_device import HostDevice, view
 
+from backend.host_device import HostDevice, view
 from vlkv.backend.device.arrays import copies
 
 

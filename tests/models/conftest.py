@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from vlkv import Engine, Question, Result
 from vlkv.backend.cache import Cache
 from vlkv.generation.decode import Decoder
-from vlkv.generation.prefill import CHUNK, prefill
+from vlkv.generation.prefill import PREFILL_CHUNK, prefill
+from vlkv.generation.sequence import Sequence, prepare
 from vlkv.policies.decode_eviction import Eviction
 
 ROUNDOFF = 2.0**-24
@@ -24,19 +26,31 @@ class Prefilled:
     """A prompt's cache, the logits of its end, and its result without an answer."""
 
     engine: Engine
+    sequence: Sequence
     cache: Cache
-    logits: np.ndarray
-    result: Result
-    eviction: Eviction | None
 
-    def forced(self, tokens: Sequence[int]) -> np.ndarray:
+    @property
+    def logits(self) -> np.ndarray:
+        return self.sequence.logits
+
+    @property
+    def result(self) -> Result:
+        return self.sequence.result
+
+    @property
+    def eviction(self) -> Eviction | None:
+        return self.sequence.eviction
+
+    def decoder(self) -> Decoder:
+        """Steps behind the prompt."""
+        return Decoder(self.engine.model, self.cache, [self.sequence])
+
+    def forced(self, tokens: abc.Sequence[int]) -> np.ndarray:
         """Logits `[1 + T, V]` of the prompt's end and after each of the given tokens."""
-        positions = np.array([self.result.prompt_tokens])
-        decoder = Decoder(self.engine._backend, self.cache, [self.eviction], positions)
+        decoder = self.decoder()
         found = [self.logits]
         for token in tokens:
-            embeds = self.engine._embedding.rows(np.array([token], np.int64))
-            found.append(decoder.step(embeds, np.array([True]))[0].copy())
+            found.append(decoder.step(np.array([token], np.int64), np.array([True]))[0].copy())
         return np.stack(found)
 
 
@@ -44,10 +58,12 @@ class Prefilled:
 def prefilled() -> Callable[..., Prefilled]:
     """Prefills a question on an engine; the arguments are those of `Question`, and `chunk`."""
 
-    def make(engine: Engine, prompt: str, images: Any = (), chunk: int = CHUNK, **fields: Any) -> Prefilled:
-        job = engine._prepare(Question(prompt, images, **fields)).job
-        got = prefill(job, engine._backend, engine._embedding, engine.manifest, chunk=chunk)
-        return Prefilled(engine, got.cache, got.logits, got.result, got.eviction)
+    def make(
+        engine: Engine, prompt: str, images: Any = (), chunk: int = PREFILL_CHUNK, **fields: Any
+    ) -> Prefilled:
+        sequence = prepare(engine.model, Question(prompt, images, **fields))
+        prefill(engine.model, sequence, chunk=chunk)
+        return Prefilled(engine, sequence, sequence.give_cache())
 
     return make
 

@@ -15,8 +15,7 @@ from models import prompts, tiny
 from models.evicting import Evicting
 from oracles import decoding as oracle
 from vlkv import POLICIES, Engine, Question
-from vlkv.generation.decode import Decoder
-from vlkv.generation.prefill import prefill
+from vlkv.backend.onnxruntime import OnnxRuntimeSteps
 
 STEPS = 40
 # see test_kept_positions.py
@@ -99,12 +98,12 @@ def test_step_by_step(shape, operators, name, engine_of, reference_of, pictures,
     merge = policy.merge != "none"
     run = Evicting(reference, prompts.inputs(engine, reference, asked), got.result.positions, merge)
     lists = Lists(policy, budget, got.result)
-    decoder = Decoder(engine._backend, got.cache, [got.eviction], np.array([got.result.prompt_tokens]))
+    decoder = got.decoder()
     arrays = [*got.cache.keys, *got.cache.values]
     np.testing.assert_allclose(got.logits, run.logits, rtol=0, atol=tolerance(run.logits))
     for token in rng.integers(len(tiny.SPECIAL), tiny.VOCAB, STEPS):
         position = int(decoder.positions[0])
-        logits = decoder.step(engine._embedding.rows(np.array([token])), np.array([True]))[0]
+        logits = decoder.step(np.array([token]), np.array([True]))[0]
         want = run.step(token)
         np.testing.assert_allclose(logits, want, rtol=0, atol=tolerance(want))
         lists.step(position, run, got.eviction)
@@ -167,7 +166,7 @@ def test_memory_over_two_thousand_tokens(name, long_engine, pictures, prefilled)
         assert got.eviction.positions[layer].shape[1] == got.cache.capacity(layer)
     slots = sum(got.cache.capacity(layer) for layer in range(text.layers))
     assert got.result.cache_bytes == got.cache.bytes == slots * 2 * text.kv_heads * text.head_dim * 4
-    decoder = Decoder(engine._backend, got.cache, [got.eviction], np.array([got.result.prompt_tokens]))
+    decoder = got.decoder()
     active, arrays = np.array([True]), [*got.cache.keys, *got.cache.values]
     gc.collect()
     tracemalloc.start()
@@ -175,7 +174,7 @@ def test_memory_over_two_thousand_tokens(name, long_engine, pictures, prefilled)
         if step == 100:
             before = tracemalloc.get_traced_memory()[0]
             tracemalloc.reset_peak()
-        logits = decoder.step(engine._embedding.rows(np.array([step % 40 + 10])), active)
+        logits = decoder.step(np.array([step % 40 + 10]), active)
         assert np.isfinite(logits).all()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -207,9 +206,7 @@ def test_a_batch_that_evicts_is_as_large_as_its_largest_budget(engine_of, pictur
 def test_only_what_watches_is_observed(engine_of, pictures, monkeypatch):
     engine = engine_of("mistral")
     watched = []
-    steps = type(engine._backend.steps(prefill(
-        engine._prepare(Question("what")).job, engine._backend, engine._embedding, engine.manifest
-    ).cache))  # fmt: skip
+    steps = OnnxRuntimeSteps
     original = steps._watcher
     monkeypatch.setattr(steps, "_watcher", lambda self: (watched.append(1), original(self))[1])
     for name in ("full", "vl-cache", "elastic", "streaming-llm"):

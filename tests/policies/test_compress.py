@@ -40,7 +40,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_kept_equals_the_oracle(engine_of, rng, case, operators):
     policy = CASES[case]
-    backend = engine_of("mistral", operators)._backend
+    backend = engine_of("mistral", operators).model.backend
     shape = (1, HEADS, LENGTH + 3, DIM)
     cache = Cache(
         [rng.normal(size=shape).astype(np.float32) for _ in range(LAYERS)],

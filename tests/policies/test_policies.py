@@ -9,7 +9,7 @@ import pytest
 
 from oracles import policies as oracle
 from vlkv import POLICIES, Policy
-from vlkv.backend.base import Observation
+from vlkv.backend.base import ObservedQueries
 from vlkv.backend.cache import Cache
 from vlkv.errors import PolicyError
 from vlkv.policies.builtin import resolve
@@ -50,7 +50,7 @@ def softmax(query, key):
 @pytest.mark.parametrize("operators", ["native", "functions"])
 @pytest.mark.parametrize("name", NAMES)
 def test_random_tensors(engine_of, rng, name, operators):
-    backend = engine_of("llama-old", operators)._backend
+    backend = engine_of("llama-old", operators).model.backend
     for length, last_image, budget, window in (
         (57, 31, 0.3, 5),
         (90, -1, 0.15, 8),
@@ -69,7 +69,7 @@ def test_random_tensors(engine_of, rng, name, operators):
         rows = observed_rows(policy, length, last_image)
         observer = Observer(FACTS, policy, length, rows, 1)
         for part in np.array_split(np.array(rows, np.int64), 3):
-            observer.add(Observation([q[None, :, part] for q in query], [], None), cache, part)
+            observer.add(ObservedQueries([q[None, :, part] for q in query]), cache, part)
         counts = split_budget(policy, observer.sparsity, length, budget, len(rows))
         _, kept = compress(policy, cache, observer, counts, 2, backend)
         want, scores = oracle.kept(
@@ -113,7 +113,7 @@ def test_vl_cache_sparsity_by_hand():
     key[0, 0, :, 0] = np.log([0.5, 0.4, 0.0999, 0.0001]) * DIM**0.5
     query[0, 0, 0, 0] = 1.0
     observer = Observer(facts, POLICIES["vl-cache"], 4, range(3, 4), 1)
-    observer.add(Observation([query], [], None), Cache([key], [key], np.array([[4]])), np.array([3]))
+    observer.add(ObservedQueries([query]), Cache([key], [key], np.array([[4]])), np.array([3]))
     assert observer.sparsity.tolist() == [1 / 8]
     np.testing.assert_allclose(observer.scores[0][0, 0], [0.75, 0.65, 0.3499, 0.2501], rtol=1e-6)
 
@@ -125,7 +125,7 @@ def test_elastic_cache_by_hand(engine_of):
     Buckets end at floor((t_k + t_{k+1}) / 2) = 1, 4, 7: tokens 0 1 | 2 3 4 | 5 6 7 | 8 9.
     """
     policy = POLICIES["elastic"]
-    backend = engine_of("llama-old")._backend
+    backend = engine_of("llama-old").model.backend
     scores = np.array([0, 1, 9, 1, 1, 1, 8, 1, 1, 0], np.float32)
     observer = Observer(FACTS, policy, 10, range(10), 1)
     for score in observer.scores:

@@ -87,7 +87,7 @@ def pace(engine, monkeypatch):
 
 
 def paced(engine, monkeypatch):
-    steps, pace = engine._backend.steps, Pace()
+    steps, pace = engine.model.backend.steps, Pace()
 
     def held(cache):
         made = steps(cache)
@@ -95,7 +95,7 @@ def paced(engine, monkeypatch):
         made.step = lambda *given: (pace.take(), step(*given))[1]
         return made
 
-    monkeypatch.setattr(engine._backend, "steps", held)
+    monkeypatch.setattr(engine.model.backend, "steps", held)
     return pace
 
 
@@ -150,7 +150,7 @@ def test_logits_do_not_depend_on_the_rest_of_the_batch(engine_of, weights, rng):
     found = {}
     for batch in range(1, most + 1):
         part = [[array[:batch].copy() for array in arrays] for arrays in (keys, values)]
-        steps = engine._backend.steps(Cache(*part, np.ascontiguousarray(length[:, :batch])))
+        steps = engine.model.backend.steps(Cache(*part, np.ascontiguousarray(length[:, :batch])))
         found[batch] = steps.step(embeds[:batch], positions[:batch], np.ones(batch, bool)).copy()
     for batch, logits in found.items():
         np.testing.assert_array_equal(logits, found[most][:batch])
@@ -310,7 +310,7 @@ def test_a_slot_cuts_layers_to_its_capacity(engine, pictures):
 def test_one_request_that_fails_harms_no_other(engine, monkeypatch):
     question = Question("what is the total", max_new_tokens=30)
     alone = engine.generate_batch([question])[0]
-    extend, count = engine._backend.extend, []
+    extend, count = engine.model.backend.extend, []
 
     def failing(*given):
         count.append(1)
@@ -318,7 +318,7 @@ def test_one_request_that_fails_harms_no_other(engine, monkeypatch):
             raise RuntimeError("no more memory")
         return extend(*given)
 
-    monkeypatch.setattr(engine._backend, "extend", failing)
+    monkeypatch.setattr(engine.model.backend, "extend", failing)
     with engine.scheduler(slots=2) as scheduler:
         tickets = [scheduler.submit(question) for _ in range(3)]
         with pytest.raises(RuntimeError, match="no more memory"):

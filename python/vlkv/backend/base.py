@@ -13,22 +13,97 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.cache import Array, Cache, Store
+from vlkv.dtypes import Float32, Int64
+from vlkv.ops.native import native
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+
+class Observation(Protocol):
+    """What one call saw of its observation window."""
+
+    def add(
+        self,
+        layer: int,
+        row: int,
+        total: Float32,
+        cache: Cache,
+        positions: Int64,
+        threshold: float = 0.0,
+        threads: int = 0,
+    ) -> tuple[int, float]:
+        """Adds what the observed rows of one prompt attended to in one layer.
+
+        Args:
+            layer: which.
+            row: the prompt's place in the batch.
+            total: scores `[1,Hkv,C]` to add to; C says how many of the cache's slots count.
+            cache: that the call ran on, the observed tokens in it.
+            positions: `[W]`, the slots of the observed tokens.
+            threshold: p of the sparsity measure; a graph that gives sparsity has it built in.
+            threads: of the operator; 0 for all cores.
+
+        Returns:
+            The pairs of a row and a key that it attends to, over all heads, and how many are under the threshold.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What one call saw of the observed rows, per layer.
+class ObservedQueries:
+    """The observed rows as they are, for the native score operator: per layer `[B,Hq,W,D]`. Without layers nothing."""
 
-    A backend whose engine leaves scoring to native operators gives `queries`, the rows `[B,Hq,W,D]`; else
-    `scores` holds `[B,Hkv,C_l]` and `sparsity` `[L,B]`. With W = 0 all are empty.
+    queries: list[Float32]
+
+    def add(
+        self,
+        layer: int,
+        row: int,
+        total: Float32,
+        cache: Cache,
+        positions: Int64,
+        threshold: float = 0.0,
+        threads: int = 0,
+    ) -> tuple[int, float]:
+        """See `Observation.add`."""
+        query = self.queries[layer][row : row + 1]
+        key = cache.keys[layer][row : row + 1, :, : total.shape[2]]
+        pairs, below = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        scale = query.shape[3] ** -0.5
+        native().score(query, key, positions[np.newaxis], scale, threshold, total, pairs, below, threads)
+        return int(pairs[0]), float(below[0])
+
+
+@dataclass(frozen=True)
+class ObservedScores:
+    """What a graph that scores by itself gives out.
+
+    Fields:
+        scores: per layer `[B,Hkv,C_l]`.
+        sparsity: `[L,B]`, the share of pairs under the threshold that the graph has built in.
+        query_heads: Hq.
     """
 
-    queries: list[Floats]
-    scores: list[Floats]
-    sparsity: Floats | None
+    scores: list[Float32]
+    sparsity: Float32
+    query_heads: int
+
+    def add(
+        self,
+        layer: int,
+        row: int,
+        total: Float32,
+        cache: Cache,
+        positions: Int64,
+        threshold: float = 0.0,
+        threads: int = 0,
+    ) -> tuple[int, float]:
+        """See `Observation.add`."""
+        total += self.scores[layer][row : row + 1, :, : total.shape[2]]
+        pairs = int((positions + 1).sum()) * self.query_heads
+        return pairs, pairs * float(self.sparsity[layer, row])
+
+
+NOTHING = ObservedQueries([])
+"""What a call without observed rows saw."""
 
 
 class Steps(Protocol):
@@ -39,16 +114,16 @@ class Steps(Protocol):
         observation: of the last step that watched, W = 1; rows of prompts that were not watched hold anything.
     """
 
-    logits: Floats
+    logits: Float32
     observation: Observation
 
     def step(
         self,
-        embeds: Floats,
-        positions: Ints,
+        embeds: Float32,
+        positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-    ) -> Floats:
+    ) -> Float32:
         """One token a prompt: `embeds [B,hidden]` at `positions [B]`; the caches of those not `active [B]` stay.
 
         `watched [B]` asks what the tokens of some prompts attend to; without it nothing is observed, at no cost.
@@ -56,7 +131,7 @@ class Steps(Protocol):
         """
         ...
 
-    def overwrite(self, slots: Ints) -> None:
+    def overwrite(self, slots: Int64) -> None:
         """Each prompt's last token takes another's slot, and the length goes down: see `Cache.overwrite`."""
         ...
 
@@ -74,13 +149,13 @@ class Backend(Protocol):
     store: Store
     chunk: int
 
-    def vision(self, pixels: Floats) -> Floats:
+    def vision(self, pixels: Float32) -> Float32:
         """Image features `[N,P,hidden]` of `pixel_values [N,3,height,width]`."""
         ...
 
     def extend(
-        self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
-    ) -> tuple[Floats, Observation]:
+        self, embeds: Float32, positions: Int64, cache: Cache, row_index: Int64, last: bool
+    ) -> tuple[Float32, Observation]:
         """Runs a chunk of prompt tokens and appends it to the cache.
 
         Args:
@@ -98,7 +173,7 @@ class Backend(Protocol):
     def evict(
         self,
         source: tuple[Array, Array],
-        score: Floats,
+        score: Float32,
         keep: tuple[int, int, int],
         target: tuple[Array, Array],
         per_head: bool,

@@ -76,7 +76,7 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays that are alive, room for new tokens included."""
+        """Bytes of the arrays that are alive, free slots included."""
         return sum(array.nbytes for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
@@ -95,9 +95,9 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, room: int) -> Cache:
-        """The same tokens in arrays with `room` slots behind each layer's longest. This one is emptied."""
-        return join([self], [int(longest) + room for longest in self.length.max(axis=1)])
+    def grown(self, spare: int) -> Cache:
+        """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied."""
+        return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Each prompt's last token takes the place of another, and the length goes down by one.

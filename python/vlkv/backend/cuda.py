@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.device.arrays import BYTES, DeviceArray, copies
+from vlkv.backend.device.arrays import DeviceArray, copies
 from vlkv.errors import EngineError
+from vlkv.storage.manifest import BYTES
 
 NON_BLOCKING = 1
 
@@ -59,7 +60,7 @@ def compute_capability(needed: tuple[str, ...]) -> str:
     return found
 
 
-class _Memory:
+class _CudaMemory:
     """Device memory, given back in the stream's order when the last view is gone."""
 
     def __init__(self, cuda: Any, size: int, stream: Any) -> None:
@@ -82,7 +83,9 @@ class CudaDevice:
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Device.allocate`."""
-        return DeviceArray(_Memory(self._cuda, prod(shape) * BYTES[dtype], self.stream), tuple(shape), dtype)
+        return DeviceArray(
+            _CudaMemory(self._cuda, prod(shape) * BYTES[dtype], self.stream), tuple(shape), dtype
+        )
 
     def clear(self, array: DeviceArray) -> None:
         """See `Device.clear`."""

@@ -12,8 +12,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Floats, Ints, Observation
+from vlkv.backend.base import NOTHING, Observation, ObservedQueries, ObservedScores
 from vlkv.backend.cache import HOST, Cache, Store
+from vlkv.backend.registry import Options
+from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
@@ -21,6 +23,11 @@ from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"
+
+
+def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxRuntimeBackend:
+    """Opens the graphs on the CPU: see `vlkv.backend.registry`."""
+    return OnnxRuntimeBackend(directory, manifest, options.threads)
 
 
 class OnnxRuntimeBackend:
@@ -45,7 +52,7 @@ class OnnxRuntimeBackend:
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
-    def vision(self, pixels: Floats) -> Floats:
+    def vision(self, pixels: Float32) -> Float32:
         """See `Backend.vision`; one picture at a time, so that memory does not grow with their number."""
         run = self._vision.run
         return np.concatenate(
@@ -53,8 +60,8 @@ class OnnxRuntimeBackend:
         )
 
     def extend(
-        self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
-    ) -> tuple[Floats, Observation]:
+        self, embeds: Float32, positions: Int64, cache: Cache, row_index: Int64, last: bool
+    ) -> tuple[Float32, Observation]:
         """See `Backend.extend`."""
         names = ("logits", *(self.observed if row_index.shape[1] else ()))
         binding = self.bind(embeds, positions, row_index, cache)
@@ -68,10 +75,10 @@ class OnnxRuntimeBackend:
 
     def evict(
         self,
-        source: tuple[Floats, Floats],
-        score: Floats,
+        source: tuple[Float32, Float32],
+        score: Float32,
         keep: tuple[int, int, int],
-        target: tuple[Floats, Floats],
+        target: tuple[Float32, Float32],
         per_head: bool,
         merge: bool,
     ) -> NDArray[np.int32]:
@@ -108,11 +115,11 @@ class OnnxRuntimeBackend:
         kept_positions: NDArray[np.int32] = result[2][0]
         return kept_positions
 
-    def steps(self, cache: Cache) -> Steps:
+    def steps(self, cache: Cache) -> OnnxRuntimeSteps:
         """See `Backend.steps`."""
-        return Steps(self, cache)
+        return OnnxRuntimeSteps(self, cache)
 
-    def bind(self, embeds: Floats, positions: Ints, row_index: Ints, cache: Cache) -> Any:
+    def bind(self, embeds: Float32, positions: Int64, row_index: Int64, cache: Cache) -> Any:
         """A binding of the decoder with these inputs and the cache, which is updated in place."""
         binding = self._decoder.io_binding()
         inputs = {"inputs_embeds": embeds, "position_ids": positions, "row_index": row_index}
@@ -137,17 +144,17 @@ class OnnxRuntimeBackend:
             return [f"query.{layer}" for layer in layers]
         return [*(f"score.{layer}" for layer in layers), "sparsity"]
 
-    def observation(self, arrays: dict[str, Floats]) -> Observation:
+    def observation(self, arrays: dict[str, Float32]) -> Observation:
         """What those outputs hold, by name; none of them is an empty one."""
         layers = [str(layer) for layer in range(self.text.layers)]
         if "sparsity" in arrays:
-            return Observation([], [arrays[f"score.{layer}"] for layer in layers], arrays["sparsity"])
-        return Observation(
-            [arrays[f"query.{layer}"] for layer in layers if f"query.{layer}" in arrays], [], None
-        )
+            scores = [arrays[f"score.{layer}"] for layer in layers]
+            return ObservedScores(scores, arrays["sparsity"], self.text.query_heads)
+        queries = [arrays[f"query.{layer}"] for layer in layers if f"query.{layer}" in arrays]
+        return ObservedQueries(queries) if queries else NOTHING
 
 
-class Steps:
+class OnnxRuntimeSteps:
     """Decoding: everything is bound once, a step writes two small arrays and reads the logits where they appear.
 
     A step that watches has a binding of its own, with the observed rows as outputs, made when it is first asked for.
@@ -159,7 +166,7 @@ class Steps:
 
     def __init__(self, backend: OnnxRuntimeBackend, cache: Cache) -> None:
         self.logits = np.zeros((cache.batch, backend.text.vocab), np.float32)
-        self.observation = Observation([], [], None)
+        self.observation: Observation = NOTHING
         self._backend, self._cache = backend, cache
         self._embeds = np.zeros((cache.batch, 1, backend.text.hidden), np.float32)
         self._positions = np.zeros((cache.batch, 1), np.int64)
@@ -169,11 +176,11 @@ class Steps:
 
     def step(
         self,
-        embeds: Floats,
-        positions: Ints,
+        embeds: Float32,
+        positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-    ) -> Floats:
+    ) -> Float32:
         """See `vlkv.backend.base.Steps.step`."""
         self._embeds[:, 0] = embeds
         self._positions[:, 0] = positions
@@ -186,11 +193,11 @@ class Steps:
         self._cache.length += active
         return self.logits
 
-    def overwrite(self, slots: Ints) -> None:
+    def overwrite(self, slots: Int64) -> None:
         """See `vlkv.backend.base.Steps.overwrite`."""
         self._cache.overwrite(slots)
 
-    def _binding(self, rows: Ints) -> Any:
+    def _binding(self, rows: Int64) -> Any:
         binding = self._backend.bind(self._embeds, self._positions, rows, self._cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
         return binding

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import Device, DeviceArray, to_device
 from vlkv.backend.device.backend import DeviceBackend
+from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 
@@ -24,7 +25,7 @@ CUDA = "CUDAExecutionProvider"
 NAMES = ("vision", "decoder", "compress")
 
 
-def open_on_cuda(directory: Path, manifest: Manifest) -> DeviceBackend:
+def open_backend(directory: Path, manifest: Manifest, _: Options) -> DeviceBackend:
     """The engine's graphs on ONNX Runtime's CUDA provider.
 
     Raises:

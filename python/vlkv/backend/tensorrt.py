@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import DeviceArray
 from vlkv.backend.device.backend import DeviceBackend
+from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 
@@ -25,14 +26,14 @@ PLUGIN = "VLKV_TENSORRT_PLUGIN"
 """The environment variable that names the plugin's library."""
 
 
-def open_engine(directory: Path, manifest: Manifest, plugin: Path | None = None) -> DeviceBackend:
+def open_backend(directory: Path, manifest: Manifest, options: Options) -> DeviceBackend:
     """The engine's graphs on this machine's GPU.
 
     Args:
         directory: the engine directory, verified.
         manifest: its manifest.
-        plugin: `libvlkv_tensorrt.so`, for an engine whose operators are the plugin's; else what the environment
-            variable VLKV_TENSORRT_PLUGIN names.
+        options: `plugin` is `libvlkv_tensorrt.so`, for an engine whose operators are the plugin's; else what the
+            environment variable VLKV_TENSORRT_PLUGIN names.
 
     Raises:
         EngineError: no driver or another GPU, a missing package or plugin, or an engine of another TensorRT.
@@ -53,7 +54,7 @@ def open_engine(directory: Path, manifest: Manifest, plugin: Path | None = None)
     log = Log()
     runtime = trt.Runtime(log)
     if manifest.operators == "native":
-        runtime.get_plugin_registry().load_library(str(_plugin(plugin)))
+        runtime.get_plugin_registry().load_library(str(_plugin(options.plugin)))
     device = CudaDevice()
     graphs = {}
     for path in sorted(directory.glob("*.engine")):
@@ -113,8 +114,8 @@ class _Graph:
             context.set_tensor_address(name, made.pointer)
         missing = context.infer_shapes()
         if missing or not context.execute_async_v3(int(self._device.stream)):
-            told = self._errors[-1] if self._errors else f"inputs {missing} lack a shape or an address"
-            raise EngineError(f"TensorRT can't run {self._engine.name}: {' '.join(told.split())}")
+            reason = self._errors[-1] if self._errors else f"inputs {missing} lack a shape or an address"
+            raise EngineError(f"TensorRT can't run {self._engine.name}: {' '.join(reason.split())}")
 
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:

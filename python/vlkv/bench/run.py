@@ -8,15 +8,14 @@ from itertools import pairwise
 from time import perf_counter
 from typing import Protocol
 
-from vlkv.backend.base import Floats
 from vlkv.bench.probe import Peak
 from vlkv.bench.prompts import Asked
 from vlkv.bench.settings import Budget
+from vlkv.dtypes import Float32
 from vlkv.engine import Engine
-from vlkv.generation.batch import Request
-from vlkv.generation.prefill import Job
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Sampling
+from vlkv.generation.sequence import Sequence as Prepared
 from vlkv.policies.builtin import resolve
 from vlkv.storage.manifest import BYTES
 
@@ -97,13 +96,13 @@ class EngineArm:
         )
         self._peak = Peak()
 
-    def request(self, one: Asked, new_tokens: int) -> Request:
+    def request(self, one: Asked, new_tokens: int) -> Prepared:
         """The prompt under this budget, answered greedily."""
         share = self.budget.of(len(one.prompt.token_ids))
-        job = Job(one.prompt, [one.picture], self._policy, share, new_tokens)
-        return Request(job, Sampling(max_new_tokens=new_tokens))
+        sampling = Sampling(max_new_tokens=new_tokens)
+        return Prepared(one.prompt, [one.picture], self._policy, share, new_tokens, sampling)
 
-    def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Floats]:
+    def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Float32]:
         """Logits `[V]` at the prompt's end and after each of the given tokens."""
         for step in self.engine.forced(self.request(one, max(1, len(tokens))), tokens):
             yield step.logits

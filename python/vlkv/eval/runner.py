@@ -17,7 +17,7 @@ from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.tasks import Sample
 from vlkv.generation.chat import Keep
 from vlkv.generation.forced import token_loss
-from vlkv.generation.fork import Reading, positions_or_all
+from vlkv.generation.fork import SharedPrompt, positions_or_all
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.storage.files import hash_file
@@ -153,7 +153,9 @@ def _ask_once(
     return records
 
 
-def _forced(reading: Reading, settings: Sequence[Setting], tokens: Sequence[int]) -> list[tuple[float, int]]:
+def _forced(
+    reading: SharedPrompt, settings: Sequence[Setting], tokens: Sequence[int]
+) -> list[tuple[float, int]]:
     """For each setting, the sum of -ln p of the given tokens, and how many of them are its first choice."""
     loss, agreed = np.zeros(len(settings)), np.zeros(len(settings), np.int64)
     steps = reading.forced([setting.variant for setting in settings], tokens[:-1])

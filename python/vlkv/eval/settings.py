@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def variant(self) -> Variant:
-        """The same for a `Reading`."""
+        """The same for `Engine.read`."""
         return Variant(self.policy, self.budget)
 
     @property

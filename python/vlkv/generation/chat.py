@@ -7,36 +7,34 @@ answer comes from a compressed copy, as it would if the whole conversation were 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections import abc
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlkv.backend.base import Backend, Floats
 from vlkv.backend.cache import Cache
+from vlkv.dtypes import Float32, Int64
 from vlkv.errors import PolicyError, PromptError
-from vlkv.generation.batch import Answer, Request, Stream, decode
-from vlkv.generation.prefill import CHUNK, Job, chunk_bounds, cut, embed, new_result, read
+from vlkv.generation.batch import Stream
+from vlkv.generation.decode import Piece, decode
+from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.inputs.embedding import TokenEmbedding
-from vlkv.inputs.messages import Turn, next_prompt
+from vlkv.generation.sequence import Sequence, prepare
+from vlkv.inputs.messages import ChatTurn, next_prompt
 from vlkv.inputs.prompt import Prompt
-from vlkv.inputs.tokenizer import Tokenizer
-from vlkv.policies.decode_eviction import Eviction, room_for
+from vlkv.model import Model
+from vlkv.policies.decode_eviction import slots_for
 from vlkv.policies.observe import Observer, observed_rows
 from vlkv.policies.policy import Policy
-from vlkv.storage.manifest import Manifest
 
 Keep = Literal["compressed", "reusable"]
-Prepare = Callable[[Question, Prompt | None], Request]
 
 
 @dataclass
-class Memory:
+class FullCache:
     """The full keys and values of the prompts so far, answers included once they were part of one.
 
     Attributes:
@@ -45,7 +43,7 @@ class Memory:
         observer: what was added up of them.
     """
 
-    embeds: Floats
+    embeds: Float32
     cache: Cache
     observer: Observer
 
@@ -59,175 +57,156 @@ class Conversation:
         keep: `compressed` or `reusable`.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        embedding: TokenEmbedding,
-        tokenizer: Tokenizer,
-        manifest: Manifest,
-        prepare: Prepare,
-        policy: Policy,
-        budget: float,
-        keep: Keep,
-    ) -> None:
+    def __init__(self, model: Model, policy: Policy, budget: float, keep: Keep) -> None:
         if keep not in get_args(Keep):
             raise PolicyError(f"unknown keep {keep!r}; known: {', '.join(get_args(Keep))}")
         self.policy, self.budget, self.keep = policy, budget, keep
-        self._turns: list[Turn] = []
-        self._running: Generator[tuple[int, str, Result], None, None] | None = None
-        self._backend, self._embedding, self._tokenizer, self._manifest = (
-            backend,
-            embedding,
-            tokenizer,
-            manifest,
-        )
-        self._prepare = prepare
-        self._prompt: Prompt | None = None
-        self._result = Result()
-        self._cache: Cache | None = None
-        self._eviction: Eviction | None = None
-        self._memory: Memory | None = None
+        self._model = model
+        self._turns: list[ChatTurn] = []
+        self._running: abc.Generator[Piece, None, None] | None = None
+        self._last: Sequence | None = None
+        self._full: FullCache | None = None
 
     @property
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[ChatTurn]:
         """Questions and answers so far."""
-        if not self._turns:
+        if self._last is None:
             return []
         last = self._turns[-1]
-        return [*self._turns[:-1], Turn(last.text, last.images, self._result.text)]
+        return [*self._turns[:-1], ChatTurn(last.text, last.images, self._last.result.text)]
 
     @property
-    def token_ids(self) -> NDArray[np.int64]:
+    def token_ids(self) -> Int64:
         """All tokens so far, but for an end token at the last answer's end."""
-        if self._prompt is None:
+        if self._last is None:
             return np.zeros(0, np.int64)
-        return np.concatenate([self._prompt.token_ids, np.array(self._said(), np.int64)])
+        return np.concatenate([self._last.prompt.token_ids, np.array(self._said(self._last), np.int64)])
 
-    def ask(self, prompt: str, images: Sequence[Any] = (), **settings: Any) -> Result:
+    def ask(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Result:
         """Answers the next question; the arguments are those of `Engine.generate` but for policy and budget."""
         stream = self.stream(prompt, images, **settings)
         for _ in stream:
             pass
         return stream.result
 
-    def stream(self, prompt: str, images: Sequence[Any] = (), **settings: Any) -> Stream:
+    def stream(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Stream:
         """The same, piece by piece. The next question may come before the answer is done; it is then cut there.
 
         Raises:
             PromptError: a picture in a later turn where `keep` is `compressed`, or what `Engine.generate` refuses.
         """
         question = Question(prompt, images, policy=self.policy, budget=self.budget, **settings)
-        if self._prompt is None:
-            request, begin = self._prepare(question, None), 0
+        last, turn, begin = self._last, ChatTurn(prompt, len(images)), 0
+        if last is None:
+            sequence = prepare(self._model, question)
         else:
             if len(images) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")
-            turns = [*self.turns, Turn(prompt, len(images))]
+            model, said = self._model, self._said(last)
             whole, begin = next_prompt(
-                self._prompt, self._said(), turns, self._tokenizer, self._manifest, question.raw
+                last.prompt, said, [*self.turns, turn], model.tokenizer, model.manifest, question.raw
             )
-            request = self._prepare(question, whole)
+            sequence = prepare(model, question, whole)
         if self._running is not None:
             self._running.close()
-        self._running = self._run(request, begin, Turn(prompt, len(images)))
+        self._running = self._run(sequence, begin, turn)
         return Stream(self._running)
 
-    def _said(self) -> list[int]:
+    def _said(self, last: Sequence) -> list[int]:
         """The last answer's tokens but for an end token, which is the template's to write."""
-        tokens = self._result.token_ids
-        return tokens[:-1] if tokens and tokens[-1] in self._manifest.tokens.eos else tokens
+        tokens = last.result.token_ids
+        return tokens[:-1] if tokens and tokens[-1] in self._model.manifest.tokens.eos else tokens
 
-    def _run(
-        self, request: Request, begin: int, turn: Turn
-    ) -> Generator[tuple[int, str, Result], None, None]:
-        job = request.job
-        result = new_result(job, self._manifest)
-        if self.keep == "reusable" or self._cache is None:
-            logits = self._read(job, begin, result)
+    def _run(self, sequence: Sequence, begin: int, turn: ChatTurn) -> abc.Generator[Piece, None, None]:
+        sequence.begin(self._model)
+        if self.keep == "reusable" or self._last is None:
+            self._prefill(sequence, begin)
         else:
-            logits = self._go_on(job, result)
+            self._extend(self._last, sequence)
+        sequence.images = ()  # later turns need what was made of the pictures only
         self._turns = [*self.turns, turn]
-        self._prompt, self._result = job.prompt, result
-        answer = Answer(result, request.sampling, self._tokenizer, self._manifest.tokens.eos, job.room)
-        yield 0, answer.take(logits), result
-        assert self._cache is not None
-        yield from decode([answer], self._cache, [self._eviction], self._backend, self._embedding)
+        self._last = sequence
+        yield 0, sequence.take(sequence.logits), sequence.result
+        assert sequence.cache is not None
+        yield from decode(self._model, sequence.cache, [sequence])
 
-    def _read(self, job: Job, begin: int, result: Result) -> Floats:
+    def _prefill(self, sequence: Sequence, begin: int) -> None:
         """Runs what is new behind the full cache, and cuts a copy of it; the first turn has nothing before it."""
         start = perf_counter()
-        policy, length, text = job.policy, len(job.prompt.token_ids), self._manifest.text
-        before = self._memory
+        backend, text, prompt = self._model.backend, self._model.manifest.text, sequence.prompt
+        policy, length, before = sequence.policy, len(prompt.token_ids), self._full
         old = 0 if before is None else len(before.embeds)
-        fresh = job.prompt.image_positions[job.prompt.image_positions >= old] - old
-        part = Prompt("", job.prompt.token_ids[old:], fresh, -1)
-        embeds = embed(part, job.images, self._backend, self._embedding, self._manifest)
-        result.seconds.vision = perf_counter() - start
-        rows = observed_rows(policy, length, job.prompt.last_image, begin)
+        fresh = prompt.image_positions[prompt.image_positions >= old] - old
+        part = Prompt("", prompt.token_ids[old:], fresh, -1)
+        embeds = embed(self._model, part, sequence.images)
+        sequence.result.seconds.vision = perf_counter() - start
+        rows = observed_rows(policy, length, prompt.last_image, begin)
         if before is None:
             whole = policy.keeps_all and self.keep == "compressed"
-            cache = Cache.empty(text, length + (job.room if whole else 0), self._backend.store)
-            observer = Observer(text, policy, length, rows, self._backend.threads)
+            new_tokens = sequence.max_new_tokens if whole else 0
+            cache = Cache.empty(text, length + new_tokens, backend.store)
+            observer = Observer(text, policy, length, rows, backend.threads)
         else:
             embeds = np.concatenate([before.embeds, embeds])
             cache = before.cache.grown(length - old)
             if policy.rows == "all":
                 observer = before.observer.grown(length, rows)
             else:
-                observer = Observer(text, policy, length, rows, self._backend.threads)
+                observer = Observer(text, policy, length, rows, backend.threads)
                 # rows of an earlier turn are run once more, in the slots where they are
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old
             before.cache = cache
-        logits = read(embeds, old, cache, observer, self._backend, result)
+        sequence.logits = run_rows(self._model, embeds, old, cache, observer, sequence.result.seconds)
         keep = self.keep == "reusable"
         if keep:
-            self._memory = Memory(embeds, cache, observer)
-        self._cache, self._eviction = cut(job, cache, observer, self._backend, result, keep)
-        return logits
+            self._full = FullCache(embeds, cache, observer)
+        cut(self._model, sequence, cache, observer, keep)
 
-    def _go_on(self, job: Job, result: Result) -> Floats:
+    def _extend(self, last: Sequence, sequence: Sequence) -> None:
         """Runs what is new behind the compressed cache; what decoding evicts makes way for it."""
-        assert self._cache is not None
-        backend, before, eviction = self._backend, self._result, self._eviction
-        done = before.prompt_tokens + len(before.token_ids) - 1
-        length = result.prompt_tokens
-        cache = self._cache.grown(length - done)
+        backend, eviction = self._model.backend, last.eviction
+        done, length = last.position, sequence.result.prompt_tokens
+        cache = last.give_cache().grown(length - done)
+        last.cache = cache
         if eviction is not None:
             eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
-        embeds = self._embedding.rows(job.prompt.token_ids)
+        embeds = self._model.embedding.rows(sequence.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, last in chunk_bounds(length, backend.chunk or CHUNK, done):
-            watched = np.arange(last - first if eviction is not None and eviction.watches else 0)
-            positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
+        for first, stop in chunk_bounds(length, backend.chunk or PREFILL_CHUNK, done):
+            window = stop - first if eviction is not None and eviction.watches else 0
+            positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()
             logits, seen = backend.extend(
-                embeds[np.newaxis, first:last], positions, cache, watched[np.newaxis], last == length
+                embeds[np.newaxis, first:stop],
+                positions,
+                cache,
+                np.arange(window)[np.newaxis],
+                stop == length,
             )
             if eviction is not None:
-                for number, position in enumerate(range(first, last), 1):
+                for number, position in enumerate(range(first, stop), 1):
                     eviction.append(held + number, position)
-                eviction.observe(seen, cache, 0)
-        result.seconds.prefill = perf_counter() - start
+                eviction.observe(seen, cache, 0, window)
+        sequence.result.seconds.prefill = perf_counter() - start
         while eviction is not None and eviction.choose(cache.length[:, 0], slots[:, 0]):
             cache.overwrite(slots)
-        room = room_for(job.policy, job.budget, length, job.room)
-        self._cache = cache = cache.grown(room)
+        spare = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
+        last.cache, sequence.cache, sequence.eviction = None, cache.grown(spare), eviction
         if eviction is not None:
-            eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
-        self._describe(result, cache, done)
-        ends: Floats = logits[0]
-        return ends
+            eviction.fit([sequence.cache.capacity(layer) for layer in range(len(cache.keys))])
+        sequence.logits = logits[0]
+        self._describe(last.result, sequence, sequence.cache)
 
-    def _describe(self, result: Result, cache: Cache, done: int) -> None:
-        """What the result says of a later turn: the slots that hold a token when its question has been read."""
-        before = self._result
+    def _describe(self, before: Result, sequence: Sequence, cache: Cache) -> None:
+        """What the result says of a later turn: the slots that hold a token when its question has been run."""
+        result = sequence.result
         result.sparsity = before.sparsity
         result.kept_tokens = cache.length[:, 0].tolist()
         result.cache_bytes = cache.bytes
-        if self._eviction is not None:
-            held = zip(self._eviction.positions, result.kept_tokens, strict=True)
+        if sequence.eviction is not None:
+            held = zip(sequence.eviction.positions, result.kept_tokens, strict=True)
             result.positions = [np.sort(layer[:, :valid], axis=1) for layer, valid in held]
         elif before.positions is not None:
             new = np.arange(before.prompt_tokens, result.prompt_tokens, dtype=np.int32)

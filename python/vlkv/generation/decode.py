@@ -1,36 +1,46 @@
-"""Single-token steps of a batch in which each prompt evicts under a policy of its own, or not at all."""
+"""Decoding: single-token steps of a batch in which each sequence evicts under a policy of its own, or not at all.
+
+B sequences, V vocabulary, L layers, Hkv key/value heads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Backend, Floats, Ints
+from vlkv.backend.base import Observation
 from vlkv.backend.cache import Cache
-from vlkv.policies.decode_eviction import Eviction
+from vlkv.dtypes import Float32, Int64
+from vlkv.generation.result import Result
+from vlkv.generation.sequence import Sequence
+from vlkv.model import Model
+
+Piece = tuple[int, str, Result]
+"""A sequence's number, its new text, and its result so far."""
 
 
 class Decoder:
     """Steps over one cache.
 
     Args:
-        backend: runs them.
-        cache: of B prompts.
-        evictions: what each prompt evicts, None for nothing.
-        positions: `[B]`, of each prompt's next token; they keep counting, whatever is evicted.
+        model: runs them.
+        cache: of B sequences.
+        sequences: those, prefilled, in the cache's order.
 
     Attributes:
-        positions: the same, of the next step.
+        cache: the same.
+        positions: `[B]`, of each sequence's next token.
     """
 
-    def __init__(
-        self, backend: Backend, cache: Cache, evictions: Sequence[Eviction | None], positions: Ints
-    ) -> None:
-        self.positions = positions
-        self.cache = cache
-        self.steps = backend.steps(cache)
+    def __init__(self, model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> None:
+        self.cache, self.sequences = cache, list(sequences)
+        self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
+        self._embedding = model.embedding
+        self._steps = model.backend.steps(cache)
+        evictions = [sequence.eviction for sequence in sequences]
         self._evictions = [(row, eviction) for row, eviction in enumerate(evictions) if eviction is not None]
         self._watched = np.array([eviction is not None and eviction.watches for eviction in evictions])
         self._watches = bool(self._watched.any())
@@ -38,27 +48,84 @@ class Decoder:
         heads = cache.keys[0].shape[1]
         self._slots = np.full((layers, batch, heads), -1, np.int64)
 
-    def step(
-        self, embeds: Floats, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
-    ) -> Floats:
-        """One token `[B, hidden]` of each active prompt `[B]`; logits `[B, V]`, which the next step overwrites.
+    @property
+    def observation(self) -> Observation:
+        """What the last step saw that watched any sequence."""
+        return self._steps.observation
 
-        `watched` `[B]` are prompts to observe beside those whose policy asks for it: `steps.observation` has them.
+    def step(
+        self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
+    ) -> Float32:
+        """One token `[B]` of each active sequence `[B]`; logits `[B, V]`, which the next step overwrites.
+
+        `watched` `[B]` are sequences to observe beside those whose policy asks for it: `observation` has them.
         """
         asked = watched
         if self._watches:
             asked = self._watched & active if watched is None else (self._watched & active) | watched
             asked = asked if asked.any() else None
-        logits = self.steps.step(embeds, self.positions, active, asked)
+        logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked)
         drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1
             if active[row]:
                 eviction.append(self.cache.length[:, row], int(self.positions[row]))
                 if eviction.watches:
-                    eviction.observe(self.steps.observation, self.cache, row)
+                    eviction.observe(self.observation, self.cache, row)
                 drops |= eviction.choose(self.cache.length[:, row], self._slots[:, row])
         if drops:
-            self.steps.overwrite(self._slots)
+            self._steps.overwrite(self._slots)
         self.positions += active
         return logits
+
+    def attention(self, row: int) -> list[Float32]:
+        """What a sequence's newest token attended to, per layer `[Hkv, C]` over the valid slots.
+
+        The last step has to have watched it.
+        """
+        found = []
+        for layer, length in enumerate(self.cache.length[:, row].tolist()):
+            total = np.zeros((1, self.cache.keys[layer].shape[1], length), np.float32)
+            self.observation.add(layer, row, total, self.cache, np.array([length - 1], np.int64))
+            found.append(total[0])
+        return found
+
+
+def decode(model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> abc.Iterator[Piece]:
+    """Lets begun answers go on until all are done; yields after each token of each sequence."""
+    active = np.array([not sequence.done for sequence in sequences])
+    if not active.any():
+        return
+    decoder = Decoder(model, cache, sequences)
+    seconds = 0.0
+    while active.any():
+        start = perf_counter()
+        tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
+        logits = decoder.step(tokens, active)
+        pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+        seconds += perf_counter() - start
+        for number, piece in pieces:
+            result = sequences[number].result
+            active[number] = not sequences[number].done
+            result.seconds.decode = seconds
+            result.tokens_per_second = (len(result.token_ids) - 1) / seconds
+            yield number, piece, result
+
+
+def feed(
+    model: Model,
+    cache: Cache,
+    sequences: abc.Sequence[Sequence],
+    tokens: abc.Iterable[int],
+    watch: bool = False,
+) -> abc.Iterator[tuple[Float32, Decoder]]:
+    """Runs given tokens, the same for all sequences; yields logits `[B, V]`, which the next step overwrites.
+
+    `watch` observes each token of each sequence, for `Decoder.attention`.
+    """
+    decoder, active = Decoder(model, cache, sequences), np.ones(len(sequences), np.bool_)
+    for token in tokens:
+        yield (
+            decoder.step(np.full(len(sequences), token, np.int64), active, active if watch else None),
+            decoder,
+        )

@@ -5,22 +5,19 @@ For perplexity, for agreement with the full cache, and for cache hit rates (VL-C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import abc
+from dataclasses import dataclass, replace
 from math import exp
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vlkv.backend.base import Backend, Floats
-from vlkv.backend.cache import Cache
+from vlkv.dtypes import Float32, Float64
 from vlkv.errors import PolicyError, PromptError
-from vlkv.generation.decode import Decoder
-from vlkv.generation.prefill import Job, prefill
+from vlkv.generation.decode import feed
+from vlkv.generation.prefill import prefill
 from vlkv.generation.result import Result
-from vlkv.inputs.embedding import TokenEmbedding
-from vlkv.ops.native import native
-from vlkv.storage.manifest import Manifest
+from vlkv.generation.sequence import Sequence
+from vlkv.model import Model
 
 MOST_LOSS = 700.0
 """Of a token on average: its exponential is still a number."""
@@ -37,8 +34,8 @@ class ForcedStep:
             token n, after compression the first hold `result.positions`, in order.
     """
 
-    logits: Floats
-    attention: list[Floats] | None = None
+    logits: Float32
+    attention: list[Float32] | None = None
 
 
 class Forced:
@@ -49,72 +46,43 @@ class Forced:
     """
 
     def __init__(
-        self,
-        job: Job,
-        tokens: Sequence[int],
-        backend: Backend,
-        embedding: TokenEmbedding,
-        manifest: Manifest,
-        attention: bool = False,
+        self, model: Model, sequence: Sequence, tokens: abc.Sequence[int], attention: bool = False
     ) -> None:
-        room = manifest.text.max_positions - len(job.prompt.token_ids)
-        if len(tokens) > room:
+        text = model.manifest.text
+        most = text.max_positions - len(sequence.prompt.token_ids)
+        if len(tokens) > most:
             raise PromptError(
-                f"{len(tokens)} given tokens are more than the {room} positions behind the prompt"
+                f"{len(tokens)} given tokens are more than the {most} positions behind the prompt"
             )
-        wrong = [token for token in tokens if not 0 <= token < manifest.text.vocab]
+        wrong = [token for token in tokens if not 0 <= token < text.vocab]
         if wrong:
-            raise PromptError(f"token {wrong[0]} is outside 0 to {manifest.text.vocab - 1}")
-        if attention and job.policy.decode != "append":
+            raise PromptError(f"token {wrong[0]} is outside 0 to {text.vocab - 1}")
+        policy = sequence.policy
+        if attention and policy.decode != "append":
             raise PolicyError(
-                f"policy {job.policy.name!r}: attention is given for decode 'append' only, not {job.policy.decode!r}"
+                f"policy {policy.name!r}: attention is given for decode 'append' only, not {policy.decode!r}"
             )
         self.result = Result()
-        self._job, self._tokens, self._attention = job, tokens, attention
-        self._parts = backend, embedding, manifest
+        self._model, self._tokens, self._attention = model, tokens, attention
+        self._sequence = replace(sequence, max_new_tokens=max(1, len(tokens)))
 
-    def __iter__(self) -> Iterator[ForcedStep]:
-        backend, embedding, manifest = self._parts
-        ready = prefill(self._job, backend, embedding, manifest)
-        self.result = ready.result
-        yield ForcedStep(ready.logits)
-        positions = np.array([ready.result.prompt_tokens], np.int64)
-        decoder = Decoder(backend, ready.cache, [ready.eviction], positions)
-        active = np.array([True])
-        for token in self._tokens:
-            embeds = embedding.rows(np.array([token], np.int64))
-            logits = decoder.step(embeds, active, active if self._attention else None)[0].copy()
-            seen = attention_of(decoder, ready.cache, 0) if self._attention else None
-            yield ForcedStep(logits, seen)
+    def __iter__(self) -> abc.Iterator[ForcedStep]:
+        model, sequence = self._model, self._sequence
+        prefill(model, sequence)
+        self.result = sequence.result
+        yield ForcedStep(sequence.logits)
+        for logits, decoder in feed(model, sequence.give_cache(), [sequence], self._tokens, self._attention):
+            yield ForcedStep(logits[0].copy(), decoder.attention(0) if self._attention else None)
 
 
-def token_loss(logits: Floats, token: int) -> NDArray[np.float64]:
+def token_loss(logits: Float32, token: int) -> Float64:
     """-ln of the probability that each row of logits `[N, V]` gives the token, `[N]`."""
     rows = logits.astype(np.float64)
     highest = rows.max(axis=1)
-    loss: NDArray[np.float64] = (
-        highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
-    )
+    loss: Float64 = highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
     return loss
 
 
 def perplexity(loss: float, tokens: int) -> float:
     """Of that many tokens whose losses add up to `loss`."""
     return exp(min(loss / tokens, MOST_LOSS))
-
-
-def attention_of(decoder: Decoder, cache: Cache, row: int) -> list[Floats]:
-    """What one prompt's newest token attended to, per layer `[Hkv, C]` over the valid slots, after a watched step."""
-    seen, found = decoder.steps.observation, []
-    for layer, length in enumerate(cache.length[:, row].tolist()):
-        key = cache.keys[layer][row : row + 1, :, :length]
-        if seen.sparsity is not None:
-            found.append(seen.scores[layer][row, :, :length].copy())
-            continue
-        query = seen.queries[layer][row : row + 1]
-        total = np.zeros((1, key.shape[1], length), np.float32)
-        counts = np.zeros((2, 1), np.int64)
-        last = np.array([[length - 1]], np.int64)
-        native().score(query, key, last, query.shape[3] ** -0.5, 0.0, total, counts[0], counts[1], 0)
-        found.append(total[0])
-    return found

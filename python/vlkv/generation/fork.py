@@ -1,29 +1,27 @@
-"""A prompt that is read once and answered under any number of policies.
+"""A prompt that is prefilled once and answered under any number of policies.
 
 Its full keys and values stay in memory, as `keep="reusable"` holds them in a conversation; each policy gets a cut copy.
-What comes out equals `Engine.generate_batch` of the same policies, which reads the prompt for each of them.
+What comes out equals `Engine.generate_batch` of the same policies, which prefills the prompt for each of them.
 L layers, S prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import abc
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Backend, Floats
 from vlkv.backend.cache import Cache, join
-from vlkv.generation.batch import Answer, Request, decode
-from vlkv.generation.decode import Decoder
-from vlkv.generation.prefill import Job, Prefilled, cut, embed, new_result, read
+from vlkv.dtypes import Float32
+from vlkv.generation.decode import decode, feed
+from vlkv.generation.prefill import cut, embed, run_rows
 from vlkv.generation.result import Result
-from vlkv.inputs.embedding import TokenEmbedding
-from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.generation.sequence import Sequence
+from vlkv.model import Model
 from vlkv.policies.observe import Observer, check_threshold, observed_rows
 from vlkv.policies.policy import Policy, check_budget
-from vlkv.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -34,82 +32,69 @@ class Variant:
     budget: float
 
 
-class Reading:
+class SharedPrompt:
     """Made by `Engine.read`.
 
     Attributes:
-        tokens: of the prompt, S.
-        image_positions: `[N * P]`, which of them are image tokens.
+        prompt: its token ids.
+        tokens: how many there are, S.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        backend: Backend,
-        embedding: TokenEmbedding,
-        tokenizer: Tokenizer,
-        manifest: Manifest,
-    ) -> None:
-        self._request = request
-        self._backend, self._embedding = backend, embedding
-        self._tokenizer, self._manifest = tokenizer, manifest
-        self.prompt = request.job.prompt
+    def __init__(self, model: Model, sequence: Sequence) -> None:
+        self._model, self._sequence = model, sequence
+        self.prompt = sequence.prompt
         self.tokens = len(self.prompt.token_ids)
-        self._embeds = embed(self.prompt, request.job.images, backend, embedding, manifest)
-        self._cache = Cache.empty(manifest.text, self.tokens, backend.store)
-        self._logits: Floats | None = None
+        self._embeds = embed(model, self.prompt, sequence.images)
+        self._cache = Cache.empty(model.manifest.text, self.tokens, model.backend.store)
+        self._logits: Float32 | None = None
         self._seen: dict[tuple[int, int, float], Observer] = {}
 
-    def answer(self, variants: Sequence[Variant]) -> list[Result]:
+    def answer(self, variants: abc.Sequence[Variant]) -> list[Result]:
         """Answers under each variant; they decode together."""
-        sampling, eos = self._request.sampling, self._manifest.tokens.eos
-        ready = [self._cut(variant, self._request.job.room) for variant in variants]
-        answers = []
-        for begun in ready:
-            answer = Answer(begun.result, sampling, self._tokenizer, eos, self._request.job.room)
-            answer.take(begun.logits)
-            answers.append(answer)
-        if ready:
-            cache = join([begun.cache for begun in ready])
-            evictions = [begun.eviction for begun in ready]
-            for _ in decode(answers, cache, evictions, self._backend, self._embedding):
+        sequences = [self._fork(variant, self._sequence.max_new_tokens) for variant in variants]
+        for sequence in sequences:
+            sequence.take(sequence.logits)
+        if sequences:
+            cache = join([sequence.give_cache() for sequence in sequences])
+            for _ in decode(self._model, cache, sequences):
                 pass
-        return [answer.result for answer in answers]
+        return [sequence.result for sequence in sequences]
 
-    def forced(self, variants: Sequence[Variant], tokens: Sequence[int]) -> Iterator[Floats]:
+    def forced(self, variants: abc.Sequence[Variant], tokens: abc.Sequence[int]) -> abc.Iterator[Float32]:
         """Logits `[len(variants), V]` at the prompt's end and after each of the given tokens, under each variant.
 
         `tokens` are at most as many as there are positions behind the prompt. What is yielded is overwritten next.
         """
-        ready = [self._cut(variant, max(1, len(tokens))) for variant in variants]
-        yield np.stack([begun.logits for begun in ready])
-        cache = join([begun.cache for begun in ready])
-        positions = np.full(len(ready), self.tokens, np.int64)
-        decoder = Decoder(self._backend, cache, [begun.eviction for begun in ready], positions)
-        active = np.ones(len(ready), bool)
-        for token in tokens:
-            embeds = self._embedding.rows(np.full(len(ready), token, np.int64))
-            yield decoder.step(embeds, active)
+        sequences = [self._fork(variant, max(1, len(tokens))) for variant in variants]
+        yield np.stack([sequence.logits for sequence in sequences])
+        cache = join([sequence.give_cache() for sequence in sequences])
+        for logits, _ in feed(self._model, cache, sequences, tokens):
+            yield logits
 
-    def _cut(self, variant: Variant, room: int) -> Prefilled:
-        """What `prefill` would give, from what was read already where it was."""
-        check_threshold(variant.policy, self._manifest)
+    def _fork(self, variant: Variant, max_new_tokens: int) -> Sequence:
+        """A copy under the variant, prefilled from what was run already where it was."""
+        check_threshold(variant.policy, self._model.manifest)
         check_budget(variant.budget, variant.policy)
-        job = replace(self._request.job, policy=variant.policy, budget=variant.budget, room=room)
-        result = new_result(job, self._manifest)
-        observer = self._observer(job, result)
+        sequence = replace(
+            self._sequence, policy=variant.policy, budget=variant.budget, max_new_tokens=max_new_tokens
+        )
+        sequence.begin(self._model)
+        observer = self._observer(sequence)
         assert self._logits is not None
-        cache, eviction = cut(job, self._cache, observer, self._backend, result, keep_source=True)
-        return Prefilled(cache, self._logits, result, eviction)
+        sequence.logits = self._logits
+        cut(self._model, sequence, self._cache, observer, keep_source=True)
+        return sequence
 
-    def _observer(self, job: Job, result: Result) -> Observer:
-        """Scores of the rows that the policy observes; the prompt is run once for each choice of rows."""
-        rows = observed_rows(job.policy, self.tokens, self.prompt.last_image)
-        key = (rows.start, rows.stop, job.policy.threshold) if len(rows) else (0, 0, 0.0)
+    def _observer(self, sequence: Sequence) -> Observer:
+        """Scores of the observation window; the prompt is run once for each choice of it."""
+        policy, backend = sequence.policy, self._model.backend
+        rows = observed_rows(policy, self.tokens, self.prompt.last_image)
+        key = (rows.start, rows.stop, policy.threshold) if len(rows) else (0, 0, 0.0)
         if key not in self._seen or self._logits is None:
-            observer = Observer(self._manifest.text, job.policy, self.tokens, rows, self._backend.threads)
+            observer = Observer(self._model.manifest.text, policy, self.tokens, rows, backend.threads)
             self._cache.length[:] = 0
-            self._logits = read(self._embeds, 0, self._cache, observer, self._backend, result).copy()
+            spent = sequence.result.seconds
+            self._logits = run_rows(self._model, self._embeds, 0, self._cache, observer, spent).copy()
             self._seen[key] = observer
         return self._seen[key]
 

@@ -19,7 +19,7 @@ from vlkv.storage.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """A question with its number of pictures, and its answer's text; None before it is answered."""
 
     text: str
@@ -30,7 +30,7 @@ class Turn:
 def next_prompt(
     before: Prompt,
     answer_ids: Sequence[int],
-    turns: Sequence[Turn],
+    turns: Sequence[ChatTurn],
     tokenizer: Tokenizer,
     manifest: Manifest,
     raw: bool = False,
@@ -74,7 +74,7 @@ def next_prompt(
 
 
 def _continued(
-    before: str, turns: Sequence[Turn], template: str, token: str, special: dict[str, str]
+    before: str, turns: Sequence[ChatTurn], template: str, token: str, special: dict[str, str]
 ) -> tuple[str, int]:
     """The template's text of all turns, and where the last answer ends in it."""
     answer = (turns[-2].answer or "").strip()
@@ -94,7 +94,7 @@ def _continued(
     )
 
 
-def _messages(turns: Sequence[Turn], token: str, as_parts: bool) -> list[dict[str, Any]]:
+def _messages(turns: Sequence[ChatTurn], token: str, as_parts: bool) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for turn in turns:
         pictures = [] if token in turn.text else [{"type": "image"}] * turn.images

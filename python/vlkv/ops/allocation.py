@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vlkv.dtypes import Float64
 from vlkv.errors import OperatorError, PolicyError
 
 Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 FLOOR = 0.01
@@ -87,7 +87,7 @@ def allocate(
     return _whole(_fill(density, lower, upper, total), density, upper, total)
 
 
-def _sparsity(sparsity: ArrayLike) -> Floats:
+def _sparsity(sparsity: ArrayLike) -> Float64:
     values = np.asarray(sparsity, np.float64)
     if values.ndim != 1:
         raise OperatorError(f"[allocate] sparsity has shape {list(values.shape)}; one prompt's [L] is wanted")
@@ -117,7 +117,7 @@ def _ceiling(ceiling: ArrayLike | None, layers: int) -> Counts:
     return np.broadcast_to(values.astype(np.int64), (layers,))
 
 
-def _half_up(values: Floats | np.float64) -> Counts:
+def _half_up(values: Float64 | np.float64) -> Counts:
     return np.floor(np.asarray(values) + 0.5).astype(np.int64)
 
 
@@ -133,7 +133,7 @@ def _lower(upper: Counts, total: int, floor: int) -> Counts:
     return np.minimum(upper, low)
 
 
-def _fill(density: Floats, lower: Counts, upper: Counts, total: int) -> Floats:
+def _fill(density: Float64, lower: Counts, upper: Counts, total: int) -> Float64:
     """clip(t * density, lower, upper) with the t that makes the sum `total`, in sum(lower)..sum(upper).
 
     Layers of density 0 rise, alike, only when all others are full.
@@ -150,7 +150,7 @@ def _fill(density: Floats, lower: Counts, upper: Counts, total: int) -> Floats:
     return filled
 
 
-def _level(density: Floats, lower: Counts, upper: Counts, total: int) -> Floats:
+def _level(density: Float64, lower: Counts, upper: Counts, total: int) -> Float64:
     """Do the same for densities above 0: the sum is piecewise linear in t, so t lies between two bends."""
     bends = np.sort(np.concatenate([lower / density, upper / density]))
     sums = np.clip(bends[:, None] * density, lower, upper).sum(axis=1)
@@ -162,11 +162,11 @@ def _level(density: Floats, lower: Counts, upper: Counts, total: int) -> Floats:
     before = after - 1
     part = (total - sums[before]) / (sums[after] - sums[before])
     level = bends[before] + part * (bends[after] - bends[before])
-    filled: Floats = np.clip(level * density, lower, upper)
+    filled: Float64 = np.clip(level * density, lower, upper)
     return filled
 
 
-def _whole(real: Floats, density: Floats, upper: Counts, total: int) -> Counts:
+def _whole(real: Float64, density: Float64, upper: Counts, total: int) -> Counts:
     """Round down, and give the rest of `total` to the largest remainders under `upper`."""
     counts = np.floor(real).astype(np.int64)
     order = np.lexsort((np.arange(real.size), -density, counts - real))

@@ -66,10 +66,10 @@ def compress(
     cache: Cache,
     observer: Observer,
     counts: NDArray[np.int64],
-    room: int,
+    spare: int,
     backend: Backend,
     keep_source: bool = False,
-    slot: Cache | None = None,
+    target: Cache | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
 
@@ -78,15 +78,15 @@ def compress(
         cache: the whole prompt's, B = 1.
         observer: its scores.
         counts: tokens to keep, `[L]`.
-        room: slots for new tokens behind the kept ones.
+        spare: free slots behind the kept ones, for new tokens.
         backend: runs the eviction.
         keep_source: leaves the given cache as it is.
-        slot: where the kept tokens go (B = 1); None makes arrays of their size.
+        target: where the kept tokens go (B = 1); None makes arrays of their size.
 
     Returns:
         The small cache, and per layer the kept positions `[Hkv, count]`.
     """
-    small = slot or cache.like([int(count) + room for count in counts])
+    small = target or cache.like([int(count) + spare for count in counts])
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
         length = int(cache.length[layer, 0])

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Floats, Ints, Observation
+from vlkv.backend.base import Observation
 from vlkv.backend.cache import Cache
-from vlkv.ops.native import native
+from vlkv.dtypes import Float32, Int64
 from vlkv.policies.compress import always_kept
 from vlkv.policies.policy import Policy
 
@@ -32,7 +32,7 @@ def share(budget: float, tokens: int) -> int:
     return floor(round(budget * tokens, 9))
 
 
-def room_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int) -> int:
+def slots_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int) -> int:
     """Slots behind the kept ones that `new_tokens` of an answer need: one spare where each overwrites an older one."""
     if policy.decode == "append":
         return new_tokens
@@ -47,8 +47,8 @@ def evicting(
     budget: float,
     prompt_tokens: int,
     kept: Positions,
-    scores: list[Floats],
-    room: int,
+    scores: list[Float32],
+    spare: int,
     threads: int,
 ) -> Eviction | None:
     """What evicts for a prompt that was just compressed; None where decoding appends only.
@@ -59,14 +59,14 @@ def evicting(
         prompt_tokens: its length.
         kept: per layer the kept positions `[Hkv, count]`, of which slot n holds the n-th.
         scores: per layer `[1, Hkv, S]` over the prompt.
-        room: slots behind the kept ones.
+        spare: free slots behind the kept ones.
         threads: of one operator; 0 for all cores.
     """
     if policy.decode == "append":
         return None
     if policy.decode == "lowest":
-        return Lowest(policy, kept, scores, room, threads)
-    return Oldest(policy, budget, prompt_tokens, kept, room)
+        return Lowest(policy, kept, scores, spare, threads)
+    return Oldest(policy, budget, prompt_tokens, kept, spare)
 
 
 def _fitted(array: NDArray[Any], slots: int, fill: float) -> NDArray[Any]:
@@ -87,8 +87,8 @@ class Eviction:
 
     watches = False
 
-    def __init__(self, kept: Positions, room: int) -> None:
-        self.positions = [np.pad(layer, ((0, 0), (0, room)), constant_values=-1) for layer in kept]
+    def __init__(self, kept: Positions, spare: int) -> None:
+        self.positions = [np.pad(layer, ((0, 0), (0, spare)), constant_values=-1) for layer in kept]
 
     def fit(self, capacity: Sequence[int]) -> None:
         """Follows the cache's arrays to other capacities `[L]`."""
@@ -96,15 +96,15 @@ class Eviction:
             _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
         ]
 
-    def observe(self, seen: Observation, cache: Cache, row: int) -> None:
-        """Adds what the newest token attended to; `row` is the prompt's place in the batch."""
+    def observe(self, seen: Observation, cache: Cache, row: int, window: int = 1) -> None:
+        """Adds what the newest `window` tokens attended to; `row` is the prompt's place in the batch."""
 
-    def append(self, length: Ints, position: int) -> None:
+    def append(self, length: Int64, position: int) -> None:
         """Takes note of a token at `position` in slot `length - 1`; `length` `[L]` counts it."""
         for layer, slot in enumerate(length.tolist()):
             self.positions[layer][:, slot - 1] = position
 
-    def choose(self, length: Ints, slots: Ints) -> bool:
+    def choose(self, length: Int64, slots: Int64) -> bool:
         """Chooses what to drop.
 
         Args:
@@ -128,8 +128,10 @@ class Oldest(Eviction):
     are a queue.
     """
 
-    def __init__(self, policy: Policy, budget: float, prompt_tokens: int, kept: Positions, room: int) -> None:
-        super().__init__(kept, room)
+    def __init__(
+        self, policy: Policy, budget: float, prompt_tokens: int, kept: Positions, spare: int
+    ) -> None:
+        super().__init__(kept, spare)
         self._share = budget if policy.decode == "fixed_point" else 0.0
         self._tokens = prompt_tokens
         self._first = share(self._share, prompt_tokens)
@@ -140,14 +142,14 @@ class Oldest(Eviction):
             point = max(sinks, count - policy.distance) if policy.decode == "fixed_point" else sinks
             self._queues.append(deque(range(point, count)))
 
-    def append(self, length: Ints, position: int) -> None:
+    def append(self, length: Int64, position: int) -> None:
         """See `Eviction.append`."""
         super().append(length, position)
         self._tokens += 1
         for queue, slot in zip(self._queues, length.tolist(), strict=True):
             queue.append(slot - 1)
 
-    def choose(self, length: Ints, slots: Ints) -> bool:
+    def choose(self, length: Int64, slots: Int64) -> bool:
         """See `Eviction.choose`."""
         slots[:] = -1
         growth = share(self._share, self._tokens) - self._first
@@ -175,38 +177,29 @@ class Lowest(Eviction):
     watches = True
 
     def __init__(
-        self, policy: Policy, kept: Positions, scores: list[Floats], room: int, threads: int
+        self, policy: Policy, kept: Positions, scores: list[Float32], spare: int, threads: int
     ) -> None:
-        super().__init__(kept, room)
+        super().__init__(kept, spare)
         self._policy, self._threads = policy, threads
         self._counts = [layer.shape[1] for layer in kept]
         self._recent = [always_kept(policy, count, 0)[1] for count in self._counts]
         self.scores = []
         for positions, score in zip(kept, scores, strict=True):
             found = np.take_along_axis(score[0], positions.astype(np.int64), axis=1)
-            self.scores.append(np.pad(found, ((0, 0), (0, room)))[np.newaxis])
-        self._unused = np.zeros((2, 1), np.int64)
+            self.scores.append(np.pad(found, ((0, 0), (0, spare)))[np.newaxis])
 
     def fit(self, capacity: Sequence[int]) -> None:
         """See `Eviction.fit`."""
         super().fit(capacity)
         self.scores = [_fitted(score, slots, 0.0) for score, slots in zip(self.scores, capacity, strict=True)]
 
-    def observe(self, seen: Observation, cache: Cache, row: int) -> None:
+    def observe(self, seen: Observation, cache: Cache, row: int, window: int = 1) -> None:
         """See `Eviction.observe`."""
         for layer, length in enumerate(cache.length[:, row].tolist()):
             total = self.scores[layer][:, :, :length]
-            if seen.sparsity is not None:
-                total += seen.scores[layer][row : row + 1, :, :length]
-                continue
-            query = seen.queries[layer][row : row + 1]
-            key = cache.keys[layer][row : row + 1, :, :length]
-            rows = np.arange(length - query.shape[2], length)[np.newaxis]
-            scale = query.shape[3] ** -0.5
-            pairs, below = self._unused[:1], self._unused[1:]
-            native().score(query, key, rows, scale, 0.0, total, pairs[0], below[0], self._threads)
+            seen.add(layer, row, total, cache, np.arange(length - window, length), threads=self._threads)
 
-    def choose(self, length: Ints, slots: Ints) -> bool:
+    def choose(self, length: Int64, slots: Int64) -> bool:
         """See `Eviction.choose`."""
         slots[:] = -1
         for layer, count in enumerate(self._counts):
@@ -226,7 +219,7 @@ class Lowest(Eviction):
                 self.scores[layer][0, head, valid - 1] = 0.0
         return bool((slots >= 0).any())
 
-    def _lowest(self, rating: Floats, positions: NDArray[np.int32], recent: int) -> int:
+    def _lowest(self, rating: Float32, positions: NDArray[np.int32], recent: int) -> int:
         stay = (positions > positions.max() - recent) | (positions < self._policy.sinks)
         rated = np.where(stay, np.inf, np.where(np.isnan(rating), -np.inf, rating))
         lowest = np.flatnonzero(rated == rated.min())

@@ -13,7 +13,6 @@ from vlkv.backend.base import Observation
 from vlkv.backend.cache import Cache
 from vlkv.errors import PolicyError
 from vlkv.ops.constants import THRESHOLD
-from vlkv.ops.native import native
 from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import Manifest, TextFacts
 
@@ -69,7 +68,7 @@ class Observer:
         return np.divide(below, self._pairs[:, 0], out=np.zeros_like(below), where=self._pairs[:, 0] > 0)
 
     def grown(self, length: int, rows: range) -> Observer:
-        """The same sums with room for a longer prompt, to add more of its rows to."""
+        """The same sums with space for a longer prompt, to add more of its rows to."""
         other = Observer(self._text, self._policy, length, rows, self._threads)
         for new, old in zip(other.scores, self.scores, strict=True):
             new[:, :, : old.shape[2]] = old
@@ -80,29 +79,7 @@ class Observer:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
         if not len(rows):
             return
-        if seen.sparsity is not None:
-            pairs = int((rows + 1).sum()) * self._text.query_heads
-            self._pairs += pairs
-            self._below += np.float64(pairs) * seen.sparsity
-            for total, score in zip(self.scores, seen.scores, strict=True):
-                total += score[:, :, : total.shape[2]]
-            return
-        scale = self._text.head_dim**-0.5
-        below = np.zeros(1, np.int64)
-        position = rows[np.newaxis]
-        for layer, query in enumerate(seen.queries):
-            total = self.scores[layer]
-            key = cache.keys[layer][:, :, : total.shape[2]]
-            below[:] = 0
-            native().score(
-                query,
-                key,
-                position,
-                scale,
-                self._policy.threshold,
-                total,
-                self._pairs[layer],
-                below,
-                self._threads,
-            )
+        for layer, total in enumerate(self.scores):
+            pairs, below = seen.add(layer, 0, total, cache, rows, self._policy.threshold, self._threads)
+            self._pairs[layer] += pairs
             self._below[layer] += below

@@ -1,4 +1,4 @@
-"""Many requests at once over a fixed number of cache slots: `Engine.scheduler` makes one."""
+"""Many requests at once over a fixed number of lanes: `Engine.scheduler` makes one."""
 
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.scheduler import Scheduler

@@ -3,91 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
-from vlkv.backend.base import Backend
-from vlkv.generation.batch import Answer
 from vlkv.generation.decode import Decoder
-from vlkv.inputs.embedding import TokenEmbedding
-from vlkv.policies.decode_eviction import Eviction
-from vlkv.scheduler.lanes import SlotCache
+from vlkv.model import Model
+from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.stats import Stats
-from vlkv.scheduler.ticket import Ticket
-
-
-@dataclass
-class Row:
-    """A running answer; its place in the batch is its slot."""
-
-    ticket: Ticket
-    answer: Answer
-    eviction: Eviction | None
 
 
 class Batch:
-    """Running answers in the first slots, without gaps: whoever leaves is replaced by the last.
+    """Running answers in the first lanes, without gaps: whoever leaves is replaced by the last.
 
     A row's logits are the same bits whatever stands beside it, so that an answer does not depend on the others.
 
     Args:
-        slots: the cache; the batch's rows are its first.
-        backend: runs the steps.
-        embedding: the token embeddings.
-        stats: is told of steps and seconds.
+        lanes: the cache; the batch's rows are its first.
+        model: runs the steps.
+        stats: counts steps and seconds.
+
+    Attributes:
+        running: the answers, each in the lane of its place.
     """
 
-    def __init__(self, slots: SlotCache, backend: Backend, embedding: TokenEmbedding, stats: Stats) -> None:
-        self.rows: list[Row] = []
-        self._slots, self._backend, self._embedding, self._stats = slots, backend, embedding, stats
+    def __init__(self, lanes: LaneCache, model: Model, stats: Stats) -> None:
+        self.running: list[Pending] = []
+        self._lanes, self._model, self._stats = lanes, model, stats
         self._decoder: Decoder | None = None
 
-    def add(self, row: Row, slot: int) -> None:
-        """Takes in an answer whose tokens lie in `slot`, which is no running answer's."""
+    def add(self, one: Pending) -> None:
+        """Takes in an answer whose prompt was prefilled in its lane, which is no running answer's."""
         self._settle()
-        place = len(self.rows)
-        if slot != place:
-            self._slots.move(slot, place)
-        self.rows.append(row)
+        self._lanes.settle(one.sequence.give_cache(), one.lane)
+        place = len(self.running)
+        if one.lane != place:
+            self._lanes.move(one.lane, place)
+        self.running.append(one)
 
-    def remove(self, row: Row) -> None:
-        """Lets an answer go; its slot is free."""
+    def remove(self, one: Pending) -> None:
+        """Lets an answer go; its lane is free."""
         self._settle()
-        place, last = self.rows.index(row), len(self.rows) - 1
+        place, last = self.running.index(one), len(self.running) - 1
         if place != last:
-            self._slots.move(last, place)
-            self.rows[place] = self.rows[last]
-        self.rows.pop()
+            self._lanes.move(last, place)
+            self.running[place] = self.running[last]
+        self.running.pop()
 
     def clear(self) -> None:
         """Lets all go."""
-        self.rows.clear()
+        self.running.clear()
         self._decoder = None
 
-    def step(self) -> Iterator[tuple[Row, str | None, Exception | None]]:
+    def step(self) -> Iterator[tuple[Pending, str | None, Exception | None]]:
         """One token for every answer: the new text, or what went wrong with that one."""
-        rows = list(self.rows)
+        running = list(self.running)
+        sequences = [one.sequence for one in running]
         if self._decoder is None:
-            results = [row.answer.result for row in rows]
-            positions = np.array([r.prompt_tokens + len(r.token_ids) - 1 for r in results], np.int64)
-            evictions = [row.eviction for row in rows]
-            self._decoder = Decoder(self._backend, self._slots.first(len(rows)), evictions, positions)
-        tokens = np.array([row.answer.last_token for row in rows], np.int64)
-        embeds, active = self._embedding.rows(tokens), np.ones(len(rows), np.bool_)
+            self._decoder = Decoder(self._model, self._lanes.first(len(running)), sequences)
+        tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
         began = perf_counter()
-        logits = self._decoder.step(embeds, active)
+        logits = self._decoder.step(tokens, np.ones(len(running), np.bool_))
         stepped = perf_counter()
-        found: list[tuple[Row, str | None, Exception | None]] = []
-        for row, values in zip(rows, logits, strict=True):
+        found: list[tuple[Pending, str | None, Exception | None]] = []
+        for one, values in zip(running, logits, strict=True):
             try:
-                found.append((row, row.answer.take(values), None))
+                found.append((one, one.sequence.take(values), None))
             except Exception as error:
-                found.append((row, None, error))
+                found.append((one, None, error))
         picked = perf_counter()
         self._stats.steps += 1
-        self._stats.rows += len(rows)
+        self._stats.rows += len(running)
         self._stats.step_seconds += stepped - began
         self._stats.pick_seconds += picked - stepped
         yield from found
@@ -95,5 +82,5 @@ class Batch:
     def _settle(self) -> None:
         """Takes the lengths back from the step's view before rows change."""
         if self._decoder is not None:
-            self._slots.settle(self._decoder.cache)
+            self._lanes.settle(self._decoder.cache)
         self._decoder = None

@@ -1,49 +1,52 @@
-"""The prompt that is being read, part by part, between the steps of running answers."""
+"""One request on its way through the scheduler: in the queue, in prefill, among the running answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 
-from vlkv.generation.batch import Request
-from vlkv.generation.prefill import Parts, Prefilled
+from vlkv.generation.prefill import Parts, prefilling
+from vlkv.generation.sequence import Sequence
+from vlkv.model import Model
+from vlkv.scheduler.lanes import LaneCache
 from vlkv.scheduler.ticket import Ticket
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A request in the queue."""
-
-    ticket: Ticket
-    request: Request
-
-
-class Reading:
-    """A prompt on its way into a slot.
+class Pending:
+    """What ties a sequence to those who wait for it.
 
     Attributes:
-        ticket, request: whose it is.
-        slot: where its cache ends.
-        seconds: spent in it so far.
+        ticket, sequence: whose it is, and what it is.
+        lane: where its cache is to end, once its prefill has begun.
+        prefill_seconds: spent in its prefill so far.
     """
 
-    def __init__(self, waiting: Waiting, slot: int, parts: Parts[Prefilled]) -> None:
-        self.ticket, self.request, self.slot = waiting.ticket, waiting.request, slot
-        self.seconds = 0.0
-        self._parts = parts
+    def __init__(self, ticket: Ticket, sequence: Sequence) -> None:
+        self.ticket, self.sequence = ticket, sequence
+        self.lane = -1
+        self.prefill_seconds = 0.0
+        self._parts: Parts[None] | None = None
 
-    def advance(self) -> Prefilled | None:
-        """Runs one part; None until the last."""
+    def begin(self, model: Model, chunk: int, lanes: LaneCache, lane: int) -> None:
+        """Makes ready to prefill into a lane, at most `chunk` tokens a part."""
+        self.lane = lane
+        self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))
+
+    def advance(self) -> bool:
+        """Runs one part of the prefill; whether it was the last."""
+        assert self._parts is not None
         start = perf_counter()
         try:
             next(self._parts)
-        except StopIteration as end:
-            ready: Prefilled = end.value
-            return ready
+        except StopIteration:
+            self._parts = None
+            self.sequence.images = ()  # nothing needs the pictures while the answer runs
+            return True
         finally:
-            self.seconds += perf_counter() - start
-        return None
+            self.prefill_seconds += perf_counter() - start
+        return False
 
     def close(self) -> None:
-        """Lets go of all that it holds."""
-        self._parts.close()
+        """Lets go of all that the prefill holds."""
+        if self._parts is not None:
+            self._parts.close()
+            self._parts = None

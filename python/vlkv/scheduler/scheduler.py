@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlkv.backend.base import Backend
 from vlkv.errors import SamplingError, ServerFullError
-from vlkv.generation.batch import Request
-from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.generation.question import Question
+from vlkv.generation.sequence import prepare
 from vlkv.inputs.preprocess import preprocess
-from vlkv.inputs.tokenizer import Tokenizer
-from vlkv.scheduler.pending import Waiting
+from vlkv.model import Model
+from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
-from vlkv.scheduler.worker import CHUNK, Worker
-from vlkv.storage.manifest import Manifest
-
-if TYPE_CHECKING:
-    from vlkv.generation.question import Question
+from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
 
 
 class Scheduler:
-    """Answers over a fixed number of cache slots, in a thread of its own. `Engine.scheduler` makes one.
+    """Answers over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
 
-    Prompts are read one at a time, in chunks between the steps of running answers. A greedy answer is the one that
-    `Engine.generate` gives, whatever else runs, unless a slot cuts a layer's share (`capacity`).
+    Prompts are prefilled one at a time, in chunks between the steps of running answers. A greedy answer is the one that
+    `Engine.generate` gives, whatever else runs, unless a lane cuts a layer's share (`capacity`).
 
     Args:
-        backend, embedding, tokenizer, manifest: the engine's parts.
-        prepare: makes a request of a question.
-        slots: answers that run at once.
-        memory: bytes that caches may take: all slots, and the whole cache of the one prompt that is being read.
+        model: the opened engine.
+        slots: lanes, the answers that run at once.
+        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill.
         queue: requests that may wait.
-        capacity: tokens of a slot in each layer, one number or `[L]`; None for what the memory gives.
+        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
         prompt_tokens: the longest prompt to compress; None for what half the memory gives.
         chunk: prompt tokens between two steps.
 
@@ -50,22 +42,19 @@ class Scheduler:
 
     def __init__(
         self,
-        backend: Backend,
-        embedding: TokenEmbedding,
-        tokenizer: Tokenizer,
-        manifest: Manifest,
-        prepare: Callable[[Question], Request],
+        model: Model,
         *,
         slots: int = SLOTS,
         memory: int = MEMORY,
         queue: int = QUEUE,
         capacity: int | Sequence[int] | None = None,
         prompt_tokens: int | None = None,
-        chunk: int = CHUNK,
+        chunk: int = SCHEDULED_CHUNK,
     ) -> None:
-        self.plan = divide(manifest.text, manifest.text.hidden, slots, memory, capacity, prompt_tokens)
-        self._queue, self._image, self._prepare = queue, manifest.image, prepare
-        self._worker = Worker(backend, embedding, tokenizer, manifest, self.plan, chunk)
+        text = model.manifest.text
+        self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
+        self._model, self._queue = model, queue
+        self._worker = Worker(model, self.plan, chunk)
         self._worker.start()
 
     def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
@@ -85,15 +74,14 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        request = self._prepare(question)
-        job = request.job
-        self.plan.check(job)
-        if len(job.images) and not isinstance(job.images, np.ndarray):
-            job = replace(job, images=preprocess(job.images, self._image))
+        sequence = prepare(self._model, question)
+        self.plan.check(sequence)
+        if len(sequence.images) and not isinstance(sequence.images, np.ndarray):
+            sequence.images = preprocess(sequence.images, self._model.manifest.image)
         with self._worker.changed:
             self._admit()
             self._worker.stats.submitted += 1
-            self._worker.queue.append(Waiting(ticket, replace(request, job=job)))
+            self._worker.queue.append(Pending(ticket, sequence))
             self._worker.changed.notify_all()
         return ticket
 

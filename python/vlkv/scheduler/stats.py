@@ -15,9 +15,9 @@ class Stats:
         refused: requests that met a full queue.
         failed: requests that ended with an error.
         finished: ended requests by finish reason.
-        prompt_tokens, image_tokens, kept_tokens: of prompts read; kept ones are the mean over layers, summed.
+        prompt_tokens, image_tokens, kept_tokens: of prompts prefilled; kept ones are the mean over layers, summed.
         generated_tokens: of all answers.
-        slots, slots_used, waiting: now; a prompt that is being read uses a slot.
+        slots, slots_used, waiting: now; a prompt in prefill uses one of the slots, which are lanes.
         cache_bytes: of the tokens that running answers keep and may yet add, now.
         cache_bytes_limit: the most that caches may take.
         steps: decode steps.

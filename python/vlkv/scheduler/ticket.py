@@ -12,7 +12,7 @@ from time import monotonic
 from vlkv.generation.result import Result
 
 Listener = Callable[["Ticket", str | None], None]
-"""Told of each piece of text, from the scheduler's thread; None is the end."""
+"""Called with each piece of text, from the scheduler's thread; None is the end."""
 
 
 class Ticket:
@@ -53,7 +53,7 @@ class Ticket:
                 self._hand(listener, self._early.popleft())
 
     def cancel(self) -> None:
-        """Ends the answer; its slot is free after the step that runs now."""
+        """Ends the answer; its lane is free after the step that runs now."""
         self._cancelled = True
         self._wake()
 

@@ -6,20 +6,15 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
-from vlkv.backend.base import Backend
-from vlkv.generation.batch import Answer
-from vlkv.generation.prefill import Prefilled, prefilling
-from vlkv.inputs.embedding import TokenEmbedding
-from vlkv.inputs.tokenizer import Tokenizer
-from vlkv.scheduler.batch import Batch, Row
-from vlkv.scheduler.lanes import SlotCache
-from vlkv.scheduler.pending import Reading, Waiting
+from vlkv.model import Model
+from vlkv.scheduler.batch import Batch
+from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
-from vlkv.storage.manifest import Manifest
 
-CHUNK = 256
+SCHEDULED_CHUNK = 256
 """Prompt tokens between two steps: as fast as larger chunks, and running answers wait a quarter as long."""
 
 
@@ -27,8 +22,8 @@ class Worker(threading.Thread):
     """Takes requests from `queue` until it is stopped.
 
     Args:
-        backend, embedding, tokenizer, manifest: the engine's parts; no other thread uses the backend meanwhile.
-        plan: how many slots of which size.
+        model: the opened engine; no other thread uses its backend meanwhile.
+        plan: how many lanes of which size.
         chunk: most prompt tokens between two steps.
 
     Attributes:
@@ -39,25 +34,16 @@ class Worker(threading.Thread):
         stats: the counters.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        embedding: TokenEmbedding,
-        tokenizer: Tokenizer,
-        manifest: Manifest,
-        plan: Plan,
-        chunk: int = CHUNK,
-    ) -> None:
+    def __init__(self, model: Model, plan: Plan, chunk: int = SCHEDULED_CHUNK) -> None:
         super().__init__(name="vlkv-scheduler", daemon=True)
         self.changed = threading.Condition()
-        self.queue: deque[Waiting] = deque()
+        self.queue: deque[Pending] = deque()
         self.draining = self.aborting = False
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.bytes)
-        self._backend, self._embedding, self._tokenizer = backend, embedding, tokenizer
-        self._manifest, self._chunk = manifest, chunk
-        self._slots = SlotCache(manifest.text, plan.slots, plan.capacity)
-        self._batch = Batch(self._slots, backend, embedding, self.stats)
-        self._reading: Reading | None = None
+        self._model, self._chunk = model, chunk
+        self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
+        self._batch = Batch(self._lanes, model, self.stats)
+        self._prefill: Pending | None = None
 
     def wake(self) -> None:
         """Makes an idle thread look again."""
@@ -85,7 +71,7 @@ class Worker(threading.Thread):
     def _wait(self) -> bool:
         """Sleeps while there is nothing to do; false when there will be nothing more."""
         with self.changed:
-            while not (self._batch.rows or self._reading or self.queue):
+            while not (self._batch.running or self._prefill or self.queue):
                 if self.draining:
                     return False
                 self.changed.wait()
@@ -97,20 +83,20 @@ class Worker(threading.Thread):
 
     def _sweep(self) -> None:
         """Ends the cancelled and the late, wherever they are."""
-        late = [(row, reason) for row in self._batch.rows if (reason := self._over(row.ticket))]
-        for row, reason in late:
-            self._batch.remove(row)
-            self._finish(row.ticket, reason)
-        if self._reading and (reason := self._over(self._reading.ticket)):
-            ticket = self._reading.ticket
-            self._drop_reading()
+        late = [(one, reason) for one in self._batch.running if (reason := self._over(one.ticket))]
+        for one, reason in late:
+            self._batch.remove(one)
+            self._finish(one.ticket, reason)
+        if self._prefill and (reason := self._over(self._prefill.ticket)):
+            ticket = self._prefill.ticket
+            self._drop_prefill()
             self._finish(ticket, reason)
         with self.changed:
-            gone = [(waiting, reason) for waiting in self.queue if (reason := self._over(waiting.ticket))]
-            for waiting, _ in gone:
-                self.queue.remove(waiting)
-        for waiting, reason in gone:
-            self._finish(waiting.ticket, reason)
+            gone = [(one, reason) for one in self.queue if (reason := self._over(one.ticket))]
+            for one, _ in gone:
+                self.queue.remove(one)
+        for one, reason in gone:
+            self._finish(one.ticket, reason)
 
     def _over(self, ticket: Ticket) -> str | None:
         return "cancelled" if self.aborting else ticket.over(monotonic())
@@ -119,90 +105,80 @@ class Worker(threading.Thread):
         """Lets no one wait for an answer that will not come."""
         with self.changed:
             self.draining = True
-            waiting = [waiting.ticket for waiting in self.queue]
+            waiting = list(self.queue)
             self.queue.clear()
-        reading = [self._reading.ticket] if self._reading else []
-        for ticket in (*(row.ticket for row in self._batch.rows), *reading, *waiting):
-            ticket.end(error=error)
+        prefill = [self._prefill] if self._prefill else []
+        for one in (*self._batch.running, *prefill, *waiting):
+            one.ticket.end(error=error)
 
     def _begin(self) -> None:
-        """Starts to read the next prompt where a slot is free and no other is being read."""
-        place = len(self._batch.rows)
-        if self._reading or place == self._slots.slots:
+        """Begins to prefill the next prompt where a lane is free and no other is in prefill."""
+        place = len(self._batch.running)
+        if self._prefill or place == self._lanes.lanes:
             return
         with self.changed:
             if not self.queue:
                 return
-            waiting = self.queue.popleft()
-        waiting.ticket.started = monotonic()
-        parts = prefilling(
-            waiting.request.job,
-            self._backend,
-            self._embedding,
-            self._manifest,
-            self._chunk,
-            self._slots.one(place),
-        )
-        self._reading = Reading(waiting, place, parts)
+            one = self.queue.popleft()
+        one.ticket.started = monotonic()
+        one.begin(self._model, self._chunk, self._lanes, place)
+        self._prefill = one
 
     def _advance(self) -> None:
         """One part of the prompt; after the last it joins the running answers with its first token."""
-        reading = self._reading
-        if reading is None:
+        one = self._prefill
+        if one is None:
             return
-        before = reading.seconds
+        before = one.prefill_seconds
         try:
-            read = reading.advance()
-            self.stats.prefill_seconds += reading.seconds - before
-            if read is not None:
-                self._reading = None
-                self._join(reading, read)
+            ready = one.advance()
+            self.stats.prefill_seconds += one.prefill_seconds - before
+            if ready:
+                self._prefill = None
+                self._join(one)
         except Exception as error:
-            self._drop_reading()
-            self._finish(reading.ticket, error=error)
+            self._drop_prefill()
+            self._finish(one.ticket, error=error)
 
-    def _join(self, reading: Reading, read: Prefilled) -> None:
-        request, ticket = reading.request, reading.ticket
-        tokens, limit = self._manifest.tokens, request.job.room
-        answer = Answer(read.result, request.sampling, self._tokenizer, tokens.eos, limit)
-        ticket.result = read.result
-        self.stats.prompt_tokens += read.result.prompt_tokens
-        self.stats.image_tokens += read.result.image_tokens
-        self.stats.kept_tokens += sum(read.result.kept_tokens) // len(read.result.kept_tokens)
-        piece = answer.take(read.logits)
+    def _join(self, one: Pending) -> None:
+        ticket, sequence = one.ticket, one.sequence
+        ticket.result = result = sequence.result
+        self.stats.prompt_tokens += result.prompt_tokens
+        self.stats.image_tokens += result.image_tokens
+        self.stats.kept_tokens += sum(result.kept_tokens) // len(result.kept_tokens)
+        piece = sequence.take(sequence.logits)
         self.stats.generated_tokens += 1
         ticket.push(piece)
-        if answer.done:
+        if sequence.done:
             self._finish(ticket)
             return
-        self._slots.settle(read.cache, reading.slot)
-        self._batch.add(Row(ticket, answer, read.eviction), reading.slot)
+        self._batch.add(one)
 
     def _step(self) -> None:
         """One token for every running answer."""
-        if not self._batch.rows:
+        if not self._batch.running:
             return
         try:
-            for row, piece, error in self._batch.step():
-                ticket, result = row.ticket, row.answer.result
+            for one, piece, error in self._batch.step():
+                ticket, result = one.ticket, one.sequence.result
                 if piece is not None:
                     self.stats.generated_tokens += 1
                     ticket.push(piece)
                     result.seconds.decode = monotonic() - (ticket.first_token or 0.0)
                     result.tokens_per_second = (len(result.token_ids) - 1) / max(result.seconds.decode, 1e-9)
-                if error is not None or row.answer.done:
-                    self._batch.remove(row)
+                if error is not None or one.sequence.done:
+                    self._batch.remove(one)
                     self._finish(ticket, error=error)
         except Exception as error:
-            tickets = [row.ticket for row in self._batch.rows]
+            tickets = [one.ticket for one in self._batch.running]
             self._batch.clear()
             for ticket in tickets:
                 self._finish(ticket, error=error)
 
-    def _drop_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.close()
-            self._reading = None
+    def _drop_prefill(self) -> None:
+        if self._prefill is not None:
+            self._prefill.close()
+            self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:
         """Tells the end; what it held is free and counted before anyone hears of it."""
@@ -214,6 +190,6 @@ class Worker(threading.Thread):
         ticket.end(reason, error)
 
     def _count(self) -> None:
-        rows, stats = self._batch.rows, self.stats
-        stats.slots_used = len(rows) + (self._reading is not None)
-        stats.cache_bytes = sum(row.answer.result.cache_bytes for row in rows)
+        running, stats = self._batch.running, self.stats
+        stats.slots_used = len(running) + (self._prefill is not None)
+        stats.cache_bytes = sum(one.sequence.result.cache_bytes for one in running)

@@ -21,8 +21,8 @@ FORMAT_VERSION = 1
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Of one number, by dtype."""
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+"""Of one number, by dtype: of weights, caches, and what graphs take and give."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]

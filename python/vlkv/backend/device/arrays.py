@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+from vlkv.storage.manifest import BYTES
 
 
-class Memory(Protocol):
+class DeviceMemory(Protocol):
     """A piece of device memory, given back when nothing holds it any more."""
 
     @property
@@ -30,7 +30,7 @@ class Memory(Protocol):
 class DeviceArray:
     """A view of device memory with NumPy's basic slicing, which copies nothing. Strides and offset in elements."""
 
-    memory: Memory
+    memory: DeviceMemory
     shape: tuple[int, ...]
     dtype: str
     strides: tuple[int, ...] = ()

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Floats, Ints, Observation
+from vlkv.backend.base import NOTHING, Observation, ObservedScores
 from vlkv.backend.cache import Array, Cache, Store
 from vlkv.backend.device.arrays import Device, DeviceArray, Graph, to_device, to_host
+from vlkv.dtypes import Float32, Int64
 from vlkv.errors import PromptError
 from vlkv.storage.manifest import DeviceFacts, Manifest
 
 PREFILL, DECODE = 0, 1
 """The decoder's optimization profiles."""
-BATCH, CHUNK = 1024, 1024
-"""Limits of an engine that was built for none."""
+DEVICE_BATCH, DEVICE_CHUNK = 1024, 1024
+"""Prompts, and prompt tokens of a call, of an engine that was built without limits: more than either gains from."""
 
 
 class DeviceStore:
@@ -80,8 +81,8 @@ class DeviceBackend:
         self.limits = manifest.device or DeviceFacts(
             compute_capabilities=(),
             capacity=self.text.max_positions,
-            batch=BATCH,
-            chunk=CHUNK,
+            batch=DEVICE_BATCH,
+            chunk=DEVICE_CHUNK,
             cache="dynamic",
         )
         self.dtype = manifest.cache_dtype
@@ -91,7 +92,7 @@ class DeviceBackend:
         self.store: Store = DeviceStore(device, self.dtype, self.limits)
         self._tokens = manifest.image.tokens_per_image
 
-    def vision(self, pixels: Floats) -> Floats:
+    def vision(self, pixels: Float32) -> Float32:
         """See `Backend.vision`; one picture at a time."""
         found = []
         for picture in pixels:
@@ -102,8 +103,8 @@ class DeviceBackend:
         return np.concatenate(found)
 
     def extend(
-        self, embeds: Floats, positions: Ints, cache: Cache, row_index: Ints, last: bool
-    ) -> tuple[Floats, Observation]:
+        self, embeds: Float32, positions: Int64, cache: Cache, row_index: Int64, last: bool
+    ) -> tuple[Float32, Observation]:
         """See `Backend.extend`; at most `chunk` tokens."""
         batch, tokens, _ = embeds.shape
         given: dict[str, NDArray[Any]] = {"inputs_embeds": embeds, "position_ids": positions}
@@ -118,14 +119,14 @@ class DeviceBackend:
         cache.keys, cache.values = new
         logits = to_host(self.device, outputs["logits"])
         rows = np.where(row_index < 0, -1, cache.length[:, :, np.newaxis] + row_index)
-        seen = self.observed(outputs, cache, rows) if row_index.shape[1] else Observation([], [], None)
+        seen = self.observed(outputs, cache, rows) if row_index.shape[1] else NOTHING
         cache.length += tokens
         return logits, seen
 
     def evict(
         self,
         source: tuple[DeviceArray, DeviceArray],
-        score: Floats,
+        score: Float32,
         keep: tuple[int, int, int],
         target: tuple[DeviceArray, DeviceArray],
         per_head: bool,
@@ -188,12 +189,12 @@ class DeviceBackend:
             made["sparsity"] = self.device.allocate((text.layers, batch), "float32")
         return made
 
-    def observed(self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Ints) -> Observation:
+    def observed(self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Int64) -> Observation:
         """What a call saw: read from its outputs, or made of its query rows, which stand at slots `rows [L,B,W]`."""
         layers = range(self.text.layers)
         if self.scores:
             scores = [to_host(self.device, outputs[f"score.{layer}"]) for layer in layers]
-            return Observation([], scores, to_host(self.device, outputs["sparsity"]))
+            return ObservedScores(scores, to_host(self.device, outputs["sparsity"]), self.text.query_heads)
         scores, sparsity = [], []
         for layer in layers:
             score = self.device.allocate((cache.batch, self.text.kv_heads, cache.capacity(layer)), "float32")
@@ -203,7 +204,7 @@ class DeviceBackend:
             self.graphs["score"].run(inputs, {"score": score, "sparsity": share})
             scores.append(to_host(self.device, score))
             sparsity.append(to_host(self.device, share))
-        return Observation([], scores, np.stack(sparsity))
+        return ObservedScores(scores, np.stack(sparsity), self.text.query_heads)
 
 
 class DeviceSteps:
@@ -220,8 +221,8 @@ class DeviceSteps:
     def __init__(self, backend: DeviceBackend, cache: Cache) -> None:
         self._backend, self._cache, device, text = backend, cache, backend.device, backend.text
         batch = cache.batch
-        self.logits: Floats = device.pinned((batch, text.vocab), "float32")
-        self.observation = Observation([], [], None)
+        self.logits: Float32 = device.pinned((batch, text.vocab), "float32")
+        self.observation: Observation = NOTHING
         sizes = {
             "inputs_embeds": ((batch, 1, text.hidden), "float32"),
             "position_ids": ((batch, 1), "int64"),
@@ -237,11 +238,11 @@ class DeviceSteps:
 
     def step(
         self,
-        embeds: Floats,
-        positions: Ints,
+        embeds: Float32,
+        positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-    ) -> Floats:
+    ) -> Float32:
         """See `vlkv.backend.base.Steps.step`; `watched [B]` are prompts whose token is observed too."""
         self._host["inputs_embeds"][:, 0] = embeds
         self._host["position_ids"][:, 0] = positions
@@ -255,7 +256,7 @@ class DeviceSteps:
         self._cache.length += active
         return self.logits
 
-    def overwrite(self, slots: Ints) -> None:
+    def overwrite(self, slots: Int64) -> None:
         """See `vlkv.backend.base.Steps.overwrite`."""
         self._cache.overwrite(slots)
 
@@ -275,7 +276,7 @@ class DeviceSteps:
         backend.graphs["decoder"].run(inputs, made, DECODE)
         device.download(self.logits, outputs["logits"])
 
-    def _watch(self, rows: Ints) -> None:
+    def _watch(self, rows: Int64) -> None:
         backend, cache = self._backend, self._cache
         index = backend.device.allocate(rows.shape, "int64")
         backend.device.upload(index, rows)

@@ -1,0 +1,65 @@
+"""Which module opens an engine: a line for each backend, loaded when an engine asks for it.
+
+A module in this table offers `open_backend(directory, manifest, options) -> Backend`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from vlkv.backend.base import Backend
+from vlkv.errors import EngineError
+from vlkv.storage.manifest import Manifest
+
+OWN = ""
+"""The device of a backend that has one only: whatever device is asked for, it takes its own."""
+
+BACKENDS = {
+    ("onnxruntime", "cpu"): "vlkv.backend.onnxruntime",
+    ("onnxruntime", "cuda"): "vlkv.backend.onnxruntime_device",
+    ("tensorrt", OWN): "vlkv.backend.tensorrt",
+    ("tensorrt-rtx", OWN): "vlkv.backend.tensorrt",
+}
+"""Modules by the manifest's backend and by device."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of how an engine is opened.
+
+    Fields:
+        threads: threads of one operator; 0 for all cores.
+        plugin: `libvlkv_tensorrt.so`, for a TensorRT engine that was built with it.
+    """
+
+    threads: int = 0
+    plugin: Path | None = None
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that no backend has, with an `EngineError` that lists the known ones."""
+    known = sorted({name for _, name in BACKENDS} - {OWN})
+    if device not in known:
+        raise EngineError(f"unknown device {device!r}; known: {', '.join(known)}")
+
+
+def open_backend(directory: Path, manifest: Manifest, device: str, options: Options) -> Backend:
+    """Opens the graphs of a verified engine directory.
+
+    Raises:
+        EngineError: an unknown backend or device, or what the backend itself refuses.
+    """
+    check_device(device)
+    for key in ((manifest.backend, device), (manifest.backend, OWN)):
+        if key in BACKENDS:
+            backend: Backend = import_module(BACKENDS[key]).open_backend(directory, manifest, options)
+            return backend
+    devices = [name for backend, name in BACKENDS if backend == manifest.backend]
+    if devices:
+        raise EngineError(
+            f"backend {manifest.backend!r} has no device {device!r}; known: {', '.join(devices)}"
+        )
+    known = ", ".join(sorted({backend for backend, _ in BACKENDS}))
+    raise EngineError(f"{directory}: unknown backend {manifest.backend!r}; known: {known}")

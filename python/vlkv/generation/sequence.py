@@ -1,0 +1,153 @@
+"""`Sequence`: one prompt and its answer, from the prepared prompt to the last token.
+
+Prefill gives it a cache and its first logits, decoding takes it token by token. A conversation extends one, `fork`
+copies one, `forced` feeds one, the scheduler batches them. L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL.Image import Image
+
+from vlkv.backend.cache import Cache
+from vlkv.dtypes import Float32
+from vlkv.errors import PromptError
+from vlkv.generation.question import Question
+from vlkv.generation.result import Result
+from vlkv.generation.sampling import Sampler, Sampling
+from vlkv.generation.stopping import Stopping
+from vlkv.inputs.image import open_image
+from vlkv.inputs.prompt import Prompt, build_prompt
+from vlkv.model import Model
+from vlkv.policies.builtin import resolve
+from vlkv.policies.decode_eviction import Eviction
+from vlkv.policies.observe import check_threshold
+from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.storage.manifest import BYTES
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and its answer.
+
+    Fields:
+        prompt: its token ids.
+        images: pictures, or their pixel values `[N,3,height,width]`; prefill needs them, nothing after it.
+        policy: how its cache is kept.
+        budget: the share of the prompt's cache to keep.
+        max_new_tokens: the most tokens of the answer; with the prompt at most as many as the model has positions.
+        sampling: how tokens are chosen.
+        want_scores: whether the result is to hold the scores.
+
+    Attributes:
+        result: grows along, from `begin` on.
+        cache: what is kept of the prompt, with free slots for the answer; None before prefill, and once it is part
+            of a batch.
+        eviction: what decoding evicts; None for nothing.
+        logits: `[V]` of the prompt's last token, after prefill.
+    """
+
+    prompt: Prompt
+    images: abc.Sequence[Image] | Float32
+    policy: Policy
+    budget: float
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    want_scores: bool = False
+    result: Result = field(init=False, default_factory=Result)
+    cache: Cache | None = field(init=False, default=None)
+    eviction: Eviction | None = field(init=False, default=None)
+    logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
+    _sampler: Sampler = field(init=False, repr=False)
+    _stopping: Stopping = field(init=False, repr=False)
+
+    def begin(self, model: Model) -> None:
+        """Writes down what is known of the result before anything has run; nothing is generated yet."""
+        length, text = len(self.prompt.token_ids), model.manifest.text
+        slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        self.result = Result(
+            prompt_tokens=length,
+            image_tokens=len(self.prompt.image_positions),
+            policy=self.policy.name,
+            budget=self.budget,
+            sparsity=[0.0] * text.layers,
+            kept_tokens=[length] * text.layers,
+            cache_bytes_full=slot * (length + self.max_new_tokens),
+        )
+        self._sampler = Sampler(self.sampling)
+        self._stopping = Stopping(
+            model.tokenizer.detokenizer(), model.manifest.tokens.eos, self.sampling.stop, self.max_new_tokens
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer has ended."""
+        return self._stopping.finish_reason is not None
+
+    @property
+    def last_token(self) -> int:
+        """The token to decode from."""
+        return self.result.token_ids[-1]
+
+    @property
+    def position(self) -> int:
+        """Where the next token to run stands; positions keep counting, whatever is evicted."""
+        return self.result.prompt_tokens + max(0, len(self.result.token_ids) - 1)
+
+    def take(self, logits: Float32) -> str:
+        """Picks a token from logits `[V]`; returns the text that is certain now."""
+        token = self._sampler.pick(logits)
+        self.result.token_ids.append(token)
+        piece = self._stopping.push(token)
+        self.result.text += piece
+        self.result.finish_reason = self._stopping.finish_reason or ""
+        return piece
+
+    def give_cache(self) -> Cache:
+        """The cache, which is no longer this sequence's own."""
+        if self.cache is None:
+            raise RuntimeError("the sequence has no cache: it was not prefilled, or is part of a batch")
+        cache, self.cache = self.cache, None
+        return cache
+
+
+def prompt_of(model: Model, question: Question) -> Prompt:
+    """The token ids of a question."""
+    return build_prompt(
+        question.prompt,
+        len(question.images),
+        image=model.manifest.image,
+        tokenizer=model.tokenizer,
+        chat_template=model.manifest.chat_template,
+        max_positions=model.manifest.text.max_positions,
+        raw=question.raw,
+    )
+
+
+def prepare(model: Model, question: Question, prompt: Prompt | None = None) -> Sequence:
+    """The sequence of a question, checked; `prompt` is its prompt where that is known already.
+
+    Raises:
+        PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
+    """
+    policy = resolve(question.policy)
+    budget = default_budget(policy) if question.budget is None else check_budget(question.budget, policy)
+    sampling = Sampling(
+        temperature=question.temperature,
+        top_k=question.top_k,
+        top_p=question.top_p,
+        seed=question.seed,
+        max_new_tokens=question.max_new_tokens,
+        stop=question.stop,
+    )
+    prompt = prompt_of(model, question) if prompt is None else prompt
+    length, most = len(prompt.token_ids), model.manifest.text.max_positions
+    max_new_tokens = min(sampling.max_new_tokens, most - length)
+    if max_new_tokens < 1:
+        raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
+    check_threshold(policy, model.manifest)
+    images = [open_image(picture) for picture in question.images]
+    return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores)

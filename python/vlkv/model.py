@@ -1,0 +1,63 @@
+"""`Model`: what an engine directory holds, opened: the four things that every answer needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkv.backend.base import Backend
+from vlkv.backend.registry import Options, check_device, open_backend
+from vlkv.errors import EngineError
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.storage import manifest as manifests
+from vlkv.storage.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened engine directory.
+
+    Fields:
+        backend: runs the graphs.
+        embedding: token ids to embeddings.
+        tokenizer: text to token ids and back.
+        manifest: what the directory holds.
+    """
+
+    backend: Backend
+    embedding: TokenEmbedding
+    tokenizer: Tokenizer
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, directory: Path, manifest: Manifest, backend: Backend) -> Model:
+        """The model of a directory whose graphs are open already."""
+        embedding = TokenEmbedding(directory, manifest.embedding)
+        return cls(backend, embedding, Tokenizer.load(directory, manifest.tokens), manifest)
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        verify: bool = True,
+        threads: int = 0,
+        plugin: Path | None = None,
+        device: str = "cpu",
+    ) -> Model:
+        """Opens an engine directory; the arguments and errors are those of `Engine.load`."""
+        check_device(device)
+        manifest = manifests.read(directory)
+        if manifest.kind == "lowered":
+            raise EngineError(
+                f"{directory} holds lowered graphs for other builders; vlkv build makes engines of graphs"
+            )
+        if manifest.kind != "engine":
+            raise EngineError(
+                f"{directory} holds graphs; make an engine of them with `vlkv build {directory} -o ENGINE`"
+            )
+        manifests.verify(directory, manifest, hashes=verify)
+        return cls.of(
+            directory, manifest, open_backend(directory, manifest, device, Options(threads, plugin))
+        )
