@@ -7,12 +7,30 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAX_LINES = 300
+MAX_LINES = 500
+"""Far above what a file has: no rule of lines is to shape a design."""
+
+RUNTIME_ROOMS = (
+    {"errors"},
+    {"dtypes", "storage"},
+    {"inputs", "ops"},
+    {"backend"},
+    {"policies"},
+    {"model"},
+    {"generation"},
+    {"scheduler"},
+    {"engine"},
+    {"bench", "eval", "serving"},
+    {"cli"},
+)
+"""Parts of `vlkv`, floor by floor: each imports what lies on floors below its own, and nothing beside or above it."""
+
 
 EXPORT_SEES_OF_RUNTIME = {
     "vlkv.errors",
@@ -103,6 +121,32 @@ def test_the_runtime_imports_nothing_of_export():
     for path in sources("python"):
         bad = {name for name in imports(path) if any(within(name, module) for module in forbidden)}
         assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
+def test_rooms_of_the_runtime_stand_in_one_order():
+    floors = {part: floor for floor, parts in enumerate(RUNTIME_ROOMS) for part in parts}
+    for path in sources("python/vlkv"):
+        part = path.relative_to(ROOT / "python" / "vlkv").parts[0].removesuffix(".py")
+        if part == "__init__":  # the public names, loaded when first used
+            continue
+        assert part in floors, f"python/vlkv/{part} has no place in the order: add it to RUNTIME_ROOMS"
+        for name in imports(path):
+            other = name.split(".")[1] if within(name, "vlkv") and name != "vlkv" else part
+            if other in floors and other != part:
+                assert floors[other] < floors[part], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_modules_of_the_runtime_import_each_other():
+    found = {}
+    for path in sources("python/vlkv"):
+        name = ".".join(path.relative_to(ROOT / "python").with_suffix("").parts).removesuffix(".__init__")
+        found[name] = imports(path)
+    del found["vlkv"]  # the public names, loaded when first used
+    graph = {
+        name: {other for other in names & set(found) if not within(name, other)}
+        for name, names in found.items()
+    }
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize(("folder", "extras"), [("python", ("serve", "bench")), ("export", ("export",))])
