@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from vlkv.storage.manifest import Embedding, Manifest
+from vlkv.storage.manifest import BYTES, Embedding, Manifest
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.weights import BYTES
 
 NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}

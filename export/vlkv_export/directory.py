@@ -12,10 +12,9 @@ import onnx_ir as ir
 from vlkv.storage.directories import new_directory
 from vlkv.storage.files import hash_file, link_or_copy
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
-from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.graph.builder import DTYPES
-from vlkv_export.graph.decoder import build_decoder
-from vlkv_export.graph.vision import build_vision
+from vlkv_export.models import build_decoder, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
 from vlkv_export.weights import link_weights
 

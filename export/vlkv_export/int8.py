@@ -11,8 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlkv.errors import EngineError
+from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.weights import ALIGNMENT, BYTES, CHUNK, Progress, widen
+from vlkv_export.weights import ALIGNMENT, CHUNK, Progress, widen
 
 LARGEST = 127
 ZERO = 128

@@ -11,9 +11,9 @@ import numpy as np
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import link_or_copy
+from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
 ALIGNMENT = 64

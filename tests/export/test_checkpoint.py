@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from models import generations, tiny
-from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv_export.checkpoint import Checkpoint
+from vlkv_export.models import read_checkpoint
 
 CANONICAL = (
     ("model.language_model.", "text."),
@@ -53,8 +54,9 @@ def check_config(checkpoint: Checkpoint, config) -> None:
     assert text.sliding_window == window
     assert text.max_positions == min(config.text_config.max_position_embeddings, window or 1 << 60)
     assert text.tied == config.tie_word_embeddings
-    assert text.attention_bias == getattr(config.text_config, "attention_bias", False)
-    assert text.mlp_bias == getattr(config.text_config, "mlp_bias", False)
+    assert len(text.biases & {*"qkvo"}) in (0, 4) and len(text.biases - {*"qkvo"}) in (0, 3)
+    assert ({*"qkvo"} <= text.biases) == getattr(config.text_config, "attention_bias", False)
+    assert ({"gate", "up", "down"} <= text.biases) == getattr(config.text_config, "mlp_bias", False)
     for mine, theirs in {
         "hidden": "hidden_size",
         "layers": "num_hidden_layers",

@@ -10,7 +10,7 @@ from test_checkpoint import check_config
 from transformers import LlavaConfig
 
 from models import sparse
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv_export.models import read_checkpoint
 
 
 def test_fields_left_out_have_the_defaults_of_transformers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from models import sparse
 from vlkv.errors import CheckpointError
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv_export.models import read_checkpoint
 
 KINDS = (None, "CLIPImageProcessor", "CLIPImageProcessorFast", "LlavaImageProcessor")
 BILINEAR = 2

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from models import sparse
 from vlkv.errors import CheckpointError
-from vlkv_export.checkpoint import Checkpoint, read_checkpoint
+from vlkv_export.checkpoint import Checkpoint
+from vlkv_export.models import read_checkpoint
 
 SETTINGS = settings(
     deadline=None,

@@ -9,7 +9,7 @@ import pytest
 
 from models import sparse
 from vlkv.errors import CheckpointError
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv_export.models import read_checkpoint
 
 TEXT, VISION = "text_config", "vision_config"
 

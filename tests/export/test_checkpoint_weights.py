@@ -11,7 +11,7 @@ import pytest
 from test_checkpoint_refusals import refused
 
 from models import sparse
-from vlkv_export.checkpoint import read_checkpoint
+from vlkv_export.models import read_checkpoint
 
 QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
 
@@ -117,7 +117,7 @@ def test_biases_against_the_configuration(folder: Path) -> None:
     sparse.write_weights(folder / "model.safetensors", sparse.header(biased))
     refused(folder, "layers.0.self_attn.q_proj.bias", "config.json says that there is none")
     sparse.dump(folder / "config.json", biased)
-    assert read_checkpoint(folder).text.attention_bias
+    assert read_checkpoint(folder).text.biases == {*"qkvo"}
     sparse.write_weights(folder / "model.safetensors", sparse.header(sparse.SMALL))
     refused(folder, "8 of", "q_proj.bias")
 

@@ -9,9 +9,9 @@ import pytest
 
 from models import onnx_runs, tiny
 from vlkv.storage.manifest import read
-from vlkv_export.checkpoint import read_checkpoint
 from vlkv_export.convert import external, other_weights
 from vlkv_export.lower import lower_for_onnxruntime
+from vlkv_export.models import read_checkpoint
 from vlkv_export.passes.edit import MICROSOFT
 from vlkv_export.passes.float32 import compute_in_float32
 from vlkv_export.passes.group_query_attention import use_group_query_attention

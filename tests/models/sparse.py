@@ -98,16 +98,15 @@ def write(folder: Path, config: dict[str, Any], dtype: str = "F16") -> Path:
 
 def header(config: dict[str, Any], dtype: str = "F16") -> dict[str, Any]:
     """Make the header of all the tensors that `config` asks for, one after the other."""
-    from vlkv_export.checkpoint import config as reader
     from vlkv_export.checkpoint import layout
     from vlkv_export.checkpoint.fields import Fields
+    from vlkv_export.models.reader import read_parts
 
-    fields = Fields(config, "config")
-    parts = reader.read_vision(fields), reader.read_projector(fields), reader.read_text(fields)
+    parts = read_parts(Fields(config, "config"))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in layout.expected(*parts):
-        if name == layout.HEAD and parts[2].tied:
+    for name, shape in parts.tensors():
+        if name == layout.HEAD and parts.text.tied:
             continue
         prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
         begin, end = end, end + BYTES[dtype] * _product(shape)

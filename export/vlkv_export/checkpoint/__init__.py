@@ -1,4 +1,4 @@
-"""A Hugging Face LLaVA checkpoint on disk: what it is and where each weight lies. Weights are never read."""
+"""What a Hugging Face folder holds: what it is and where each weight lies. Weights are never read."""
 
 from vlkv_export.checkpoint.facts import (
     Checkpoint,
@@ -9,7 +9,6 @@ from vlkv_export.checkpoint.facts import (
     TextConfig,
     VisionConfig,
 )
-from vlkv_export.checkpoint.reader import read_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -19,5 +18,4 @@ __all__ = [
     "Tensor",
     "TextConfig",
     "VisionConfig",
-    "read_checkpoint",
 ]

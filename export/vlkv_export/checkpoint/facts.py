@@ -31,13 +31,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A CLIP tower for square pictures.
+    """A tower for square pictures; `architecture` is its name in the registry.
 
     `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
     the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
     `select` "default" drops the class token from the features, "full" keeps it.
     """
 
+    architecture: str
     hidden: int
     layers: int
     heads: int
@@ -84,13 +85,14 @@ class Rope:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A Llama or Mistral decoder.
+    """A decoder of Llama's kind; `architecture` is its name in the registry.
 
     `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
-    token is seen, as without it. `attention_bias` covers q, k, v and o; `mlp_bias` gate, up and down.
+    token is seen, as without it. `biases` names the projections that have one,
+    of q, k, v, o, gate, up and down.
     """
 
-    architecture: Literal["llama", "mistral"]
+    architecture: str
     hidden: int
     layers: int
     query_heads: int
@@ -103,16 +105,16 @@ class TextConfig:
     max_positions: int
     rope: Rope
     tied: bool
-    attention_bias: bool
-    mlp_bias: bool
+    biases: frozenset[str]
     sliding_window: int | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that export has to know of a checkpoint. `tensors` goes by canonical name (`layout.py`)."""
+    """All that export has to know of a checkpoint. `tensors` goes by canonical name; `family` names its class."""
 
     folder: Path
+    family: str
     vision: VisionConfig
     projector: Projector
     text: TextConfig

@@ -9,7 +9,7 @@ from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Tensor
 from vlkv_export.checkpoint.fields import read_object, show
 from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape
-from vlkv_export.checkpoint.names import canonical
+from vlkv_export.checkpoint.names import Prefixes, canonical
 from vlkv_export.checkpoint.safetensors import DTYPES, Entry, read_header
 
 SINGLE = "model.safetensors"
@@ -18,8 +18,8 @@ INDEX = "model.safetensors.index.json"
 Found = dict[str, tuple[str, str, Entry]]
 
 
-def find(folder: Path) -> Found:
-    """Canonical name -> (name in the file, file name, header entry) of all tensors that belong to LLaVA.
+def find(folder: Path, prefixes: Prefixes) -> Found:
+    """Canonical name -> (name in the file, file name, header entry) of all tensors that belong to the model.
 
     `model.safetensors` comes before `model.safetensors.index.json`, as in transformers.
     Raises `CheckpointError`.
@@ -37,7 +37,7 @@ def find(folder: Path) -> Found:
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
     found: Found = {}
     for name, file, entry in placed:
-        place = canonical(name)
+        place = canonical(name, prefixes)
         if place is None:
             continue
         if place in found:

@@ -6,11 +6,9 @@ import onnx_ir as ir
 
 from vlkv_export.graph.builder import Builder
 
-SUPPORTED = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish")
-
 
 def activate(b: Builder, x: ir.Value, name: str) -> ir.Value:
-    """`name` applied to `x`; the reader has refused names that are not in `SUPPORTED`."""
+    """Apply the activation `name` to `x`; the reader has refused unknown names."""
     if name in ("silu", "swish"):
         return b.op.Swish(x)
     if name == "quick_gelu":

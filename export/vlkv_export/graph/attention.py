@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vlkv.ops.constants import THRESHOLD
 from vlkv_export.checkpoint import TextConfig
 from vlkv_export.graph.builder import Builder
 
@@ -93,7 +94,7 @@ def attend(
     observed = _split(b, b.op.GatherND(query, call.row_gather, batch_dims=1), heads, dim)
     position = b.op.Add(b.op.Unsqueeze(length, [-1]), call.row_index)
     position = b.op.Where(call.row_padding, -1, position)
-    score, sparsity = b.vlkv.Score(observed, keys, position, scale=scale, threshold=0.01, _outputs=2)
+    score, sparsity = b.vlkv.Score(observed, keys, position, scale=scale, threshold=THRESHOLD, _outputs=2)
     return b.linear(y, f"{name}.o_proj"), keys, values, score, sparsity
 
 

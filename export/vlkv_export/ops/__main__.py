@@ -5,12 +5,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from vlkv.ops.constants import THRESHOLD
 from vlkv_export.ops import compress_model, score_model
 
 
 def bodies() -> dict[str, bytes]:
     """Make file names and contents, the same bytes every time. The runtime sets Score's attributes."""
-    models = {"score.onnx": score_model(scale=1.0, threshold=0.01), "compress.onnx": compress_model()}
+    models = {"score.onnx": score_model(scale=1.0, threshold=THRESHOLD), "compress.onnx": compress_model()}
     return {name: ir.to_proto(model).SerializeToString(deterministic=True) for name, model in models.items()}
 
 

@@ -1,0 +1,59 @@
+"""Settings that towers, projectors and text models share: activations, feature layers, and limits of sizes."""
+
+from __future__ import annotations
+
+from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint.facts import Activation
+from vlkv_export.checkpoint.fields import Fields, show
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+"""Configured names to the functions that they are; the four that compute GELU by tanh are one function."""
+
+MAX_LAYERS = 1024
+MAX_HEADS = 4096
+MAX_HEAD_DIM = 4096
+
+
+def read_activation(fields: Fields, name: str, default: str) -> Activation:
+    """Return the activation that a field names. Raises `CheckpointError` for an unknown one."""
+    value = fields.string(name, default)
+    if value not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{fields.where}: {name} {show(value)} is not supported; supported: {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[value]
+
+
+def read_feature_layers(config: Fields, layers: int) -> tuple[int, ...]:
+    """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
+    value = config.get("vision_feature_layer")
+    value = -2 if value is None else value
+    given = value if isinstance(value, list) else [value]
+    whole = all(isinstance(index, int) and not isinstance(index, bool) for index in given)
+    if not given or not whole or not all(-layers - 1 <= index <= layers for index in given):
+        raise config.fail(
+            "vision_feature_layer",
+            f"one or a list of the {layers + 1} hidden states, {-layers - 1} to {layers}",
+        )
+    return tuple(index + layers + 1 if index < 0 else index for index in given)
+
+
+def read_image_token(config: Fields, vocab: int) -> int:
+    """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
+    name = "image_token_id" if "image_token_id" in config else "image_token_index"
+    value = config.integer(name, 32000, low=0)
+    if value >= vocab:
+        raise CheckpointError(f"{config.where}: {name} {value} is outside the vocabulary of {vocab}")
+    return value

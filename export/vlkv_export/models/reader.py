@@ -1,0 +1,108 @@
+"""A checkpoint's folder, read whole: configuration, processor, tokenizer, and the headers of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint import layout, processor, prompt, weights
+from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
+from vlkv_export.checkpoint.fields import Fields, read_object, show
+from vlkv_export.checkpoint.settings import read_image_token
+from vlkv_export.models import registry
+from vlkv_export.models.spec import Shapes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `config.json` says of a model: its family's name, and the records of its parts."""
+
+    family: str
+    vision: VisionConfig
+    projector: Projector
+    text: TextConfig
+
+    def tensors(self) -> Shapes:
+        """Canonical name and shape of every tensor that the graphs use, in the order of use.
+
+        Linear weights are `[outputs, inputs]`. Of the tower, only the layers that the features need.
+        """
+        yield from registry.TOWERS[self.vision.architecture].tensors(self.vision)
+        yield from registry.FAMILIES[self.family].tensors(self.vision, self.projector, self.text)
+        yield from registry.TEXT_MODELS[self.text.architecture].tensors(self.text)
+
+
+def read_parts(config: Fields) -> Parts:
+    """Read the parts of a model with the readers of the registry. Raises `CheckpointError`."""
+    name = registry.find_family(config)
+    family = registry.FAMILIES[name]
+    _refuse_quantised(config)
+    vision = config.child("vision_config", family.vision_where_absent)
+    tower = registry.TOWERS[registry.find_tower(vision, family.tower)]
+    vision_config, projector = tower.read(config, vision), family.read(config)
+    text = config.child("text_config")
+    text_model = registry.TEXT_MODELS[registry.find_text_model(text, family.text)]
+    return Parts(name, vision_config, projector, text_model.read(config, text))
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a Hugging Face LLaVA folder: `config.json`, safetensors headers, processor and tokenizer files.
+
+    Both generations of every file are understood. Raises `CheckpointError`, one line that names what was
+    found and what would work, for anything missing, damaged or unsupported.
+    """
+    try:
+        return _read(Path(folder))
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be read: {error.strerror or error}") from None
+
+
+def _read(folder: Path) -> Checkpoint:
+    config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
+    parts = read_parts(config)
+    vision, projector, text = parts.vision, parts.projector, parts.text
+    token_id = read_image_token(config, text.vocab)
+    files = prompt.tokenizer_files(folder)
+    image = processor.read_image(
+        processor.read_processor(folder), vision, token_id, prompt.image_token(folder, token_id)
+    )
+    tokens = prompt.read_tokens(folder, config, text.vocab)
+    template = prompt.read_chat_template(folder)
+    found = weights.find(folder, registry.FAMILIES[parts.family].prefixes)
+    for name in registry.TEXT_MODELS[text.architecture].unexpected(text):
+        if name in found:
+            raise CheckpointError(
+                f"{folder}: the weights hold {found[name][0]}, config.json says that there is none; "
+                "set attention_bias or mlp_bias of text_config"
+            )
+    tensors = weights.select(folder, found, parts.tensors(), text.tied)
+    text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
+    return Checkpoint(folder, parts.family, vision, projector, text, image, tokens, tensors, template, files)
+
+
+def _config_path(folder: Path) -> Path:
+    advice = "give the folder of a Hugging Face checkpoint"
+    path = folder / "config.json"
+    try:
+        there, directory, config = folder.exists(), folder.is_dir(), path.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{show(str(folder))} can't be read: {error}; {advice}") from None
+    if not there:
+        raise CheckpointError(f"{folder} does not exist; {advice}")
+    if not directory:
+        raise CheckpointError(f"{folder} is not a folder; {advice}")
+    if not config:
+        raise CheckpointError(f"{folder} has no config.json; {advice}")
+    return path
+
+
+def _refuse_quantised(config: Fields) -> None:
+    for part in (config, config.child("text_config"), config.child("vision_config")):
+        if "quantization_config" in part:
+            method = part.get("quantization_config")
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            raise CheckpointError(
+                f"{part.where}: quantization_config ({show(method)}): quantised checkpoints are not "
+                "supported; give the float32, float16 or bfloat16 checkpoint that it was made from"
+            )

@@ -1,0 +1,64 @@
+"""The families, vision towers and text models that export knows, by the names that transformers uses."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint.facts import Checkpoint
+from vlkv_export.checkpoint.fields import Fields, show
+from vlkv_export.models.families import llava
+from vlkv_export.models.spec import Family, TextModel, Tower
+from vlkv_export.models.text import llama, mistral
+from vlkv_export.models.towers import clip
+
+TOWERS: dict[str, Tower] = {"clip_vision_model": clip.TOWER}
+TEXT_MODELS: dict[str, TextModel] = {"llama": llama.MODEL, "mistral": mistral.MODEL}
+FAMILIES: dict[str, Family] = {"LlavaForConditionalGeneration": llava.FAMILY}
+
+
+def supported() -> str:
+    """What export supports, for the end of an error's line."""
+    towers, texts = " or ".join(TOWERS), " or ".join(TEXT_MODELS)
+    return f"{' or '.join(FAMILIES)} with a {towers} tower and a {texts} text model"
+
+
+def find_family(config: Fields) -> str:
+    """Return the name of a configuration's family. Raises `CheckpointError` for one that is not supported."""
+    names, kind = config.get("architectures"), config.get("model_type")
+    if names is None:
+        names = [name for name, family in FAMILIES.items() if family.model_type == kind] or None
+    found = [name for name in FAMILIES if name in names] if isinstance(names, list) else []
+    if not found:
+        named = f"architectures {show(names)} of model_type {show(kind)}"
+        raise CheckpointError(f"{config.where}: {named} is not supported; supported: {supported()}")
+    return found[0]
+
+
+def find_tower(vision: Fields, default: str) -> str:
+    """Return the name of the tower that `vision_config` asks for. Raises `CheckpointError`."""
+    return _known(vision, "vision tower", default, list(TOWERS))
+
+
+def find_text_model(text: Fields, default: str) -> str:
+    """Return the name of the text model that `text_config` asks for. Raises `CheckpointError`."""
+    return _known(text, "text model", default, list(TEXT_MODELS))
+
+
+def build_vision(checkpoint: Checkpoint, dtype: str) -> ir.Model:
+    """Build the `vision` graph of a checkpoint, with its family and its tower."""
+    return FAMILIES[checkpoint.family].build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
+
+
+def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
+    """Build the `decoder` graph of a checkpoint's text model."""
+    return TEXT_MODELS[checkpoint.text.architecture].build(checkpoint, dtype)
+
+
+def _known(fields: Fields, what: str, default: str, names: list[str]) -> str:
+    kind = fields.string("model_type", default)
+    if kind not in names:
+        raise CheckpointError(
+            f"{fields.where}: {what} {kind!r} is not supported; supported: {', '.join(names)}"
+        )
+    return kind

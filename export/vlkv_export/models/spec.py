@@ -1,0 +1,61 @@
+"""What the registry holds for a vision tower, a text model and a family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
+from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.layout import Shape
+from vlkv_export.graph.builder import Builder
+
+Shapes = Iterator[tuple[str, Shape]]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower.
+
+    `read(config, vision)` takes the whole configuration and `vision_config`. `tensors` gives canonical
+    names and shapes. `build` takes pictures `[N,3,H,W]` to selected features `[N,P,hidden * feature layers]`.
+    """
+
+    read: Callable[[Fields, Fields], VisionConfig]
+    tensors: Callable[[VisionConfig], Shapes]
+    build: Callable[[Builder, ir.Value, VisionConfig], ir.Value]
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A text model.
+
+    `read(config, text)` takes the whole configuration and `text_config`. `unexpected` names the tensors
+    that the configuration says do not exist. `build` makes the whole `decoder` graph.
+    """
+
+    read: Callable[[Fields, Fields], TextConfig]
+    tensors: Callable[[TextConfig], Shapes]
+    unexpected: Callable[[TextConfig], Iterator[str]]
+    build: Callable[[Checkpoint, str], ir.Model]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a tower, a projector and a text model make one model.
+
+    `model_type` names the family where the configuration has no `architectures`. `prefixes` take a stored
+    tensor's name to its canonical one. `build` makes the whole `vision` graph with the tower it is given.
+    """
+
+    model_type: str
+    tower: str
+    text: str
+    vision_where_absent: dict[str, object]
+    prefixes: tuple[tuple[re.Pattern[str], str], ...]
+    read: Callable[[Fields], Projector]
+    tensors: Callable[[VisionConfig, Projector, TextConfig], Shapes]
+    build: Callable[[Checkpoint, str, Tower], ir.Model]

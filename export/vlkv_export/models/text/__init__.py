@@ -1,0 +1,1 @@
+"""Text models, a file each: their configuration, tensors and graph."""

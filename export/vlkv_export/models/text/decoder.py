@@ -1,0 +1,102 @@
+"""Decoders of Llama's kind: the reader of `text_config` and the tensors that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint.facts import TextConfig
+from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape, linear
+from vlkv_export.checkpoint.rope import read_rope
+from vlkv_export.checkpoint.settings import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, read_activation
+
+ATTENTION = ("q", "k", "v", "o")
+MLP = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What transformers assumes for fields that `text_config` lacks.
+
+    `kv_heads` None means as many as query heads. `window` None means that the model has no sliding window.
+    """
+
+    architecture: str
+    intermediate: int
+    max_positions: int
+    kv_heads: int | None
+    window: int | None
+
+
+def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
+    """Read `text_config`; `biases` are the projections that have one. Raises `CheckpointError`."""
+    hidden = text.integer("hidden_size", 4096)
+    query_heads = text.integer("num_attention_heads", 32, high=MAX_HEADS)
+    absent = "num_key_value_heads" not in text.values
+    grouped = defaults.kv_heads if defaults.kv_heads and absent else query_heads
+    kv_heads = text.integer("num_key_value_heads", grouped, high=MAX_HEADS)
+    if query_heads % kv_heads:
+        raise CheckpointError(
+            f"{text.where}: num_attention_heads {query_heads} is not a multiple of "
+            f"num_key_value_heads {kv_heads}"
+        )
+    if "head_dim" not in text and hidden % query_heads:
+        raise CheckpointError(
+            f"{text.where}: hidden_size {hidden} is not a multiple of num_attention_heads {query_heads}, "
+            "and there is no head_dim"
+        )
+    head_dim = text.integer("head_dim", hidden // query_heads, high=MAX_HEAD_DIM)
+    if head_dim % 2:
+        raise CheckpointError(f"{text.where}: head_dim {head_dim} is odd; rotary embedding needs an even one")
+    positions = text.integer("max_position_embeddings", defaults.max_positions, high=1 << 30)
+    window = None
+    if defaults.window is not None and text.values.get("sliding_window", defaults.window) is not None:
+        window = text.integer("sliding_window", defaults.window, high=1 << 30)
+    return TextConfig(
+        architecture=defaults.architecture,
+        hidden=hidden,
+        layers=text.integer("num_hidden_layers", 32, high=MAX_LAYERS),
+        query_heads=query_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=text.integer("intermediate_size", defaults.intermediate),
+        activation=read_activation(text, "hidden_act", "silu"),
+        eps=text.number("rms_norm_eps", 1e-6, high=1.0),
+        vocab=text.integer("vocab_size", 32000),
+        max_positions=positions if window is None else min(positions, window),
+        rope=read_rope(text, head_dim, positions),
+        tied=config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False),
+        biases=biases,
+        sliding_window=window,
+    )
+
+
+def tensors(text: TextConfig) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of the embedding, the layers, the last norm and the head."""
+    yield EMBEDDING, (text.vocab, text.hidden)
+    for layer in range(text.layers):
+        yield from _layer(f"text.layers.{layer}", text)
+    yield "text.norm.weight", (text.hidden,)
+    yield HEAD, (text.vocab, text.hidden)
+
+
+def unexpected_biases(text: TextConfig) -> Iterator[str]:
+    """Canonical names of the biases that the configuration says do not exist."""
+    for layer in range(text.layers):
+        for block, parts in (("self_attn", ATTENTION), ("mlp", MLP)):
+            absent = (part for part in parts if part not in text.biases)
+            yield from (f"text.layers.{layer}.{block}.{part}_proj.bias" for part in absent)
+
+
+def _layer(name: str, text: TextConfig) -> Iterator[tuple[str, Shape]]:
+    queries, keys = text.query_heads * text.head_dim, text.kv_heads * text.head_dim
+    yield f"{name}.input_layernorm.weight", (text.hidden,)
+    for part, outputs in (("q", queries), ("k", keys), ("v", keys)):
+        yield from linear(f"{name}.self_attn.{part}_proj", outputs, text.hidden, part in text.biases)
+    yield from linear(f"{name}.self_attn.o_proj", text.hidden, queries, "o" in text.biases)
+    yield f"{name}.post_attention_layernorm.weight", (text.hidden,)
+    for part in ("gate", "up"):
+        yield from linear(f"{name}.mlp.{part}_proj", text.intermediate, text.hidden, part in text.biases)
+    yield from linear(f"{name}.mlp.down_proj", text.hidden, text.intermediate, "down" in text.biases)

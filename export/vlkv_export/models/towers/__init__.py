@@ -1,0 +1,1 @@
+"""Vision towers, a file each: their configuration, tensors and graph."""
