@@ -23,7 +23,7 @@ from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import Observer, observed_rows
 
 PREFILL_CHUNK = 1024
-"""Prompt tokens of a call: larger ones are no faster, and working memory grows with them."""
+"""Prompt tokens of a call: 512 to 2048 are equally fast, a long prompt in one piece is slower and takes more memory."""
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")

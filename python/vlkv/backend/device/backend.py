@@ -26,7 +26,7 @@ from vlkv.storage.manifest import DeviceFacts, Manifest
 PREFILL, DECODE = 0, 1
 """The decoder's optimization profiles."""
 DEVICE_BATCH, DEVICE_CHUNK = 1024, 1024
-"""Prompts, and prompt tokens of a call, of an engine that was built without limits: more than either gains from."""
+"""Most prompts, and most prompt tokens of a call, of an engine that was built without limits."""
 
 
 class DeviceStore:
