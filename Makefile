@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 BUILD := build/native
 OUT := out
 NATIVE := CMakeLists.txt $(shell find cpp plugin cmake -type f 2>/dev/null)
+CPP := $(shell find cpp plugin -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh" -o -name "*.inl")
 CHECKPOINT := examples/tiny_vlm/checkpoint
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
@@ -47,9 +48,11 @@ test-python: $(VENV)/tested $(VENV)/served
 
 lint: $(VENV)/tested $(VENV)/served
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/tested
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/make_engine.py 150m -o $(OUT)/bench

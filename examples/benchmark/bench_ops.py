@@ -140,8 +140,8 @@ def against_prefill(folder: Path, lengths: list[int]) -> Iterator[Row]:
     from make_engine import engine_of
 
     from vlkv.bench.prompts import make_prompts
-    from vlkv.bench.run import EngineArm
     from vlkv.bench.settings import Budget
+    from vlkv.bench.timing import EngineArm
 
     engine = engine_of("150m", folder)
     arm = EngineArm(engine, Budget(0.1), "vl-cache")

@@ -12,8 +12,8 @@ from vlkv.bench import environments, peers, probe
 from vlkv.bench.environments import make_environment, peer_file
 from vlkv.bench.peers import PEERS, PeerArm
 from vlkv.bench.prompts import make_prompts
-from vlkv.bench.run import EngineArm
 from vlkv.bench.settings import Budget
+from vlkv.bench.timing import EngineArm
 from vlkv.errors import BenchError
 
 

@@ -12,8 +12,8 @@ from vlkv.bench.graph_bytes import weight_bytes
 from vlkv.bench.measure import Cell, measure
 from vlkv.bench.probe import Bandwidth, Peak
 from vlkv.bench.report import Own, markdown, table
-from vlkv.bench.run import EngineArm, Run
 from vlkv.bench.settings import Budget, Settings
+from vlkv.bench.timing import EngineArm, Run
 from vlkv.errors import BenchError, EngineError
 from vlkv.ops.native import native
 

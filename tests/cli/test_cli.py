@@ -151,7 +151,8 @@ def test_version_names_backends_and_packages(vlkv):
     for package in ("onnxruntime", "tokenizers", "numpy", "pillow", "onnx", "onnx-ir", "onnxscript"):
         assert any(re.fullmatch(rf"  {package} \d[\w.+]*", line) for line in lines), package
     assert any(line.startswith("  operators: ") for line in lines)
-    assert any("backends: onnxruntime" in line for line in lines)
+    assert any(re.fullmatch(r"  backend onnxruntime: .*\bCPU\b.*", line) for line in lines)
+    assert any(line.startswith("  backend tensorrt-rtx: ") for line in lines)
 
 
 def test_paths_are_printed_as_they_are(vlkv, checkpoint_of, tmp_path):

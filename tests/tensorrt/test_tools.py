@@ -1,4 +1,4 @@
-"""Polygraphy on graphs as exported and as lowered, by the README's lines, and what `--lower-only` writes."""
+"""Polygraphy on graphs as exported and as lowered, by the lines of docs/tensorrt.md, and what `--lower-only` writes."""
 
 from __future__ import annotations
 

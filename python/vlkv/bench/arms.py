@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlkv.bench.graph_bytes import weight_bytes
 from vlkv.bench.report import Own
-from vlkv.bench.run import EngineArm
 from vlkv.bench.settings import Budget, Settings
+from vlkv.bench.timing import EngineArm
 from vlkv.engine import Engine
 from vlkv.errors import BenchError
 from vlkv.storage.files import show

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vlkv.bench.measure import Cell
-from vlkv.bench.run import Run
+from vlkv.bench.timing import Run
 
 MS = 1e3
 Row = dict[str, Any]

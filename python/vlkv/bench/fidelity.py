@@ -8,7 +8,7 @@ import numpy as np
 
 from vlkv.bench.derive import Row
 from vlkv.bench.prompts import Asked
-from vlkv.bench.run import EngineArm
+from vlkv.bench.timing import EngineArm
 from vlkv.generation.forced import perplexity, token_loss
 
 

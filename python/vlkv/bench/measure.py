@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vlkv.bench.prompts import Asked, make_prompts
-from vlkv.bench.run import Arm, Run
 from vlkv.bench.settings import Settings
+from vlkv.bench.timing import Arm, Run
 from vlkv.errors import BenchError
 from vlkv.storage.manifest import Manifest
 

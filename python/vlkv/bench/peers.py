@@ -22,7 +22,7 @@ import numpy as np
 from vlkv.bench.environments import make_environment, peer_file
 from vlkv.bench.probe import Peak
 from vlkv.bench.prompts import Asked
-from vlkv.bench.run import Run
+from vlkv.bench.timing import Run
 from vlkv.engine import Engine
 from vlkv.errors import BenchError
 from vlkv.inputs.preprocess import preprocess

@@ -6,14 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from vlkv.cli.console import notes, progress
 from vlkv.cli.options import EngineFolder, NoVerify
-from vlkv.errors import BenchError
 from vlkv.policies.builtin import DEFAULT_POLICY
-from vlkv.storage.files import reason, show, write_bytes
 
 ENVIRONMENTS = Path("out/peers")
 
@@ -58,15 +55,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure latency, full cache and compressed, by turns in one run."""
-    from vlkv.bench.arms import open_arms
-    from vlkv.bench.fidelity import fidelity
-    from vlkv.bench.measure import measure
-    from vlkv.bench.peers import PEERS, started
-    from vlkv.bench.probe import Bandwidth
-    from vlkv.bench.prompts import make_prompts
-    from vlkv.bench.report import markdown, record
+    from vlkv.bench import Settings, run
+    from vlkv.bench.peers import PEERS
     from vlkv.bench.settings import (
-        Settings,
         parse_batches,
         parse_budgets,
         parse_engines,
@@ -82,56 +73,21 @@ def bench(
         repeat,
         policy,
     )
-    engines = [("", engine), *parse_engines(also or [])]
-    names = parse_names(peers, tuple(PEERS), "peers") if peers is not None else ()
-    if names and checkpoint is None:
-        raise BenchError(f"peers {','.join(names)} need --checkpoint, the Hugging Face folder of this engine")
-    if checkpoint is not None and not (checkpoint / "config.json").is_file():
-        raise BenchError(f"checkpoint {show(checkpoint)} holds no config.json")
-    if output is not None:
-        _make_folder(output)
     with progress(data=False) as bar:
-        bar.step("opening the engine" if len(engines) == 1 else "opening the engines")
-        arms, own = open_arms(engines, settings, threads, verify=not no_verify)
-        first = arms[0].engine
-        probe = Bandwidth(threads) if first.manifest.backend == "onnxruntime" else _no_bandwidth
-        with started(names, first, checkpoint, peers_directory, threads, bar.step) as (others, failed):
-            measured = measure(settings, first.manifest, [*arms, *others], probe, bar.step)
-        measured.failed = failed | measured.failed
-        bar.step("what the answers are worth")
-        cell = min(measured.cells, key=lambda cell: (cell.length, cell.new_tokens))
-        asked = make_prompts(first.manifest, cell.length, cell.batch)[0]
-        worth = fidelity(arms, asked, cell.runs[arms[0].label][0].tokens[0])
-    versions = {arm.label: arm.versions for arm in others}
-    found = record(settings, first.manifest, measured, own, versions, worth)
-    text = markdown(found, own)
+        report = run(
+            engine,
+            settings,
+            also=dict(parse_engines(also or [])),
+            peers=parse_names(peers, tuple(PEERS), "peers") if peers is not None else (),
+            checkpoint=checkpoint,
+            peers_directory=peers_directory,
+            output=output,
+            threads=threads,
+            verify=not no_verify,
+            progress=bar.step,
+        )
     if output is not None:
-        _write(output, text, found)
-    sys.stdout.write(msgspec.json.encode(found).decode() + "\n" if json else text)
-
-
-def _no_bandwidth() -> float:
-    """A device's memory is not this process's to read."""
-    return 0.0
-
-
-def _make_folder(folder: Path) -> None:
-    """So that a place that can't be written is told before anything is measured."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchError(f"{show(folder)}: {reason(error)}") from None
-
-
-def _write(folder: Path, text: str, found: dict[str, object]) -> None:
-    from vlkv.bench.charts import draw
-
-    write_bytes(folder / "bench.md", text.encode())
-    write_bytes(folder / "bench.json", msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    try:
-        charts = draw(found)
-    except BenchError as error:
-        notes().print(str(error), soft_wrap=True)
-        return
-    for name, data in charts.items():
-        write_bytes(folder / name, data)
+        no_charts = report.write(output)
+        if no_charts is not None:
+            notes().print(no_charts, soft_wrap=True)
+    sys.stdout.write(report.json().decode() + "\n" if json else report.markdown)

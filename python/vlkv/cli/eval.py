@@ -10,7 +10,6 @@ import typer
 
 from vlkv.cli.console import answers, notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
-from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 BUDGETS = "0.5,0.2,0.1,0.05"
@@ -63,53 +62,54 @@ def evaluate(
 ) -> None:
     """Measure answers under policies and budgets, with 95% intervals."""
     from vlkv.engine import Engine
-    from vlkv.eval.ablation import ablation_settings, parts
+    from vlkv.eval import run
+    from vlkv.eval.ablation import parts
     from vlkv.eval.chart import available
-    from vlkv.eval.records import Answers
-    from vlkv.eval.report import as_json, write_report
-    from vlkv.eval.runner import Run, run_name
-    from vlkv.eval.runner import evaluate as run_all
-    from vlkv.eval.settings import make_settings, split_names, split_numbers
-    from vlkv.eval.summary import summarize
+    from vlkv.eval.settings import split_names, split_numbers
     from vlkv.eval.table import terminal
-    from vlkv.eval.tasks import NEW_TOKENS, make_samples
 
-    if batch < 1:
-        raise EvalError(f"batch {batch} is under 1")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise EvalError(f"max-new-tokens {max_new_tokens} is under 1")
-    chosen = make_samples(task, samples, seed, turns, data, question)
-    turns = len(chosen[0].turns)
-    if ablation and turns > 1:
-        raise EvalError("--ablation needs a task with one question a sample")
-    budgets = split_numbers(budget)
-    settings = ablation_settings(budgets) if ablation else make_settings(split_names(policy), budgets, turns)
-    new_tokens = max_new_tokens or NEW_TOKENS[task]
-    run = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
     with progress(data=False, remaining=True) as bar:
-        bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
-        bar.step(f"{task}, {len(settings)} settings")
-        bar.total(len(chosen) * len(settings))
-        with Answers(output) as known:
-            lines = summarize(run_all(opened, run, chosen, settings, known, bar.advance))
-    asked = "" if turns == 1 else f", {turns} questions each"
-    title = f"{task}: {len(chosen)} samples{asked}, seed {seed}"
+
+        def opened() -> Engine:
+            bar.step("opening the engine")
+            return Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
+
+        def begin(what: str, records: int) -> None:
+            bar.step(what)
+            bar.total(records)
+
+        report = run(
+            opened,
+            task,
+            policies=() if ablation else split_names(policy),
+            budgets=split_numbers(budget),
+            samples=samples,
+            seed=seed,
+            turns=turns,
+            data=data,
+            question=question,
+            max_new_tokens=max_new_tokens,
+            ablation=ablation,
+            output=output,
+            batch=batch,
+            begin=begin,
+            progress=bar.advance,
+        )
     if output is not None:
-        written = write_report(output, title, lines, ablation)
+        written = report.write(output)
         notes().print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
         if not available() and not ablation:
-            notes().print("no chart: it needs the packages of vlkv[eval]", style="dim")
+            notes().print("no chart: it needs the packages of vlkv[bench]", style="dim")
     if json:
-        sys.stdout.write(as_json(title, lines).decode() + "\n")
+        sys.stdout.write(report.json().decode() + "\n")
         return
     tables = (
-        [terminal(part.lines(lines), part.title) for part in parts()]
+        [terminal(part.lines(report.lines), part.title) for part in parts()]
         if ablation
-        else [terminal(lines, title)]
+        else [terminal(report.lines, report.title)]
     )
     out = answers()
-    # as wide as the tables are: a pipe has no width
+    # a pipe has no width: take that of the tables
     wide = out.options.update(width=1000)
     out.width = max(out.width, *(out.measure(table, options=wide).maximum for table in tables))
     for table in tables:

@@ -15,6 +15,12 @@ from vlkv.errors import VlkvError
 
 GROUP = "vlkv.commands"
 PACKAGES = ("onnxruntime", "tokenizers", "numpy", "pillow", "onnx", "onnx-ir", "onnxscript")
+BACKENDS = {
+    "tensorrt": ("tensorrt-cu13", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
+    "cuda": ("cuda-bindings",),
+}
+"""The packages of each backend besides ONNX Runtime, and of the device that they share."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -53,14 +59,36 @@ def print_versions() -> None:
     out = answers()
     out.print(f"vlkv {version('vlkv')}")
     for package in PACKAGES:
-        try:
-            out.print(f"  {package} {version(package)}")
-        except PackageNotFoundError:
-            out.print(f"  {package} not installed")
+        out.print(f"  {package} {_version(package) or 'not installed'}")
     from vlkv.ops.native import describe
 
     out.print(f"  operators: {describe()}")
-    out.print("  backends: onnxruntime (CPU)")
+    for line in backends():
+        out.print(f"  {line}")
+
+
+def backends() -> list[str]:
+    """A line for each backend: what is installed of it.
+
+    Nothing is opened, because TensorRT's runtime ends a process that has no GPU.
+    """
+    import onnxruntime
+
+    providers = ", ".join(
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    )
+    lines = [f"backend onnxruntime: {providers}"]
+    for backend, packages in BACKENDS.items():
+        found = [f"{package} {known}" for package in packages if (known := _version(package))]
+        lines.append(f"backend {backend}: {', '.join(found) or 'not installed'}")
+    return lines
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

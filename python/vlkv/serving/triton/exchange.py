@@ -11,14 +11,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from vlkv.errors import ServerFullError, VlkvError
-from vlkv.generation.result import Result
 from vlkv.scheduler import Ticket
+from vlkv.serving.wire import ErrorKind, error_kind, error_text, usage
 
 POLL = 0.1
 """Seconds between two looks at who has gone away."""
 ASKED = 16
 """Requests that a look asks about: each costs as much as two responses."""
+
+CODES = {ErrorKind.INVALID: "INVALID_ARG", ErrorKind.FULL: "UNAVAILABLE", ErrorKind.INTERNAL: "INTERNAL"}
+"""Names of Triton's codes."""
 
 Event = tuple[Ticket, str | None]
 
@@ -55,13 +57,8 @@ class Exchange(threading.Thread):
     def fail(self, sender: Any, error: BaseException) -> None:
         """Sends an error as the only response."""
         kinds = self._utils.TritonError
-        code = kinds.INTERNAL
-        if isinstance(error, ServerFullError):
-            code = kinds.UNAVAILABLE
-        elif isinstance(error, VlkvError):
-            code = kinds.INVALID_ARG
-        text = " ".join(str(error).split()).replace("max_new_tokens", "max_tokens") or type(error).__name__
-        self._send(sender, self._utils.InferenceResponse(error=kinds(text, code)), last=True)
+        refused = kinds(error_text(error), getattr(kinds, CODES[error_kind(error)]))
+        self._send(sender, self._utils.InferenceResponse(error=refused), last=True)
 
     def run(self) -> None:
         """The thread's work."""
@@ -113,7 +110,7 @@ class Exchange(threading.Thread):
         values = {
             "text": text if stream else result.text,
             "finish_reason": result.finish_reason,
-            "usage": usage(result),
+            "usage": msgspec.json.encode(usage(result)).decode(),
         }
         self._send(sender, self._response(values), last=True)
 
@@ -137,18 +134,3 @@ def _by_ticket(events: Iterable[Event]) -> dict[Ticket, list[str | None]]:
     for ticket, piece in events:
         found.setdefault(ticket, []).append(piece)
     return found
-
-
-def usage(result: Result) -> str:
-    """What an answer took, as JSON; `kept_tokens` is the mean over layers."""
-    kept = result.kept_tokens
-    numbers = {
-        "prompt_tokens": result.prompt_tokens,
-        "image_tokens": result.image_tokens,
-        "kept_tokens": sum(kept) // max(1, len(kept)),
-        "kept_tokens_per_layer": kept,
-        "generated_tokens": len(result.token_ids),
-        "cache_bytes": result.cache_bytes,
-        "cache_bytes_full": result.cache_bytes_full,
-    }
-    return msgspec.json.encode(numbers).decode()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.errors import ImageError, PromptError, SamplingError
+from vlkv.errors import PromptError, SamplingError
 from vlkv.generation.question import Question
+from vlkv.serving.wire import check_images, picture
 
-MAX_IMAGES = 64
 Tensors = Mapping[str, NDArray[Any]]
-
-_BASE64 = re.compile(rb"(?:data:image/[\w.+-]+;base64,)?([A-Za-z0-9+/\s]+={0,2}\s*)")
 
 
 def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Question, bool]:
@@ -38,8 +33,7 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
             f"the prompt has {len(prompt)} characters, no prompt of this model has over {most_bytes}"
         )
     images = list(tensors.get("images", np.empty(0)).reshape(-1))
-    if len(images) > MAX_IMAGES:
-        raise PromptError(f"the request has {len(images)} pictures, the limit is {MAX_IMAGES}")
+    check_images(len(images))
     given: dict[str, Any] = {
         "policy": _text(_one(tensors, "policy", policy.encode()), "policy"),
         "stop": tuple(_text(stop, "stop") for stop in tensors.get("stop", np.empty(0)).reshape(-1)),
@@ -57,17 +51,6 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
             given[field] = kind(_one(tensors, name, None))
     question = Question(prompt, [picture(data) for data in images], **given)
     return question, bool(_one(tensors, "stream", False))
-
-
-def picture(data: bytes) -> bytes:
-    """A picture's file: as it is, or from base64 (JSON holds no bytes), with or without a `data:` prefix."""
-    match = _BASE64.fullmatch(data)
-    if match is None:
-        return data
-    try:
-        return base64.b64decode(match.group(1))
-    except binascii.Error as error:
-        raise ImageError(f"picture: base64 of {len(data)} characters is damaged: {error}") from error
 
 
 def _one(tensors: Tensors, name: str, default: Any) -> Any:

@@ -1,0 +1,106 @@
+"""The evaluation as a function: samples of a task, asked under policies and budgets, with 95% intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkv.engine import Engine
+from vlkv.errors import EvalError
+from vlkv.eval.ablation import ablation_settings
+from vlkv.eval.records import Answers
+from vlkv.eval.report import as_json, write_report
+from vlkv.eval.runner import BATCH, Run, evaluate, run_name
+from vlkv.eval.settings import make_settings
+from vlkv.eval.summary import Line, summarize
+from vlkv.eval.tasks import NEW_TOKENS, make_samples
+from vlkv.policies.builtin import DEFAULT_POLICY
+
+BUDGETS = (0.5, 0.2, 0.1, 0.05)
+POLICIES = ("full", DEFAULT_POLICY)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Fields:
+        title: task, number of samples, seed.
+        lines: one for each setting (a policy at a budget).
+        ablation: whether the settings are the parts of vl-cache.
+    """
+
+    title: str
+    lines: list[Line]
+    ablation: bool = False
+
+    def json(self) -> bytes:
+        """Title and lines as one JSON object."""
+        return as_json(self.title, self.lines)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the table, the JSON and, where matplotlib is installed, the chart. Returns their paths."""
+        return write_report(folder, self.title, self.lines, self.ablation)
+
+
+def run(
+    engine: Path | str | Callable[[], Engine],
+    task: str = "form-qa",
+    *,
+    policies: Sequence[str] = POLICIES,
+    budgets: Sequence[float] = BUDGETS,
+    samples: int | None = None,
+    seed: int = 0,
+    turns: int = 1,
+    data: Path | None = None,
+    question: str | None = None,
+    max_new_tokens: int | None = None,
+    ablation: bool = False,
+    output: Path | None = None,
+    batch: int = BATCH,
+    begin: Callable[[str, int], None] = lambda what, records: None,
+    progress: Callable[[int], None] = lambda records: None,
+) -> Report:
+    """Asks every sample of a task under every policy and budget.
+
+    Args:
+        engine: an engine directory, or a function that opens one; it is called once the arguments are checked.
+        task: `form-qa`, `form-list`, `two-forms`, `second-question`, or `folder` with `data`.
+        policies: names of policies; not used with `ablation`.
+        budgets: shares of the cache, in (0, 1].
+        samples: how many; None for 500, or for all of a folder.
+        seed: of the forms.
+        turns: questions about one picture, 1 or 2.
+        data: a JSONL file or its folder, for the task `folder`.
+        question: other words for the form tasks; `{key}` is the place of the key.
+        max_new_tokens: most tokens of an answer; None for the task's own limit.
+        ablation: compare the parts of vl-cache instead of policies, and measure cache hit rates.
+        output: a folder that keeps the answers as they come; a run with the same arguments continues there. The caller
+            writes the report with `Report.write`.
+        batch: most settings that decode together; memory grows with it.
+        begin: called with a description and the number of records to come, before the first question.
+        progress: called with the number of new records after each sample.
+
+    Raises:
+        EvalError: an unknown task, a number out of range, samples that cannot be read.
+        PolicyError: an unknown policy.
+        EngineError: the directory is no engine.
+    """
+    if batch < 1:
+        raise EvalError(f"batch {batch} is under 1")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise EvalError(f"max-new-tokens {max_new_tokens} is under 1")
+    chosen = make_samples(task, samples, seed, turns, data, question)
+    turns = len(chosen[0].turns)
+    if ablation and turns > 1:
+        raise EvalError("--ablation needs a task with one question a sample")
+    settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
+    new_tokens = max_new_tokens or NEW_TOKENS[task]
+    asked = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
+    opened = engine() if callable(engine) else Engine.load(engine)
+    begin(f"{task}, {len(settings)} settings", len(chosen) * len(settings))
+    with Answers(output) as known:
+        lines = summarize(evaluate(opened, asked, chosen, settings, known, progress))
+    questions = "" if turns == 1 else f", {turns} questions each"
+    return Report(f"{task}: {len(chosen)} samples{questions}, seed {seed}", lines, ablation)

@@ -1,0 +1,81 @@
+"""What every front end of a server shares: pictures, limits, usage, and errors as a client sees them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from enum import Enum
+
+from vlkv.errors import ImageError, PromptError, ServerFullError, VlkvError
+from vlkv.generation.result import Result
+
+MAX_IMAGES = 64
+"""Most pictures of one request."""
+
+_BASE64 = re.compile(rb"(?:data:image/[\w.+-]+;base64,)?([A-Za-z0-9+/\s]+={0,2}\s*)")
+
+
+class ErrorKind(Enum):
+    """Whose fault an error is. A front end maps each kind to a code of its protocol."""
+
+    INVALID = "invalid"
+    """The request is wrong, and would be wrong again."""
+    FULL = "full"
+    """The server has no room now. The same request may succeed later."""
+    INTERNAL = "internal"
+    """The server is at fault."""
+
+
+def error_kind(error: BaseException) -> ErrorKind:
+    """The kind of an error, by its type."""
+    if isinstance(error, ServerFullError):
+        return ErrorKind.FULL
+    return ErrorKind.INVALID if isinstance(error, VlkvError) else ErrorKind.INTERNAL
+
+
+def error_text(error: BaseException) -> str:
+    """One line for a client, with the field names of the wire; the type's name if the error has no text."""
+    return " ".join(str(error).split()).replace("max_new_tokens", "max_tokens") or type(error).__name__
+
+
+def check_images(count: int) -> None:
+    """Refuses a request with too many pictures.
+
+    Raises:
+        PromptError: `count` is over `MAX_IMAGES`.
+    """
+    if count > MAX_IMAGES:
+        raise PromptError(f"the request has {count} pictures, the limit is {MAX_IMAGES}")
+
+
+def picture(data: bytes) -> bytes:
+    """The bytes of a picture's file, given as they are or as base64 (JSON holds no bytes).
+
+    Args:
+        data: the file, or its base64 with or without a `data:` prefix.
+
+    Raises:
+        ImageError: the base64 is damaged.
+    """
+    match = _BASE64.fullmatch(data)
+    if match is None:
+        return data
+    try:
+        return base64.b64decode(match.group(1))
+    except binascii.Error as error:
+        raise ImageError(f"picture: base64 of {len(data)} characters is damaged: {error}") from error
+
+
+def usage(result: Result) -> dict[str, int | list[int]]:
+    """What an answer took: tokens, and bytes of its cache. `kept_tokens` is the mean over layers."""
+    kept = list(result.kept_tokens)
+    return {
+        "prompt_tokens": result.prompt_tokens,
+        "image_tokens": result.image_tokens,
+        "kept_tokens": sum(kept) // max(1, len(kept)),
+        "kept_tokens_per_layer": kept,
+        "generated_tokens": len(result.token_ids),
+        "cache_bytes": result.cache_bytes,
+        "cache_bytes_full": result.cache_bytes_full,
+    }

@@ -1,0 +1,70 @@
+"""`docs/extending`: every named file is there, in a fixed form, and registries name what the pages say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "extending"
+KINDS = {"model", "policy", "operator", "backend", "frontend"}
+LINE = re.compile(r"^- (new|edit|registry): `([^`]+)`: \S.*$")
+
+
+def test_there_is_a_page_for_each_kind():
+    assert {path.stem for path in PAGES.glob("*.md")} == KINDS
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_files_of_a_page_are_there(kind):
+    lines = [line for line in (PAGES / f"{kind}.md").read_text().splitlines() if line.startswith("- ")]
+    found = [LINE.match(line) for line in lines]
+    assert found and all(found), "a line is not `- new|edit|registry: `FILE`: what`"
+    for name in (match.group(2) for match in found if match):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize(
+    ("folder", "entry", "registered"),
+    [("text", "MODEL", "TEXT_MODELS"), ("towers", "TOWER", "TOWERS"), ("families", "FAMILY", "FAMILIES")],
+)
+def test_a_model_is_one_file_and_one_line(folder, entry, registered):
+    """Modules that export an entry are those that the registry names; helpers such as `decoder.py` export none."""
+    from vlkv_export.models import registry
+
+    modules = (ROOT / "export/vlkv_export/models" / folder).glob("*.py")
+    files = {path.stem for path in modules if re.search(rf"^{entry}\b.* = ", path.read_text(), re.MULTILINE)}
+    text = Path(registry.__file__).read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{registered}:"))
+    assert set(re.findall(rf"(\w+)\.{entry}", line)) == files
+
+
+def test_each_operator_has_its_header_definition_and_oracle():
+    from vlkv_export.ops import library
+
+    text = Path(library.__file__).read_text()
+    for operator in ("score", "evict"):
+        assert operator in text
+        for place in (f"export/vlkv_export/ops/{operator}.py", f"cpp/include/vlkv/{operator}.h"):
+            assert (ROOT / place).is_file()
+
+
+def test_a_policy_is_one_entry_of_its_registry():
+    from vlkv.policies.builtin import POLICIES
+
+    text = (ROOT / "python/vlkv/policies/builtin.py").read_text()
+    assert re.findall(r'\bPolicy\(\s*"([\w-]+)"', text) == list(POLICIES)
+    described = (ROOT / "docs/policies.md").read_text()
+    for name in POLICIES:
+        assert f"`{name}`" in described, f"docs/policies.md does not name {name}"
+
+
+def test_each_backend_is_registered():
+    """Modules of `backend/` that open engines are those that the registry names."""
+    from vlkv.backend.registry import BACKENDS
+
+    modules = (ROOT / "python/vlkv/backend").glob("*.py")
+    files = {path.stem for path in modules if "\ndef open_backend(" in path.read_text()}
+    assert {name.rsplit(".", 1)[1] for name in BACKENDS.values()} == files - {"registry"}
