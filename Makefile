@@ -103,7 +103,7 @@ fuzz: $(VENV)/installed
 clean:
 	rm -rf $(VENV) build $(OUT)
 
-$(OUT)/tiny_vlm/engine/manifest.json: $(VENV)/installed $(wildcard $(CHECKPOINT)/*) $(wildcard export/vlkv_export/*.py export/vlkv_export/*/*.py)
+$(OUT)/tiny_vlm/engine/manifest.json: $(VENV)/installed $(wildcard $(CHECKPOINT)/*) $(wildcard export/vlkv_export/*.py export/vlkv_export/*/*.py export/vlkv_export/*/*/*.py)
 	@$(BIN)/vlkv export $(CHECKPOINT) -o $(OUT)/tiny_vlm/graphs
 	@$(BIN)/vlkv build $(OUT)/tiny_vlm/graphs -o $(OUT)/tiny_vlm/engine
 

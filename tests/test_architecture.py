@@ -47,14 +47,11 @@ EXPORT_PARTS = {
     "models": {"checkpoint", "graph"},
     "passes": {"graph", "ops"},
     "watch": set(),
-    "lower": {"ops", "passes"},
-    "weights": {"checkpoint"},
-    "convert": {"checkpoint"},
-    "int8": {"checkpoint", "weights"},
+    "weights": {"checkpoint", "passes", "watch"},
     "directory": {"checkpoint", "graph", "models", "ops", "weights"},
-    "tensorrt": {"convert", "lower", "watch", "weights"},
-    "engine": {"checkpoint", "convert", "directory", "int8", "lower", "tensorrt", "watch", "weights"},
-    "cli": {"directory", "engine", "tensorrt", "watch"},
+    "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
+    "engine": {"directory", "targets", "watch", "weights"},
+    "cli": {"directory", "engine", "targets", "watch"},
 }
 """Parts of `vlkv_export` and which others each may import."""
 
@@ -112,7 +109,7 @@ def test_there_is_something_to_look_at():
     assert len(sources("python/vlkv")) > 20
     assert len(sources("export")) > 20
     assert {path.name for path in (ROOT / "export" / "vlkv_export").iterdir() if path.is_dir()} - {"__pycache__"} == {
-        "checkpoint", "graph", "models", "ops", "passes", "tensorrt"
+        "checkpoint", "graph", "models", "ops", "passes", "targets", "weights"
     }  # fmt: skip
     assert len(sources("cpp", CPP)) > 10
     assert len(sources("tests/oracles")) >= 3

@@ -85,7 +85,7 @@ def build(
 ) -> None:
     """Lower a graph directory for one backend."""
     from vlkv_export.engine import build_engine
-    from vlkv_export.tensorrt.settings import Settings
+    from vlkv_export.targets.spec import Settings
     from vlkv_export.watch import Watch
 
     capabilities = tuple(dict.fromkeys(compute_capability or ()))

@@ -16,7 +16,7 @@ from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
-from vlkv_export.weights import link_weights
+from vlkv_export.weights.files import link_weights
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"

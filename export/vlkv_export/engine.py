@@ -1,9 +1,9 @@
-"""`vlkv build`: a graph directory lowered for one backend."""
+"""`vlkv build`: a graph directory made an engine for one target."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -12,21 +12,13 @@ from vlkv.errors import EngineError
 from vlkv.storage.directories import check_target, new_directory
 from vlkv.storage.files import link_or_copy
 from vlkv.storage.manifest import Manifest, read, verify, write
-from vlkv_export import convert
-from vlkv_export.checkpoint import Tensor
-from vlkv_export.directory import WEIGHTS, file_facts, versions
-from vlkv_export.int8 import write_int8
-from vlkv_export.lower import GRAPHS, decoder_matrices, lower_for_onnxruntime
-from vlkv_export.tensorrt.engine import BACKENDS as TENSORRT
-from vlkv_export.tensorrt.engine import build_into, check_builder, lower_into
-from vlkv_export.tensorrt.settings import Settings, resolve
+from vlkv_export.directory import WEIGHTS, file_facts
+from vlkv_export.targets.registry import TARGETS
+from vlkv_export.targets.spec import GRAPHS, Options, Settings
 from vlkv_export.watch import Watch
-from vlkv_export.weights import link_weights, write_weights
+from vlkv_export.weights.registry import FORMATS
 
-BACKENDS = ("onnxruntime", *TENSORRT)
-FLOAT32_WEIGHTS = "weights.float32.safetensors"
-INT8_WEIGHTS = "weights.int8.safetensors"
-WEIGHT_DTYPES = ("float32", "int8")
+OPERATORS = ("native", "functions")
 
 
 def build_engine(
@@ -43,51 +35,33 @@ def build_engine(
     Args:
         source: what `vlkv export` wrote.
         target: the engine directory to make.
-        backend: one of `BACKENDS`.
+        backend: one of `TARGETS`.
         operators: `native` has vlkv's own kernels (for TensorRT its plugin) score and evict, `functions` their ONNX
             bodies. None is `native`, for TensorRT where a plugin is given.
         watch: told of progress.
         settings: of a TensorRT engine.
-        weights: `float32`, or `int8` for the text model's matrices in 8 bits; ONNX Runtime only.
+        weights: one of `FORMATS`; `int8` holds the text model's matrices in 8 bits. ONNX Runtime only.
 
     Raises:
         EngineError: `source` is no graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()
-    if backend not in BACKENDS:
-        raise EngineError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
-    if operators not in (None, "native", "functions"):
-        raise EngineError(f"unknown operators {operators!r}; known: native, functions")
-    settings = settings or Settings()
-    if weights not in WEIGHT_DTYPES:
-        raise EngineError(f"unknown weights {weights!r}; known: {', '.join(WEIGHT_DTYPES)}")
-    if weights != "float32" and backend != "onnxruntime":
-        raise EngineError(f"--weights {weights} goes with --backend onnxruntime; for {backend} use --dtype")
-    if backend == "onnxruntime" and settings != Settings():
-        raise EngineError(
-            "--backend onnxruntime takes none of TensorRT's options; it serves any size on any CPU"
-        )
+    options = Options(operators, weights, settings or Settings())
+    _known("backend", backend, TARGETS)
+    if operators is not None:
+        _known("operators", operators, OPERATORS)
+    _known("weights", weights, FORMATS)
     manifest = read(source)
     if manifest.kind != "graphs":
         held = "an engine" if manifest.kind == "engine" else "lowered graphs"
         raise EngineError(f"{source} holds {held}; vlkv build takes a graph directory that vlkv export wrote")
-    wanted = None
-    if backend != "onnxruntime":
-        check_target(target)
-        wanted = resolve(backend, settings, operators, manifest)
-        if not settings.lower_only:
-            check_builder(wanted)
+    check_target(target)
+    write_into = TARGETS[backend](backend, options, manifest)
     verify(source, manifest)
     with new_directory(target) as folder:
         models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
-        if wanted is None:
-            changes = _for_onnxruntime(
-                source, folder, models, manifest, operators or "native", weights, watch
-            )
-        else:
-            write_into = lower_into if settings.lower_only else build_into
-            changes = write_into(source, folder, models, manifest, wanted, watch)
+        changes = write_into(source, folder, models, watch)
         for name in manifest.files:
             if not name.endswith((WEIGHTS, ".onnx")):
                 link_or_copy(source / name, folder / name)
@@ -97,44 +71,6 @@ def build_engine(
     return built
 
 
-def _for_onnxruntime(
-    source: Path,
-    folder: Path,
-    models: dict[str, ir.Model],
-    manifest: Manifest,
-    operators: str,
-    weights: str,
-    watch: Watch,
-) -> dict[str, Any]:
-    """Writes graphs and weights into `folder`: the fields of the manifest that differ from the graph directory's."""
-    blocks: dict[str, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
-    if weights == "int8":
-        matrices = convert.stored(decoder_matrices(models))
-        watch.step("rounding the text model's weights to 8 bits")
-        watch.total(sum(tensor.length for tensor in matrices.values()))
-        blocks = write_int8(source, folder / INT8_WEIGHTS, matrices, watch.data)
-    halves = {n: t for n, t in convert.other_weights(models, "float32").items() if n not in blocks}
-    converted: dict[str, Tensor] = {}
-    if halves:
-        kept = {convert.TABLE} - halves.keys()
-        halves.setdefault(convert.TABLE, convert.embedding_table(manifest))
-        watch.step("converting the weights to float32")
-        watch.total(sum(tensor.length for tensor in halves.values()))
-        converted = write_weights(source, folder / FLOAT32_WEIGHTS, halves, kept, watch.data)
-    watch.step("lowering the graphs")
-    wide = {name: convert.external(tensor) for name, tensor in converted.items()}
-    lower_for_onnxruntime(models, wide, operators, blocks)
-    for name, model in models.items():
-        ir.save(model, folder / f"{name}.onnx")
-    table = convert.embedding(converted[convert.TABLE]) if converted else manifest.embedding
-    written = {FLOAT32_WEIGHTS, INT8_WEIGHTS}
-    link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
-    return {
-        "kind": "engine",
-        "backend": "onnxruntime",
-        "operators": operators,
-        "weights": weights,
-        "cache_dtype": "float32",
-        "embedding": table,
-        "versions": manifest.versions | versions("onnxruntime"),
-    }
+def _known(option: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise EngineError(f"unknown {option} {value!r}; known: {', '.join(known)}")

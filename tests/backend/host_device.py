@@ -17,7 +17,8 @@ from models import onnx_runs
 from vlkv.backend.device.arrays import BYTES, DeviceArray, copies
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.storage.manifest import DeviceFacts, read
-from vlkv_export.lower import GRAPHS, lower_for_tensorrt
+from vlkv_export.targets.spec import GRAPHS
+from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
 
 
 class HostMemory:

@@ -16,7 +16,7 @@ from vlkv.errors import EngineError, PromptError
 from vlkv.model import Model
 from vlkv.storage.manifest import read
 from vlkv_export.engine import build_engine
-from vlkv_export.tensorrt.settings import Settings
+from vlkv_export.targets.spec import Settings
 
 PLAIN = "device-functions"
 HOST = [f"host-{operators}-{kind}" for operators in ("native", "functions") for kind in ("dynamic", "static")]

@@ -18,7 +18,8 @@ from vlkv.errors import EngineError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.manifest import read
 from vlkv_export.directory import export_checkpoint
-from vlkv_export.engine import FLOAT32_WEIGHTS, build_engine
+from vlkv_export.engine import build_engine
+from vlkv_export.targets.onnxruntime import FLOAT32_WEIGHTS
 from vlkv_export.watch import Watch
 
 GRAPHS = {"vision.onnx", "decoder.onnx", "compress.onnx"}

@@ -11,12 +11,12 @@ from vlkv import Engine, Question
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import read
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.convert import stored
 from vlkv_export.engine import build_engine
-from vlkv_export.int8 import block_of, quantize, write_int8
+from vlkv_export.passes.blocked_weights import matrices, use_blocked_weights
 from vlkv_export.passes.edit import MICROSOFT
-from vlkv_export.passes.int8_weights import matrices, use_int8_weights
-from vlkv_export.tensorrt.settings import Settings
+from vlkv_export.targets.spec import Settings
+from vlkv_export.weights.convert import stored
+from vlkv_export.weights.int8 import block_of, quantize, write_int8
 
 LAYERS, EACH = 3, 7
 
@@ -73,7 +73,7 @@ def test_products_are_those_of_the_rounded_numbers(rows, columns, batch, rng, tm
     graph.register_initializer(weight)
     model = ir.Model(graph, ir_version=10)
     assert list(matrices(model)) == ["w"]
-    assert use_int8_weights(model, blocks) == 1
+    assert use_blocked_weights(model, blocks) == 1
     assert [node.op_type for node in model.graph] == ["MatMulNBits"] and "w" not in model.graph.initializers
     ir.save(model, tmp_path / "model.onnx")
     given = rng.normal(size=(batch, columns)).astype(np.float32)

@@ -9,8 +9,6 @@ import pytest
 
 from models import onnx_runs, tiny
 from vlkv.storage.manifest import read
-from vlkv_export.convert import external, other_weights
-from vlkv_export.lower import lower_for_onnxruntime
 from vlkv_export.models import read_checkpoint
 from vlkv_export.passes.edit import MICROSOFT
 from vlkv_export.passes.float32 import compute_in_float32
@@ -19,7 +17,9 @@ from vlkv_export.passes.multi_head_attention import use_multi_head_attention
 from vlkv_export.passes.native_attention import attend_natively
 from vlkv_export.passes.observed_rows import give_out_observed_rows
 from vlkv_export.passes.transposed_weights import fuse_transposed_weights
-from vlkv_export.weights import write_weights
+from vlkv_export.targets.onnxruntime import lower_for_onnxruntime
+from vlkv_export.weights.convert import external, other_weights
+from vlkv_export.weights.files import write_weights
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 LAYERS = 3

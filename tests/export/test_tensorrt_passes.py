@@ -10,8 +10,6 @@ import pytest
 from models import onnx_runs, tiny
 from oracles.evict import evict as evict_oracle
 from vlkv.storage.manifest import read
-from vlkv_export.convert import DTYPES, external, other_weights
-from vlkv_export.lower import lower_for_tensorrt
 from vlkv_export.ops import compress_model, evict_model
 from vlkv_export.passes.dynamic_cache import scatter_elements
 from vlkv_export.passes.fixed_flag import fix_flag
@@ -20,7 +18,9 @@ from vlkv_export.passes.function_bodies import inline_bodies
 from vlkv_export.passes.half import compute_in_half
 from vlkv_export.passes.plugin_nodes import name_plugins
 from vlkv_export.passes.static_cache import fix_capacity
-from vlkv_export.weights import write_weights
+from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
+from vlkv_export.weights.convert import DTYPES, external, other_weights
+from vlkv_export.weights.files import write_weights
 
 LAYERS = 3
 GRAPHS = ("vision", "decoder", "compress")

@@ -11,7 +11,7 @@ import pytest
 from vlkv.errors import EngineError
 from vlkv_export.ops.graphs import evict_model, score_model
 from vlkv_export.passes.plugin_nodes import name_plugins
-from vlkv_export.tensorrt import process
+from vlkv_export.targets.tensorrt import process
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 FLAGS = list(itertools.product((False, True), repeat=2))

@@ -15,8 +15,8 @@ from vlkv.errors import EngineError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.manifest import read, verify
 from vlkv_export.engine import build_engine
-from vlkv_export.tensorrt import engine, process
-from vlkv_export.tensorrt.settings import Settings
+from vlkv_export.targets.spec import Settings
+from vlkv_export.targets.tensorrt import engine, process
 from vlkv_export.watch import Watch
 
 LAYERS = 3
@@ -121,11 +121,11 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
     import onnx_ir as ir
 
     from vlkv.storage.manifest import DeviceFacts
-    from vlkv_export.lower import lower_for_tensorrt
     from vlkv_export.ops import compress_model
     from vlkv_export.passes.fixed_flag import fix_flag
     from vlkv_export.passes.function_bodies import inline_bodies
-    from vlkv_export.tensorrt.shapes import profiles
+    from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
+    from vlkv_export.targets.tensorrt.shapes import profiles
 
     device = DeviceFacts(compute_capabilities=("8.9",), capacity=4096, batch=1, chunk=8, cache="dynamic")
 

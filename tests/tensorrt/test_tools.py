@@ -13,7 +13,7 @@ from vlkv import Engine
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import read, verify
 from vlkv_export.engine import build_engine
-from vlkv_export.tensorrt.settings import Settings
+from vlkv_export.targets.spec import Settings
 
 ONCE = ["--val-range", "length:[0,0]", "row_index:[0,0]"]
 """Polygraphy makes each unknown size 1: a cache of one slot takes a token where it is empty, and there is one row."""

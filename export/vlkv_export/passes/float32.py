@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOAT = ir.DataType.FLOAT
 
 
-def compute_in_float32(model: ir.Model, converted: dict[str, ir.TensorProtocol]) -> int:
+def compute_in_float32(model: ir.Model, converted: Mapping[str, ir.TensorProtocol]) -> int:
     """Retypes values, casts and weights.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkv.errors import EngineError
-from vlkv_export.tensorrt import worker
+from vlkv_export.targets.tensorrt import worker
 
 LIBRARY = "libtensorrt_rtx.so"
 EXTRAS = {"tensorrt-rtx": "vlkv[tensorrt-rtx]", "tensorrt": "vlkv[tensorrt]"}

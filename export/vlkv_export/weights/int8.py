@@ -13,14 +13,31 @@ from numpy.typing import NDArray
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.weights import ALIGNMENT, CHUNK, Progress, widen
+from vlkv_export.passes.blocked_weights import matrices, use_blocked_weights
+from vlkv_export.watch import Watch
+from vlkv_export.weights.convert import stored
+from vlkv_export.weights.files import ALIGNMENT, CHUNK, Progress, widen
 
+FILE = "weights.int8.safetensors"
 LARGEST = 127
 ZERO = 128
 """The code of 0."""
 
 Codes = NDArray[np.uint8]
 Scales = NDArray[np.float32]
+
+
+def code(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> int:
+    """Code the matrices of the decoder in 8 bits; see `registry.Format`.
+
+    Raises:
+        EngineError: a weight is not finite.
+    """
+    decoder = models["decoder"]
+    tensors = stored(matrices(decoder).values())
+    watch.step("rounding the text model's weights to 8 bits")
+    watch.total(sum(tensor.length for tensor in tensors.values()))
+    return use_blocked_weights(decoder, write_int8(source, folder / FILE, tensors, watch.data))
 
 
 def block_of(columns: int) -> int:

@@ -1,4 +1,4 @@
-"""What a user may say about a TensorRT engine, and what it comes to for one checkpoint."""
+"""The options of a TensorRT engine, checked against one checkpoint."""
 
 from __future__ import annotations
 
@@ -7,44 +7,16 @@ from pathlib import Path
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
+from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
 
 DTYPES = ("float16", "bfloat16", "float32")
 CACHES = ("dynamic", "static")
-DEFAULT_CHUNK = 1024
-DEFAULT_BATCH = 4
 MAX_BATCH = 1024
 NO_BFLOAT16 = "7.5"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Options of `vlkv build`; None leaves a choice to `resolve`.
-
-    Attributes:
-        compute_capabilities: the GPUs to build for, as in "8.9". TensorRT for RTX needs at least one; TensorRT builds
-            for the GPU that it runs on.
-        dtype: what the graphs compute in and the caches hold.
-        capacity: most slots of a layer's cache.
-        batch: most prompts that decode together.
-        chunk: most prompt tokens of one call.
-        cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
-            updated in place.
-        lower_only: write the lowered graphs, for other builders, in place of engines.
-        plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
-    """
-
-    compute_capabilities: tuple[str, ...] = ()
-    dtype: str | None = None
-    capacity: int | None = None
-    batch: int = DEFAULT_BATCH
-    chunk: int = DEFAULT_CHUNK
-    cache: str = "dynamic"
-    plugin: Path | None = None
-    lower_only: bool = False
-
-
-@dataclass(frozen=True)
-class Target:
+class Resolved:
     """Settings that are whole and checked."""
 
     backend: str
@@ -54,7 +26,7 @@ class Target:
     device: DeviceFacts
 
 
-def resolve(backend: str, settings: Settings, operators: str | None, manifest: Manifest) -> Target:
+def resolve(backend: str, settings: Settings, operators: str | None, manifest: Manifest) -> Resolved:
     """Checks the settings and fills in what was left open.
 
     Float32 checkpoints become float16 engines, as TensorRT's fused attention has no float32 kernels.
@@ -89,7 +61,7 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
         chunk=min(settings.chunk, capacity),
         cache="static" if settings.cache == "static" else "dynamic",
     )
-    return Target(backend, dtype, operators, settings.plugin if operators == "native" else None, device)
+    return Resolved(backend, dtype, operators, settings.plugin if operators == "native" else None, device)
 
 
 def _known(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`MatMul(x, Transpose(weight))` becomes ONNX Runtime's `MatMulNBits`: weights in 8 bits, products in integers.
+"""`MatMul(x, Transpose(weight))` becomes ONNX Runtime's `MatMulNBits`: weights of few bits, products in integers.
 
 A step of decoding reads every weight once, so that a quarter of the bytes is a quarter of the time.
 """
@@ -14,7 +14,6 @@ from vlkv_export.passes.edit import MICROSOFT, like, new_node, producer, replace
 Blocks = tuple[ir.TensorProtocol, ir.TensorProtocol]
 """A weight's codes and scales."""
 
-BITS = 8
 INTEGER_PRODUCTS = 4
 """`accuracy_level`: the activations of each block are rounded to 8 bits too."""
 
@@ -25,13 +24,14 @@ def matrices(model: ir.Model) -> dict[str, ir.Value]:
     return {str(weight.name): weight for weight in products if weight is not None}
 
 
-def use_int8_weights(model: ir.Model, blocks: Mapping[str, Blocks]) -> int:
+def use_blocked_weights(model: ir.Model, blocks: Mapping[str, Blocks], bits: int = 8) -> int:
     """Rewrites each product with a weight `[N, K]` that is named in `blocks`.
 
     Args:
         model: the graph; changed in place.
-        blocks: by the weight's name its codes `[N, ceil(K / block), block]` uint8, of which 128 is zero, and their
-            scales `[N, ceil(K / block)]` float32.
+        blocks: by the weight's name its codes `[N, ceil(K / block), block * bits / 8]` uint8, in which
+            `2 ** (bits - 1)` is zero, and their scales `[N, ceil(K / block)]` float32.
+        bits: of a code, 8 or 4; two codes of 4 bits share a byte, the first in its low half.
 
     Returns:
         How many products were rewritten.
@@ -51,8 +51,8 @@ def use_int8_weights(model: ir.Model, blocks: Mapping[str, Blocks]) -> int:
             {
                 "K": columns,
                 "N": rows,
-                "bits": BITS,
-                "block_size": int(codes.shape[2]),
+                "bits": bits,
+                "block_size": int(codes.shape[2]) * 8 // bits,
                 "accuracy_level": INTEGER_PRODUCTS,
             },
             domain=MICROSOFT,

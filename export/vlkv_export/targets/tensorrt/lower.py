@@ -1,81 +1,30 @@
-"""Which passes make a graph directory's graphs fit a backend, and in which order."""
+"""Which passes make a graph directory's graphs fit TensorRT, and in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
 from vlkv_export.passes.dynamic_cache import scatter_elements
-from vlkv_export.passes.edit import MICROSOFT
 from vlkv_export.passes.fixed_flag import fix_flag
 from vlkv_export.passes.float32 import compute_in_float32
 from vlkv_export.passes.full_sort import select_without_sort
 from vlkv_export.passes.function_bodies import inline_bodies
-from vlkv_export.passes.group_query_attention import use_group_query_attention
 from vlkv_export.passes.half import compute_in_half
-from vlkv_export.passes.int8_weights import Blocks, matrices, use_int8_weights
-from vlkv_export.passes.multi_head_attention import use_multi_head_attention
-from vlkv_export.passes.native_attention import attend_natively
 from vlkv_export.passes.observed_rows import give_out_observed_rows
 from vlkv_export.passes.plugin_nodes import name_plugins
 from vlkv_export.passes.static_cache import fix_capacity
-from vlkv_export.passes.transposed_weights import fuse_transposed_weights
 
-GRAPHS = ("vision", "decoder", "compress")
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that `compress` becomes, and what each does with the evicted."""
 
 
-def decoder_matrices(models: dict[str, ir.Model]) -> list[ir.Value]:
-    """The decoder's weights that can be given in 8 bits."""
-    return list(matrices(models["decoder"]).values())
-
-
-def lower_for_onnxruntime(
-    models: dict[str, ir.Model],
-    converted: dict[str, ir.TensorProtocol],
-    operators: str,
-    blocks: Mapping[str, Blocks] = MappingProxyType({}),
-) -> dict[str, dict[str, int]]:
-    """Lowers the three graphs in place.
-
-    Args:
-        models: the graphs by name.
-        converted: float32 tensors that take the place of 16-bit initializers, by name.
-        operators: `native` leaves scoring, and the attention of single tokens, to the runtime's kernels, `functions`
-            keeps the ONNX bodies.
-        blocks: codes and scales that take the place of the decoder's matrices, by name; see `decoder_matrices`.
-
-    Returns:
-        How often each pass rewrote, by graph and pass.
-    """
-    counts: dict[str, dict[str, int]] = {}
-    for name, model in models.items():
-        done = counts[name] = {}
-        if name == "decoder" and blocks:
-            done["int8_weights"] = use_int8_weights(model, blocks)
-        done["float32"] = compute_in_float32(model, converted)
-        if name == "vision":
-            done["multi_head_attention"] = use_multi_head_attention(model)
-        if name == "decoder":
-            done["group_query_attention"] = use_group_query_attention(model)
-            if operators == "native":
-                done["native_attention"] = attend_natively(model)
-                done["observed_rows"] = give_out_observed_rows(model)
-        done["transposed_weights"] = fuse_transposed_weights(model)
-        model.graph.opset_imports[MICROSOFT] = 1
-        common.RemoveUnusedNodesPass()(model)
-        common.RemoveUnusedFunctionsPass()(model)
-    return counts
-
-
 def lower_for_tensorrt(
     models: dict[str, ir.Model],
-    converted: dict[str, ir.TensorProtocol],
+    converted: Mapping[str, ir.TensorProtocol],
     dtype: ir.DataType,
     operators: str,
     capacity: int | None = None,
@@ -124,7 +73,7 @@ def lower_for_tensorrt(
     return counts
 
 
-def _compute_in(model: ir.Model, dtype: ir.DataType, converted: dict[str, ir.TensorProtocol]) -> int:
+def _compute_in(model: ir.Model, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
     if dtype == ir.DataType.FLOAT:
         return compute_in_float32(model, converted)
     return compute_in_half(model, dtype, converted)

@@ -10,7 +10,13 @@ import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
-from vlkv_export.convert import (
+from vlkv_export.targets.spec import Options, Write
+from vlkv_export.targets.tensorrt import process
+from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
+from vlkv_export.targets.tensorrt.settings import Resolved, resolve
+from vlkv_export.targets.tensorrt.shapes import profiles
+from vlkv_export.watch import Watch
+from vlkv_export.weights.convert import (
     DTYPES,
     TABLE,
     embedding,
@@ -19,21 +25,37 @@ from vlkv_export.convert import (
     other_weights,
     weight_files,
 )
-from vlkv_export.lower import lower_for_tensorrt
-from vlkv_export.tensorrt import process
-from vlkv_export.tensorrt.settings import Target
-from vlkv_export.tensorrt.shapes import profiles
-from vlkv_export.watch import Watch
-from vlkv_export.weights import link_weights, write_weights
+from vlkv_export.weights.files import link_weights, write_weights
 
 ENGINE = ".engine"
 EMBEDDING = "embedding.safetensors"
 CONVERTED = "weights.converted.safetensors"
 LOWERED = "lowered"
-BACKENDS = ("tensorrt", "tensorrt-rtx")
 
 
-def check_builder(target: Target) -> None:
+def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
+    """Check the options and the builder, and return what writes the engine; see `spec.Prepare`.
+
+    Raises:
+        EngineError: an option is out of its range, or the builder is missing or can't build for the target.
+    """
+    if options.weights != "float32":
+        raise EngineError(
+            f"--weights {options.weights} goes with --backend onnxruntime; for {backend} use --dtype"
+        )
+    target = resolve(backend, options.settings, options.operators, manifest)
+    lower_only = options.settings.lower_only
+    if not lower_only:
+        check_builder(target)
+
+    def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
+        write_into = lower_into if lower_only else build_into
+        return write_into(source, folder, models, manifest, target, watch)
+
+    return write
+
+
+def check_builder(target: Resolved) -> None:
     """Asks the builder whether it is there and can build for the target, before anything is written.
 
     Raises:
@@ -55,7 +77,12 @@ def check_builder(target: Target) -> None:
 
 
 def lower_into(
-    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
+    source: Path,
+    folder: Path,
+    models: dict[str, ir.Model],
+    manifest: Manifest,
+    target: Resolved,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
     _lowered(source, folder, models, target, watch)
@@ -63,7 +90,12 @@ def lower_into(
 
 
 def build_into(
-    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, target: Target, watch: Watch
+    source: Path,
+    folder: Path,
+    models: dict[str, ir.Model],
+    manifest: Manifest,
+    target: Resolved,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Writes engines and the embedding table into `folder`.
 
@@ -85,7 +117,7 @@ def build_into(
     return facts | {"kind": "engine", "versions": manifest.versions | {target.backend: built.version}}
 
 
-def _facts(source: Path, folder: Path, manifest: Manifest, target: Target) -> dict[str, Any]:
+def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> dict[str, Any]:
     """Writes the embedding table; the fields of the manifest that do not depend on the builder."""
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
@@ -98,7 +130,7 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Target) -> di
 
 
 def _lowered(
-    source: Path, folder: Path, models: dict[str, ir.Model], target: Target, watch: Watch
+    source: Path, folder: Path, models: dict[str, ir.Model], target: Resolved, watch: Watch
 ) -> list[dict[str, Any]]:
     """Writes the lowered graphs beside their weights; what the builder has to know of each."""
     others = other_weights(models, target.dtype)

@@ -1,0 +1,13 @@
+"""The targets that `vlkv build` knows, by the name that `--backend` takes."""
+
+from __future__ import annotations
+
+from vlkv_export.targets import onnxruntime
+from vlkv_export.targets.spec import Prepare
+from vlkv_export.targets.tensorrt import engine as tensorrt
+
+TARGETS: dict[str, Prepare] = {
+    "onnxruntime": onnxruntime.prepare,
+    "tensorrt": tensorrt.prepare,
+    "tensorrt-rtx": tensorrt.prepare,
+}

@@ -1,0 +1,74 @@
+"""What a target is: a function that checks the options of a build and returns another that writes the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from vlkv.storage.manifest import Manifest
+from vlkv_export.watch import Watch
+
+GRAPHS = ("vision", "decoder", "compress")
+"""The graphs of a graph directory."""
+DEFAULT_CHUNK = 1024
+DEFAULT_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `vlkv build` for a device; None leaves a choice to the target.
+
+    Attributes:
+        compute_capabilities: the GPUs to build for, as in "8.9". TensorRT for RTX needs at least one; TensorRT builds
+            for the GPU that it runs on.
+        dtype: what the graphs compute in and the caches hold.
+        capacity: most slots of a layer's cache.
+        batch: most prompts that decode together.
+        chunk: most prompt tokens of one call.
+        cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
+            updated in place.
+        lower_only: write the lowered graphs, for other builders, in place of engines.
+        plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    dtype: str | None = None
+    capacity: int | None = None
+    batch: int = DEFAULT_BATCH
+    chunk: int = DEFAULT_CHUNK
+    cache: str = "dynamic"
+    plugin: Path | None = None
+    lower_only: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build is asked for.
+
+    Attributes:
+        operators: `native` or `functions`; None leaves the choice to the target.
+        weights: one of `weights.registry.FORMATS`.
+        settings: of a device.
+    """
+
+    operators: str | None = None
+    weights: str = "float32"
+    settings: Settings = field(default_factory=Settings)
+
+
+Write = Callable[[Path, Path, dict[str, ir.Model], Watch], dict[str, Any]]
+"""Lowers the graphs, and writes them and their weights.
+
+Its arguments are the graph directory, the folder to write into, the graphs by name (changed in place) and who is told
+of progress. It returns the fields of the manifest that differ from the graph directory's.
+"""
+
+Prepare = Callable[[str, Options, Manifest], Write]
+"""Checks the options for the target of that name, before anything is written.
+
+Raises `EngineError` for an option that the target does not take, and where its builder is missing.
+"""
