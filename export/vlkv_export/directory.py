@@ -13,6 +13,7 @@ from vlkv.storage.directories import new_directory
 from vlkv.storage.files import hash_file, link_or_copy
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 from vlkv_export.checkpoint import Checkpoint
+from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
@@ -55,19 +56,20 @@ def export_checkpoint(source: Path, target: Path, report: Report = lambda step: 
     return manifest
 
 
-def compute_dtype(checkpoint: Checkpoint) -> str:
+def compute_dtype(checkpoint: Checkpoint) -> Dtype:
     """The dtype of most of the text model's weights, by number of elements."""
-    sizes: Counter[str] = Counter()
+    sizes: Counter[Dtype] = Counter()
     for name, tensor in checkpoint.tensors.items():
         if name.startswith("text."):
             sizes[tensor.dtype] += tensor.length
     return sizes.most_common(1)[0][0]
 
 
-def describe(checkpoint: Checkpoint, dtype: str, folder: Path) -> Manifest:
+def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
     """The manifest of a graph directory whose files lie in `folder`."""
     text = checkpoint.text
     table = checkpoint.tensors["text.embed_tokens.weight"]
+    vocab, hidden = table.shape
     return Manifest(
         format_version=FORMAT_VERSION,
         kind="graphs",
@@ -87,7 +89,7 @@ def describe(checkpoint: Checkpoint, dtype: str, folder: Path) -> Manifest:
         ),
         image=checkpoint.image,
         tokens=checkpoint.tokens,
-        embedding=Embedding(file=table.file, offset=table.offset, dtype=table.dtype, shape=table.shape),
+        embedding=Embedding(file=table.file, offset=table.offset, dtype=table.dtype, shape=(vocab, hidden)),
         chat_template=checkpoint.chat_template,
         versions=versions("vlkv", "onnx", "onnx-ir", "onnxscript"),
         files=file_facts(folder, hash_weights=False),

@@ -66,7 +66,7 @@ class OpenvinoPeer:
         self._threads, self._mode = cores(settings["threads"]), settings["mode"]
         self._evict = self._mode.endswith("evict")
         self._length = 0
-        self._pipeline = None if self._evict else self._open(0)
+        self._pipeline: Any = None if self._evict else self._open(0)
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """See `worker`."""

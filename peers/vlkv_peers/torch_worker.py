@@ -46,12 +46,13 @@ def load_model(folder: Path, attention: str) -> Any:
 
     Without that, a tower that is not found would silently start at random.
     """
-    model, info = LlavaForConditionalGeneration.from_pretrained(
+    found: Any = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
+    model, info = found
     missing = {name for name in info["missing_keys"] if UNUSED not in name}
     if missing:
-        files = {}
+        files: dict[str, tuple[Path, str]] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, "pt") as file:
                 files |= {plain(name): (path, name) for name in file.keys()}  # noqa: SIM118
@@ -70,7 +71,7 @@ class TorchPeer:
     """A model, and the press that compresses its cache, if any."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         torch.set_num_threads(cores(settings["threads"]))
         mode = settings["mode"]
         self._press = None

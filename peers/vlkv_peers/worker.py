@@ -42,7 +42,7 @@ def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> 
             if "load" in message:
                 leave(RESERVE)
                 peer = load(message["load"])
-                answer = {"versions": versions(packages)}
+                answer: dict[str, Any] = {"versions": versions(packages)}
             elif peer is None:
                 raise RuntimeError("nothing is loaded")
             else:

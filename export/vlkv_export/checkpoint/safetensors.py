@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkv.errors import CheckpointError
+from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.checkpoint.fields import parse_object, show
 
 MAX_HEADER_BYTES = 100_000_000
@@ -17,7 +18,7 @@ BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2,
     "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LFS = b"version "
 
 

@@ -20,13 +20,12 @@ def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     position_ids = b.input("position_ids", INT64, ["B", "S"])
     row_index = b.input("row_index", INT64, ["B", "W"])
     length = b.input("length", INT64, [text.layers, "B"])
-    caches = [
-        tuple(
-            b.input(f"{kind}_cache.{layer}", b.dtype, ["B", text.kv_heads, f"C_{layer}", text.head_dim])
-            for kind in ("key", "value")
-        )
-        for layer in range(text.layers)
-    ]
+
+    def cache(kind: str, layer: int) -> ir.Value:
+        shape: list[int | str] = ["B", text.kv_heads, f"C_{layer}", text.head_dim]
+        return b.input(f"{kind}_cache.{layer}", b.dtype, shape)
+
+    caches = [(cache("key", layer), cache("value", layer)) for layer in range(text.layers)]
     call = shared_values(b, position_ids, row_index, text)
     x = x if b.dtype == FLOAT else b.op.Cast(x, to=b.dtype)
     updated, scores, sparsities = [], [], []
@@ -43,7 +42,7 @@ def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
         sparsities.append(b.op.Unsqueeze(sparsity, [0]))
     _logits(b, x, position_ids, text)
     for layer in range(text.layers):
-        shape = ["B", text.kv_heads, f"C_{layer}", text.head_dim]
+        shape: list[int | str] = ["B", text.kv_heads, f"C_{layer}", text.head_dim]
         for kind, value in zip(("key", "value"), updated[layer], strict=True):
             b.output(value, f"new_{kind}_cache.{layer}", b.dtype, shape)
     for layer, score in enumerate(scores):

@@ -7,6 +7,7 @@ the process's hash seed. Here they are ordered by name, and the numbers that mak
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
 
@@ -82,7 +83,7 @@ def _order_outputs(node: NodeProto, bodies: Sequence[GraphProto]) -> None:
             _permute(body.input, order, 2)
 
 
-def _permute(values, order: Sequence[int], start: int) -> None:
+def _permute(values: Any, order: Sequence[int], start: int) -> None:
     """Put `values[start:]` in that order. Messages of a repeated field are copied: they can't be assigned."""
     before = list(values)
     copies = [

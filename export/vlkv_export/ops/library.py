@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -31,8 +32,8 @@ def select_highest() -> ir.Function:
     return compiled(SelectHighest, ("chosen",))
 
 
-def compiled(script: OnnxFunction, outputs: Sequence[str]) -> ir.Function:
+def compiled(script: OnnxFunction[..., Any], outputs: Sequence[str]) -> ir.Function:
     """Compile a script: outputs so named, its docstring as documentation."""
-    function = ir.from_proto(canonical(script.to_function_proto(), outputs))
+    function: ir.Function = ir.serde.deserialize_function(canonical(script.to_function_proto(), outputs))
     function.doc_string = inspect.getdoc(script)
     return function

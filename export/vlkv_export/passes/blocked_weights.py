@@ -9,7 +9,18 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from vlkv_export.passes.edit import MICROSOFT, like, new_node, producer, replace, turned_matrix
+from vlkv_export.passes.edit import (
+    MICROSOFT,
+    add_initializer,
+    like,
+    maker,
+    new_node,
+    operand,
+    producer,
+    replace,
+    sizes,
+    turned_matrix,
+)
 
 Blocks = tuple[ir.TensorProtocol, ir.TensorProtocol]
 """A weight's codes and scales."""
@@ -39,10 +50,11 @@ def use_blocked_weights(model: ir.Model, blocks: Mapping[str, Blocks], bits: int
     graph, count = model.graph, 0
     for node in list(graph):
         weight = _product(node)
-        if weight is None or weight.name not in blocks:
+        if weight is None or str(weight.name) not in blocks:
             continue
-        codes, scales = (_initializer(graph, tensor) for tensor in blocks[weight.name])
-        rows, columns = (int(size) for size in weight.shape)
+        tensors = blocks[str(weight.name)]
+        codes, scales = (add_initializer(graph, tensor) for tensor in tensors)
+        rows, columns = sizes(weight).numpy()
         result = like(node.outputs[0])
         product = new_node(
             "MatMulNBits",
@@ -52,19 +64,19 @@ def use_blocked_weights(model: ir.Model, blocks: Mapping[str, Blocks], bits: int
                 "K": columns,
                 "N": rows,
                 "bits": bits,
-                "block_size": int(codes.shape[2]) * 8 // bits,
+                "block_size": tensors[0].shape.numpy()[2] * 8 // bits,
                 "accuracy_level": INTEGER_PRODUCTS,
             },
             domain=MICROSOFT,
             name=node.name,
         )
         replace(graph, node, [product], {node.outputs[0]: result})
-        transpose = node.inputs[1].producer()
+        transpose = maker(operand(node, 1))
         graph.remove(node, safe=True)
         if not transpose.outputs[0].uses():
             graph.remove(transpose, safe=True)
         if not weight.uses():
-            del graph.initializers[weight.name]
+            del graph.initializers[str(weight.name)]
         count += 1
     return count
 
@@ -75,14 +87,3 @@ def _product(node: ir.Node) -> ir.Value | None:
         return None
     transpose = producer(node.inputs[1], "Transpose")
     return turned_matrix(transpose) if transpose is not None else None
-
-
-def _initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """The tensor as an initializer of its name, made once."""
-    name = str(tensor.name)
-    if name not in graph.initializers:
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-        )
-        graph.register_initializer(value)
-    return graph.initializers[name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vlkv_export.passes.edit import constant, has_only, like, new_node, replace
+from vlkv_export.passes.edit import constant, has_only, like, new_node, operand, replace
 
 INT64 = ir.DataType.INT64
 SLOTS = 2
@@ -21,7 +21,7 @@ def scatter_elements(model: ir.Model) -> int:
     for node in list(graph):
         if node.op_type != "TensorScatter" or node.domain != "" or not _is_linear(node):
             continue
-        cache, rows, start = node.inputs
+        cache, rows, start = (operand(node, index) for index in range(3))
         nodes: list[ir.Node] = []
         if start not in indices:
             indices[start] = _slots(graph, rows, start, nodes)

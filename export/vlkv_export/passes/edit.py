@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from vlkv.errors import EngineError
 
 MICROSOFT = "com.microsoft"
 
@@ -13,6 +19,59 @@ def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The standard node of that type that makes `value`, or None."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def operand(node: ir.Node, index: int) -> ir.Value:
+    """The node's input of that number. Raises `EngineError` where it is left out."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise EngineError(f"{node.op_type} {node.name!r} has no input {index}")
+    return value
+
+
+def maker(value: ir.Value) -> ir.Node:
+    """The node that makes `value`. Raises `EngineError` for a graph's input or a weight."""
+    node = value.producer()
+    if node is None:
+        raise EngineError(f"no node makes {value.name!r}")
+    return node
+
+
+def sizes(value: ir.Value) -> ir.Shape:
+    """The shape of `value`. Raises `EngineError` where the graph does not tell it."""
+    if value.shape is None:
+        raise EngineError(f"the shape of {value.name!r} is not known")
+    return value.shape
+
+
+def dtype_of(value: ir.Value) -> ir.DataType:
+    """The dtype of `value`. Raises `EngineError` where the graph does not tell it."""
+    if value.dtype is None:
+        raise EngineError(f"the dtype of {value.name!r} is not known")
+    return value.dtype
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """The constant that `value` is. Raises `EngineError` for anything else."""
+    if value.const_value is None:
+        raise EngineError(f"{value.name!r} is no constant")
+    return value.const_value
+
+
+def numbers(value: ir.Value) -> NDArray[Any]:
+    """The numbers of the constant that `value` is. Raises `EngineError` for anything else."""
+    return tensor_of(value).numpy()
+
+
+def observed_heads(score: ir.Node) -> int:
+    """The query heads of a Score node, whose query is `Transpose(Reshape(x, [0,0,heads,D]))`."""
+    reshape = maker(operand(maker(operand(score, 0)), 0))
+    return int(numbers(operand(reshape, 1))[2])
+
+
+def remove_unused_functions(model: ir.Model) -> None:
+    """Removes the functions that no node calls."""
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
 def turned_matrix(transpose: ir.Node) -> ir.Value | None:
@@ -30,7 +89,7 @@ def has_only(node: ir.Node, *names: str) -> bool:
 
 def new_node(
     op_type: str,
-    inputs: list[ir.Value | None],
+    inputs: Sequence[ir.Value | None],
     outputs: list[ir.Value],
     attributes: dict[str, Any] | None = None,
     *,
@@ -56,12 +115,19 @@ def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir
         ir.convenience.replace_all_uses_with(before, after)
 
 
-def constant(graph: ir.Graph, name: str, values: object, dtype: ir.DataType) -> ir.Value:
+def constant(graph: ir.Graph, name: str, values: int | list[int], dtype: ir.DataType) -> ir.Value:
     """An initializer of that name, made once."""
     if name not in graph.initializers:
-        tensor = ir.tensor(values, dtype=dtype, name=name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        add_initializer(graph, ir.tensor(np.array(values), dtype=dtype, name=name))
+    return graph.initializers[name]
+
+
+def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    """The tensor as an initializer of its name, made once."""
+    name = str(tensor.name)
+    if name not in graph.initializers:
+        shape = ir.Shape(tensor.shape.numpy())
+        graph.register_initializer(
+            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         )
-        graph.register_initializer(value)
     return graph.initializers[name]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from vlkv_export.passes.edit import tensor_of
+
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOAT = ir.DataType.FLOAT
 
@@ -24,7 +26,7 @@ def compute_in_float32(model: ir.Model, converted: Mapping[str, ir.TensorProtoco
     count = 0
     for name, value in graph.initializers.items():
         if value.dtype in HALF:
-            value.const_value = converted[name] if name in converted else _widened(value.const_value)
+            value.const_value = converted[name] if name in converted else _widened(tensor_of(value))
             value.type = ir.TensorType(FLOAT)
             count += 1
     for node in graph:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, select_highest
-from vlkv_export.passes.edit import has_only, new_node, producer, replace
+from vlkv_export.passes.edit import has_only, new_node, operand, producer, remove_unused_functions, replace
 
 
 def select_without_sort(model: ir.Model) -> int:
@@ -29,7 +29,7 @@ def select_without_sort(model: ir.Model) -> int:
         graph.opset_imports[DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
         common.InlinePass()(model)
-        common.RemoveUnusedFunctionsPass()(model)
+        remove_unused_functions(model)
     return len(found)
 
 
@@ -43,8 +43,7 @@ def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[i
     attributes = sort.attributes
     if attributes.get_int("axis", -1) != 2 or not attributes.get_int("largest", 1):
         return None
-    ranked, slots = sort.inputs
-    shape = producer(slots, "Shape")
+    shape = producer(sort.inputs[1], "Shape")
     if shape is None or (shape.attributes.get_int("start", 0), shape.attributes.get_int("end", 0)) != (2, 3):
         return None
     values, order = sort.outputs
@@ -63,15 +62,15 @@ def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[i
     cast = producer(product.inputs[1], "Cast")
     compare = producer(cast.inputs[0], "LessOrEqual") if cast else None
     count = producer(compare.inputs[0], "CumSum") if compare else None
-    if count is None or count.inputs[0] is not gather.outputs[0] or not has_only(count):
+    if compare is None or count is None or count.inputs[0] is not gather.outputs[0] or not has_only(count):
         return None
     totals = [node for node, _ in product.outputs[0].uses() if node is not scatter]
     if not all(node.op_type == "ReduceSum" and _is_constant(node.inputs[1], [2]) for node in totals):
         return None
-    return ranked, gather.inputs[0], compare.inputs[1], scatter, totals
+    return operand(sort, 0), operand(gather, 0), operand(compare, 1), scatter, totals
 
 
-def _is_nothing(value: ir.Value) -> bool:
+def _is_nothing(value: ir.Value | None) -> bool:
     """Whether it is `x - x`."""
     difference = producer(value, "Sub")
     return difference is not None and difference.inputs[0] is difference.inputs[1]

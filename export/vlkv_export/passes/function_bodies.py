@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from vlkv_export.graph.builder import DOMAIN
+from vlkv_export.ops import DOMAIN
+from vlkv_export.passes.edit import remove_unused_functions
 
 
 def inline_bodies(model: ir.Model) -> int:
@@ -14,5 +15,5 @@ def inline_bodies(model: ir.Model) -> int:
     if not nodes:
         return 0
     common.InlinePass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    remove_unused_functions(model)
     return len(nodes)

@@ -8,10 +8,23 @@ single tokens; a chunk after a filled cache has to come alone (B = 1) and withou
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from vlkv_export.passes.edit import MICROSOFT, constant, has_only, like, new_node, producer, replace
+from vlkv_export.passes.edit import (
+    MICROSOFT,
+    constant,
+    has_only,
+    like,
+    maker,
+    new_node,
+    numbers,
+    operand,
+    producer,
+    replace,
+)
 
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
@@ -49,51 +62,54 @@ def use_group_query_attention(model: ir.Model) -> int:
             name=node.name,
         )
         swaps = {match["result"]: result, match["keys"]: keys, match["values"]: values}
-        replace(graph, match["keys"].producer(), [*gathers, fused], swaps)
+        replace(graph, maker(match["keys"]), [*gathers, fused], swaps)
     common.RemoveUnusedNodesPass()(model)
     return len(found)
 
 
-def _merged(value: ir.Value) -> tuple[ir.Value, int] | None:
+def _merged(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """`Transpose(Reshape(x, [0,0,heads,D]))` read back: x and its heads."""
     transpose = producer(value, "Transpose")
     reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
-    if reshape is None or list(transpose.attributes.get_ints("perm")) != [0, 2, 1, 3]:
+    if transpose is None or reshape is None or list(transpose.attributes.get_ints("perm")) != [0, 2, 1, 3]:
         return None
-    return reshape.inputs[0], int(reshape.inputs[1].const_value.numpy()[2])
+    return operand(reshape, 0), int(numbers(operand(reshape, 1))[2])
 
 
 def _layer(written: ir.Value) -> int | None:
     """The row of the input `length [L,B]` that says where a layer's new tokens are written."""
     gather = producer(written, "Gather")
-    if gather is None or not gather.inputs[0].is_graph_input() or gather.inputs[0].name != "length":
+    if gather is None:
         return None
-    index = gather.inputs[1].const_value
+    lengths, index = operand(gather, 0), operand(gather, 1).const_value
+    if not lengths.is_graph_input() or lengths.name != "length":
+        return None
     return None if index is None else int(index.numpy())
 
 
-def _sees_up_to_own_slot(mask: ir.Value, written: ir.Value) -> bool:
+def _sees_up_to_own_slot(mask: ir.Value | None, written: ir.Value) -> bool:
     """Whether the mask is `slot <= written + row`, which is what the fused operator does without one."""
     compare = producer(mask, "LessOrEqual")
     last = producer(compare.inputs[1], "Unsqueeze") if compare else None
     place = producer(last.inputs[0], "Add") if last else None
     start = producer(place.inputs[0], "Unsqueeze") if place else None
-    if start is None or start.inputs[0] is not written:
+    if compare is None or place is None or start is None or start.inputs[0] is not written:
         return False
     return None not in (producer(compare.inputs[0], "Range"), producer(place.inputs[1], "Range"))
 
 
-def _match(node: ir.Node) -> dict | None:
+def _match(node: ir.Node) -> dict[str, Any] | None:
     if node.op_type != "Attention" or node.domain != "" or len(node.inputs) != 4:
         return None
-    scatters = [producer(node.inputs[1], "TensorScatter"), producer(node.inputs[2], "TensorScatter")]
+    scatters = [s for index in (1, 2) if (s := producer(node.inputs[index], "TensorScatter")) is not None]
     query = _merged(node.inputs[0])
-    if None in scatters or query is None or not has_only(node, "scale"):
+    if len(scatters) != 2 or query is None or not has_only(node, "scale"):
         return None
-    layer = _layer(scatters[0].inputs[2])
-    if layer is None or scatters[1].inputs[2] is not scatters[0].inputs[2]:
+    written = operand(scatters[0], 2)
+    layer = _layer(written)
+    if layer is None or scatters[1].inputs[2] is not written:
         return None
-    if not _sees_up_to_own_slot(node.inputs[3], scatters[0].inputs[2]):
+    if not _sees_up_to_own_slot(node.inputs[3], written):
         return None
     key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
     transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
@@ -108,8 +124,8 @@ def _match(node: ir.Node) -> dict | None:
         "key": key[0],
         "value": value[0],
         "kv_heads": key[1],
-        "key_cache": scatters[0].inputs[0],
-        "value_cache": scatters[1].inputs[0],
+        "key_cache": operand(scatters[0], 0),
+        "value_cache": operand(scatters[1], 0),
         "keys": scatters[0].outputs[0],
         "values": scatters[1].outputs[0],
         "result": reshape.outputs[0],

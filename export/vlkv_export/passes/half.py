@@ -6,10 +6,12 @@ embeddings on their way in, logits and features on their way out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from vlkv_export.graph.builder import DOMAIN
-from vlkv_export.passes.edit import new_node, producer
+from vlkv_export.ops import DOMAIN
+from vlkv_export.passes.edit import maker, new_node, operand, producer, tensor_of
 
 FLOAT = ir.DataType.FLOAT
 FLOATS = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -19,7 +21,7 @@ CACHES = {("", "TensorScatter"): (0,), (DOMAIN, "Evict"): (0, 1)}
 """Inputs that a caller holds in the dtype of the graph."""
 
 
-def compute_in_half(model: ir.Model, dtype: ir.DataType, converted: dict[str, ir.TensorProtocol]) -> int:
+def compute_in_half(model: ir.Model, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
     """Retypes values, casts and weights, and casts where float32 meets them.
 
     Args:
@@ -38,7 +40,9 @@ def compute_in_half(model: ir.Model, dtype: ir.DataType, converted: dict[str, ir
             continue
         sinks = TABLES.get((node.domain, node.op_type), ())
         for index, value in enumerate(node.inputs):
-            enters = value is not None and value.is_graph_input() and not _is_cache(value)
+            if value is None:
+                continue
+            enters = value.is_graph_input() and not _is_cache(value)
             if (
                 node.op_type != "Cast"
                 and (enters or (index in sinks and node.domain == ""))
@@ -72,14 +76,15 @@ def _retype(node: ir.Node, dtype: ir.DataType) -> None:
 
 
 def _exchange(
-    graph: ir.Graph, wide: set[ir.Node], dtype: ir.DataType, converted: dict[str, ir.TensorProtocol]
+    graph: ir.Graph, wide: set[ir.Node], dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]
 ) -> int:
     count = 0
     for name, value in graph.initializers.items():
         if value.dtype not in FLOATS or value.dtype == dtype or all(node in wide for node, _ in value.uses()):
             continue
-        tensor = value.const_value
-        value.const_value = converted.get(name) or ir.tensor(tensor.numpy().astype(dtype.numpy()), name=name)
+        value.const_value = converted.get(name) or ir.tensor(
+            tensor_of(value).numpy().astype(dtype.numpy()), name=name
+        )
         value.type = ir.TensorType(dtype)
         count += 1
     return count
@@ -93,7 +98,10 @@ def _makers(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that make float32 tables, back to the graph's inputs."""
     tables = [node.inputs[index] for node in graph for index in TABLES.get((node.domain, node.op_type), ())]
     # where they are 16-bit already, what they are cast from
-    open_values = [value.producer().inputs[0] if producer(value, "Cast") else value for value in tables]
+    open_values = [
+        operand(maker(value), 0) if value is not None and producer(value, "Cast") else value
+        for value in tables
+    ]
     found: set[ir.Node] = set()
     while open_values:
         value = open_values.pop()

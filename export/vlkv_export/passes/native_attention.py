@@ -6,6 +6,8 @@ time. Prompts' chunks stay with it: `If(S == 1)` holds both, and both update the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 
 from vlkv_export.passes.edit import MICROSOFT, constant, like, new_node, replace
@@ -59,7 +61,7 @@ def _single(graph: ir.Graph) -> ir.Value:
     return single
 
 
-def _branch(node: ir.Node, kind: str, make) -> ir.Graph:
+def _branch(node: ir.Node, kind: str, make: Callable[[ir.Node, list[ir.Value]], ir.Node]) -> ir.Graph:
     """A graph of one node, which reads the values around it."""
     results = [ir.Value(name=f"{value.name}.{kind}", type=value.type) for value in node.outputs]
     return ir.Graph([], results, nodes=[make(node, results)], name=f"{node.name}/{kind}")

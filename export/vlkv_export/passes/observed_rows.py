@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vlkv_export.graph.builder import DOMAIN
+from vlkv_export.ops import DOMAIN
+from vlkv_export.passes.edit import dtype_of, observed_heads, operand, sizes
 
 
 def give_out_observed_rows(model: ir.Model) -> int:
@@ -18,14 +19,15 @@ def give_out_observed_rows(model: ir.Model) -> int:
     if not nodes:
         return 0
     kept = [
-        value for value in graph.outputs if value.name != "sparsity" and not value.name.startswith("score.")
+        value
+        for value in graph.outputs
+        if value.name != "sparsity" and not str(value.name).startswith("score.")
     ]
     for layer, node in enumerate(nodes):
-        query, keys = node.inputs[0], node.inputs[1]
+        query, keys = operand(node, 0), operand(node, 1)
         query.name = f"query.{layer}"
-        query.type = ir.TensorType(keys.dtype)
-        heads = int(query.producer().inputs[0].producer().inputs[1].const_value.numpy()[2])
-        query.shape = ir.Shape(["B", heads, "W", keys.shape[3]])
+        query.type = ir.TensorType(dtype_of(keys))
+        query.shape = ir.Shape(["B", observed_heads(node), "W", sizes(keys)[3]])
         kept.append(query)
     graph.outputs.clear()
     graph.outputs.extend(kept)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vlkv_export.graph.builder import DOMAIN
-from vlkv_export.passes.edit import constant, new_node
+from vlkv_export.ops import DOMAIN
+from vlkv_export.passes.edit import constant, new_node, operand
 
 CAPACITY = 7
 """The number of Evict's input `capacity`."""
@@ -27,7 +27,7 @@ def name_plugins(model: ir.Model) -> int:
     )
     for node in nodes:
         if node.op_type == "Evict":
-            vector = ir.Value(name=f"{node.inputs[CAPACITY].name}.vector")
+            vector = ir.Value(name=f"{operand(node, CAPACITY).name}.vector")
             graph.insert_before(node, [new_node("Unsqueeze", [node.inputs[CAPACITY], axes], [vector])])
             node.replace_input_with(CAPACITY, vector)
         for attribute in _attributes(node.op_type):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlkv_export.passes.edit import operand, sizes
+
 SLOTS = 2
 
 
@@ -18,18 +20,19 @@ def fix_capacity(model: ir.Model, capacity: int) -> int:
     scatters = [node for node in model.graph if node.op_type == "TensorScatter" and node.domain == ""]
     if not all(_is_in_place(node) for node in scatters):
         return 0
-    names = {node.inputs[0].shape[SLOTS].value for node in scatters}
+    slots = [sizes(operand(node, 0))[SLOTS] for node in scatters]
+    names = {size.value for size in slots if isinstance(size, ir.SymbolicDim)}
     for value in _values(model):
         if value.shape is not None:
-            sizes = [
+            fixed = [
                 capacity if isinstance(d, ir.SymbolicDim) and d.value in names else d for d in value.shape
             ]
-            value.shape = ir.Shape(sizes)
+            value.shape = ir.Shape(fixed)
     return len(scatters)
 
 
 def _is_in_place(node: ir.Node) -> bool:
-    cache, result = node.inputs[0], node.outputs[0]
+    cache, result = operand(node, 0), node.outputs[0]
     alone = len(list(cache.uses())) == 1
     named = (
         cache.shape is not None and len(cache.shape) == 4 and isinstance(cache.shape[SLOTS], ir.SymbolicDim)

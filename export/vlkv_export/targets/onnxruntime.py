@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.passes.edit import MICROSOFT
+from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
 from vlkv_export.passes.float32 import compute_in_float32
 from vlkv_export.passes.group_query_attention import use_group_query_attention
 from vlkv_export.passes.multi_head_attention import use_multi_head_attention
@@ -94,7 +94,7 @@ def lower_for_onnxruntime(
         done["transposed_weights"] = fuse_transposed_weights(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)
-        common.RemoveUnusedFunctionsPass()(model)
+        remove_unused_functions(model)
     return counts
 
 

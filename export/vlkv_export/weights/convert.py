@@ -8,8 +8,13 @@ import onnx_ir as ir
 
 from vlkv.storage.manifest import BYTES, Embedding, Manifest
 from vlkv_export.checkpoint import Tensor
+from vlkv_export.checkpoint.facts import Dtype
 
-NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+NAMES: dict[ir.DataType, Dtype] = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+}
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 TABLE = "text.embed_tokens.weight"
 
@@ -26,9 +31,9 @@ def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:
     for value in values:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.dtype in NAMES:
-            shape = tuple(int(size) for size in tensor.shape)
-            place = (tensor.location, NAMES[tensor.dtype], shape, tensor.offset, tensor.length)
-            found[str(value.name)] = Tensor(str(value.name), *place)
+            name, shape = str(value.name), tuple(tensor.shape.numpy())
+            offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+            found[name] = Tensor(name, str(tensor.location), NAMES[tensor.dtype], shape, offset, length)
     return found
 
 

@@ -13,6 +13,7 @@ from vlkv.errors import EngineError
 from vlkv.storage.files import link_or_copy
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
+from vlkv_export.checkpoint.facts import Dtype
 
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
@@ -64,7 +65,7 @@ def write_weights(
     tensors: dict[str, Tensor],
     keep: set[str],
     progress: Progress = lambda n: None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
 ) -> dict[str, Tensor]:
     """Writes tensors into one safetensors file, in `dtype` but for those named in `keep`, a chunk at a time.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -80,12 +81,14 @@ def write_int8(
     Raises:
         EngineError: a weight is not finite.
     """
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, tensor in tensors.items():
         rows, columns = tensor.shape
         block = block_of(columns)
-        codes = (rows, -(-columns // block), block)
-        for kind, dtype, shape, width in (("codes", "U8", codes, 1), ("scales", "F32", codes[:2], 4)):
+        blocks = -(-columns // block)
+        kinds = (("codes", "U8", [rows, blocks, block], 1), ("scales", "F32", [rows, blocks], 4))
+        for kind, dtype, shape, width in kinds:
             size = int(np.prod(shape)) * width
             header[f"{name}.{kind}"] = {
                 "dtype": dtype,
@@ -99,10 +102,10 @@ def write_int8(
         out.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors.items():
             scales = []
-            for rows in _rows(source / tensor.file, tensor, progress):
-                if not np.isfinite(rows).all():
+            for part in _rows(source / tensor.file, tensor, progress):
+                if not np.isfinite(part).all():
                     raise EngineError(f"{name} has weights that are not finite; int8 has no code for them")
-                codes, scale = quantize(rows, block_of(rows.shape[1]))
+                codes, scale = quantize(part, block_of(part.shape[1]))
                 out.write(codes.data)
                 scales.append(scale)
             out.write(np.concatenate(scales).data)
@@ -122,12 +125,16 @@ def _rows(file: Path, tensor: Tensor, progress: Progress) -> Iterator[NDArray[np
         data.seek(tensor.offset)
         for first in range(0, count, step):
             raw = data.read(min(step, count - first) * columns * width)
-            bits = np.frombuffer(raw, np.float32 if width == 4 else np.uint16)
-            yield (bits if width == 4 else widen(bits, tensor.dtype)).reshape(-1, columns)
+            wide = (
+                np.frombuffer(raw, np.float32)
+                if width == 4
+                else widen(np.frombuffer(raw, np.uint16), tensor.dtype)
+            )
+            yield wide.reshape(-1, columns)
             progress(len(raw))
 
 
-def _external(file: str, name: str, entry: dict[str, object], start: int) -> ir.ExternalTensor:
+def _external(file: str, name: str, entry: dict[str, Any], start: int) -> ir.ExternalTensor:
     begin, end = entry["data_offsets"]
     dtype = ir.DataType.UINT8 if entry["dtype"] == "U8" else ir.DataType.FLOAT
     return ir.ExternalTensor(

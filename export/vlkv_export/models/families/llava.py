@@ -61,7 +61,7 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
         features = activate(b, features, checkpoint.projector.activation)
         features = b.linear(features, "projector.linear_2")
     features = b.op.Cast(features, to=ir.DataType.FLOAT)
-    shape = ["N", checkpoint.image.tokens_per_image, checkpoint.text.hidden]
+    shape: list[int | str] = ["N", checkpoint.image.tokens_per_image, checkpoint.text.hidden]
     b.output(features, "image_features", ir.DataType.FLOAT, shape)
     return b.model()
 

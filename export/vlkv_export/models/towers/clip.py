@@ -46,7 +46,7 @@ def read(config: Fields, vision: Fields) -> VisionConfig:
         activation=read_activation(vision, "hidden_act", "quick_gelu"),
         eps=vision.number("layer_norm_eps", 1e-5, high=1.0),
         feature_layers=read_feature_layers(config, layers),
-        select=select,
+        select="full" if select == "full" else "default",
     )
 
 

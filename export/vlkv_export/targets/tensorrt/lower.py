@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
 from vlkv_export.passes.dynamic_cache import scatter_elements
+from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
 from vlkv_export.passes.fixed_flag import fix_flag
 from vlkv_export.passes.float32 import compute_in_float32
 from vlkv_export.passes.full_sort import select_without_sort
@@ -69,7 +70,7 @@ def lower_for_tensorrt(
             counts[name]["function_bodies"] = inline_bodies(model)
             counts[name]["full_sort"] = select_without_sort(model)
         common.RemoveUnusedNodesPass()(model)
-        common.RemoveUnusedFunctionsPass()(model)
+        remove_unused_functions(model)
     return counts
 
 
@@ -83,6 +84,6 @@ def _score_graph(decoder: ir.Model, dtype: ir.DataType) -> ir.Model:
     """The graph of one layer's Score; all layers of a decoder have the same sizes and attributes."""
     node = next(node for node in decoder.graph if (node.domain, node.op_type) == (DOMAIN, "Score"))
     scale, threshold = (node.attributes.get_float(name) for name in ("scale", "threshold"))
-    _, kv_heads, _, dim = next(v for v in decoder.graph.inputs if v.name == "key_cache.0").shape
-    heads = int(node.inputs[0].producer().inputs[0].producer().inputs[1].const_value.numpy()[2])
-    return score_model(scale, threshold, dtype, heads, kv_heads, dim)
+    cache = sizes(next(value for value in decoder.graph.inputs if value.name == "key_cache.0"))
+    kv_heads, dim = (size for size in (cache[1], cache[3]) if isinstance(size, int))
+    return score_model(scale, threshold, dtype, observed_heads(node), kv_heads, dim)

@@ -74,6 +74,7 @@ def build(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, env=environment
         ) as process:
             try:
+                assert process.stdin is not None and process.stdout is not None  # both are pipes
                 process.stdin.write(json.dumps(job))
                 process.stdin.close()
                 for line in process.stdout:

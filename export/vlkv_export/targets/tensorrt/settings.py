@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
+from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
 
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
 CACHES = ("dynamic", "static")
 MAX_BATCH = 1024
 NO_BFLOAT16 = "7.5"
+
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Resolved:
     """Settings that are whole and checked."""
 
     backend: str
-    dtype: str
+    dtype: Dtype
     operators: str
     plugin: Path | None
     device: DeviceFacts
@@ -34,8 +38,8 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
     Raises:
         EngineError: a value out of its range, or two that do not go together.
     """
-    dtype = settings.dtype or {"bfloat16": "bfloat16"}.get(manifest.cache_dtype, "float16")
-    _known("dtype", dtype, DTYPES)
+    own = "bfloat16" if manifest.cache_dtype == "bfloat16" else "float16"
+    dtype = _known("dtype", settings.dtype or own, DTYPES)
     _known("cache", settings.cache, CACHES)
     if operators is None:
         operators = "functions" if settings.plugin is None else "native"
@@ -64,9 +68,11 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
     return Resolved(backend, dtype, operators, settings.plugin if operators == "native" else None, device)
 
 
-def _known(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise EngineError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
+def _known(name: str, value: str, known: tuple[Name, ...]) -> Name:
+    for one in known:
+        if one == value:
+            return one
+    raise EngineError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
 
 
 def _within(name: str, value: int, limit: int, what: str) -> None:

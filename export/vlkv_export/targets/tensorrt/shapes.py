@@ -31,7 +31,9 @@ def profiles(name: str, model: ir.Model, device: DeviceFacts) -> list[Profile]:
     calls = [prompt]
     if name == "decoder":
         calls.append({"B": (1, 1, device.batch), "S": one, "W": (0, 0, 1), "C": slots})
-    return [{value.name: _shapes(value, ranges, slots) for value in model.graph.inputs} for ranges in calls]
+    return [
+        {str(value.name): _shapes(value, ranges, slots) for value in model.graph.inputs} for ranges in calls
+    ]
 
 
 def _shapes(value: ir.Value, ranges: dict[str, Range], slots: Range) -> list[list[int]]:
