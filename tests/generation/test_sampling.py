@@ -166,6 +166,8 @@ def test_broken_logits_are_told(temperature: float, bad: list[Any]) -> None:
         ("stop", ["a", 3]),
         ("stop", 5),
         ("stop", None),
+        ("stop", ["a"] * 65),
+        ("stop", ["a" * 257]),
     ],
 )
 def test_settings_outside_their_range_are_named(name: str, value: object) -> None:

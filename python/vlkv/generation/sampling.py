@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from vlkv.errors import SamplingError, VlkvError
 
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 256
 MOST = 1024
 BLOCK = 512
 
@@ -25,7 +27,8 @@ class Sampling:
         top_p: only the smallest set of most likely tokens whose probabilities sum to this or more.
         seed: same seed, same draws; None draws anew each time.
         max_new_tokens: the most tokens of an answer.
-        stop: texts before which an answer ends; one text may be given as it is.
+        stop: texts before which an answer ends, at most `MAX_STOPS` of `MAX_STOP_LENGTH` characters; one text may be
+            given as it is. The text of a special token, such as `<|im_end|>`, is that token too.
     """
 
     temperature: float = 0.0
@@ -49,6 +52,11 @@ class Sampling:
         self._need(
             "stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"
         )
+        longest = max(map(len, self.stop), default=0)
+        if len(self.stop) > MAX_STOPS:
+            raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
+        if longest > MAX_STOP_LENGTH:
+            raise SamplingError(f"stop has a text of {longest} characters, the limit is {MAX_STOP_LENGTH}")
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
         if not right:

@@ -78,9 +78,9 @@ class Sequence:
             cache_bytes_full=slot * (length + self.max_new_tokens),
         )
         self._sampler = Sampler(self.sampling)
-        self._stopping = Stopping(
-            model.tokenizer.detokenizer(), model.manifest.tokens.eos, self.sampling.stop, self.max_new_tokens
-        )
+        tokenizer, stop = model.tokenizer, self.sampling.stop
+        ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
+        self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
 
     @property
     def done(self) -> bool:
