@@ -53,7 +53,18 @@ EXPORT_PARTS = {
     "int8": {"checkpoint", "weights"},
     "directory": {"checkpoint", "graph", "models", "ops", "weights"},
     "tensorrt": {"convert", "lower", "watch", "weights"},
-    "engine": {"checkpoint", "convert", "directory", "int8", "lower", "tensorrt", "watch", "weights"},
+    "graphs": {"lower"},
+    "engine": {
+        "checkpoint",
+        "convert",
+        "directory",
+        "graphs",
+        "int8",
+        "lower",
+        "tensorrt",
+        "watch",
+        "weights",
+    },
     "cli": {"directory", "engine", "tensorrt", "watch"},
 }
 """Parts of `vlkv_export` and which others each may import."""

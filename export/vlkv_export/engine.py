@@ -15,8 +15,9 @@ from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export import convert
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.directory import WEIGHTS, file_facts, versions
+from vlkv_export.graphs import load_graphs
 from vlkv_export.int8 import write_int8
-from vlkv_export.lower import GRAPHS, decoder_matrices, lower_for_onnxruntime
+from vlkv_export.lower import decoder_matrices, lower_for_onnxruntime
 from vlkv_export.tensorrt.engine import BACKENDS as TENSORRT
 from vlkv_export.tensorrt.engine import build_into, check_builder, lower_into
 from vlkv_export.tensorrt.settings import Settings, resolve
@@ -80,7 +81,7 @@ def build_engine(
             check_builder(wanted)
     verify(source, manifest)
     with new_directory(target) as folder:
-        models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
+        models = load_graphs(source, manifest)
         if wanted is None:
             changes = _for_onnxruntime(
                 source, folder, models, manifest, operators or "native", weights, watch
