@@ -15,7 +15,6 @@ from vlkv.serving.size import parse_size
 from vlkv.serving.triton.inputs import to_question
 from vlkv.serving.triton.repository import MODEL, Settings, config
 from vlkv.serving.triton.server import find
-from vlkv.serving.wire import picture
 
 SHOWN = Path(__file__).parents[2] / "examples" / "triton" / "model_repository" / "vlkv"
 
