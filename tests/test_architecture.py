@@ -50,7 +50,8 @@ EXPORT_PARTS = {
     "weights": {"checkpoint", "passes", "watch"},
     "directory": {"checkpoint", "graph", "models", "ops", "weights"},
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
-    "engine": {"directory", "targets", "watch", "weights"},
+    "graphs": {"targets"},
+    "engine": {"directory", "graphs", "targets", "watch", "weights"},
     "cli": {"directory", "engine", "targets", "watch"},
 }
 """Parts of `vlkv_export` and which others each may import."""

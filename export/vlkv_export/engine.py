@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.directories import check_target, new_directory
 from vlkv.storage.files import link_or_copy
 from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export.directory import WEIGHTS, file_facts
+from vlkv_export.graphs import load_graphs
 from vlkv_export.targets.registry import TARGETS
-from vlkv_export.targets.spec import GRAPHS, Options, Settings
+from vlkv_export.targets.spec import Options, Settings
 from vlkv_export.watch import Watch
 from vlkv_export.weights.registry import FORMATS
 
@@ -60,7 +60,7 @@ def build_engine(
     write_into = TARGETS[backend](backend, options, manifest)
     verify(source, manifest)
     with new_directory(target) as folder:
-        models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
+        models = load_graphs(source, manifest)
         changes = write_into(source, folder, models, watch)
         for name in manifest.files:
             if not name.endswith((WEIGHTS, ".onnx")):

@@ -12,6 +12,7 @@ from PIL import Image
 import vlkv
 from vlkv import Engine, Question
 from vlkv.errors import EngineError, ImageError, PolicyError, PromptError, SamplingError
+from vlkv.generation.sequence import prepare
 from vlkv.policies.builtin import DEFAULT_POLICY, POLICIES
 from vlkv.policies.policy import Policy
 
@@ -160,6 +161,14 @@ def test_stop_text_ends_the_answer_before_itself(engine, pictures, answer):
     assert result.text == engine.generate(PROMPT, pictures[:1], stop=stop, max_new_tokens=TOKENS).text
     stream = engine.stream(PROMPT, pictures[:1], stop=[stop], max_new_tokens=TOKENS)
     assert "".join(stream) == result.text
+
+
+def test_a_special_tokens_text_as_stop_ends_the_answer_at_the_token(engine):
+    for stop, reason in (("<pad>", "stop"), ("<unk>", "")):
+        sequence = prepare(engine.model, Question(PROMPT, stop=stop))
+        sequence.begin(engine.model)
+        assert sequence.take(np.eye(1, 512, 3, dtype=np.float32)[0]) == ""
+        assert sequence.result.finish_reason == reason
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7])

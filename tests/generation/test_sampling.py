@@ -166,6 +166,8 @@ def test_broken_logits_are_told(temperature: float, bad: list[Any]) -> None:
         ("stop", ["a", 3]),
         ("stop", 5),
         ("stop", None),
+        ("stop", ["a"] * 65),
+        ("stop", ["a" * 257]),
     ],
 )
 def test_settings_outside_their_range_are_named(name: str, value: object) -> None:
@@ -179,3 +181,33 @@ def test_settings_at_their_limits() -> None:
     assert sampling.stop == ("a", "b")
     assert Sampling(stop="end").stop == ("end",)
     Sampler(sampling)
+
+
+def nucleus(logits: np.ndarray, top_p: float) -> set[int]:
+    """The smallest set of the largest, by one sort of all in float64; of equal ones the later stay."""
+    weight = np.exp(logits.astype(np.float64) - float(logits.max()))
+    order = np.argsort(weight, kind="stable")
+    below = np.cumsum(weight[order]) <= (1 - top_p) * weight.sum()
+    below[-1] = False
+    return set(order[~below].tolist())
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 4.0])
+def test_top_p_of_a_large_vocabulary_equals_a_sort_of_all(spread: float, top_p: float, rng) -> None:
+    for size in (1023, 1025, 5000, 40_000):
+        logits = np.round(rng.normal(0, spread, size), 3).astype(np.float32)
+        found = set(kept_tokens(logits, Sampling(temperature=1.0, top_p=top_p))[0].tolist())
+        want = nucleus(logits, top_p)
+        # equal weights, summed in another order, can end a token earlier or later
+        assert len(found ^ want) <= 1
+        assert Sampler(Sampling(temperature=1.0, top_p=top_p)).pick(logits) in found
+
+
+def test_top_p_sorts_no_whole_vocabulary(monkeypatch) -> None:
+    sizes = []
+    sort = np.sort
+    monkeypatch.setattr(np, "sort", lambda values: sizes.append(len(values)) or sort(values))
+    logits = np.random.default_rng(0).normal(0, 4, 128 * 1024).astype(np.float32)
+    Sampler(Sampling(temperature=1.0, top_p=0.9)).pick(logits)
+    assert sizes == [1024]

@@ -100,3 +100,28 @@ def test_a_stop_text_completed_by_held_text() -> None:
     stopping = Stopping(Words(["a#", "#"], late=True), {7}, ("##",), 9)
     assert stopping.push(0) + stopping.push(1) + stopping.push(7) == "a"
     assert stopping.finish_reason == "stop"
+
+
+def test_many_long_stop_texts_cost_no_more_than_one() -> None:
+    """The same number of steps of the automaton a character, whatever the stop texts: at most two on average."""
+    text = "ab" * 2000
+    for stop in (["abc"], [f"{'ab' * 100}{number:05}" for number in range(300)]):
+        texts = StopTexts(stop)
+        steps = 0
+
+        class Counted(list):  # type: ignore[type-arg]
+            def __getitem__(self, index):  # type: ignore[no-untyped-def]
+                nonlocal steps
+                steps += 1
+                return super().__getitem__(index)
+
+        texts._next = Counted(texts._next)
+        assert (texts.push(text) + texts.finish()) == text
+        assert steps <= 4 * len(text)
+
+
+def test_a_stop_text_inside_another() -> None:
+    texts = StopTexts(["abcd", "bc", "c"])
+    assert texts.push("xab") == "x"
+    assert texts.push("cd") == "a"
+    assert texts.stopped

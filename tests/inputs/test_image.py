@@ -2,6 +2,10 @@
 
 import io
 import struct
+import subprocess
+import sys
+import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -9,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+import vlkv.inputs.image
 from vlkv.errors import ImageError
-from vlkv.inputs.image import FORMATS, open_image
+from vlkv.inputs.image import FORMATS, decoded_pixels, open_image
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -223,3 +228,128 @@ def test_no_pixels() -> None:
 def test_values_outside_16_bits_and_floats() -> None:
     assert "-1 to 70000" in refusal(Image.fromarray(np.array([[-1, 70000]], np.int32)))
     assert "floating-point" in refusal(Image.fromarray(np.zeros((2, 2), np.float32)))
+
+
+def test_a_limit_is_seen_in_the_header() -> None:
+    data = png_header(3000, 2000)
+    assert decoded_pixels(data) == 6_000_000
+    for read in (open_image, decoded_pixels):
+        with pytest.raises(
+            ImageError, match=r"3000 x 2000 picture has 6 megapixels, the limit is 5\.9 megapixels"
+        ):
+            read(data, limit=5_900_000)
+    with pytest.raises(ImageError, match="the limit is"):
+        open_image(Image.new("RGB", (30, 20)), limit=599)
+    assert open_image(Image.new("RGB", (30, 20)), limit=600).size == (30, 20)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
+def test_large_pictures_are_read_at_a_fraction(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlkv.inputs.image, "REDUCED", 10_000)
+    blocks = Image.fromarray(noise(8, 12)).resize((384, 256), Image.Resampling.NEAREST)
+    data = saved(blocks, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    for least, size in (
+        (None, (384, 256)),
+        (200, (384, 256)),
+        (64, (192, 128)),
+        (32, (96, 64)),
+        (1, (48, 32)),
+    ):
+        image = open_image(data, least=least)
+        assert image.size == size
+        assert decoded_pixels(data, least=least) == size[0] * size[1]
+        middle = np.asarray(image.resize((12, 8), Image.Resampling.BOX)).astype(int)
+        assert np.median(np.abs(middle - noise(8, 12))) <= 12
+    assert decoded_pixels(data, limit=30_000, least=64) == 192 * 128
+    with pytest.raises(ImageError, match="192 x 128"):
+        open_image(data, limit=20_000, least=64)
+    assert open_image(saved(blocks, "JPEG", progressive=True), least=1).size == (384, 256)
+    assert open_image(saved(Image.new("RGB", (99, 101)), kind), least=1).size == (99, 101), "not a large one"
+
+
+def test_orientation_of_a_reduced_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlkv.inputs.image, "REDUCED", 1000)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_image(saved(Image.new("RGB", (200, 100)), "JPEG", exif=exif), least=25).size == (50, 100)
+
+
+def test_readers_do_not_wait_for_each_other_and_warnings_come_back() -> None:
+    """A picture is read while another one is in the middle of its decoder."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(Image.Image):
+        def load(self) -> object:
+            inside.set()
+            assert go_on.wait(20)
+            return super().load()
+
+    slow = Slow()
+    slow._im, slow._mode, slow._size = Image.new("RGB", (4, 4)).im, "RGB", (4, 4)
+    before = list(warnings.filters)
+    reader = threading.Thread(target=open_image, args=(slow,))
+    reader.start()
+    assert inside.wait(20)
+    done = threading.Thread(target=open_image, args=(saved(Image.new("RGB", (8, 8))),))
+    done.start()
+    done.join(20)
+    assert not done.is_alive()
+    go_on.set()
+    reader.join(20)
+    assert list(warnings.filters) == before
+
+
+def test_a_picture_takes_little_more_than_its_pixels() -> None:
+    """Four bytes a pixel while it is decoded, and those of the result; copies on the way made it nine times three."""
+    script = """
+import io, resource
+import numpy as np
+from PIL import Image
+from vlkv.inputs.image import open_image
+stream = io.BytesIO()
+Image.new("RGBA", (5000, 4000), (1, 2, 3, 100)).save(stream, "PNG", compress_level=1)
+data = stream.getvalue()
+del stream
+open_image(data)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with open("/proc/self/clear_refs", "w") as file: file.write("5")
+def status(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+before = status("VmRSS:")
+open_image(data)
+print((status("VmHWM:") - before) * 1024 / 20_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if "clear_refs" in done.stderr:
+        pytest.skip("the peak of memory can't be reset here")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 10
+
+
+@pytest.mark.parametrize("kind", ["object", "TIFF"])
+def test_32_bit_integers_of_8_bits_are_not_black(kind: str) -> None:
+    gray = np.arange(256, dtype=np.int32).reshape(16, 16)
+    image = Image.fromarray(gray)
+    assert image.mode == "I"
+    source: object = image if kind == "object" else saved(image, "TIFF")
+    np.testing.assert_array_equal(pixels(source), np.stack([gray] * 3, -1))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(pixels(source), np.asarray(image.convert("RGB")))  # type: ignore[arg-type]
+    wide = Image.fromarray(gray * 257)
+    np.testing.assert_array_equal(pixels(wide), np.stack([gray] * 3, -1))
+
+
+def test_a_dark_16_bit_ppm_stays_dark() -> None:
+    assert pixels(b"P5 2 1 65535\n" + bytes([0, 0, 0, 200])).max() == 1
+
+
+def test_bytes_of_every_kind_and_paths_of_every_kind(tmp_path: Path) -> None:
+    data = saved(Image.new("RGB", (2, 2), (9, 8, 7)))
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+
+    class Somewhere:
+        def __fspath__(self) -> str:
+            return str(path)
+
+    for source in (bytearray(data), memoryview(data), Somewhere()):
+        assert pixels(source)[0, 0].tolist() == [9, 8, 7]  # type: ignore[arg-type]

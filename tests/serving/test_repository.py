@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from vlkv.cli.main import main
-from vlkv.errors import ImageError, MemoryLimitError, PromptError, SamplingError, VlkvError
+from vlkv.errors import MemoryLimitError, PromptError, SamplingError, VlkvError
 from vlkv.serving.size import parse_size
 from vlkv.serving.triton.inputs import to_question
 from vlkv.serving.triton.repository import MODEL, Settings, config
 from vlkv.serving.triton.server import find
-from vlkv.serving.wire import picture
 
 SHOWN = Path(__file__).parents[2] / "examples" / "triton" / "model_repository" / "vlkv"
 
@@ -107,10 +106,6 @@ def test_tensors_to_a_question():
         to_question({"prompt": texts("a" * 11)}, "full", 10)
     with pytest.raises(SamplingError, match="2 values"):
         to_question({"prompt": texts("a"), "seed": np.array([1, 2])}, "full", 10)
-    with pytest.raises(ImageError, match="damaged"):
-        picture(b"abcde")
-    assert picture(b"data:image/png;base64,YWJj") == b"abc"
-    assert picture(b"\xff\xd8\xff") == b"\xff\xd8\xff"
 
 
 def test_load_prints_a_table_or_json(server, capsys):

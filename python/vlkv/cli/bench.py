@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vlkv.cli.console import notes, progress
+from vlkv.cli.console import notes, progress, write_json
 from vlkv.cli.options import EngineFolder, NoVerify
 from vlkv.policies.builtin import DEFAULT_POLICY
 
@@ -90,4 +90,7 @@ def bench(
         no_charts = report.write(output)
         if no_charts is not None:
             notes().print(no_charts, soft_wrap=True)
-    sys.stdout.write(report.json().decode() + "\n" if json else report.markdown)
+    if json:
+        write_json(report.json())
+    else:
+        sys.stdout.write(report.markdown)

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -46,6 +51,45 @@ def notes() -> Console:
 def answers() -> Console:
     """The console for what was asked for."""
     return Console(file=sys.stdout, **PLAIN)
+
+
+def write_json(value: object) -> None:
+    """One line of JSON on standard output, in ASCII: whatever the terminal's encoding, it can be read back.
+
+    `value` is what to write, or JSON as bytes.
+    """
+    value = msgspec.json.decode(value) if isinstance(value, bytes) else value
+    sys.stdout.write(json.dumps(msgspec.to_builtins(value), separators=(",", ":")) + "\n")
+
+
+@contextmanager
+def whole_output() -> Iterator[None]:
+    """Sees to it that what is written to standard output arrives, or that an `OSError` says why not.
+
+    Characters that its encoding does not have are written as escapes, rather than ending an answer in its middle.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output(sys.stdout)
+        if isinstance(error, BrokenPipeError) or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"the output can't be written: {error.strerror}") from error
+
+
+def _drop_output(stream: object) -> None:
+    """What is left in the buffer goes nowhere, so that the interpreter does not fail on it at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, cast(io.TextIOWrapper, stream).fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):
+        return
 
 
 class Bar:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlkv.cli.console import answers, notes, progress
+from vlkv.cli.console import answers, notes, progress, write_json
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
 from vlkv.policies.builtin import DEFAULT_POLICY
 
@@ -101,7 +100,7 @@ def evaluate(
         if not available() and not ablation:
             notes().print("no chart: it needs the packages of vlkv[bench]", style="dim")
     if json:
-        sys.stdout.write(report.json().decode() + "\n")
+        write_json(report.json())
         return
     tables = (
         [terminal(part.lines(report.lines), part.title) for part in parts()]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
 
-from vlkv.cli.console import answers, progress
+from vlkv.cli.console import answers, progress, write_json
 from vlkv.errors import ImageError, VlkvError
 from vlkv.storage.files import reason
 
@@ -58,7 +56,7 @@ def load(
         errors = "; ".join(report.errors)
         raise VlkvError(f"{url}: none of {requests} requests was answered: {errors:.300}")
     if json:
-        sys.stdout.write(msgspec.json.encode(report.to_dict()).decode() + "\n")
+        write_json(report.to_dict())
         return
     table = Table("", "p50", "p90", "p95", "p99")
     for name, values in (

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
-from vlkv.cli.console import VERBOSITY, answers
+from vlkv.cli.console import VERBOSITY, answers, whole_output
 from vlkv.errors import VlkvError
+from vlkv.storage.files import reason, show
 
 GROUP = "vlkv.commands"
 PACKAGES = ("onnxruntime", "tokenizers", "numpy", "pillow", "onnx", "onnx-ir", "onnxscript")
@@ -122,10 +127,15 @@ def _missing(name: str, error: ImportError) -> Callable[[], None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; what a user did wrong is one line on standard error and exit code 2."""
+    """Runs the command line; what a user did wrong is one line on standard error and exit code 2.
+
+    So is what the operating system refuses. SIGTERM and SIGHUP end it as Ctrl-C does, with nothing half-written left.
+    """
     _add_commands()
     try:
-        sys.exit(app(arguments, standalone_mode=False) or 0)
+        with _ended_by_signals(), whole_output():
+            code = app(arguments, standalone_mode=False) or 0
+        sys.exit(code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except WRONG_USE as error:
@@ -134,6 +144,28 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error))
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        fail(f"{show(os.fsdecode(error.filename))}: {reason(error)}" if error.filename else reason(error))
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets signals that end a program unwind it first; one that is ignored, as by nohup, stays so."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(text: str) -> None:

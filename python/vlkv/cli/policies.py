@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
 
-from vlkv.cli.console import answers
+from vlkv.cli.console import answers, write_json
 from vlkv.policies.builtin import POLICIES
 
 
@@ -20,7 +18,7 @@ def policies(
     """List the policies and their fields."""
     known = {name: asdict(policy) for name, policy in POLICIES.items()}
     if json:
-        sys.stdout.write(msgspec.json.encode(known).decode() + "\n")
+        write_json(known)
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)

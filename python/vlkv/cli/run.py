@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import msgspec
 import typer
 
-from vlkv.cli.console import notes, progress
+from vlkv.cli.console import notes, progress, write_json
 from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
 from vlkv.engine import Engine
 from vlkv.generation.batch import Stream
@@ -72,7 +71,7 @@ def run(
     if json:
         for _ in pieces:
             pass
-        sys.stdout.write(msgspec.json.encode(stream.result.to_dict()).decode() + "\n")
+        write_json(stream.result.to_dict())
         return
     sys.stdout.write(first)
     sys.stdout.flush()

@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 
 from vlkv.errors import SamplingError, VlkvError
 
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 256
+MOST = 1024
+BLOCK = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -22,7 +27,8 @@ class Sampling:
         top_p: only the smallest set of most likely tokens whose probabilities sum to this or more.
         seed: same seed, same draws; None draws anew each time.
         max_new_tokens: the most tokens of an answer.
-        stop: texts before which an answer ends; one text may be given as it is.
+        stop: texts before which an answer ends, at most `MAX_STOPS` of `MAX_STOP_LENGTH` characters; one text may be
+            given as it is. The text of a special token, such as `<|im_end|>`, is that token too.
     """
 
     temperature: float = 0.0
@@ -46,6 +52,11 @@ class Sampling:
         self._need(
             "stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"
         )
+        longest = max(map(len, self.stop), default=0)
+        if len(self.stop) > MAX_STOPS:
+            raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
+        if longest > MAX_STOP_LENGTH:
+            raise SamplingError(f"stop has a text of {longest} characters, the limit is {MAX_STOP_LENGTH}")
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
         if not right:
@@ -76,10 +87,8 @@ class Sampler:
         best = _best(logits)
         if self._sampling.temperature == 0:
             return best
-        kept, weight = kept_tokens(logits, self._sampling)
-        total = np.cumsum(weight)
-        place = int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
-        return int(kept[place])
+        weight = _weights(logits, self._sampling)
+        return _place(weight, self._random.random() * float(weight.sum()))
 
 
 def _best(logits: NDArray[np.floating]) -> int:
@@ -100,19 +109,62 @@ def kept_tokens(
 
     The steps and their order are those of transformers: temperature, top-k, top-p.
     """
-    scaled = logits.astype(np.float64)
-    scaled -= scaled.max()
-    with np.errstate(over="ignore"):
-        scaled /= sampling.temperature
-    kept = np.arange(len(scaled), dtype=np.int64)
-    if sampling.top_k and sampling.top_k < len(scaled):
-        lowest = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
-        kept = np.flatnonzero(scaled >= lowest)
-    weight = np.exp(scaled[kept])
+    weight = _weights(logits, sampling)
+    kept = np.flatnonzero(weight).astype(np.int64, copy=False)
+    return kept, weight[kept]
+
+
+def _weights(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.float64]:
+    """The weights `[V]` of a draw, largest 1; 0 for what may not be drawn."""
+    weight = _exp(logits, logits.max(), sampling.temperature)
+    ranked = logits
+    if sampling.top_k and sampling.top_k < len(logits):
+        lowest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
+        weight[logits < lowest] = 0
+        ranked = logits[logits >= lowest]
     if sampling.top_p < 1:
-        order = np.argsort(weight, kind="stable")
-        below = np.cumsum(weight[order]) <= (1 - sampling.top_p) * weight.sum()
-        below[-1] = False
-        inside = np.sort(order[~below])
-        kept, weight = kept[inside], weight[inside]
-    return kept, weight
+        lowest, inside = _nucleus(ranked, float(weight.sum()), sampling)
+        weight[logits < lowest] = 0
+        equal = np.flatnonzero(logits == lowest)
+        weight[equal[: len(equal) - inside]] = 0
+    return weight
+
+
+def _exp(logits: NDArray[np.floating], largest: np.floating, temperature: float) -> NDArray[np.float64]:
+    weight = logits.astype(np.float64)
+    weight -= largest
+    with np.errstate(over="ignore"):
+        weight /= temperature
+    return np.exp(weight, out=weight)
+
+
+def _nucleus(logits: NDArray[np.floating], total: float, sampling: Sampling) -> tuple[np.floating, int]:
+    """The least logit of the smallest set of the largest that weighs `top_p` of `total`, and how many of it are in."""
+    limit, size = (1 - sampling.top_p) * total, len(logits)
+    ranked, left = logits, 0.0
+    if size > MOST:
+        # a model's likely tokens are few: only where they are many the whole vocabulary is sorted
+        top = np.partition(logits, -MOST)[-MOST:]
+        rest = total - float(_exp(top, top.max(), sampling.temperature).sum())
+        if rest <= limit:
+            ranked, left = top, rest
+    ranked = np.sort(ranked)
+    first = _place(_exp(ranked, ranked[-1], sampling.temperature), limit - left)
+    lowest = ranked[first]
+    return lowest, int(np.searchsorted(ranked, lowest, side="right")) - first
+
+
+def _place(weight: NDArray[np.float64], limit: float) -> int:
+    """The first index up to which weights sum to more than `limit`; by blocks, as one long sum is slow.
+
+    Where rounding leaves none it is the last one that weighs anything.
+    """
+    blocks = np.cumsum(np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)))
+    block = int(np.searchsorted(blocks, limit, side="right"))
+    start = block * BLOCK
+    inside = np.cumsum(weight[start : start + BLOCK]) + (blocks[block - 1] if block else 0.0)
+    found = start + int(np.searchsorted(inside, limit, side="right"))
+    if found < len(weight) and weight[found] > 0:
+        return found
+    weighing = np.flatnonzero(weight)
+    return int(weighing[max(0, int(np.searchsorted(weighing, found)) - 1)])

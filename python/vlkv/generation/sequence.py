@@ -19,7 +19,7 @@ from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Sampler, Sampling
 from vlkv.generation.stopping import Stopping
-from vlkv.inputs.image import open_image
+from vlkv.inputs.pictures import Limits, read_pictures
 from vlkv.inputs.prompt import Prompt, build_prompt
 from vlkv.model import Model
 from vlkv.policies.builtin import resolve
@@ -78,9 +78,9 @@ class Sequence:
             cache_bytes_full=slot * (length + self.max_new_tokens),
         )
         self._sampler = Sampler(self.sampling)
-        self._stopping = Stopping(
-            model.tokenizer.detokenizer(), model.manifest.tokens.eos, self.sampling.stop, self.max_new_tokens
-        )
+        tokenizer, stop = model.tokenizer, self.sampling.stop
+        ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
+        self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
 
     @property
     def done(self) -> bool:
@@ -127,8 +127,12 @@ def prompt_of(model: Model, question: Question) -> Prompt:
     )
 
 
-def prepare(model: Model, question: Question, prompt: Prompt | None = None) -> Sequence:
+def prepare(
+    model: Model, question: Question, prompt: Prompt | None = None, limits: Limits | None = None
+) -> Sequence:
     """The sequence of a question, checked; `prompt` is its prompt where that is known already.
+
+    `limits` are those of its pictures, which are decoded here, one at a time.
 
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
@@ -149,5 +153,5 @@ def prepare(model: Model, question: Question, prompt: Prompt | None = None) -> S
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
-    images = [open_image(picture) for picture in question.images]
+    images = read_pictures(question.images, model.manifest.image, limits or Limits())
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores)

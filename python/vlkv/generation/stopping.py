@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -14,11 +15,15 @@ class StopTexts:
     """Cuts streamed text before the first stop text, and holds back what may be the beginning of one.
 
     The stop text that is complete first counts, of several that end together the longest; so the result does
-    not depend on how the text was cut into pieces.
+    not depend on how the text was cut into pieces. A character takes the same time whatever the number of stop texts
+    and their length: they are one automaton (Aho and Corasick 1975), whose state is the longest end of the text that
+    begins a stop text.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
+        self._next, self._depth, self._match = _automaton(stop)
+        self._fail = _failures(self._next, self._match)
+        self._state = 0
         self._held = ""
         self.stopped = False
 
@@ -26,28 +31,56 @@ class StopTexts:
         """Take a piece; return the text that is certain to stay. After a stop text it is empty."""
         if self.stopped:
             return ""
-        text = self._held + piece
-        found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)[1]]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        text, state = self._held + piece, self._state
+        for place, character in enumerate(piece, len(self._held) + 1):
+            while state and character not in self._next[state]:
+                state = self._fail[state]
+            state = self._next[state].get(character, 0)
+            if self._match[state]:
+                self.stopped, self._held = True, ""
+                return text[: place - self._match[state]]
+        self._state = state
+        sure = len(text) - self._depth[state]
+        self._held = text[sure:]
+        return text[:sure]
 
     def finish(self) -> str:
         """Return the held text, when no more comes."""
-        held, self._held = self._held, ""
+        held, self._held, self._state = self._held, "", 0
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a beginning of `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+def _automaton(stop: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
+    """The tree of all stop texts: by state what follows, its depth, the length of the stop text that ends in it."""
+    following: list[dict[str, int]] = [{}]
+    depth, match = [0], [0]
+    for text in stop:
+        state = 0
+        for character in text:
+            if character not in following[state]:
+                following[state][character] = len(following)
+                following.append({})
+                depth.append(depth[state] + 1)
+                match.append(0)
+            state = following[state][character]
+        match[state] = len(text)
+    return following, depth, match
+
+
+def _failures(following: list[dict[str, int]], match: list[int]) -> list[int]:
+    """By state, the state of its longest end that begins a stop text; `match` learns of stop texts inside others."""
+    fail = [0] * len(following)
+    queue = deque(following[0].values())
+    while queue:
+        state = queue.popleft()
+        for character, child in following[state].items():
+            back = fail[state]
+            while back and character not in following[back]:
+                back = fail[back]
+            fail[child] = following[back].get(character, 0)
+            match[child] = match[child] or match[fail[child]]
+            queue.append(child)
+    return fail
 
 
 class Stopping:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,39 +19,115 @@ from vlkv.errors import ImageError
 from vlkv.storage.files import reason, show
 
 MAX_PIXELS = 100_000_000
+ORIENTATION = 0x0112
+BAND = 1 << 20
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
-_quiet = threading.Lock()
+REDUCED = 16_000_000
+"""Above so many pixels a picture is read at a half, a quarter or an eighth where its format can do that."""
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 
 
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = None) -> Image.Image:
     """Read a picture as an RGB image: upright by its EXIF orientation, the first frame of an animation.
 
     Transparency is laid on white, as Hugging Face's processors of transformers 5 do with a Pillow image.
-    16-bit gray is scaled to 8 bits. `source` is a path, a file's content, or a Pillow image.
-    `ImageError`, one line that names the source: no file, not a picture, truncated, no pixels, more than
-    `MAX_PIXELS` (seen from the header, before any pixel is decoded).
+    16-bit gray is scaled to 8 bits; gray in 32-bit integers counts as 8 bits where no value is above 255, else as 16.
+
+    Args:
+        source: a path, a file's content, or a Pillow image.
+        limit: the most pixels that are decoded, seen from the header before any of them is.
+        least: the shortest side that is of use; a large JPEG or JPEG 2000 is then decoded at a fraction of its size,
+            both sides at least twice as long as this.
+
+    Raises:
+        ImageError: one line that names the source: no file, not a picture, truncated, no pixels, more than `limit`.
     """
     name = _name(source)
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            if isinstance(source, Image.Image):
-                return _read(source, name)
-            with Image.open(_stream(source, name), formats=_formats()) as image:
-                return _read(image, name)
-        except ImageError:
-            raise
-        except UnidentifiedImageError as error:
-            raise ImageError(f"{name}: not a picture that can be read ({', '.join(_formats())})") from error
-        except Image.DecompressionBombError as error:
-            count = re.search(r"\d+", str(error))
-            size = _megapixels(int(count.group())) if count else "too many pixels"
-            raise ImageError(f"{name}: picture has {size}, the limit is {_megapixels(MAX_PIXELS)}") from error
-        except MemoryError as error:
-            raise ImageError(f"{name}: not enough memory to decode it") from error
-        except Exception as error:  # decoders raise whatever bad bytes lead them to
-            raise ImageError(f"{name}: damaged or truncated picture: {reason(error)}") from error
+    with _told(name), _QUIET:
+        if isinstance(source, Image.Image):
+            check_pixels(*source.size, name, limit)
+            return _read(source, name, limit)
+        with Image.open(_stream(source, name), formats=_formats()) as image:
+            _check_size(image, name, limit, least)
+            return _read(image, name, limit)
+
+
+def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None = None) -> int:
+    """How many pixels `open_image` would decode; the header alone is read. The same errors."""
+    name = _name(source)
+    with _told(name), _QUIET:
+        if isinstance(source, Image.Image):
+            check_pixels(*source.size, name, limit)
+            return source.width * source.height
+        with Image.open(_stream(source, name), formats=_formats()) as image:
+            return _check_size(image, name, limit, least)
+
+
+def _check_size(image: Image.Image, name: str, limit: int, least: int | None) -> int:
+    """Refuse what is too large, and set a large picture to be read at a fraction of its size; pixels to decode."""
+    check_pixels(*image.size, name, MAX_PIXELS)
+    width, height = image.size
+    if least is not None and width * height > min(REDUCED, limit):
+        halvings = next((by for by in (3, 2, 1) if min(image.size) >> by >= 2 * least), 0)
+        # a progressive JPEG's coefficients are all held, whatever comes of them
+        if image.format == "JPEG" and not image.info.get("progressive"):
+            image.draft(image.mode, (width >> halvings, height >> halvings))
+            width, height = image.size
+        elif image.format == "JPEG2000":
+            image.reduce = halvings  # type: ignore[assignment,method-assign]
+            width, height = -(-width >> halvings), -(-height >> halvings)
+    check_pixels(width, height, name, limit)
+    return width * height
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a picture into one line."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture that can be read ({', '.join(_formats())})") from error
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        size = _megapixels(int(count.group())) if count else "too many pixels"
+        raise ImageError(f"{name}: picture has {size}, the limit is {_megapixels(MAX_PIXELS)}") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode it") from error
+    except Exception as error:  # decoders raise whatever bad bytes lead them to
+        raise ImageError(f"{name}: damaged or truncated picture: {reason(error)}") from error
+
+
+class _Quiet:
+    """Decoders' warnings are not shown while any picture is read.
+
+    Filters belong to the process: the first reader sets one and the last takes it away, and no one waits.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._before.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 @cache
@@ -58,13 +137,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
-def check_pixels(width: int, height: int, name: str) -> None:
-    """Raise an `ImageError` that names the size where a picture has no pixels or more than `MAX_PIXELS`."""
+def check_pixels(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> None:
+    """Raise an `ImageError` that names the size where a picture has no pixels or more than `limit`."""
     if width <= 0 or height <= 0:
         raise ImageError(f"{name}: {width} x {height} picture has no pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > limit:
         size = f"{width} x {height} picture has {_megapixels(width * height)}"
-        raise ImageError(f"{name}: {size}, the limit is {_megapixels(MAX_PIXELS)}")
+        raise ImageError(f"{name}: {size}, the limit is {_megapixels(limit)}")
 
 
 def _megapixels(pixels: int) -> str:
@@ -72,19 +151,19 @@ def _megapixels(pixels: int) -> str:
 
 
 def _name(source: object) -> str:
-    if isinstance(source, str | Path):
-        return show(source)
+    if isinstance(source, str | os.PathLike):
+        return show(os.fspath(source))
     if isinstance(source, Image.Image):
         return show(getattr(source, "filename", "") or "picture")
     return "picture"
 
 
-def _stream(source: str | Path | bytes, name: str) -> Path | io.BytesIO:
-    if isinstance(source, bytes):
+def _stream(source: object, name: str) -> Path | io.BytesIO:
+    if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
-    if not isinstance(source, str | Path):
+    if not isinstance(source, str | os.PathLike):
         raise ImageError(f"{name}: a path, bytes or a Pillow image is wanted, not {type(source).__name__}")
-    path = Path(source)
+    path = Path(os.fsdecode(source))
     try:
         if path.is_file():
             return path
@@ -94,16 +173,17 @@ def _stream(source: str | Path | bytes, name: str) -> Path | io.BytesIO:
     raise ImageError(f"{name}: {'no such file' if missing else 'not a file'}")
 
 
-def _read(image: Image.Image, name: str) -> Image.Image:
-    check_pixels(*image.size, name)
+def _read(image: Image.Image, name: str, limit: int) -> Image.Image:
     image.load()
-    check_pixels(*image.size, name)
+    check_pixels(*image.size, name, limit)
     return _to_rgb(_upright(image), name)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; an EXIF block that can't be read says nothing about orientation."""
     try:
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image
         return ImageOps.exif_transpose(image)
     except Exception:
         return image
@@ -111,25 +191,44 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(image, name)
+        return _from_integers(image, name)
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point picture, whose range is unknown; save it with 8 or 16 bits")
     if image.mode == "La":
         image = image.convert("LA")
     if image.info.get("transparency") is not None or image.mode in {"LA", "PA", "RGBA", "RGBa"}:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale gray 0..65535 to 0..255, rounded; a value that counts as transparent becomes white."""
-    gray = np.asarray(image).astype(np.int64)
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay transparency on white, some rows at a time: three copies of a whole picture are what its memory is."""
+    found = Image.new("RGB", image.size)
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(image.height, top + rows))
+        band = image.crop(box)
+        band.info = image.info
+        band = band.convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        found.paste(Image.alpha_composite(white, band).convert("RGB"), box)
+    return found
+
+
+def _from_integers(image: Image.Image, name: str) -> Image.Image:
+    """Scale gray 0..65535 to 0..255, rounded; a value that counts as transparent becomes white.
+
+    32-bit integers say nothing about their range: what has no value above 255 is taken as 8 bits, as transformers
+    does, but for PPM, which is always read as 16 bits.
+    """
+    gray = np.asarray(image)
     low, high = int(gray.min()), int(gray.max())
     if low < 0 or high > 65535:
         raise ImageError(f"{name}: gray values from {low} to {high} are outside 16 bits")
-    scaled = ((gray * 255 + 32767) // 65535).astype(np.uint8)
+    if image.mode == "I" and high <= 255 and image.format != "PPM":
+        scaled = gray.astype(np.uint8)
+    else:
+        scaled = ((gray.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         scaled[gray == transparent] = 255

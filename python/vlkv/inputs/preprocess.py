@@ -16,8 +16,12 @@ from vlkv.inputs.image import check_pixels
 from vlkv.storage.manifest import ImageFacts
 
 
-def preprocess(images: Sequence[Image.Image], facts: ImageFacts) -> NDArray[np.float32]:
+def preprocess(
+    images: Sequence[Image.Image], facts: ImageFacts, name: str | None = None
+) -> NDArray[np.float32]:
     """Make `pixel_values` float32 `[N, 3, height, width]` of RGB images (as `open_image` returns them).
+
+    `name` is what errors call the picture, where it is one of several.
 
     `ImageError`: a picture that does not have the graph's size in the end, or is above the limit of pixels on
     the way (a very long one that is resized by its shorter edge).
@@ -25,7 +29,7 @@ def preprocess(images: Sequence[Image.Image], facts: ImageFacts) -> NDArray[np.f
     pixels = np.zeros((len(images), 3, facts.height, facts.width), np.float32)
     table = _table(facts)
     for number, image in enumerate(images):
-        array = arrange(image, facts, f"picture {number + 1} of {len(images)}")
+        array = arrange(image, facts, name or f"picture {number + 1} of {len(images)}")
         for channel in range(3):
             np.take(table[channel], array[:, :, channel], out=pixels[number, channel])
     return pixels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import codecs
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ NAME = "tokenizer.json"
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _WINDOW = 16
 _BROKEN = "\ufffd"
+_incremental = codecs.getincrementaldecoder("utf-8")
 
 
 class Tokenizer:
@@ -88,6 +90,14 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def special_ids(self, texts: Iterable[str]) -> set[int]:
+        """Return the ids of those texts that are special tokens."""
+        return {
+            index
+            for text in texts
+            if (index := self.token_id(text)) in self._special_ids and index is not None
+        }
+
     def piece(self, token: int) -> str:
         """What a token says, for a person to read; special ones keep their names."""
         text: str = self._backend.id_to_token(token) or ""
@@ -109,14 +119,17 @@ class Tokenizer:
 class Detokenizer:
     """Text of one answer as its tokens come; the pieces put together equal `Tokenizer.decode` of them all.
 
-    A piece is held back while it could still change: while the text ends in an incomplete character
-    (U+FFFD), and during a run of byte tokens `<0x..>`, which decode together or not at all.
+    A piece is held back while it could still change: while the text ends in an incomplete character (U+FFFD).
+    Byte tokens `<0x..>` give a character as soon as it is complete. `Tokenizer.decode` turns a whole run of them into
+    U+FFFD where one byte is wrong; here only the wrong ones become that, as what was shown can't be taken back.
     Only the last tokens are decoded again, so that a step's time does not grow with the answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, byte_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, byte_tokens: Mapping[int, int]) -> None:
         self._tokenizer = tokenizer
         self._byte_tokens = byte_tokens
+        self._ids_of_bytes = {byte: index for index, byte in byte_tokens.items()}
+        self._characters = _incremental("replace")
         self._ids: list[int] = []
         self._shown = ""
 
@@ -124,8 +137,11 @@ class Detokenizer:
         """Take one token; return the text that is complete now, often empty."""
         if self._tokenizer.is_silent(token):
             return ""
-        self._ids.append(token)
-        if token in self._byte_tokens:
+        byte = self._byte_tokens.get(token)
+        if byte is None:
+            self._take_bytes(b"", end=True)
+            self._ids.append(token)
+        elif not self._take_bytes(bytes([byte])):
             return ""
         text = self._tokenizer.decode(self._ids)
         stable = text.rstrip(_BROKEN)
@@ -137,8 +153,15 @@ class Detokenizer:
             self._forget()
         return piece
 
+    def _take_bytes(self, data: bytes, end: bool = False) -> bool:
+        """Adds the characters that are complete with these bytes, as the ids of theirs; wrong ones are U+FFFD's."""
+        text = self._characters.decode(data, end)
+        self._ids += (self._ids_of_bytes[byte] for byte in text.encode())
+        return bool(text)
+
     def finish(self) -> str:
         """Return what was held back, as it is."""
+        self._take_bytes(b"", end=True)
         text = self._tokenizer.decode(self._ids)
         piece = text[len(self._shown) :] if text.startswith(self._shown) else ""
         self._shown = text
@@ -149,7 +172,10 @@ class Detokenizer:
 
         That holds as long as they have a text: a decoder may strip a space before the first one only.
         """
-        ids = self._ids[-_WINDOW:]
+        start = len(self._ids) - _WINDOW
+        while start < len(self._ids) - 1 and self._byte_tokens.get(self._ids[start], 0) & 0xC0 == 0x80:
+            start += 1  # not within a character's bytes
+        ids = self._ids[start:]
         alone = self._tokenizer.decode(ids)
         if alone:
             self._ids, self._shown = ids, alone
@@ -188,10 +214,10 @@ def _special_tokens(path: Path) -> dict[str, str]:
     return found
 
 
-def _byte_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:
-    """Return the ids of `<0x00>`..`<0xFF>` where the decoder joins them into characters."""
+def _byte_ids(backend: tokenizers.Tokenizer) -> dict[int, int]:
+    """Return the bytes by the ids of `<0x00>`..`<0xFF>`, where all are there and the decoder joins them."""
     decoder = backend.decoder
     if decoder is None or "ByteFallback" not in decoder.__getstate__().decode():
-        return frozenset()
-    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-    return frozenset(index for index in found if index is not None)
+        return {}
+    ids: list[int | None] = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+    return {} if None in ids else {index: byte for byte, index in enumerate(ids) if index is not None}

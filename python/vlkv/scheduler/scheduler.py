@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
-import numpy as np
-
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
 from vlkv.generation.sequence import prepare
-from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.pictures import Limits
 from vlkv.model import Model
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
@@ -19,6 +17,8 @@ from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
+SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
+"""Lower than the command line's, as many requests are decoded at once; a large JPEG counts as what is decoded."""
 
 
 class Scheduler:
@@ -35,6 +35,7 @@ class Scheduler:
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
         prompt_tokens: the longest prompt to compress; None for what half the memory gives.
         chunk: prompt tokens between two steps.
+        limits: of a request's pictures.
 
     Raises:
         MemoryLimitError: the memory does not hold what is asked for.
@@ -50,10 +51,11 @@ class Scheduler:
         capacity: int | Sequence[int] | None = None,
         prompt_tokens: int | None = None,
         chunk: int = SCHEDULED_CHUNK,
+        limits: Limits = SERVED,
     ) -> None:
         text = model.manifest.text
         self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
-        self._model, self._queue = model, queue
+        self._model, self._queue, self._limits = model, queue, limits
         self._worker = Worker(model, self.plan, chunk)
         self._worker.start()
 
@@ -74,10 +76,8 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        sequence = prepare(self._model, question)
+        sequence = prepare(self._model, question, limits=self._limits)
         self.plan.check(sequence)
-        if len(sequence.images) and not isinstance(sequence.images, np.ndarray):
-            sequence.images = preprocess(sequence.images, self._model.manifest.image)
         with self._worker.changed:
             self._admit()
             self._worker.stats.submitted += 1

@@ -1,0 +1,71 @@
+"""The graphs of a graph directory, read; what they name lies in that directory and is in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vlkv.errors import EngineError
+from vlkv.storage.files import reason, show
+from vlkv.storage.manifest import Manifest
+from vlkv_export.targets.spec import GRAPHS
+
+
+def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
+    """The graphs by name.
+
+    Raises:
+        EngineError: a graph that the manifest does not list, that is no ONNX model, or whose weights lie in a file that
+            the manifest does not list or beyond that file's end.
+    """
+    for name in GRAPHS:
+        if f"{name}.onnx" not in manifest.files:
+            raise EngineError(
+                f"{show(source)}: the manifest lists no {name}.onnx; export the checkpoint anew"
+            )
+    models = {}
+    for name in GRAPHS:
+        path = source / f"{name}.onnx"
+        try:
+            models[name] = ir.load(path)
+        except Exception as error:  # protobuf and onnx-ir raise whatever bad bytes lead them to
+            raise EngineError(f"{show(path)}: not an ONNX model: {reason(error)}") from error
+        if not models[name].graph.outputs:
+            raise EngineError(f"{show(path)}: not an ONNX model: it has no outputs")
+        for tensor in _external(models[name]):
+            _check(tensor, path, manifest)
+    return models
+
+
+def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:
+    """A name in the manifest is a plain file name, so that nothing outside the directory is reached."""
+    facts = manifest.files.get(str(tensor.location))
+    if facts is None:
+        raise EngineError(
+            f"{show(path)}: weight {show(tensor.name)} lies in {str(tensor.location)!a:.80}, "
+            "which the manifest does not list"
+        )
+    begin, length = tensor.offset or 0, tensor.length
+    end = begin + (tensor.nbytes if length is None else length)
+    if begin < 0 or end < begin or end > facts.size:
+        raise EngineError(
+            f"{show(path)}: weight {show(tensor.name)} is bytes {begin} to {end} of {tensor.location}, "
+            f"which has {facts.size}"
+        )
+
+
+def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """All tensors of a model that lie in files: weights of its graph and of graphs inside, constants of functions."""
+    for graph in (model.graph, *(inner for inner in model.graph.subgraphs())):
+        values = (value.const_value for value in graph.initializers.values())
+        yield from (tensor for tensor in values if isinstance(tensor, ir.ExternalTensor))
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
+        for node in body.all_nodes():
+            for attribute in node.attributes.values():
+                held = attribute.value
+                for tensor in held if isinstance(held, list | tuple) else (held,):
+                    if isinstance(tensor, ir.ExternalTensor):
+                        yield tensor

@@ -1,0 +1,112 @@
+"""The command line and its operating system: full disks, closed pipes, encodings, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROMPT = "what is the total"
+MAIN = "from vlkv.cli.main import main; main()"
+
+
+def shell(line, **environment):
+    """Runs `vlkv` as `$VLKV` in a line of shell."""
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, check=False,
+        env={**os.environ, "VLKV": f"{sys.executable} -c '{MAIN}'", **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def ask(engine, more=""):
+    return f"eval $VLKV -q run '{engine}' --prompt \"'{PROMPT}'\" --max-new-tokens 3 {more}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("what", ["run", "json", "policies", "version"])
+@pytest.mark.parametrize(
+    ("where", "text"), [(">/dev/full", "No space left on device"), (">&-", "standard output is closed")]
+)
+def test_output_that_goes_nowhere_is_one_line(built_of, what, where, text):
+    line = {"run": ask(built_of("llama")), "json": ask(built_of("llama"), "--json"),
+            "policies": "eval $VLKV policies", "version": "eval $VLKV --version"}[what]  # fmt: skip
+    code, _, err = shell(f"{line} {where}")
+    assert code == 2
+    assert err.startswith("vlkv: ")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    code, _, err = shell("eval $VLKV policies --json | true; exit ${PIPESTATUS[0]}")
+    assert code in (0, 1, 2)
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_a_character_breaks_no_answer(encoding):
+    script = (
+        "import sys\nfrom vlkv.cli.console import whole_output, write_json\n"
+        "with whole_output():\n    sys.stdout.write('a \\N{GRINNING FACE} b\\n')\n"
+        "    write_json({'text': 'é\\N{GRINNING FACE}'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown, data = done.stdout.decode(encoding).splitlines()
+    assert shown == r"a \U0001f600 b"
+    assert json.loads(data) == {"text": "é\U0001f600"}
+    assert data.isascii()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("command", ["export", "build"])
+def test_a_signal_leaves_nothing_half_written(checkpoint_of, graphs_of, tmp_path, number, command):
+    module = "vlkv_export.directory.describe" if command == "export" else "vlkv_export.engine.file_facts"
+    room, name = module.rsplit(".", 1)
+    source = (checkpoint_of if command == "export" else graphs_of)("llama")
+    script = (
+        f"import time, {room} as room\n"
+        f"def wait(*a, **k):\n    print('here', flush=True)\n    time.sleep(60)\nroom.{name} = wait\n{MAIN}"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, command, str(source), "-o", str(tmp_path / "sub" / "target")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == b"here\n"
+    assert list((tmp_path / "sub").iterdir())
+    process.send_signal(number)
+    start = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - start < 20
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+@pytest.mark.parametrize("command", ["export", "build"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint_of, graphs_of, tmp_path, command):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        source = (checkpoint_of if command == "export" else graphs_of)("llama")
+        code, out, err = shell(f"eval $VLKV {command} {source} -o {small}/target")
+        assert (code, out) == (2, b"")
+        assert err.count("\n") == 1
+        assert "No space left on device" in err
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
