@@ -1,7 +1,8 @@
 """`make bench-memory`: how many requests of 4k-token prompts run at once in the same memory, whole cache and a tenth.
 
-For each, a process of its own makes as many slots as the stated memory holds, fills all of them at the same time, and
-reads its own peak (VmHWM) afterwards; before, it has answered one short request, whose peak is the baseline.
+For each, a process of its own asks a scheduler at its defaults for more answers at once than the stated memory
+holds, and reads its own peak (VmHWM) afterwards; before, it has answered one short request, whose peak is the
+baseline. Answers are long, so that those that fit run together.
 """
 
 from __future__ import annotations
@@ -11,17 +12,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from time import sleep
 
 from make_engine import engine_of
 
 from vlkv import Question
-from vlkv.scheduler.plan import divide
 
 PROMPT = 4096
-NEW = 128
-HEADROOM = 1.2
-"""Of a layer's ceiling over the mean share of a compressed prompt: sparse layers get less than dense ones."""
+NEW = 384
+"""Long enough that an answer still runs when all others that fit have begun."""
 
 
 def peak() -> int:
@@ -32,42 +30,25 @@ def peak() -> int:
     raise RuntimeError("no VmHWM")
 
 
-def arm(size: str, folder: Path, policy: str, memory: int) -> dict[str, float]:
-    """Fills all slots that the memory holds; what it took."""
+def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dict[str, float]:
+    """Asks for more answers at once than the memory holds; how many ran, and what it took. All else is the default."""
     engine = engine_of(size, folder)
-    text, budget = engine.manifest.text, 1.0 if policy == "full" else 0.1
-    mean = PROMPT if policy == "full" else int(PROMPT * budget * HEADROOM)
-    settings = {"capacity": mean + NEW, "prompt_tokens": 1 if policy == "full" else PROMPT, "memory": memory}
-    slots = 1
-    while (
-        divide(text, text.hidden, slots, 1 << 50, settings["capacity"], settings["prompt_tokens"]).bytes
-        <= memory
-    ):
-        slots += 1
-    slots -= 1
     engine.generate("w1 w2 w3", policy=policy, max_new_tokens=4, raw=True)
     before = peak()
-    with engine.scheduler(slots=slots, queue=slots, chunk=PROMPT, **settings) as scheduler:
+    with engine.scheduler(memory=memory, queue=requests, chunk=PROMPT) as scheduler:
         tickets = []
-        for number in range(slots):
+        for number in range(requests):
             words = " ".join(f"w{(number * 37 + place) % 15000}" for place in range(PROMPT - 1))
             tickets.append(scheduler.submit(Question(words, policy=policy, max_new_tokens=NEW, raw=True)))
-        used = 0
-        while not all(ticket.done for ticket in tickets):
-            used = max(used, int(scheduler.stats().slots_used))
-            sleep(0.005)
         results = [ticket.wait() for ticket in tickets]
-        planned = scheduler.plan.bytes
     together = max(
         sum(a.started <= b.first_token <= a.ended for a in tickets) for b in tickets
     )  # answers alive at the moment of some first token
     return {
         "policy": policy,
         "prompt_tokens": results[0].prompt_tokens,
-        "slots": slots,
         "together": together,
-        "slots_used": used,
-        "planned_mib": planned / 2**20,
+        "planned_mib": memory / 2**20,
         "baseline_mib": before / 2**20,
         "peak_mib": peak() / 2**20,
     }
@@ -79,16 +60,28 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="20m")
     parser.add_argument("--memory", type=int, default=512, help="MiB for caches")
+    parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--arm", choices=("full", "vl-cache"))
     arguments = parser.parse_args()
     if arguments.arm:
-        print(json.dumps(arm(arguments.size, arguments.output, arguments.arm, arguments.memory << 20)))
+        print(
+            json.dumps(
+                arm(
+                    arguments.size,
+                    arguments.output,
+                    arguments.arm,
+                    arguments.memory << 20,
+                    arguments.requests,
+                )
+            )
+        )
         return 0
     engine_of(arguments.size, arguments.output)
     rows = []
     for policy in ("full", "vl-cache"):
         command = [sys.executable, __file__, "--arm", policy, "-o", str(arguments.output)]
         command += ["--size", arguments.size, "--memory", str(arguments.memory)]
+        command += ["--requests", str(arguments.requests if policy != "full" else 16)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     full, small = rows

@@ -9,6 +9,7 @@ from vlkv.backend.base import Backend
 from vlkv.backend.registry import Options, check_device, open_backend
 from vlkv.errors import EngineError
 from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.inputs.grammar import Grammars
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage import manifest as manifests
 from vlkv.storage.manifest import Manifest
@@ -23,18 +24,22 @@ class Model:
         embedding: token ids to embeddings.
         tokenizer: text to token ids and back.
         manifest: what the directory holds.
+        grammars: JSON schemas to what may follow in an answer.
     """
 
     backend: Backend
     embedding: TokenEmbedding
     tokenizer: Tokenizer
     manifest: Manifest
+    grammars: Grammars
 
     @classmethod
     def of(cls, directory: Path, manifest: Manifest, backend: Backend) -> Model:
         """The model of a directory whose graphs are open already."""
         embedding = TokenEmbedding(directory, manifest.embedding)
-        return cls(backend, embedding, Tokenizer.load(directory, manifest.tokens), manifest)
+        tokenizer = Tokenizer.load(directory, manifest.tokens)
+        grammars = Grammars(directory, manifest.text.vocab, manifest.tokens.eos)
+        return cls(backend, embedding, tokenizer, manifest, grammars)
 
     @classmethod
     def open(

@@ -266,7 +266,7 @@ def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
     text = engine.manifest.text
     token = text.kv_heads * text.head_dim * 8 * text.layers
     with engine.scheduler(slots=2, capacity=20, prompt_tokens=24) as scheduler:
-        assert scheduler.plan.slot_bytes == 20 * token
+        assert scheduler.plan.token_bytes * sum(scheduler.plan.capacity) == 20 * token
         words = " ".join(["what"] * 10)
         prompt = len(engine.prompt(Question(words)).token_ids)
         with pytest.raises(
@@ -368,7 +368,7 @@ def test_random_cancels_and_deadlines_leave_nothing_behind(engine, pictures, rng
     questions = mixed(rng, pictures, 80)
     alone = {}
     with engine.scheduler(slots=4, chunk=5, queue=100, capacity=300, prompt_tokens=200) as scheduler:
-        limit = scheduler.plan.bytes
+        limit = scheduler.plan.memory
         tickets = []
         for number, question in enumerate(questions):
             deadline = float(rng.uniform(0.001, 0.3)) if rng.integers(3) == 0 else None

@@ -42,7 +42,7 @@ def test_the_shown_repository_is_what_is_written(shipped, tmp_path):
     [
         (["--slots", "0"], "slots 0 is under 1"),
         (["--memory", "lots"], "memory 'lots' is no size"),
-        (["--memory", "20K"], "does not hold 8 slots"),
+        (["--memory", "20K"], "does not hold one token's prefill"),
         (["--policy", "none"], "unknown policy 'none'"),
         (["--queue", "0"], "queue 0 is under 1"),
         (["--name", "a/b"], "model name 'a/b'"),

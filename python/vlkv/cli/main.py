@@ -104,9 +104,10 @@ def _add_commands() -> None:
     from vlkv.cli.load import load
     from vlkv.cli.policies import policies
     from vlkv.cli.run import run
+    from vlkv.cli.serve import serve
     from vlkv.cli.triton import triton
 
-    for command in (run, policies, evaluate, inspect, triton, load, bench):
+    for command in (run, policies, evaluate, inspect, serve, triton, load, bench):
         app.command("eval" if command is evaluate else command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
@@ -173,3 +174,7 @@ def fail(text: str) -> None:
     line = " ".join(text.split())
     sys.stderr.write(f"vlkv: {line}\n")
     sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from vlkv.inputs.messages import Message
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.policies.policy import Policy
 
@@ -14,7 +15,11 @@ MAX_NEW_TOKENS = 256
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt of a batch; the fields are the arguments of `Engine.generate`."""
+    """One prompt of a batch; the fields are the arguments of `Engine.generate`.
+
+    With `messages` the prompt is a whole chat, and `prompt` is not looked at; the pictures are those of the messages,
+    in their order. The fields behind it are those of `Sampling`.
+    """
 
     prompt: str
     images: Sequence[Any] = ()
@@ -28,3 +33,9 @@ class Question:
     stop: Sequence[str] = ()
     raw: bool = False
     scores: bool = False
+    messages: Sequence[Message] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    json_schema: str | None = None

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.errors import SamplingError, VlkvError
+from vlkv.generation.logits import Penalties, TokenLogprob, logprobs
+
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
+
+
+class Grammar(Protocol):
+    """What an answer must follow; see `vlkv.inputs.grammar.Matcher`."""
+
+    def restrict(self, logits: NDArray[np.float32]) -> None:
+        """Sets the logits `[V]` of tokens that can't follow to minus infinity, in place."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Goes on behind a token."""
+        ...
+
 
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
@@ -29,6 +47,11 @@ class Sampling:
         max_new_tokens: the most tokens of an answer.
         stop: texts before which an answer ends, at most `MAX_STOPS` of `MAX_STOP_LENGTH` characters; one text may be
             given as it is. The text of a special token, such as `<|im_end|>`, is that token too.
+        frequency_penalty: taken off a token's logit once for each time that the answer holds it, -2 to 2.
+        presence_penalty: taken off once where the answer holds it, -2 to 2.
+        logit_bias: added to the logits of these token ids, each -100 to 100.
+        logprobs: how many alternatives are told of each token beside its own probability, 0 to 20; None tells none.
+        json_schema: a JSON schema, as JSON, that the answer is to follow; None for free text.
     """
 
     temperature: float = 0.0
@@ -37,6 +60,11 @@ class Sampling:
     seed: int | None = None
     max_new_tokens: int = 256
     stop: Sequence[str] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         self._need("stop", isinstance(self.stop, str | list | tuple), "a text, or a tuple of texts")
@@ -57,6 +85,17 @@ class Sampling:
             raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
         if longest > MAX_STOP_LENGTH:
             raise SamplingError(f"stop has a text of {longest} characters, the limit is {MAX_STOP_LENGTH}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            self._need(name, _is_number(value) and -2 <= value <= 2, "in [-2, 2]")
+        bias = self.logit_bias
+        right = isinstance(bias, Mapping) and len(bias) <= MAX_BIASES
+        self._need("logit_bias", right, f"a mapping of at most {MAX_BIASES} token ids to numbers")
+        sound = all(_is_whole(n) and n >= 0 and _is_number(v) and -100 <= v <= 100 for n, v in bias.items())
+        self._need("logit_bias", sound, "of token ids and numbers in [-100, 100]")
+        told = 0 if self.logprobs is None else self.logprobs
+        self._need("logprobs", _is_whole(told) and 0 <= told <= MAX_LOGPROBS, f"in 0 to {MAX_LOGPROBS}")
+        self._need("json_schema", isinstance(self.json_schema, str | None), "a JSON schema as text")
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
         if not right:
@@ -73,11 +112,24 @@ def _is_number(value: object) -> bool:
 
 
 class Sampler:
-    """One request's choices; it has its own random numbers, so that other requests don't change them."""
+    """One request's choices; it has its own random numbers, so that other requests don't change them.
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    Args:
+        sampling: how tokens are chosen.
+        grammar: what the answer must follow, None for free text.
+
+    Attributes:
+        logprob: of the token that was chosen last, where `sampling.logprobs` asks for it.
+    """
+
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+        self._sampling, self._grammar = sampling, grammar
         self._random = np.random.Generator(np.random.Philox(sampling.seed))
+        self._penalties: Penalties | None = None
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            self._penalties = Penalties(sampling.frequency_penalty, sampling.presence_penalty)
+        self._biases = sorted(sampling.logit_bias.items())
+        self.logprob: TokenLogprob | None = None
 
     def pick(self, logits: NDArray[np.floating]) -> int:
         """Choose a token from logits `[V]`: greedy the lowest id of the largest, else a draw.
@@ -85,10 +137,31 @@ class Sampler:
         NaN and infinite largest logits are a `VlkvError`: the model or its weights are broken.
         """
         best = _best(logits)
-        if self._sampling.temperature == 0:
-            return best
+        if self._penalties or self._biases or self._grammar:
+            logits = self._adjusted(logits)
+            best = _best(logits)
+        token = best if self._sampling.temperature == 0 else self._draw(logits)
+        if self._sampling.logprobs is not None:
+            self.logprob = logprobs(logits, token, self._sampling.logprobs)
+        if self._penalties is not None:
+            self._penalties.take(token)
+        if self._grammar is not None:
+            self._grammar.take(token)
+        return token
+
+    def _draw(self, logits: NDArray[np.floating]) -> int:
         weight = _weights(logits, self._sampling)
         return _place(weight, self._random.random() * float(weight.sum()))
+
+    def _adjusted(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
+        changed = logits.astype(np.float32)
+        if self._penalties is not None:
+            self._penalties.apply(changed)
+        for token, bias in self._biases:
+            changed[token] += bias
+        if self._grammar is not None:
+            self._grammar.restrict(changed)
+        return changed
 
 
 def _best(logits: NDArray[np.floating]) -> int:

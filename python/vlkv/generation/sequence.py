@@ -14,11 +14,12 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
-from vlkv.errors import PromptError
+from vlkv.errors import PromptError, SamplingError
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sampling import Sampler, Sampling
+from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
+from vlkv.inputs.messages import build_chat
 from vlkv.inputs.pictures import Limits, read_pictures
 from vlkv.inputs.prompt import Prompt, build_prompt
 from vlkv.model import Model
@@ -41,6 +42,7 @@ class Sequence:
         max_new_tokens: the most tokens of the answer; with the prompt at most as many as the model has positions.
         sampling: how tokens are chosen.
         want_scores: whether the result is to hold the scores.
+        grammar: what the answer must follow; None for free text.
 
     Attributes:
         result: grows along, from `begin` on.
@@ -57,6 +59,7 @@ class Sequence:
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     want_scores: bool = False
+    grammar: Grammar | None = None
     result: Result = field(init=False, default_factory=Result)
     cache: Cache | None = field(init=False, default=None)
     eviction: Eviction | None = field(init=False, default=None)
@@ -77,7 +80,9 @@ class Sequence:
             kept_tokens=[length] * text.layers,
             cache_bytes_full=slot * (length + self.max_new_tokens),
         )
-        self._sampler = Sampler(self.sampling)
+        self._sampler = Sampler(self.sampling, self.grammar)
+        if self.sampling.logprobs is not None:
+            self.result.logprobs = []
         tokenizer, stop = model.tokenizer, self.sampling.stop
         ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
         self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
@@ -101,6 +106,8 @@ class Sequence:
         """Picks a token from logits `[V]`; returns the text that is certain now."""
         token = self._sampler.pick(logits)
         self.result.token_ids.append(token)
+        if self.result.logprobs is not None and self._sampler.logprob is not None:
+            self.result.logprobs.append(self._sampler.logprob)
         piece = self._stopping.push(token)
         self.result.text += piece
         self.result.finish_reason = self._stopping.finish_reason or ""
@@ -116,6 +123,8 @@ class Sequence:
 
 def prompt_of(model: Model, question: Question) -> Prompt:
     """The token ids of a question."""
+    if question.messages:
+        return build_chat(question.messages, model.tokenizer, model.manifest)
     return build_prompt(
         question.prompt,
         len(question.images),
@@ -146,7 +155,17 @@ def prepare(
         seed=question.seed,
         max_new_tokens=question.max_new_tokens,
         stop=question.stop,
+        frequency_penalty=question.frequency_penalty,
+        presence_penalty=question.presence_penalty,
+        logit_bias=question.logit_bias,
+        logprobs=question.logprobs,
+        json_schema=question.json_schema,
     )
+    wrong = [token for token in sampling.logit_bias if token >= model.manifest.text.vocab]
+    if wrong:
+        raise SamplingError(
+            f"logit_bias names token {wrong[0]}; the vocabulary has {model.manifest.text.vocab}"
+        )
     prompt = prompt_of(model, question) if prompt is None else prompt
     length, most = len(prompt.token_ids), model.manifest.text.max_positions
     max_new_tokens = min(sampling.max_new_tokens, most - length)
@@ -154,4 +173,5 @@ def prepare(
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
     images = read_pictures(question.images, model.manifest.image, limits or Limits())
-    return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores)
+    grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
+    return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,89 @@ from vlkv.errors import PromptError
 from vlkv.inputs.prompt import Prompt, expand, plain, render
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.manifest import Manifest
+
+
+class Picture(Enum):
+    """The place of a picture in a message."""
+
+    HERE = "picture"
+
+
+PICTURE = Picture.HERE
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat: who says it (`system`, `user` or `assistant`), its texts and pictures in their order."""
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+    @property
+    def text(self) -> str:
+        """The texts, without pictures."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> int:
+        """How many pictures."""
+        return sum(part is PICTURE for part in self.parts)
+
+
+def build_chat(messages: Sequence[Message], tokenizer: Tokenizer, manifest: Manifest) -> Prompt:
+    """Puts a whole chat into the checkpoint's template, with the beginning of the model's answer at its end.
+
+    Templates differ in what they take as a message's content: a list of parts, a text, or a text only where there is
+    no picture. The first of these whose rendering holds every text and every picture counts.
+
+    Raises:
+        PromptError: nothing is said, a text that holds the image token, a checkpoint without a template, a template
+            that takes none of the forms, or more tokens than positions.
+    """
+    image, special = manifest.image, tokenizer.special_tokens
+    if not any(message.text.strip() for message in messages):
+        raise PromptError("the prompt is empty")
+    if any(image.token in message.text for message in messages):
+        raise PromptError(f"a message's text holds {image.token}; give a picture as a part of its own")
+    if manifest.chat_template is None:
+        if len(messages) > 1:
+            raise PromptError("this checkpoint has no chat template: give one message of role 'user'")
+        whole = _as_text(messages[0], image.token)
+    else:
+        whole = _rendered(messages, manifest.chat_template, image.token, special)
+    bos = special.get("bos_token")
+    ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
+    count = sum(message.images for message in messages)
+    return expand(whole, np.array(ids, np.int64), count, image, manifest.text.max_positions)
+
+
+def _rendered(messages: Sequence[Message], template: str, token: str, special: dict[str, str]) -> str:
+    count, failure = sum(message.images for message in messages), ""
+    for as_parts in (lambda _: True, lambda message: message.images > 0, lambda _: False):
+        given = [
+            {"role": one.role, "content": _as_parts(one) if as_parts(one) else _as_text(one, token)}
+            for one in messages
+        ]
+        try:
+            whole = render(template, given, special)
+        except PromptError as error:
+            failure = failure or str(error)
+            continue
+        texts = all(part.strip() in whole for one in messages for part in one.parts if isinstance(part, str))
+        if texts and whole.count(token) == count and "{'type': 'text'" not in whole:
+            return whole
+    raise PromptError(failure or "chat template leaves out a message or a picture")
+
+
+def _as_parts(message: Message) -> list[dict[str, str]]:
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in message.parts
+    ]
+
+
+def _as_text(message: Message, token: str) -> str:
+    return "".join(part if isinstance(part, str) else f"{token}\n" for part in message.parts)
 
 
 @dataclass(frozen=True)

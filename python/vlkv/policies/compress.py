@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,16 @@ def split_budget(
         steps = pyramid(len(sparsity), budget, policy.beta, 1.0 - stay)
         shares, floor = 1.0 - steps / steps.max(), max(floor, stay)
     return allocate(shares, length, budget, rule=policy.rule, floor=floor, ceiling=ceiling)
+
+
+def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
+    """The most tokens that all layers of a prompt of `length` tokens keep together, whatever is observed."""
+    if policy.keeps_all:
+        return layers * length
+    kept = max(round(budget * layers * length), layers)
+    if policy.rule == "paper":
+        kept += ceil(policy.floor * length) * layers
+    return min(kept, layers * length)
 
 
 def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:

@@ -49,10 +49,14 @@ class Batch:
         if place != last:
             self._lanes.move(last, place)
             self.running[place] = self.running[last]
+        else:
+            self._lanes.release(place)
         self.running.pop()
 
     def clear(self) -> None:
         """Lets all go."""
+        for lane in range(len(self.running)):
+            self._lanes.release(lane)
         self.running.clear()
         self._decoder = None
 

@@ -1,74 +1,104 @@
-"""How a stated memory is divided: lanes for running answers, and one prompt's working memory. Known at the start.
+"""What a stated memory is for: every answer takes what its own kept tokens and new ones need, no more.
 
-L layers, C cache slots, Hkv key/value heads, D head dimension.
+A prompt that is in prefill takes its whole cache beside that, which is freed when it is compressed. Nothing begins
+that does not fit, and nothing is taken that could never fit. L layers, C cache slots, Hkv key/value heads, D head
+dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from vlkv.errors import MemoryLimitError, PromptError
-from vlkv.generation.sequence import Sequence as Prepared
+from vlkv.inputs.prompt import Prompt
+from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
+from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import TextFacts
 
 MEMORY = 1 << 30
-SLOTS = 8
+SLOTS = 64
 FLOAT = np.dtype(np.float32).itemsize
+PAGE = 4096
+"""Bytes in which memory is touched and given back: each head's last page may be filled in part."""
+
+
+class Prepared(Protocol):
+    """What a plan has to know of a sequence; see `vlkv.generation.sequence.Sequence`."""
+
+    prompt: Prompt
+    policy: Policy
+    budget: float
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the memory is for. Make one with `divide`.
+    """How the memory is shared out. Make one with `divide`.
 
     Fields:
-        slots: lanes, the answers that run at once.
-        capacity: tokens that a lane holds in each layer, `[L]`: the kept ones of a prompt and the new ones.
-        prompt_tokens: the longest prompt that can be compressed; its whole cache is alive during prefill.
+        slots: the most answers that run at once.
+        capacity: the most tokens of an answer in each layer, `[L]`: the kept ones of a prompt and the new ones.
+        prompt_tokens: the longest prompt that can be compressed; its whole cache is alive while it is in prefill.
         memory: the limit, bytes. Weights and the runtime's own buffers are not in it.
-        slot_bytes: of one lane.
-        prompt_bytes: of the longest prompt's cache, scores and embeddings.
+        token_bytes: a token's keys and values in one layer.
+        prompt_token_bytes: a prompt token's keys and values in all layers, its scores and its embedding.
+        page_bytes: pages of a lane that may be filled in part.
     """
 
     slots: int
     capacity: tuple[int, ...]
     prompt_tokens: int
     memory: int
-    slot_bytes: int
-    prompt_bytes: int
+    token_bytes: int
+    prompt_token_bytes: int
+    page_bytes: int
 
-    @property
-    def bytes(self) -> int:
-        """The most that caches take at any time."""
-        return self.slots * self.slot_bytes + self.prompt_bytes
+    def lane_bytes(self, sequence: Prepared) -> int:
+        """The most that a sequence's answer holds: the tokens that it keeps, and its new ones."""
+        length, layers = len(sequence.prompt.token_ids), len(self.capacity)
+        new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
+        kept = most_kept(sequence.policy, layers, length, sequence.budget)
+        return (kept + layers * new) * self.token_bytes + self.page_bytes
+
+    def prefill_bytes(self, sequence: Prepared) -> int:
+        """What its prefill takes beside that; the cache of a policy that keeps everything is made where it stays."""
+        return 0 if sequence.policy.keeps_all else len(sequence.prompt.token_ids) * self.prompt_token_bytes
 
     def check(self, sequence: Prepared) -> None:
         """Refuses what can never run here, naming the limit: a `PromptError` or `MemoryLimitError`."""
         length, least = len(sequence.prompt.token_ids), min(self.capacity)
-        slot = f"a slot of this server holds {least} tokens a layer (memory {show(self.memory)}, slots {self.slots})"
+        slot = f"a slot of this server holds {least} tokens a layer (memory {show(self.memory)})"
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
-        if sequence.policy.keeps_all:
-            if length + sequence.max_new_tokens > least:
-                raise MemoryLimitError(
-                    f"policy {sequence.policy.name!r} needs room for {length} prompt and {new} new tokens, {slot}: "
-                    "ask for fewer new tokens or another policy, or start it with fewer slots or more memory"
-                )
-            return
-        if length > self.prompt_tokens:
-            raise PromptError(
-                f"the prompt has {length} tokens, this server takes {self.prompt_tokens} at most "
-                f"(memory {show(self.memory)})"
-            )
-        wanted = max(round(sequence.budget * len(self.capacity) * length), len(self.capacity))
-        most = [min(slots - new, length) for slots in self.capacity]
-        if min(most) < 1 or sum(most) < wanted:
+        if sequence.policy.keeps_all and length + sequence.max_new_tokens > least:
             raise MemoryLimitError(
-                f"budget {sequence.budget:g} of {length} prompt tokens and {sequence.max_new_tokens} new ones need "
-                f"{-(-wanted // len(self.capacity)) + new} tokens a layer, {slot}: ask for a smaller budget or "
-                "fewer new tokens, or start it with fewer slots or more memory"
+                f"policy {sequence.policy.name!r} needs room for {length} prompt and {new} new tokens, {slot}: "
+                "ask for fewer new tokens or another policy, or start it with more memory"
+            )
+        if not sequence.policy.keeps_all:
+            if length > self.prompt_tokens:
+                raise PromptError(
+                    f"the prompt has {length} tokens, this server takes {self.prompt_tokens} at most "
+                    f"(memory {show(self.memory)})"
+                )
+            wanted = max(round(sequence.budget * len(self.capacity) * length), len(self.capacity))
+            most = [min(slots - new, length) for slots in self.capacity]
+            if min(most) < 1 or sum(most) < wanted:
+                raise MemoryLimitError(
+                    f"budget {sequence.budget:g} of {length} prompt tokens and {sequence.max_new_tokens} new ones "
+                    f"need {-(-wanted // len(self.capacity)) + new} tokens a layer, {slot}: ask for a smaller "
+                    "budget or fewer new tokens, or start it with more memory"
+                )
+        needed = self.lane_bytes(sequence) + self.prefill_bytes(sequence)
+        if needed > self.memory:
+            raise MemoryLimitError(
+                f"{length} prompt tokens and {sequence.max_new_tokens} new ones under policy "
+                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.memory)}: ask for a "
+                "smaller budget or fewer new tokens, or start it with more memory"
             )
 
 
@@ -80,32 +110,36 @@ def divide(
     capacity: int | Sequence[int] | None = None,
     prompt_tokens: int | None = None,
 ) -> Plan:
-    """Divides `memory` bytes. What is not given gets the half of it, or all that the model has use for.
+    """A plan for `memory` bytes. What is not given is all that the memory or the model's positions allow.
 
     Raises:
-        MemoryLimitError: a number under 1, or more than the memory holds.
+        MemoryLimitError: a number under 1, or more than the memory holds of one answer or one prompt.
     """
     layers, most = text.layers, text.max_positions
     token = text.kv_heads * text.head_dim * 2 * FLOAT
-    prompt_token = layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT
+    prompt = layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT
+    pages = 2 * layers * text.kv_heads * PAGE
     for name, value in (("slots", slots), ("memory", memory), ("prompt_tokens", prompt_tokens)):
         if value is not None and value < 1:
             raise MemoryLimitError(f"{name} {value} is under 1")
-    if prompt_tokens is None:
-        taken = 0 if capacity is None else slots * token * sum(_each(capacity, layers))
-        free = memory - taken if taken else memory // 2
-        prompt_tokens = max(1, min(most, free // prompt_token))
-    if capacity is None:
-        capacity = min(most, (memory - prompt_tokens * prompt_token) // (slots * layers * token))
-    each = _each(capacity, layers)
-    plan = Plan(slots, each, prompt_tokens, memory, token * sum(each), prompt_tokens * prompt_token)
-    if min(each) < 1 or plan.bytes > memory:
-        needed = max(plan.bytes, slots * layers * token + plan.prompt_bytes)
+    free = memory - pages
+    if free < layers * token + prompt:
         raise MemoryLimitError(
-            f"memory {show(memory)} does not hold {slots} slots of {max(1, max(each))} tokens and a prompt of "
-            f"{prompt_tokens}: that takes {show(needed)}"
+            f"memory {show(memory)} does not hold one token's prefill and answer: that takes "
+            f"{show(pages + layers * token + prompt)}"
         )
-    return plan
+    each = _each(min(most, free // (layers * token)) if capacity is None else capacity, layers)
+    if prompt_tokens is None:
+        prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
+    for what, wanted in (
+        (f"a slot of {max(each)} tokens", token * sum(each)),
+        (f"a prompt of {prompt_tokens}", prompt_tokens * prompt),
+    ):
+        if min(each) < 1 or wanted > free:
+            raise MemoryLimitError(
+                f"memory {show(memory)} does not hold {what}: that takes {show(wanted + pages)}"
+            )
+    return Plan(slots, each, prompt_tokens, memory, token, prompt, pages)
 
 
 def _each(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:

@@ -85,6 +85,11 @@ class Scheduler:
             self._worker.changed.notify_all()
         return ticket
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs and takes requests."""
+        return self._worker.is_alive() and not self._worker.draining
+
     def stats(self) -> Stats:
         """The counters, as a copy."""
         found = copy(self._worker.stats)

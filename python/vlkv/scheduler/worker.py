@@ -39,11 +39,12 @@ class Worker(threading.Thread):
         self.changed = threading.Condition()
         self.queue: deque[Pending] = deque()
         self.draining = self.aborting = False
-        self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.bytes)
+        self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
         self._model, self._chunk = model, chunk
         self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
         self._prefill: Pending | None = None
+        self._plan = plan
 
     def wake(self) -> None:
         """Makes an idle thread look again."""
@@ -117,12 +118,18 @@ class Worker(threading.Thread):
         if self._prefill or place == self._lanes.lanes:
             return
         with self.changed:
-            if not self.queue:
+            if not self.queue or not self._fits(self.queue[0]):
                 return
             one = self.queue.popleft()
         one.ticket.started = monotonic()
         one.begin(self._model, self._chunk, self._lanes, place)
         self._prefill = one
+
+    def _fits(self, one: Pending) -> bool:
+        """Whether the memory holds it beside the running answers; alone every request that was taken does."""
+        used = sum(self._plan.lane_bytes(other.sequence) for other in self._batch.running)
+        wanted = self._plan.lane_bytes(one.sequence) + self._plan.prefill_bytes(one.sequence)
+        return used + wanted <= self._plan.memory
 
     def _advance(self) -> None:
         """One part of the prompt; after the last it joins the running answers with its first token."""
@@ -150,6 +157,8 @@ class Worker(threading.Thread):
         self.stats.generated_tokens += 1
         ticket.push(piece)
         if sequence.done:
+            sequence.cache = None
+            self._lanes.release(one.lane)
             self._finish(ticket)
             return
         self._batch.add(one)
@@ -178,6 +187,7 @@ class Worker(threading.Thread):
     def _drop_prefill(self) -> None:
         if self._prefill is not None:
             self._prefill.close()
+            self._lanes.release(self._prefill.lane)
             self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A load test of a running server: so many requests at once (closed loop), or so many a second (open loop).
+"""A load test of a running server: so many requests at once (closed loop), so many a second (open loop), or a trace.
 
 TTFT is the time to the first text, TPOT the time from there to the end by the tokens after the first. Under an open
 loop, requests come at random moments (a Poisson process), whether or not earlier ones are done.
@@ -16,7 +16,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from vlkv.serving.triton.client import Reply, ask
+from vlkv.serving.openai import client as openai
+from vlkv.serving.reply import Reply
+from vlkv.serving.triton.client import ask
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -31,6 +33,9 @@ class Load:
         rate: requests a second of an open loop, which it then is; None for a closed one.
         bodies: inputs of the requests, by turns.
         seed: of the open loop's moments.
+        moments: seconds at which the requests are sent, in order, of a trace; None for one of the loops.
+        most_ttft: the time to first token, in seconds, up to which an answer counts as good.
+        most_tpot: the time a token after it, likewise.
     """
 
     requests: int
@@ -38,11 +43,14 @@ class Load:
     bodies: Sequence[dict[str, Any]]
     rate: float | None = None
     seed: int = 0
+    moments: Sequence[float] | None = None
+    most_ttft: float | None = None
+    most_tpot: float | None = None
 
 
 @dataclass
 class Report:
-    """What came of it. Seconds, and tokens a second."""
+    """What came of it. Seconds, tokens a second; `goodput` is good answers a second, where bounds are given."""
 
     requests: int
     answered: int
@@ -51,6 +59,7 @@ class Report:
     requests_per_second: float
     tokens_per_second: float
     generated_tokens: int
+    goodput: float | None = None
     ttft: dict[str, float] = field(default_factory=dict)
     tpot: dict[str, float] = field(default_factory=dict)
     whole: dict[str, float] = field(default_factory=dict)
@@ -61,26 +70,34 @@ class Report:
 
 
 def run_load(
-    url: str, load: Load, model: str = "vlkv", progress: Callable[[int], None] | None = None
+    url: str,
+    load: Load,
+    model: str = "vlkv",
+    progress: Callable[[int], None] | None = None,
+    key: str = "x",
 ) -> tuple[Report, list[Reply]]:
-    """Sends all, waits for all; `progress` is told how many are done."""
-    return asyncio.run(_run(url, load, model, progress))
+    """Sends all, waits for all; `progress` is told how many are done. A URL that ends in /v1 is OpenAI's API."""
+    return asyncio.run(_run(url, load, model, progress, key))
 
 
 async def _run(
-    url: str, load: Load, model: str, progress: Callable[[int], None] | None
+    url: str, load: Load, model: str, progress: Callable[[int], None] | None, key: str
 ) -> tuple[Report, list[Reply]]:
     replies: list[Reply] = []
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None)) as session:
 
         async def one(number: int) -> None:
-            replies.append(await ask(session, url, load.bodies[number % len(load.bodies)], model))
+            body = load.bodies[number % len(load.bodies)]
+            if is_openai(url):
+                replies.append(await openai.ask(session, url, body, key))
+            else:
+                replies.append(await ask(session, url, body, model))
             if progress is not None:
                 progress(len(replies))
 
         start = perf_counter()
-        if load.rate is None:
+        if load.rate is None and load.moments is None:
             numbers = iter(range(load.requests))
 
             async def worker() -> None:
@@ -89,16 +106,36 @@ async def _run(
 
             await asyncio.gather(*(worker() for _ in range(load.concurrency)))
         else:
-            gaps = np.random.default_rng(load.seed).exponential(1 / load.rate, load.requests)
             tasks = []
-            for number, moment in enumerate(np.cumsum(gaps) - gaps[0]):
+            for number, moment in enumerate(_moments(load)):
                 await asyncio.sleep(max(0.0, start + moment - perf_counter()))
                 tasks.append(asyncio.create_task(one(number)))
             await asyncio.gather(*tasks)
-        return report(replies, perf_counter() - start), replies
+        return report(replies, perf_counter() - start, load), replies
 
 
-def report(replies: Sequence[Reply], seconds: float) -> Report:
+def is_openai(url: str) -> bool:
+    """Whether a server is asked by OpenAI's API: its address then ends in /v1, as clients of that API have it."""
+    return url.rstrip("/").endswith("/v1")
+
+
+def _moments(load: Load) -> Sequence[float]:
+    """Seconds at which the requests are sent."""
+    if load.moments is not None:
+        return load.moments
+    gaps = np.random.default_rng(load.seed).exponential(1 / (load.rate or 1.0), load.requests)
+    moments: Sequence[float] = (np.cumsum(gaps) - gaps[0]).tolist()
+    return moments
+
+
+def _is_good(reply: Reply, load: Load) -> bool:
+    token = (
+        (reply.pieces[-1] - reply.first) / (reply.tokens - 1) if reply.tokens > 1 and reply.pieces else 0.0
+    )
+    return reply.first <= (load.most_ttft or np.inf) and token <= (load.most_tpot or np.inf)
+
+
+def report(replies: Sequence[Reply], seconds: float, load: Load | None = None) -> Report:
     """Sums up."""
     good = [reply for reply in replies if not reply.error]
     tokens = sum(reply.tokens for reply in good)
@@ -115,6 +152,9 @@ def report(replies: Sequence[Reply], seconds: float) -> Report:
         requests_per_second=len(good) / seconds,
         tokens_per_second=tokens / seconds,
         generated_tokens=tokens,
+        goodput=None
+        if load is None or (load.most_ttft is None and load.most_tpot is None)
+        else sum(_is_good(reply, load) for reply in good) / seconds,
         ttft=_percentiles([reply.first for reply in good if reply.pieces]),
         tpot=_percentiles(later),
         whole=_percentiles([reply.whole for reply in good]),

@@ -50,8 +50,8 @@ class TritonPythonModel:
         self._exchange.start()
         plan = self._scheduler.plan
         pb_utils.Logger.log_info(
-            f"vlkv: {given['engine']}, {plan.slots} slots of {min(plan.capacity)} tokens, prompts to "
-            f"{plan.prompt_tokens} tokens, caches to {plan.bytes} bytes"
+            f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
+            f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes"
         )
 
     def execute(self, requests: list[Any]) -> None:

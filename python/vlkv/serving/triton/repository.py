@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlkv.errors import EngineError, VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.scheduler.plan import divide
+from vlkv.scheduler.plan import SLOTS, divide
 from vlkv.serving.size import parse_size
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
@@ -53,7 +53,7 @@ class Settings:
 
     engine: str
     name: str = "vlkv"
-    slots: int = 8
+    slots: int = SLOTS
     memory: str = "1GiB"
     queue: int = 64
     policy: str = DEFAULT_POLICY

@@ -1,0 +1,105 @@
+"""`vlkv serve`: an HTTP server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import Annotated, Any
+
+import typer
+
+from vlkv.cli.console import notes, progress
+from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
+from vlkv.errors import VlkvError
+from vlkv.policies.builtin import DEFAULT_POLICY, resolve
+from vlkv.scheduler.plan import SLOTS, show
+from vlkv.scheduler.scheduler import QUEUE
+from vlkv.serving.size import parse_size
+from vlkv.storage.files import reason
+
+KEYS = "VLKV_API_KEYS"
+GRACE = 30
+"""Seconds that running answers get when the server is stopped."""
+
+
+def serve(
+    engine: EngineFolder,
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    model: Annotated[str, typer.Option(help="The model's name.")] = "llava",
+    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
+    memory: Annotated[str, typer.Option(help="What caches may take.")] = "1GiB",
+    slots: Annotated[int, typer.Option(min=1, help="Answers that run at once.")] = SLOTS,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = QUEUE,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A key that clients must give; repeatable. {KEYS} holds them with commas between."
+        ),
+    ] = None,
+    allow_image_urls: Annotated[
+        str, typer.Option(metavar="HOSTS", help="Hosts from which pictures are fetched, with commas between.")
+    ] = "",
+    cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Origins of other pages that may ask.")] = "",
+    max_body: Annotated[str, typer.Option(help="The largest request.")] = "64MiB",
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which an answer ends.")] = 600.0,
+    no_verify: NoVerify = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    plugin: Plugin = None,
+) -> None:
+    """Serve an engine over HTTP as OpenAI's API does."""
+    try:
+        import uvicorn
+
+        from vlkv.serving.openai.app import Settings, make_app
+    except ImportError as error:
+        raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
+    from vlkv.engine import Engine
+
+    keys = [*(api_key or []), *os.environ.get(KEYS, "").split(",")]
+    settings = Settings(
+        model=model,
+        policy=resolve(policy).name,
+        api_keys=tuple(key for key in keys if key),
+        image_hosts=_names(allow_image_urls),
+        origins=_names(cors),
+        max_body=parse_size(max_body),
+        timeout=timeout,
+    )
+    given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_size(memory)}
+    with progress(data=False) as bar:
+        bar.step("opening the engine")
+        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
+        scheduler = opened.scheduler(**given)
+    plan = scheduler.plan
+    notes().print(
+        f"{plan.slots} answers at once in {show(plan.memory)}, each of {min(plan.capacity)} tokens a layer at most, "
+        f"prompts to {plan.prompt_tokens} tokens",
+        soft_wrap=True,
+    )
+    app = make_app(opened, scheduler, settings, lambda: _close(scheduler))
+    try:
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        scheduler.close(drain=False)
+        raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
+    notes().print(f"serving {model} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+    # uvicorn ends by SIGTERM, which it then raises again; to have ended well is no failure
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        scheduler.close(drain=False)
+
+
+def _close(scheduler: Any) -> None:
+    scheduler.close(drain=True, timeout=GRACE)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,101 @@
+"""Answers that follow a JSON schema: which tokens may come next. The work is done by the library `llguidance`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.errors import EngineError, SamplingError
+from vlkv.storage.files import reason
+
+MAX_SCHEMA = 1 << 18
+"""The longest schema, in characters of its JSON."""
+COMPACT = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]?"}
+"""One blank or line break at most: a small model would else write blanks until its tokens are used up."""
+
+
+class Matcher:
+    """One answer's place in its grammar.
+
+    Attributes:
+        ended: whether only the end of the answer may follow.
+    """
+
+    def __init__(self, matcher: Any, vocab: int) -> None:
+        self._matcher = matcher
+        self._bits = np.zeros((1, (vocab + 31) // 32), np.int32)
+        self.ended = False
+
+    def restrict(self, logits: NDArray[np.float32]) -> None:
+        """Sets the logits `[V]` of tokens that can't follow to minus infinity, in place."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(logits)]
+        logits[allowed == 0] = -np.inf
+
+    def take(self, token: int) -> None:
+        """Goes on behind a token that was allowed."""
+        self._matcher.consume_token(token)
+        self.ended = bool(self._matcher.is_stopped())
+
+
+class Grammars:
+    """Makes matchers for one tokenizer; it is read when the first one is asked for.
+
+    Args:
+        directory: holds `tokenizer.json`.
+        vocab: entries of the logits (V); ids beyond the tokenizer's never follow.
+        eos: the ids that end an answer.
+    """
+
+    def __init__(self, directory: Path, vocab: int, eos: Sequence[int]) -> None:
+        self._directory, self._vocab, self._eos = directory, vocab, list(eos)
+        self._lock, self._tokenizer = Lock(), None
+
+    def json(self, schema: str) -> Matcher:
+        """A matcher of JSON texts of a schema, given as JSON; `{}` allows any JSON.
+
+        Raises:
+            SamplingError: no schema, one that is too long, or one that can't be followed.
+            EngineError: `llguidance` is not installed, or can't read the tokenizer.
+        """
+        if len(schema) > MAX_SCHEMA:
+            raise SamplingError(f"the JSON schema has {len(schema)} characters, the limit is {MAX_SCHEMA}")
+        try:
+            json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise SamplingError(f"the JSON schema is not JSON: {reason(error)}") from None
+        library = _library()
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._read(library)
+        try:
+            grammar = library.LLMatcher.grammar_from_json_schema(schema, overrides=COMPACT)
+            matcher = library.LLMatcher(self._tokenizer, grammar)
+        except ValueError as error:
+            raise SamplingError(f"the JSON schema can't be followed: {reason(error)}") from None
+        if matcher.is_error():
+            raise SamplingError(f"the JSON schema can't be followed: {matcher.get_error()!s:.200}")
+        return Matcher(matcher, self._vocab)
+
+    def _read(self, library: Any) -> Any:
+        path = self._directory / "tokenizer.json"
+        try:
+            return library.LLTokenizer(str(path), n_vocab=self._vocab, eos_token=self._eos or None)
+        except (ValueError, OSError) as error:
+            raise EngineError(f"{path} can't be read by llguidance: {reason(error)}") from None
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise EngineError(
+            f"answers of a schema need llguidance; pip install 'vlkv[serve]' ({error})"
+        ) from None
+    return llguidance

@@ -1,0 +1,159 @@
+"""Answers in OpenAI's forms: whole, or as chunks of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from secrets import token_hex
+from time import time
+from typing import Any
+
+from vlkv.generation.logits import TokenLogprob
+from vlkv.generation.result import Result
+
+Words = Callable[[int], str]
+"""What a token says."""
+
+
+def finish_reason(result: Result) -> str:
+    """OpenAI knows `stop` and `length`; an answer that was cut by its deadline has the second."""
+    return "stop" if result.finish_reason == "stop" else "length"
+
+
+def usage(results: Sequence[Result]) -> dict[str, Any]:
+    """Tokens of a request's answers; the prompt counts once. `vlkv` says what was kept, of the first answer."""
+    first = results[0]
+    answered = sum(len(result.token_ids) for result in results)
+    layers = max(1, len(first.kept_tokens))
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": answered,
+        "total_tokens": first.prompt_tokens + answered,
+        "vlkv": {
+            "image_tokens": first.image_tokens,
+            "policy": first.policy,
+            "budget": first.budget,
+            "kept_tokens": sum(first.kept_tokens) // layers,
+            "cache_bytes": first.cache_bytes,
+            "cache_bytes_full": first.cache_bytes_full,
+        },
+    }
+
+
+@dataclass
+class Chat:
+    """The forms of `/v1/chat/completions`.
+
+    Args:
+        model: the name to tell.
+        word: what a token says.
+    """
+
+    model: str
+    word: Words
+    id: str = field(default_factory=lambda: f"chatcmpl-{token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time()))
+
+    def whole(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The response of a request that does not stream."""
+        choices = []
+        for index, result in enumerate(results):
+            message = {"role": "assistant", "content": result.text, "refusal": None}
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": self._logprobs(result.logprobs),
+                    "finish_reason": finish_reason(result),
+                }
+            )
+        return self._head("chat.completion") | {"choices": choices, "usage": usage(results)}
+
+    def begin(self, index: int) -> dict[str, Any]:
+        """The first chunk of a choice."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+        """A chunk with text; `tokens` are those that came since the last one."""
+        return self._chunk(index, {"content": text}, None, self._logprobs(tokens))
+
+    def end(self, index: int, result: Result, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+        """The last chunk of a choice."""
+        return self._chunk(index, {}, finish_reason(result), self._logprobs(tokens) if tokens else None)
+
+    def used(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The chunk of `include_usage`, without choices."""
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(results)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], finish: str | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._head("chat.completion.chunk") | {"choices": [choice]}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+        if tokens is None:
+            return None
+        content = []
+        for one in tokens:
+            entry = self._token(one.token_id, one.logprob)
+            entry["top_logprobs"] = [self._token(token, value) for token, value in one.top]
+            content.append(entry)
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, value: float) -> dict[str, Any]:
+        text = self.word(token)
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+
+@dataclass
+class Completion:
+    """The forms of `/v1/completions`."""
+
+    model: str
+    word: Words
+    id: str = field(default_factory=lambda: f"cmpl-{token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time()))
+
+    def whole(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The response of a request that does not stream."""
+        choices = [
+            self._choice(index, result.text, finish_reason(result), result.logprobs)
+            for index, result in enumerate(results)
+        ]
+        return self._head() | {"choices": choices, "usage": usage(results)}
+
+    def begin(self, index: int) -> dict[str, Any] | None:
+        """Completions have no first chunk of their own."""
+        return None
+
+    def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+        """A chunk with text."""
+        return self._head() | {"choices": [self._choice(index, text, None, tokens)]}
+
+    def end(self, index: int, result: Result, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+        """The last chunk of a choice."""
+        return self._head() | {"choices": [self._choice(index, "", finish_reason(result), tokens or None)]}
+
+    def used(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The chunk of `include_usage`."""
+        return self._head() | {"choices": [], "usage": usage(results)}
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+
+    def _choice(
+        self, index: int, text: str, finish: str | None, tokens: Sequence[TokenLogprob] | None
+    ) -> dict[str, Any]:
+        found = None
+        if tokens is not None:
+            found = {
+                "tokens": [self.word(one.token_id) for one in tokens],
+                "token_logprobs": [one.logprob for one in tokens],
+                "top_logprobs": [{self.word(token): value for token, value in one.top} for one in tokens],
+                "text_offset": [],
+            }
+        return {"index": index, "text": text, "logprobs": found, "finish_reason": finish}

@@ -1,0 +1,343 @@
+"""The HTTP application: OpenAI's routes over one scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from time import perf_counter, time
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from vlkv.engine import Engine
+from vlkv.errors import EngineError
+from vlkv.generation.question import Question
+from vlkv.policies.builtin import DEFAULT_POLICY
+from vlkv.scheduler import Scheduler, Ticket
+from vlkv.serving.openai.answers import Chat, Completion
+from vlkv.serving.openai.metrics import Metrics
+from vlkv.serving.openai.pictures import Pictures
+from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
+from vlkv.serving.openai.questions import of_chat, of_completion
+from vlkv.serving.wire import ErrorKind, error_kind, error_text
+
+PAGE = Path(__file__).parent / "page.html"
+MAX_BODY = 64 << 20
+LOG = logging.getLogger("vlkv.serve")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server serves.
+
+    Fields:
+        model: the name that clients give; another is refused, none is fine.
+        policy: where a request names none.
+        api_keys: one of them is asked for; none leaves the server open.
+        image_hosts: hosts from which pictures are fetched.
+        origins: of CORS; none by default.
+        max_body: bytes of a request.
+        timeout: seconds after which an answer ends with what it has.
+    """
+
+    model: str = "llava"
+    policy: str = DEFAULT_POLICY
+    api_keys: tuple[str, ...] = ()
+    image_hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    max_body: int = MAX_BODY
+    timeout: float = 600.0
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        engine: answers.
+        scheduler: of that engine.
+        settings: see `Settings`.
+    """
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, settings: Settings) -> None:
+        self.engine, self.scheduler, self.settings = engine, scheduler, settings
+        self.metrics = Metrics(scheduler.stats)
+        self.pictures = Pictures(settings.image_hosts)
+        self.started = int(time())
+
+    def word(self, token: int) -> str:
+        """What a token says."""
+        return self.engine.words([token])[0]
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        asked = decode(await self._body(request), ChatRequest)
+        assert isinstance(asked, ChatRequest)
+        self._check_model(asked)
+        questions = await of_chat(asked, self.pictures.read, self.settings.policy)
+        return await self._answer(request, asked, questions, Chat(self.settings.model, self.word))
+
+    async def completion(self, request: Request) -> Response:
+        """`POST /v1/completions`."""
+        asked = decode(await self._body(request), CompletionRequest)
+        assert isinstance(asked, CompletionRequest)
+        self._check_model(asked)
+        questions = of_completion(asked, self.settings.policy)
+        return await self._answer(request, asked, questions, Completion(self.settings.model, self.word))
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`."""
+        return as_json({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/NAME`."""
+        if request.path_params["name"] != self.settings.model:
+            raise self._unknown(request.path_params["name"])
+        return as_json(self._model())
+
+    async def health(self, request: Request) -> Response:
+        """`GET /health`: 200 while the scheduler runs, else 503."""
+        alive = self.scheduler.alive
+        return as_json({"status": "ok" if alive else "stopped"}, 200 if alive else 503)
+
+    async def numbers(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`: a page for people; it asks no other server for anything."""
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+        )
+        headers = {"Content-Security-Policy": policy + "connect-src 'self'"}
+        return HTMLResponse(PAGE.read_text(), headers=headers)
+
+    def check_key(self, request: Request) -> None:
+        """Refuses a request without one of the keys, where there are any."""
+        if not self.settings.api_keys:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        if not any(hmac.compare_digest(given, one.encode()) for one in self.settings.api_keys):
+            raise RequestError(
+                "the API key is missing or wrong",
+                status=401,
+                kind="authentication_error",
+                code="invalid_api_key",
+            )
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, never more of it than may be."""
+        limit, found = self.settings.max_body, bytearray()
+        async for piece in request.stream():
+            found += piece
+            if len(found) > limit:
+                raise RequestError(f"the body has more than {limit} bytes", status=413)
+        return bytes(found)
+
+    def _check_model(self, asked: Common) -> None:
+        if asked.model not in ("", self.settings.model):
+            raise self._unknown(asked.model)
+
+    def _unknown(self, name: str) -> RequestError:
+        return RequestError(
+            f"the model {name!a:.80} does not exist; this server has {self.settings.model!r}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+
+    def _model(self) -> dict[str, Any]:
+        name = self.settings.model
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "vlkv"}
+
+    async def _answer(
+        self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
+    ) -> Response:
+        tickets = await self._submit(questions)
+        if asked.stream:
+            include = asked.stream_options is not None and asked.stream_options.include_usage
+            return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
+        ended = asyncio.create_task(_gone(request))
+        waits = asyncio.gather(*(_text(ticket) for ticket in tickets))
+        try:
+            await asyncio.wait((ended, waits), return_when=asyncio.FIRST_COMPLETED)
+            if not waits.done():
+                raise ClientDisconnect
+            await waits
+        finally:
+            ended.cancel()
+            waits.cancel()
+            self._end(tickets)
+        return as_json(form.whole([ticket.result for ticket in tickets]))
+
+    async def _submit(self, questions: Sequence[Question]) -> list[Ticket]:
+        """All of a request's questions, or none of them."""
+        tickets: list[Ticket] = []
+        try:
+            for question in questions:
+                submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout)
+                tickets.append(await run_in_threadpool(submit))
+        except BaseException:
+            self._end(tickets)
+            raise
+        return tickets
+
+    async def _stream(
+        self, tickets: Sequence[Ticket], form: Chat | Completion, include_usage: bool
+    ) -> AsyncIterator[bytes]:
+        """Events; whoever stops reading cancels what has not ended."""
+        pieces: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        told = [0] * len(tickets)
+
+        def fresh(index: int) -> Any:
+            tokens = tickets[index].result.logprobs
+            if tokens is None:
+                return None
+            count = len(tokens)
+            found, told[index] = tokens[told[index] : count], count
+            return found
+
+        def hear(index: int, _: Ticket, piece: str | None) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, (index, piece))
+
+        try:
+            for index, ticket in enumerate(tickets):
+                begun = form.begin(index)
+                if begun is not None:
+                    yield event(begun)
+                ticket.listen(partial(hear, index))
+            running = len(tickets)
+            while running:
+                index, piece = await pieces.get()
+                if piece is not None:
+                    yield event(form.piece(index, piece, fresh(index)))
+                    continue
+                running -= 1
+                error = tickets[index].error
+                if error is not None:
+                    yield event(failed(error).body())
+                    break
+                yield event(form.end(index, tickets[index].result, fresh(index)))
+            else:
+                if include_usage:
+                    yield event(form.used([ticket.result for ticket in tickets]))
+            yield b"data: [DONE]\n\n"
+        finally:
+            self._end(tickets)
+
+    def _end(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.done:
+                self.metrics.answered(ticket)
+            else:
+                ticket.cancel()
+
+
+async def _text(ticket: Ticket) -> None:
+    async for _ in ticket:
+        pass
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of JSON."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+def event(value: Any) -> bytes:
+    """A server-sent event of JSON."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def failed(error: BaseException) -> RequestError:
+    """Any error in OpenAI's terms; of those that are the server's no more than the type is told."""
+    if isinstance(error, RequestError):
+        return error
+    kind = error_kind(error)
+    if kind is ErrorKind.FULL:
+        return RequestError(error_text(error), status=503, kind="server_error", code="server_full")
+    if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
+        return RequestError(error_text(error))
+    return RequestError(f"the server failed: {type(error).__name__}", status=500, kind="server_error")
+
+
+def make_app(
+    engine: Engine, scheduler: Scheduler, settings: Settings, close: Callable[[], object]
+) -> Starlette:
+    """The application; `close` is called when it ends."""
+    service = Service(engine, scheduler, settings)
+
+    def route(handler: Callable[[Request], Any], *, guarded: bool = True) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            start, number = perf_counter(), request.headers.get("x-request-id", "")[:64] or token_hex(8)
+            try:
+                if guarded:
+                    service.check_key(request)
+                reply: Response = await handler(request)
+            except ClientDisconnect:
+                reply = Response(status_code=499)
+            except Exception as error:
+                found = failed(error)
+                if found.status == 500:
+                    LOG.exception("request %s failed", number)
+                headers = {"Retry-After": "1"} if found.status == 503 else None
+                reply = as_json(found.body(), found.status, headers)
+            reply.headers["x-request-id"] = number if number.isprintable() else ""
+            service.metrics.request(request.scope["route"].path, reply.status_code)
+            LOG.info(
+                "%s %s %s %d %.1f ms", number, request.method, request.url.path, reply.status_code,
+                (perf_counter() - start) * 1e3,
+            )  # fmt: skip
+            return reply
+
+        return answer
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(close)
+
+    async def missing(_: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        text = "no such path" if status == 404 else str(getattr(error, "detail", error))
+        return as_json(RequestError(text, status=status).body(), status)
+
+    routes = [
+        Route("/", route(service.page, guarded=False)),
+        Route("/health", route(service.health, guarded=False)),
+        Route("/metrics", route(service.numbers, guarded=False)),
+        Route("/v1/models", route(service.models)),
+        Route("/v1/models/{name:path}", route(service.model)),
+        Route("/v1/chat/completions", route(service.chat), methods=["POST"]),
+        Route("/v1/completions", route(service.completion), methods=["POST"]),
+    ]
+    cors = Middleware(
+        CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+    )
+    return Starlette(
+        routes=routes,
+        middleware=[cors] if settings.origins else [],
+        lifespan=lifespan,
+        exception_handlers={404: missing, 405: missing},
+    )

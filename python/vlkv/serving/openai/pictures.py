@@ -1,0 +1,102 @@
+"""Pictures of requests: data URIs, and URLs of hosts that the server allows. Never a path of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+import aiohttp
+
+from vlkv.serving.openai.protocol import RequestError
+
+MAX_URL_BYTES = 32 << 20
+"""The largest file that is fetched from a URL."""
+FETCH_SECONDS = 20.0
+"""How long a fetch may take, redirects included."""
+
+
+def from_data_uri(uri: str) -> bytes:
+    """The bytes of `data:image/...;base64,...`. Linear in its length."""
+    head, comma, body = uri.partition(",")
+    if not comma or len(head) > 256:
+        raise RequestError("image_url is a data URI without a comma", param="image_url")
+    form, *options = head[len("data:") :].split(";")
+    if form and not form.startswith("image/"):
+        raise RequestError(
+            f"image_url is a data URI of {form!a:.60}; image/png is one of a picture", param="image_url"
+        )
+    if "base64" not in options:
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(body, validate=False)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(
+            f"image_url: base64 of {len(body)} characters is damaged: {error}", param="image_url"
+        ) from None
+
+
+class Pictures:
+    """Reads the pictures of requests.
+
+    Args:
+        hosts: names of hosts from which pictures may be fetched; `*` allows every one.
+        max_bytes: the largest file.
+    """
+
+    def __init__(self, hosts: Sequence[str] = (), max_bytes: int = MAX_URL_BYTES) -> None:
+        self._hosts, self._max_bytes = frozenset(hosts), max_bytes
+
+    async def read(self, url: str) -> bytes:
+        """The file behind a data URI or an allowed URL; a `RequestError` for anything else."""
+        if url[:5].lower() == "data:":
+            return from_data_uri(url)
+        self._check(url)
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return await self._fetch(url)
+        except TimeoutError:
+            raise self._failed(url, f"no answer within {FETCH_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._failed(url, str(error) or type(error).__name__) from None
+
+    def _check(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError:
+            parts, host = None, None
+        if parts is None or parts.scheme not in ("http", "https") or not host:
+            raise RequestError(
+                f"image_url {url!a:.60} is neither a data URI nor an http(s) URL", param="image_url"
+            )
+        if "*" not in self._hosts and host not in self._hosts:
+            allowed = ", ".join(sorted(self._hosts)) or "none; give the picture as a data URI"
+            raise RequestError(
+                f"image_url: this server fetches no pictures from {host!a:.80}; allowed hosts: {allowed}",
+                param="image_url",
+                code="image_url_not_allowed",
+            )
+
+    async def _fetch(self, url: str) -> bytes:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(4):
+                async with session.get(url, allow_redirects=False) as reply:
+                    if reply.status in (301, 302, 303, 307, 308) and "Location" in reply.headers:
+                        url = urljoin(url, reply.headers["Location"])
+                        self._check(url)
+                        continue
+                    if reply.status != 200:
+                        raise self._failed(url, f"status {reply.status}")
+                    found = bytearray()
+                    async for piece in reply.content.iter_chunked(1 << 16):
+                        found += piece
+                        if len(found) > self._max_bytes:
+                            raise self._failed(url, f"more than {self._max_bytes} bytes")
+                    return bytes(found)
+        raise self._failed(url, "too many redirects")
+
+    def _failed(self, url: str, reason: str) -> RequestError:
+        return RequestError(f"image_url {url!a:.80} can't be fetched: {reason:.200}", param="image_url")

@@ -1,0 +1,165 @@
+"""Requests of OpenAI's API as records, and its form of errors. What is not supported is refused by name.
+
+Source: OpenAI's API reference, Chat Completions and Completions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vlkv.errors import VlkvError
+
+Text = Annotated[str, msgspec.Meta(max_length=1 << 22)]
+MAX_CHOICES = 16
+MAX_TOP_LOGPROBS = 20
+
+
+class RequestError(VlkvError):
+    """A request that can't be served, in OpenAI's terms.
+
+    Attributes:
+        status: the HTTP status.
+        kind: `invalid_request_error`, `authentication_error`, `rate_limit_error` or `server_error`.
+        param: the field that is wrong, None for no single one.
+        code: a short name of the reason, None for none.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.status, self.kind, self.param, self.code = status, kind, param, code
+
+    def body(self) -> dict[str, Any]:
+        """What OpenAI's clients read."""
+        text = " ".join(str(self).split())
+        return {"error": {"message": text, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A part of a request whose unknown fields are errors."""
+
+
+class ImageUrl(_Record):
+    """A picture: a data URI, or a URL of a host that the server allows. `detail` has no effect."""
+
+    url: str
+    detail: str = "auto"
+
+
+class TextPart(_Record, tag="text"):
+    """Text of a message."""
+
+    text: Text
+
+
+class ImagePart(_Record, tag="image_url"):
+    """A picture of a message."""
+
+    image_url: ImageUrl
+
+
+Part = TextPart | ImagePart
+
+
+class ChatMessage(_Record):
+    """One turn. `content` is text or parts in their order."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part]
+    name: str | None = None
+
+
+class JsonSchema(_Record):
+    """A named JSON schema."""
+
+    name: str = "answer"
+    schema: dict[str, Any] = {}
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(_Record):
+    """What an answer must be: text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(_Record):
+    """`include_usage` adds a last chunk with the usage."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are vlkv's own.
+
+    `kept` asks what was kept of the pictures. `user`, `metadata`, `store` and their like have no effect.
+    """
+
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    policy: str | None = None
+    budget: float | None = None
+    kept: bool = False
+
+
+class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/completions`: text as it is, past the chat template."""
+
+    prompt: str | list[str]
+    logprobs: int | None = None
+    echo: bool = False
+
+
+def decode(data: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> ChatRequest | CompletionRequest:
+    """A request from its body; what is wrong with it is a `RequestError` that names the field."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        if "unknown field" in text:
+            name = text.split("`")[1]
+            text = f"parameter {name!r} is not supported"
+            raise RequestError(text, param=name, code="unsupported_parameter") from None
+        where = text.rsplit("`", 2)[1].removeprefix("$.") if text.endswith("`") else None
+        raise RequestError(text, param=where) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from None

@@ -1,0 +1,180 @@
+"""Ray Serve's deployments: replicas that hold an engine each, and an entrance that routes by picture.
+
+A picture's requests go to the replica that has seen it, where its features and its keys and values still lie. A
+replica that dies loses its running answers; a request of which nothing was sent yet is given to another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from vlkv.engine import Engine
+from vlkv.serving.openai.app import Settings, as_json, event, make_app
+from vlkv.serving.openai.protocol import RequestError
+from vlkv.serving.ray.asgi import Headers, call
+
+PICTURES = 256
+"""Pictures of which a replica is known to hold something."""
+TRIES = 3
+MARK = b'"url"'
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How many replicas there are.
+
+    Fields:
+        engine: the engine directory, as every machine sees it.
+        replicas: how many; with `most` the least.
+        most: the most that autoscaling starts; None for a fixed number.
+        ongoing: requests of a replica that autoscaling aims at.
+        cpus: cores of a replica; an engine runs as many threads.
+        scheduler: settings of each replica's scheduler.
+        settings: of its server.
+    """
+
+    engine: str
+    replicas: int = 2
+    most: int | None = None
+    ongoing: int = 8
+    cpus: float = 1.0
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+
+
+class Replica:
+    """An engine and its scheduler; it answers whole HTTP requests."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        engine = Engine.load(cluster.engine, threads=max(1, int(cluster.cpus)))
+        self._scheduler = engine.scheduler(**cluster.scheduler)
+        close = partial(self._scheduler.close, drain=True, timeout=30)
+        self._app = make_app(engine, self._scheduler, cluster.settings, close)
+
+    @serve.multiplexed(max_num_models_per_replica=PICTURES)  # type: ignore[untyped-decorator]
+    async def _hold(self, key: str) -> str:
+        """Lets the router know that this replica has seen the picture."""
+        return key
+
+    async def forward(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncIterator[Any]:
+        """Status and headers, then pieces of the body."""
+        key = serve.get_multiplexed_model_id()
+        if key:
+            await self._hold(key)
+        async for found in call(self._app, method, path, headers, body):
+            if isinstance(found, tuple):
+                status, given = found
+                yield status, [*given, (b"x-vlkv-replica", str(os.getpid()).encode())]
+            else:
+                yield found
+
+    def check_health(self) -> None:
+        """Ray replaces a replica for which this fails."""
+        if not self._scheduler.alive:
+            raise RuntimeError("the scheduler has stopped")
+
+
+class Entrance:
+    """Takes HTTP requests and gives each to a replica."""
+
+    def __init__(self, replicas: Any, max_body: int) -> None:
+        self._replicas, self._max_body = replicas, max_body
+
+    async def __call__(self, request: Request) -> Response:
+        """Answers one request, from another replica where the first dies before it has sent anything."""
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > self._max_body:
+                return as_json(
+                    RequestError(f"the body has more than {self._max_body} bytes", status=413).body(), 413
+                )
+        sent = request.method, request.url.path, request.headers.raw, bytes(body)
+        handle = self._replicas.options(stream=True, multiplexed_model_id=picture_key(sent[3]))
+        failure: BaseException | None = None
+        for _ in range(TRIES):
+            pieces = handle.forward.remote(*sent)
+            try:
+                status, headers = await anext(pieces)
+                first = await anext(pieces, b"")
+            except RayActorError as error:
+                failure = error
+                continue
+            except RayError as error:
+                failure = error
+                break
+            known = {name.decode(): value.decode() for name, value in headers}
+            return StreamingResponse(_rest(first, pieces, known), status, known)
+        text = f"no replica answered: {type(failure).__name__}"
+        return as_json(RequestError(text, status=503, kind="server_error").body(), 503, {"Retry-After": "1"})
+
+
+async def _rest(first: bytes, pieces: Any, headers: dict[str, str]) -> AsyncIterator[bytes]:
+    """The body; where the replica dies in the middle of a stream, the stream says so."""
+    yield first
+    try:
+        async for piece in pieces:
+            yield piece
+    except RayActorError:
+        if "text/event-stream" not in headers.get("content-type", ""):
+            raise
+        lost = RequestError("the replica that answered has died", status=500, kind="server_error")
+        yield event(lost.body())
+
+
+def picture_key(body: bytes) -> str:
+    """A hash of a request's pictures, "" where it has none; nothing else of the body counts."""
+    if MARK not in body:
+        return ""
+    try:
+        messages = msgspec.json.decode(body)["messages"]
+        urls = [
+            part["image_url"]["url"]
+            for message in messages
+            if isinstance(message["content"], list)
+            for part in message["content"]
+            if part.get("type") == "image_url"
+        ]
+        found = "\n".join(urls).encode()
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, UnicodeError):
+        return ""
+    return hashlib.blake2b(found, digest_size=16).hexdigest() if urls else ""
+
+
+def build(cluster: Cluster) -> serve.Application:
+    """The application for `serve.run`."""
+    count: dict[str, Any] = {"num_replicas": cluster.replicas}
+    if cluster.most is not None:
+        count = {
+            "autoscaling_config": {
+                "min_replicas": cluster.replicas,
+                "max_replicas": cluster.most,
+                "target_ongoing_requests": cluster.ongoing,
+            }
+        }
+    replica = _deployment(
+        Replica,
+        max_ongoing_requests=1024,
+        ray_actor_options={"num_cpus": cluster.cpus},
+        health_check_period_s=2,
+        **count,
+    )
+    entrance = _deployment(Entrance, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0})
+    bound: serve.Application = entrance.bind(replica.bind(cluster), cluster.settings.max_body)
+    return bound
+
+
+def _deployment(kind: type, **options: Any) -> Any:
+    made: Any = serve.deployment(kind)
+    return made.options(**options)

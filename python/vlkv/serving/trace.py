@@ -1,0 +1,71 @@
+"""A recorded load: when each request came, what picture it had, how long its prompt and its answer were.
+
+A line a request, JSON: `{"at": seconds, "width": pixels, "height": pixels, "words": of the prompt, "max_tokens": N,
+"image": number of the picture}`. `width` 0 is a request without a picture; requests of one `image` number share one.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from PIL import Image
+
+from vlkv.errors import VlkvError
+from vlkv.storage.files import reason, show
+
+MAX_LINES = 1_000_000
+MAX_SIDE = 8192
+WORDS = ("what", "is", "the", "total", "of", "this", "picture", "and", "where", "does", "it", "stand")
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One request of a trace."""
+
+    at: Annotated[float, msgspec.Meta(ge=0)]
+    width: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)] = 0
+    height: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)] = 0
+    words: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 8
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64
+    image: int = 0
+
+    def prompt(self) -> str:
+        """A text of that many words."""
+        return " ".join(WORDS[n % len(WORDS)] for n in range(self.words))
+
+    def picture(self) -> bytes | None:
+        """A PNG of that size, the same for the same number and size."""
+        return _png(self.width, self.height, self.image) if self.width and self.height else None
+
+
+def read_trace(path: Path) -> list[Line]:
+    """The lines of a file, in the order of their times; a `VlkvError` names the line that is wrong."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise VlkvError(f"{show(path)}: {reason(error)}") from None
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        if number > MAX_LINES:
+            raise VlkvError(f"{show(path)} has more than {MAX_LINES} lines")
+        if not line.strip():
+            continue
+        try:
+            found.append(msgspec.json.decode(line, type=Line))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise VlkvError(f"{show(path)}, line {number}: {reason(error)}") from None
+    if not found:
+        raise VlkvError(f"{show(path)} holds no requests")
+    return sorted(found, key=lambda line: line.at)
+
+
+@lru_cache(maxsize=64)
+def _png(width: int, height: int, number: int) -> bytes:
+    colours = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(colours).resize((width, height), Image.Resampling.NEAREST).save(out, "PNG")
+    return out.getvalue()

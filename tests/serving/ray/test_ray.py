@@ -1,0 +1,94 @@
+"""A real local Ray cluster of two replicas: answers, routing by picture, one replica killed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+openai = pytest.importorskip("openai")
+ray = pytest.importorskip("ray", reason="ray is not installed: make .venv/tested")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of ray's own
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(shipped):
+    """The address of the API."""
+    from ray import serve
+
+    from vlkv.serving.ray.app import Cluster, build
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    made = Cluster(str(shipped), replicas=2, scheduler={"slots": 4, "memory": 32 << 20})
+    serve.run(build(made), name="vlkv", route_prefix="/")
+    yield f"http://127.0.0.1:{port}/v1"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def uri(data):
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def ask(client, text, data, **settings):
+    """The replica that answered, and what it said."""
+    content = [{"type": "image_url", "image_url": {"url": uri(data)}}, {"type": "text", "text": text}]
+    raw = client.chat.completions.with_raw_response.create(
+        model="llava", messages=[{"role": "user", "content": content}], **settings
+    )
+    return int(raw.headers["x-vlkv-replica"]), raw.parse().choices[0].message.content
+
+
+def form(number):
+    """A picture of its own."""
+    pixels = np.random.default_rng(number).integers(0, 256, (336, 336, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_answers_routing_and_a_death(cluster, opened, picture):
+    client = openai.OpenAI(base_url=cluster, api_key="x", max_retries=0, timeout=120)
+    wanted = opened.generate("what is the type?", images=[picture]).text
+    replica, text = ask(client, "what is the type?", picture)
+    assert text == wanted
+    again = {ask(client, question, picture)[0] for question in ("what is the date?", "type?", "date?")}
+    assert again == {replica}, "a picture's questions go to the replica that has seen it"
+    places = {ask(client, "type?", form(number))[0] for number in range(12)}
+    assert len(places) == 2, "other pictures go to both"
+    streamed = client.chat.completions.create(
+        model="llava",
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": uri(picture)}},
+                    {"type": "text", "text": "what is the type?"},
+                ],
+            }
+        ],
+        stream=True,
+    )
+    assert "".join(choice.delta.content or "" for chunk in streamed for choice in chunk.choices) == wanted
+    with pytest.raises(openai.BadRequestError, match="unknown policy"):
+        ask(client, "type?", picture, extra_body={"policy": "best"})
+    os.kill(replica, signal.SIGKILL)
+    other, text = ask(client, "what is the type?", picture)
+    assert text == wanted and other != replica, "what was not yet answered is given to another replica"
+    end = time.monotonic() + 60
+    while len({ask(client, "type?", form(number))[0] for number in range(20, 28)}) < 2:
+        assert time.monotonic() < end, "the dead replica is replaced"
