@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import signal
 import socket
@@ -90,5 +91,6 @@ def test_answers_routing_and_a_death(cluster, opened, picture):
     other, text = ask(client, "what is the type?", picture)
     assert text == wanted and other != replica, "what was not yet answered is given to another replica"
     end = time.monotonic() + 60
-    while len({ask(client, "type?", form(number))[0] for number in range(20, 28)}) < 2:
+    fresh = itertools.count(100)  # a picture that was seen goes where it was
+    while len({ask(client, "type?", form(next(fresh)))[0] for _ in range(8)}) < 2:
         assert time.monotonic() < end, "the dead replica is replaced"
