@@ -40,6 +40,7 @@ class Result:
         seconds: where the time went; in a batch, decoding is shared.
         tokens_per_second: decoded tokens by decoding time; the first token comes from prefill.
         positions: per layer the kept prompt positions `[Hkv, kept]`, None where all were.
+        image_positions: `[N * P]`, which prompt tokens are image tokens.
         logprobs: where asked for, the log probability of each token of `token_ids`.
         scores: where asked for, per layer the prompt's scores `[Hkv, S]` float32: attention summed over the observed
             rows and the query heads of each KV head, not pooled; 0 where nothing is observed.
@@ -59,13 +60,14 @@ class Result:
     seconds: Seconds = field(default_factory=Seconds)
     tokens_per_second: float = 0.0
     positions: list[NDArray[np.int32]] | None = None
+    image_positions: NDArray[np.int64] | None = None
     logprobs: list[TokenLogprob] | None = None
     scores: list[NDArray[np.float32]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but positions, scores and log probabilities, ready for JSON."""
+        """Everything but arrays and log probabilities, ready for JSON."""
         return {
             name: asdict(self.seconds) if name == "seconds" else value
             for name, value in vars(self).items()
-            if name not in ("positions", "scores", "logprobs")
+            if name not in ("positions", "scores", "logprobs", "image_positions")
         }

@@ -74,6 +74,7 @@ class Sequence:
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
+            image_positions=self.prompt.image_positions,
             policy=self.policy.name,
             budget=self.budget,
             sparsity=[0.0] * text.layers,

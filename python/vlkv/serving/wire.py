@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 from enum import Enum
+from math import isqrt
+
+import numpy as np
 
 from vlkv.errors import ImageError, PromptError, ServerFullError, VlkvError
 from vlkv.generation.result import Result
@@ -79,6 +82,30 @@ def picture(data: bytes) -> bytes:
         return base64.b64decode(body)
     except binascii.Error as error:
         raise ImageError(f"picture: base64 of {len(data)} characters is damaged: {error}") from error
+
+
+def kept_maps(result: Result, pictures: int) -> list[dict[str, object]]:
+    """What was kept of each picture, for a map over it: of a grid of patches, the share of layers and heads.
+
+    Pictures whose tokens are no square grid have none; the list is empty then, and without pictures.
+    """
+    places, positions = result.image_positions, result.positions
+    if places is None or not pictures or len(places) % pictures:
+        return []
+    tokens = len(places) // pictures
+    side = isqrt(tokens)
+    if side * side != tokens:
+        return []
+    share = np.ones(result.prompt_tokens)
+    if positions is not None:
+        layers = [
+            np.bincount(layer.ravel(), minlength=result.prompt_tokens) / len(layer) for layer in positions
+        ]
+        share = np.mean(layers, axis=0)
+    return [
+        {"rows": side, "columns": side, "share": [round(float(part), 3) for part in share[one]]}
+        for one in places.reshape(pictures, tokens)
+    ]
 
 
 def usage(result: Result) -> dict[str, int | list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vlkv.generation.logits import TokenLogprob
 from vlkv.generation.result import Result
+from vlkv.serving.wire import kept_maps
 
 Words = Callable[[int], str]
 """What a token says."""
@@ -20,8 +21,11 @@ def finish_reason(result: Result) -> str:
     return "stop" if result.finish_reason == "stop" else "length"
 
 
-def usage(results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens of a request's answers; the prompt counts once. `vlkv` says what was kept, of the first answer."""
+def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
+    """Tokens of a request's answers; the prompt counts once. `vlkv` says what was kept, of the first answer.
+
+    `pictures` asks for maps of what was kept of that many pictures; 0 for none.
+    """
     first = results[0]
     answered = sum(len(result.token_ids) for result in results)
     layers = max(1, len(first.kept_tokens))
@@ -36,6 +40,7 @@ def usage(results: Sequence[Result]) -> dict[str, Any]:
             "kept_tokens": sum(first.kept_tokens) // layers,
             "cache_bytes": first.cache_bytes,
             "cache_bytes_full": first.cache_bytes_full,
+            **({"kept": kept_maps(first, pictures)} if pictures else {}),
         },
     }
 
@@ -47,10 +52,12 @@ class Chat:
     Args:
         model: the name to tell.
         word: what a token says.
+        pictures: of how many it says what was kept.
     """
 
     model: str
     word: Words
+    pictures: int = 0
     id: str = field(default_factory=lambda: f"chatcmpl-{token_hex(12)}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -67,7 +74,7 @@ class Chat:
                     "finish_reason": finish_reason(result),
                 }
             )
-        return self._head("chat.completion") | {"choices": choices, "usage": usage(results)}
+        return self._head("chat.completion") | {"choices": choices, "usage": usage(results, self.pictures)}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The first chunk of a choice."""
@@ -83,7 +90,7 @@ class Chat:
 
     def used(self, results: Sequence[Result]) -> dict[str, Any]:
         """The chunk of `include_usage`, without choices."""
-        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(results)}
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(results, self.pictures)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -115,6 +122,7 @@ class Completion:
 
     model: str
     word: Words
+    pictures: int = 0
     id: str = field(default_factory=lambda: f"cmpl-{token_hex(12)}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -124,7 +132,7 @@ class Completion:
             self._choice(index, result.text, finish_reason(result), result.logprobs)
             for index, result in enumerate(results)
         ]
-        return self._head() | {"choices": choices, "usage": usage(results)}
+        return self._head() | {"choices": choices, "usage": usage(results, self.pictures)}
 
     def begin(self, index: int) -> dict[str, Any] | None:
         """Completions have no first chunk of their own."""
@@ -140,7 +148,7 @@ class Completion:
 
     def used(self, results: Sequence[Result]) -> dict[str, Any]:
         """The chunk of `include_usage`."""
-        return self._head() | {"choices": [], "usage": usage(results)}
+        return self._head() | {"choices": [], "usage": usage(results, self.pictures)}
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
