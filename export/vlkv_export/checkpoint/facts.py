@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vlkv.storage.manifest import ImageFacts, TokenFacts
+from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.manifest import TokenFacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
@@ -35,7 +36,8 @@ class VisionConfig:
 
     `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
     the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
-    `select` "default" drops the class token from the features, "full" keeps it.
+    `prefix` tokens come before those of the patches (a class token). `select` "default" drops the first token, which
+    is the class token where there is one; "full" keeps all.
     """
 
     architecture: str
@@ -50,6 +52,7 @@ class VisionConfig:
     eps: float
     feature_layers: tuple[int, ...]
     select: Literal["default", "full"]
+    prefix: int = 1
 
     @property
     def patches(self) -> int:
@@ -58,8 +61,8 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Image tokens of one picture (P)."""
-        return self.patches + (1 if self.select == "full" else 0)
+        """Tokens of one tile (P)."""
+        return self.patches + self.prefix - (1 if self.select == "default" else 0)
 
     @property
     def used_layers(self) -> int:

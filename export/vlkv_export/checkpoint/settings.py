@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Activation
 from vlkv_export.checkpoint.fields import Fields, show
@@ -36,10 +38,10 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
     return ACTIVATIONS[value]
 
 
-def read_feature_layers(config: Fields, layers: int) -> tuple[int, ...]:
+def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -> tuple[int, ...]:
     """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
     value = config.get("vision_feature_layer")
-    value = -2 if value is None else value
+    value = default if value is None else value
     given = value if isinstance(value, list) else [value]
     whole = all(isinstance(index, int) and not isinstance(index, bool) for index in given)
     if not given or not whole or not all(-layers - 1 <= index <= layers for index in given):
@@ -50,10 +52,20 @@ def read_feature_layers(config: Fields, layers: int) -> tuple[int, ...]:
     return tuple(index + layers + 1 if index < 0 else index for index in given)
 
 
-def read_image_token(config: Fields, vocab: int) -> int:
+def read_select(config: Fields, default: str) -> Literal["default", "full"]:
+    """Return `vision_feature_select_strategy`. Raises `CheckpointError`."""
+    value = config.string("vision_feature_select_strategy", default)
+    if value == "default":
+        return "default"
+    if value == "full":
+        return "full"
+    raise config.fail("vision_feature_select_strategy", '"default" or "full"')
+
+
+def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:
     """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
     name = "image_token_id" if "image_token_id" in config else "image_token_index"
-    value = config.integer(name, 32000, low=0)
+    value = config.integer(name, default, low=0)
     if value >= vocab:
         raise CheckpointError(f"{config.where}: {name} {value} is outside the vocabulary of {vocab}")
     return value

@@ -40,7 +40,7 @@ def read_parts(config: Fields) -> Parts:
     _refuse_quantised(config)
     vision = config.child("vision_config", family.vision_where_absent)
     tower = registry.TOWERS[registry.find_tower(vision, family.tower)]
-    vision_config, projector = tower.read(config, vision), family.read(config)
+    vision_config, projector = tower.read(config, vision, family.selection), family.read(config)
     text = config.child("text_config")
     text_model = registry.TEXT_MODELS[registry.find_text_model(text, family.text)]
     return Parts(name, vision_config, projector, text_model.read(config, text))
@@ -62,14 +62,14 @@ def _read(folder: Path) -> Checkpoint:
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
     vision, projector, text = parts.vision, parts.projector, parts.text
-    token_id = read_image_token(config, text.vocab)
+    family = registry.FAMILIES[parts.family]
+    token_id = read_image_token(config, text.vocab, family.image_token_id)
     files = prompt.tokenizer_files(folder)
-    image = processor.read_image(
-        processor.read_processor(folder), vision, token_id, prompt.image_token(folder, token_id)
-    )
+    token = processor.ImageToken(token_id, prompt.image_token(folder, token_id))
+    image = family.read_image(config, processor.read_processor(folder), vision, token)
     tokens = prompt.read_tokens(folder, config, text.vocab)
     template = prompt.read_chat_template(folder)
-    found = weights.find(folder, registry.FAMILIES[parts.family].prefixes)
+    found = weights.find(folder, family.prefixes)
     for name in registry.TEXT_MODELS[text.architecture].unexpected(text):
         if name in found:
             raise CheckpointError(

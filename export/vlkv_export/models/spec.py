@@ -8,23 +8,33 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vlkv.storage.image_facts import ImageFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape
+from vlkv_export.checkpoint.processor import ImageToken
 from vlkv_export.graph.builder import Builder
 
 Shapes = Iterator[tuple[str, Shape]]
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which features a family takes of its tower where the configuration does not say."""
+
+    layer: int | list[int] = -2
+    strategy: str = "default"
+
+
+@dataclass(frozen=True)
 class Tower:
     """A vision tower.
 
-    `read(config, vision)` takes the whole configuration and `vision_config`. `tensors` gives canonical
+    `read(config, vision, selection)` takes the whole configuration and `vision_config`. `tensors` gives canonical
     names and shapes. `build` takes pictures `[N,3,H,W]` to selected features `[N,P,hidden * feature layers]`.
     """
 
-    read: Callable[[Fields, Fields], VisionConfig]
+    read: Callable[[Fields, Fields, Selection], VisionConfig]
     tensors: Callable[[VisionConfig], Shapes]
     build: Callable[[Builder, ir.Value, VisionConfig], ir.Value]
 
@@ -48,7 +58,8 @@ class Family:
     """How a tower, a projector and a text model make one model.
 
     `model_type` names the family where the configuration has no `architectures`. `prefixes` take a stored
-    tensor's name to its canonical one. `build` makes the whole `vision` graph with the tower it is given.
+    tensor's name to its canonical one. `read_image(config, processor, vision, token)` says how pictures become tokens.
+    `build` makes the whole `vision` graph with the tower it is given.
     """
 
     model_type: str
@@ -57,5 +68,8 @@ class Family:
     vision_where_absent: dict[str, object]
     prefixes: tuple[tuple[re.Pattern[str], str], ...]
     read: Callable[[Fields], Projector]
+    read_image: Callable[[Fields, Fields, VisionConfig, ImageToken], ImageFacts]
     tensors: Callable[[VisionConfig, Projector, TextConfig], Shapes]
     build: Callable[[Checkpoint, str, Tower], ir.Model]
+    selection: Selection = Selection()
+    image_token_id: int = 32000

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlkv.errors import PromptError
+from vlkv.inputs.layouts import Layout
 from vlkv.inputs.prompt import Prompt, expand, plain, render
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.manifest import Manifest
@@ -34,6 +35,7 @@ def next_prompt(
     tokenizer: Tokenizer,
     manifest: Manifest,
     raw: bool = False,
+    pictures: Sequence[Layout] = (),
 ) -> tuple[Prompt, int]:
     """The whole conversation as a prompt, and at which token its newest turn begins.
 
@@ -44,6 +46,7 @@ def next_prompt(
         tokenizer: the checkpoint's.
         manifest: the model's facts.
         raw: takes the text as it is, past the template.
+        pictures: the layouts of the newest turn's pictures.
 
     Raises:
         PromptError: an empty question, pictures and places that differ, more tokens than positions, or a template
@@ -63,14 +66,14 @@ def next_prompt(
         whole, end = _continued(before.text, turns, manifest.chat_template, image.token, special)
         ids = _encoded_from(whole, end, tokenizer)
     done = [*before.token_ids.tolist(), *answer_ids]
-    more = expand(whole, np.array(ids, np.int64), newest.images, image, None)
+    more = expand(whole, np.array(ids, np.int64), pictures, image, None)
     token_ids = np.concatenate([np.array(done, np.int64), more.token_ids])
     limit = manifest.text.max_positions
     if len(token_ids) >= limit:
         raise PromptError(f"conversation has {len(token_ids)} tokens; the model has {limit} positions")
     positions = np.concatenate([before.image_positions, more.image_positions + len(done)])
-    last = int(positions[-1]) if len(positions) else -1
-    return Prompt(whole, token_ids, positions, last), len(done)
+    last = more.last_image + len(done) if pictures else before.last_image
+    return Prompt(whole, token_ids, positions, last, (*before.pictures, *pictures)), len(done)
 
 
 def _continued(

@@ -28,6 +28,7 @@ class Defaults:
     max_positions: int
     kv_heads: int | None
     window: int | None
+    vocab: int = 32000
 
 
 def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
@@ -64,7 +65,7 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
         intermediate=text.integer("intermediate_size", defaults.intermediate),
         activation=read_activation(text, "hidden_act", "silu"),
         eps=text.number("rms_norm_eps", 1e-6, high=1.0),
-        vocab=text.integer("vocab_size", 32000),
+        vocab=text.integer("vocab_size", defaults.vocab),
         max_positions=positions if window is None else min(positions, window),
         rope=read_rope(text, head_dim, positions),
         tied=config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False),
