@@ -34,6 +34,9 @@ SIZES = {
 """Width and height; `large` is beyond every grid, `exact` fits one."""
 PINPOINTS = [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]]
 GRIDS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+PIXTRAL = {"model_type": "pixtral", "image_size": 150, "rope_parameters": {"rope_theta": 500.0}}
+BREAKS = ("w18", "w19")
+"""What ends a row of a pixtral picture's tokens, and the last one."""
 CLIP = {"model_type": "clip_vision_model"}
 SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False}
 TEXT = {
@@ -78,6 +81,12 @@ def _siglip() -> Any:
     return SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
 
 
+def _pixtral() -> Any:
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    return PixtralImageProcessorPil(size={"longest_edge": 150}, patch_size={"height": PATCH, "width": PATCH})
+
+
 def _next() -> Any:
     from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
@@ -100,6 +109,22 @@ ONEVISION = {**FULL, "image_grid_pinpoints": GRIDS, "vision_aspect_ratio": "anyr
 FAMILIES = {
     "llava-siglip-qwen2": Family(
         "LlavaForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _siglip, FULL
+    ),
+    "llava-clip-gemma": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 24}, _clip, {}, "bfloat16"
+    ),
+    "llava-clip-qwen3": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "qwen3", "head_dim": 24}, _clip
+    ),
+    "llava-pixtral-mistral": Family(
+        "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL
+    ),
+    "vipllava": Family(
+        "VipLlavaForConditionalGeneration",
+        CLIP,
+        {"model_type": "llama"},
+        _clip,
+        {"vision_feature_layer": [-2, -1, 1, 0, 2]},
     ),
     "next-mistral": Family("LlavaNextForConditionalGeneration", CLIP, {"model_type": "mistral"}, _next, NEXT),
     "next-llama": Family(
@@ -155,8 +180,20 @@ def _write(family: Family, folder: Path) -> None:
         model.tie_weights()
     model.to(getattr(torch, family.dtype)).eval().save_pretrained(folder)
     family.processor().save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    if family.vision is PIXTRAL:
+        ends = {"image_break_token": BREAKS[0], "image_end_token": BREAKS[1]}
+        (folder / "processor_config.json").write_text(json.dumps({"patch_size": PATCH, **ends}))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny.CHAT}))
+
+
+def tokenizer() -> Any:
+    """The tiny shapes' tokenizer, in which the texts of `BREAKS` are added tokens."""
+    from tokenizers import AddedToken
+
+    found = tiny.tokenizer()
+    found.add_tokens([AddedToken(text, special=True) for text in BREAKS])
+    return found
 
 
 def fill(model: Any, seed: int) -> None:
@@ -186,7 +223,7 @@ class Reference:
         kind = getattr(transformers, self.family.model)
         self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.processor = self.family.processor()
-        self.tokenizer = tiny.tokenizer()
+        self.tokenizer = tokenizer()
 
     def pictures(self, images: list[Image.Image]) -> dict[str, Any]:
         """The image processor's tensors; all pictures are one prompt's."""
@@ -206,12 +243,19 @@ class Reference:
         """The model's inputs for a text that holds one `<image>` for each picture."""
         given = self.pictures(images) if images else {}
         ids = self.tokenizer(text)["input_ids"]
-        counts = [len(each) for each in self.features(given)] if images else []
         image = self.model.config.image_token_id
+        pictures = [[image] * len(each) for each in self.features(given)] if images else []
+        if "image_sizes" in given and self.family.vision is PIXTRAL:
+            pictures = [self.rows(image, *size) for size in (given["image_sizes"] // PATCH).tolist()]
         whole: list[int] = []
         for token in ids:
-            whole += [token] * counts.pop(0) if token == image else [token]
+            whole += pictures.pop(0) if token == image else [token]
         return given | {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
+
+    def rows(self, image: int, rows: int, columns: int) -> list[int]:
+        """A picture's tokens, as `PixtralProcessor.replace_image_token` makes them."""
+        row_end, end = self.tokenizer.convert_tokens_to_ids(list(BREAKS))
+        return [*(([image] * columns + [row_end]) * rows)[:-1], end]
 
     def generate(self, inputs: dict[str, Any], tokens: int) -> list[int]:
         """Greedy tokens of transformers' own loop."""

@@ -45,6 +45,12 @@ def made(tmp_path_factory):
     return make
 
 
+def skip_unlaid(name, prompt):
+    """A sliver has no patches at all of a pixtral picture's size; transformers fails there too."""
+    if prompt == "sliver" and "pixtral" in name:
+        pytest.skip("no patches")
+
+
 def asked(prompt, **fields):
     text, names = PROMPTS[prompt]
     return Question(text, [families.picture(name) for name in names], raw=True, policy="full", **fields)
@@ -53,6 +59,7 @@ def asked(prompt, **fields):
 @every
 @pytest.mark.parametrize("prompt", [name for name in PROMPTS if name != "none"])
 def test_pixels_and_features(name, prompt, made, tolerance):
+    skip_unlaid(name, prompt)
     engine, reference = made(name)
     text, names = PROMPTS[prompt]
     pictures = [families.picture(each) for each in names]
@@ -66,8 +73,10 @@ def test_pixels_and_features(name, prompt, made, tolerance):
         mine = pixel_values(picture, layout, facts)
         want = theirs["pixel_values"][number].numpy()
         want = want if want.ndim == 4 else want[np.newaxis]
-        # pictures of fewer tiles are padded with zeros in a batch
+        # pictures of fewer tiles, and smaller ones of pixtral, are padded with zeros in a batch
         assert not want[len(mine) :].any()
+        assert not want[..., mine.shape[2] :, :].any() and not want[..., mine.shape[3] :].any()
+        want = want[:, :, : mine.shape[2], : mine.shape[3]]
         # one rounding of an 8-bit level
         np.testing.assert_allclose(mine, want[: len(mine)], rtol=0, atol=step * 1e-4)
     assert len(laid.image_positions) == sum(map(len, reference.features(theirs)))
@@ -76,6 +85,7 @@ def test_pixels_and_features(name, prompt, made, tolerance):
 @every
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_logits_and_greedy_tokens(name, prompt, made, prefilled, tolerance):
+    skip_unlaid(name, prompt)
     engine, reference = made(name)
     question = asked(prompt, max_new_tokens=STEPS)
     text, names = PROMPTS[prompt]

@@ -50,7 +50,13 @@ def good() -> dict[str, Any]:
             "rule": {"type": "fixed"},
         },
         "tokens": {"bos": 1, "eos": [2], "pad": None},
-        "embedding": {"file": "table.safetensors", "offset": 16, "dtype": "float32", "shape": [10, 8]},
+        "embedding": {
+            "file": "table.safetensors",
+            "offset": 16,
+            "dtype": "float32",
+            "shape": [10, 8],
+            "scale": 1.0,
+        },
         "chat_template": "{{ messages }}",
         "versions": {"vlkv": "0.1.0"},
         "files": {

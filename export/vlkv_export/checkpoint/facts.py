@@ -32,7 +32,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A tower for square pictures; `architecture` is its name in the registry.
+    """A tower; `architecture` is its name in the registry. `image_size` 0 takes pictures of any size.
 
     `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
     the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
@@ -53,6 +53,7 @@ class VisionConfig:
     feature_layers: tuple[int, ...]
     select: Literal["default", "full"]
     prefix: int = 1
+    rope_theta: float = 0.0
 
     @property
     def patches(self) -> int:
@@ -72,10 +73,11 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Projector:
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them, and a layer norm before them where `norm_eps` is given."""
 
     activation: Activation
     bias: bool
+    norm_eps: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,8 @@ class Rope:
 class TextConfig:
     """A decoder of Llama's kind; `architecture` is its name in the registry.
 
+    `norm_offset` is added to the weights of norms, `embed_scale` multiplies token embeddings, `head_norms` tells of
+    norms of each head's queries and keys.
     `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
     token is seen, as without it. `biases` names the projections that have one,
     of q, k, v, o, gate, up and down.
@@ -110,6 +114,9 @@ class TextConfig:
     tied: bool
     biases: frozenset[str]
     sliding_window: int | None
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    head_norms: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,18 +56,19 @@ class ImageToken:
     text: str
 
 
-def read_processor(folder: Path) -> Fields:
+def read_processor(folder: Path) -> tuple[Fields, Fields]:
     """Read the image processor's fields: nested in `processor_config.json`, else `preprocessor_config.json`.
 
-    Raises `CheckpointError` when neither is there.
+    Returns them, and those of `processor_config.json`. Raises `CheckpointError` when neither is there.
     """
     combined, single = folder / "processor_config.json", folder / "preprocessor_config.json"
+    fields = Fields({}, str(combined))
     if combined.exists():
         fields = Fields(read_object(combined), str(combined))
         if "image_processor" in fields:
-            return fields.child("image_processor")
+            return fields.child("image_processor"), fields
     if single.exists():
-        return Fields(read_object(single), str(single))
+        return Fields(read_object(single), str(single)), fields
     raise CheckpointError(f"{folder} has neither {single.name} nor an image_processor in {combined.name}")
 
 
@@ -212,6 +213,18 @@ def read_levels(processor: Fields, defaults: Defaults) -> dict[str, Any]:
 def _default_resample(processor: Fields) -> int:
     """Choose as transformers does: the class's filter where nothing is said, bilinear where null is."""
     return BILINEAR if "resample" in processor.values else BICUBIC
+
+
+def read_longest(processor: Fields) -> tuple[int, int]:
+    """Read height and width that a picture is scaled down to fit in: `longest_edge`, or height and width."""
+    defaults = KINDS["PixtralImageProcessor"]
+    value = processor.get("size")
+    sizes = _sizes(processor, "size", defaults.size if value is None else value)
+    if sizes.keys() == {"longest_edge"}:
+        return sizes["longest_edge"], sizes["longest_edge"]
+    if sizes.keys() == {"height", "width"}:
+        return sizes["height"], sizes["width"]
+    raise processor.fail("size", "an object of longest_edge, or of height and width")
 
 
 def _sizes(processor: Fields, name: str, value: Any) -> dict[str, int]:

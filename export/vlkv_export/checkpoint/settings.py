@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Activation
 from vlkv_export.checkpoint.fields import Fields, show
@@ -40,7 +38,8 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
 
 def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -> tuple[int, ...]:
     """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
-    value = config.get("vision_feature_layer")
+    names = ("vision_feature_layer", "vision_feature_layers")
+    value = next((config.get(name) for name in names if name in config), None)
     value = default if value is None else value
     given = value if isinstance(value, list) else [value]
     whole = all(isinstance(index, int) and not isinstance(index, bool) for index in given)
@@ -50,16 +49,6 @@ def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -
             f"one or a list of the {layers + 1} hidden states, {-layers - 1} to {layers}",
         )
     return tuple(index + layers + 1 if index < 0 else index for index in given)
-
-
-def read_select(config: Fields, default: str) -> Literal["default", "full"]:
-    """Return `vision_feature_select_strategy`. Raises `CheckpointError`."""
-    value = config.string("vision_feature_select_strategy", default)
-    if value == "default":
-        return "default"
-    if value == "full":
-        return "full"
-    raise config.fail("vision_feature_select_strategy", '"default" or "full"')
 
 
 def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:

@@ -11,7 +11,7 @@ from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, Visi
 from vlkv_export.checkpoint.fields import Fields, read_object, show
 from vlkv_export.checkpoint.settings import read_image_token
 from vlkv_export.models import registry
-from vlkv_export.models.spec import Shapes
+from vlkv_export.models.spec import ImageSource, Shapes
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,11 @@ def _read(folder: Path) -> Checkpoint:
     family = registry.FAMILIES[parts.family]
     token_id = read_image_token(config, text.vocab, family.image_token_id)
     files = prompt.tokenizer_files(folder)
-    token = processor.ImageToken(token_id, prompt.image_token(folder, token_id))
-    image = family.read_image(config, processor.read_processor(folder), vision, token)
+    added = prompt.AddedTokens(folder)
+    token = processor.ImageToken(token_id, prompt.image_token(added, token_id))
+    single, combined = processor.read_processor(folder)
+    read_image = registry.TOWERS[vision.architecture].read_image or family.read_image
+    image = read_image(ImageSource(config, single, combined, vision, token, added))
     tokens = prompt.read_tokens(folder, config, text.vocab)
     template = prompt.read_chat_template(folder)
     found = weights.find(folder, family.prefixes)

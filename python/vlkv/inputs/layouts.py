@@ -198,13 +198,13 @@ def _with_newlines(whole: Array, grid: Array, newline: Array) -> Array:
 def _rows(size: tuple[int, int], facts: ImageFacts, rule: Rows) -> Layout:
     """A token a patch, and one of text behind each row of them."""
     width, height = size
-    ratio = max(height / facts.height, width / facts.width)
+    ratio = max(height / rule.longest[0], width / rule.longest[1])
     if ratio > 1:
         height, width = math.floor(height / ratio), math.floor(width / ratio)
     down, across = (height - 1) // rule.patch + 1, (width - 1) // rule.patch + 1
     if down < 1 or across < 1:
         raise ImageError(
-            f"{size[0]} x {size[1]} picture is too narrow: scaled to {facts.width} pixels it has no patches"
+            f"{size[0]} x {size[1]} picture is too narrow: scaled to {rule.longest[1]} pixels it has no patches"
         )
     ids = np.full((down, across + 1), facts.token_id, np.int64)
     ids[:, -1] = rule.break_id

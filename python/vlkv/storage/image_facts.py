@@ -49,10 +49,12 @@ class Rows(Struct, frozen=True, tag="rows"):
 
     Fields:
         patch: pixels of a token's side.
+        longest: height and width that a picture is scaled down to fit in, before whole patches are made of it.
         break_id, end_id: the tokens behind a row, and behind the last one.
     """
 
     patch: Side
+    longest: tuple[Side, Side]
     break_id: Id
     end_id: Id
 
@@ -107,9 +109,11 @@ def problem(image: ImageFacts) -> str | None:
     if isinstance(image.rule, AnyRes):
         return _grid_problem(image, image.rule)
     if isinstance(image.rule, Rows):
-        patch = image.rule.patch
-        if image.height % patch or image.width % patch:
-            return f"{image.height} x {image.width} pixels are no multiples of the patch {patch}"
+        patch, longest = image.rule.patch, image.rule.longest
+        if (image.height, image.width) != tuple(-(-side // patch) * patch for side in longest):
+            return (
+                f"{image.height} x {image.width} pixels are not {list(longest)} in whole patches of {patch}"
+            )
     return None
 
 

@@ -54,12 +54,16 @@ class TokenFacts(Struct, frozen=True):
 
 
 class Embedding(Struct, frozen=True):
-    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype."""
+    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype.
+
+    `scale` multiplies every row.
+    """
 
     file: str
     offset: Offset
     dtype: Literal["float32", "float16", "bfloat16"]
     shape: tuple[Size, Size]
+    scale: float = 1.0
 
 
 class DeviceFacts(Struct, frozen=True):

@@ -90,8 +90,8 @@ def test_padding_to_a_square(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (
-            {"image_processor_type": "SiglipImageProcessor"},
-            "'SiglipImageProcessor' is not supported",
+            {"image_processor_type": "ViTImageProcessor"},
+            "'ViTImageProcessor' is not supported",
         ),
         ({"feature_extractor_type": "ViTFeatureExtractor"}, "'ViTFeatureExtractor' is not supported"),
         ({}, "crop_size is 224 x 224, the tower's image_size 28"),

@@ -11,12 +11,11 @@ from vlkv.storage.image_facts import ImageFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape, linear
-from vlkv_export.checkpoint.processor import ImageToken
 from vlkv_export.checkpoint.processor import read_image as read_one_tile
 from vlkv_export.checkpoint.settings import read_activation
 from vlkv_export.graph.activation import activate
 from vlkv_export.graph.builder import Builder
-from vlkv_export.models.spec import Family, Tower
+from vlkv_export.models.spec import Family, ImageSource, Tower
 
 NEWLINE = "image_newline"
 VISION_WHERE_ABSENT: dict[str, object] = {
@@ -54,9 +53,9 @@ def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Ite
     yield from linear("projector.linear_2", text.hidden, text.hidden, projector.bias)
 
 
-def read_image(config: Fields, processor: Fields, vision: VisionConfig, token: ImageToken) -> ImageFacts:
+def read_image(source: ImageSource) -> ImageFacts:
     """Every picture is one tile."""
-    return read_one_tile(processor, vision, token)
+    return read_one_tile(source.processor, source.vision, source.token)
 
 
 def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
@@ -66,17 +65,22 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
     """
     config = checkpoint.vision
     b = Builder("vision", checkpoint.tensors, dtype)
-    size = [config.image_size, config.image_size]
+    dynamic = config.image_size == 0
+    size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])
     features = tower.build(b, pixels, config)
     with b.scope("projector"):
+        if checkpoint.projector.norm_eps is not None:
+            name, eps = "projector.projector_layernorm", checkpoint.projector.norm_eps
+            weight, bias = b.weight(f"{name}.weight"), b.weight(f"{name}.bias")
+            features = b.op.LayerNormalization(features, weight, bias, epsilon=eps)
         features = b.linear(features, "projector.linear_1")
         features = activate(b, features, checkpoint.projector.activation)
         features = b.linear(features, "projector.linear_2")
     if b.has(NEWLINE):
         features = b.op.Concat(features, _newlines(b, pixels, checkpoint.text.hidden), axis=1)
     features = b.op.Cast(features, to=ir.DataType.FLOAT)
-    shape = ["N", checkpoint.image.tile_features, checkpoint.text.hidden]
+    shape = ["N", "P" if dynamic else checkpoint.image.tile_features, checkpoint.text.hidden]
     b.output(features, "image_features", ir.DataType.FLOAT, shape)
     return b.model()
 

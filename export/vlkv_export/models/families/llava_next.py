@@ -10,19 +10,20 @@ from vlkv.storage.image_facts import AnyRes, ImageFacts
 from vlkv_export.checkpoint.facts import Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape
-from vlkv_export.checkpoint.processor import ImageToken, read_grids, read_pinpoints
+from vlkv_export.checkpoint.processor import read_grids, read_pinpoints
 from vlkv_export.models.families import llava
+from vlkv_export.models.spec import ImageSource
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """What `LlavaNextConfig` and its image processor assume."""
 
 
-def read_image(config: Fields, processor: Fields, vision: VisionConfig, token: ImageToken) -> ImageFacts:
+def read_image(source: ImageSource) -> ImageFacts:
     """Grids of tiles; all pictures of a prompt have them."""
-    side = grid_side(config, vision)
-    pinpoints = read_pinpoints(config, processor, PINPOINTS, vision.image_size)
+    side = grid_side(source.config, source.vision)
+    pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
     rule = AnyRes(pinpoints=pinpoints, rows=side, columns=side)
-    return read_grids(processor, vision, token, ("LlavaNextImageProcessor",), rule)
+    return read_grids(source.processor, source.vision, source.token, ("LlavaNextImageProcessor",), rule)
 
 
 def grid_side(config: Fields, vision: VisionConfig) -> int:

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from vlkv.errors import CheckpointError
 from vlkv.storage.image_facts import AnyRes, ImageFacts
-from vlkv_export.checkpoint.facts import VisionConfig
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.checkpoint.processor import ImageToken, read_grids, read_pinpoints
+from vlkv_export.checkpoint.processor import read_grids, read_pinpoints
 from vlkv_export.models.families import llava_next
-from vlkv_export.models.spec import Selection
+from vlkv_export.models.spec import ImageSource, Selection
 
 SIDES = range(384, 2305, 384)
 PINPOINTS = tuple((height, width) for height in SIDES for width in SIDES)
@@ -26,13 +25,14 @@ VISION_WHERE_ABSENT: dict[str, object] = {
 }
 
 
-def read_image(config: Fields, processor: Fields, vision: VisionConfig, token: ImageToken) -> ImageFacts:
+def read_image(source: ImageSource) -> ImageFacts:
     """Grids of tiles for a picture that is alone; each of several is one tile."""
-    side = llava_next.grid_side(config, vision)
-    pinpoints = read_pinpoints(config, processor, PINPOINTS, vision.image_size)
-    tiles = read_most_tiles(config)
+    side = llava_next.grid_side(source.config, source.vision)
+    pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
+    tiles = read_most_tiles(source.config)
     rule = AnyRes(pinpoints=pinpoints, rows=side, columns=side, shrink_to=tiles, several="whole")
-    return read_grids(processor, vision, token, ("LlavaOnevisionImageProcessor",), rule)
+    known = ("LlavaOnevisionImageProcessor",)
+    return read_grids(source.processor, source.vision, source.token, known, rule)
 
 
 def read_most_tiles(config: Fields) -> int:

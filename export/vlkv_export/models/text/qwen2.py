@@ -12,12 +12,15 @@ from vlkv_export.models.text.decoder import Defaults, read_decoder, tensors, une
 
 def read(config: Fields, text: Fields) -> TextConfig:
     """Read `text_config` with the defaults of `Qwen2Config`."""
-    if text.boolean("use_sliding_window", False):
-        raise CheckpointError(
-            f"{text.where}: use_sliding_window true is not supported for qwen2; set it to false"
-        )
+    refuse_window(text)
     defaults = Defaults("qwen2", 22016, 32768, 32, None, vocab=151936)
     return read_decoder(config, text, defaults, frozenset("qkv"))
+
+
+def refuse_window(text: Fields) -> None:
+    """Raise `CheckpointError` where some layers have a sliding window."""
+    if text.boolean("use_sliding_window", False):
+        raise CheckpointError(f"{text.where}: use_sliding_window true is not supported; set it to false")
 
 
 MODEL = TextModel(read, tensors, unexpected_biases, build_decoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -16,7 +17,6 @@ from vlkv_export.checkpoint.settings import (
     MAX_LAYERS,
     read_activation,
     read_feature_layers,
-    read_select,
 )
 from vlkv_export.graph.activation import activate
 from vlkv_export.graph.builder import Builder
@@ -32,6 +32,17 @@ class Defaults:
     activation: str
     eps: float
     prefix: int
+
+
+def read_select(config: Fields, selection: Selection) -> Literal["default", "full"]:
+    """Return `vision_feature_select_strategy`. Raises `CheckpointError`."""
+    name = "vision_feature_select_strategy"
+    value = selection.strategy if selection.fixed_strategy else config.string(name, selection.strategy)
+    if value == "default":
+        return "default"
+    if value == "full":
+        return "full"
+    raise config.fail(name, '"default" or "full"')
 
 
 def read_encoder(config: Fields, vision: Fields, selection: Selection, defaults: Defaults) -> VisionConfig:
@@ -61,7 +72,7 @@ def read_encoder(config: Fields, vision: Fields, selection: Selection, defaults:
         activation=read_activation(vision, "hidden_act", defaults.activation),
         eps=vision.number("layer_norm_eps", defaults.eps, high=1.0),
         feature_layers=read_feature_layers(config, layers, selection.layer),
-        select=read_select(config, selection.strategy),
+        select=read_select(config, selection),
         prefix=defaults.prefix,
     )
 

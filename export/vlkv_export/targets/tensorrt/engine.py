@@ -125,7 +125,7 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> 
         "operators": target.operators,
         "cache_dtype": target.dtype,
         "device": target.device,
-        "embedding": embedding(table),
+        "embedding": embedding(table, manifest.embedding.scale),
     }
 
 
