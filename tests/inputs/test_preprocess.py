@@ -12,7 +12,7 @@ from vlkv.errors import ImageError
 from vlkv.inputs.image import open_image
 from vlkv.inputs.layouts import lay_out
 from vlkv.inputs.preprocess import pixel_values
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from test_tokenizer import tokenizer
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout, lay_out
 from vlkv.inputs.prompt import build_prompt
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
 
 
 def layouts(count: int) -> tuple[Layout, ...]:

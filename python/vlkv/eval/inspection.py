@@ -17,7 +17,7 @@ from vlkv.generation.result import Result
 from vlkv.inputs.image import open_image
 from vlkv.inputs.preprocess import grid_canvas, tiles
 from vlkv.inputs.prompt import Prompt
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
 
 Shares = NDArray[np.float64]
 

@@ -91,13 +91,13 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
             progress(done)
 
 
-def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image] | abc.Sequence[Float32]) -> Float32:
+def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
     """Embeddings `[S, hidden]` of the prompt, image features in the places of image tokens."""
     return finish(_embedding(model, prompt, images, Seconds()))
 
 
 def _embedding(
-    model: Model, prompt: Prompt, images: abc.Sequence[Image] | abc.Sequence[Float32], spent: Seconds
+    model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
 ) -> Parts[Float32]:
     """The same, a tile a part."""
     start = perf_counter()

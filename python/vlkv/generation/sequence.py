@@ -55,7 +55,7 @@ class Sequence:
     """
 
     prompt: Prompt
-    images: abc.Sequence[Image] | abc.Sequence[Float32]
+    images: abc.Sequence[Image | Float32]
     policy: Policy
     budget: float
     max_new_tokens: int
