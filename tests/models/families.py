@@ -130,6 +130,13 @@ FAMILIES = {
     "next-llama": Family(
         "LlavaNextForConditionalGeneration", CLIP, {"model_type": "llama"}, _next, NEXT, "bfloat16"
     ),
+    "next-video": Family(
+        "LlavaNextVideoForConditionalGeneration",
+        CLIP,
+        {"model_type": "llama", "head_dim": 20},
+        _next,
+        NEXT | {"video_token_index": 63},
+    ),
     "next-siglip-qwen2": Family(
         "LlavaNextForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _next, NEXT | FULL
     ),

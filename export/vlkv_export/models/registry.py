@@ -7,7 +7,7 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Checkpoint
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.models.families import llava, llava_next, llava_onevision, vipllava
+from vlkv_export.models.families import llava, llava_next, llava_next_video, llava_onevision, vipllava
 from vlkv_export.models.spec import Family, TextModel, Tower
 from vlkv_export.models.text import gemma, llama, mistral, qwen2, qwen3
 from vlkv_export.models.towers import clip, pixtral, siglip
@@ -27,6 +27,7 @@ TEXT_MODELS: dict[str, TextModel] = {
 FAMILIES: dict[str, Family] = {
     "LlavaForConditionalGeneration": llava.FAMILY,
     "LlavaNextForConditionalGeneration": llava_next.FAMILY,
+    "LlavaNextVideoForConditionalGeneration": llava_next_video.FAMILY,
     "LlavaOnevisionForConditionalGeneration": llava_onevision.FAMILY,
     "VipLlavaForConditionalGeneration": vipllava.FAMILY,
 }

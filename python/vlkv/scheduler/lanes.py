@@ -29,7 +29,7 @@ class LaneCache:
 
     def __init__(self, text: TextFacts, lanes: int, capacity: Sequence[int]) -> None:
         shapes = [(lanes, text.kv_heads, tokens, text.head_dim) for tokens in capacity]
-        self._keys, self._values = ([np.empty(shape, np.float32) for shape in shapes] for _ in range(2))
+        self._keys, self._values = ([np.zeros(shape, np.float32) for shape in shapes] for _ in range(2))
         self.length: NDArray[np.int64] = np.zeros((len(capacity), lanes), np.int64)
 
     @property

@@ -116,7 +116,7 @@ def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
         patch = config.patch_size
         kernel = b.weight("vision.patch_conv.weight")
         grid = b.op.Conv(b.op.Cast(pixels, to=b.dtype), kernel, strides=[patch, patch])
-        tables = _rotary_tables(b, grid, config)
+        tables = _rotary_tables(b, pixels, config)
         x = b.op.Transpose(b.op.Reshape(grid, [0, config.hidden, -1]), perm=[0, 2, 1])
         x = _norm(b, x, "vision.ln_pre")
     states = {0: x}
@@ -126,12 +126,16 @@ def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
     return select(b, [states[index] for index in config.feature_layers], config)
 
 
-def _rotary_tables(b: Builder, grid: ir.Value, config: VisionConfig) -> tuple[ir.Value, ir.Value]:
-    """Cos and sin `[N,P,D/2]`: the even frequencies turn with a patch's row, the odd ones with its column."""
+def _rotary_tables(b: Builder, pixels: ir.Value, config: VisionConfig) -> tuple[ir.Value, ir.Value]:
+    """Cos and sin `[N,P,D/2]`: the even frequencies turn with a patch's row, the odd ones with its column.
+
+    They are made of the pictures' shape alone, so that a graph of 16 bits can make them in 32.
+    """
     dim = config.hidden // config.heads
     exponent = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)
     frequency = np.float32(1) / np.power(np.float32(config.rope_theta), exponent)
-    size = [b.op.Squeeze(b.op.Shape(grid, start=axis, end=axis + 1), [0]) for axis in (2, 3)]
+    sides = (b.op.Squeeze(b.op.Shape(pixels, start=axis, end=axis + 1), [0]) for axis in (2, 3))
+    size = [b.op.Div(side, config.patch_size) for side in sides]
     whole = b.op.Concat(*(b.op.Unsqueeze(side, [0]) for side in size), [dim // 4], axis=0)
     angles = []
     for axis, side in enumerate(size):
@@ -140,7 +144,7 @@ def _rotary_tables(b: Builder, grid: ir.Value, config: VisionConfig) -> tuple[ir
         angle = b.op.Mul(b.op.Unsqueeze(place, [-1]), turns)
         angles.append(b.op.Expand(b.op.Unsqueeze(angle, [1 - axis]), whole))
     angle = b.op.Reshape(b.op.Concat(*angles, axis=-1), [1, -1, dim // 2])
-    pictures = b.op.Shape(grid, start=0, end=1)
+    pictures = b.op.Shape(pixels, start=0, end=1)
     cos, sin = (
         b.op.Expand(table, b.op.Concat(pictures, [1, 1], axis=0))
         for table in (b.op.Cos(angle), b.op.Sin(angle))
