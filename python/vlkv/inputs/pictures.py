@@ -49,13 +49,14 @@ def read_pictures(
                 f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
                 f"the limit is {limits.request / 1e6:.6g}"
             )
-    found = []
-    for number, (source, layout) in enumerate(zip(sources, layouts, strict=True)):
-        name = f"picture {number + 1} of {len(sources)}"
-        image = open_image(source, limit=limits.picture, least=least[number])
+
+    def read(number: int) -> Float32:
+        name, layout = f"picture {number + 1} of {len(sources)}", layouts[number]
+        image = open_image(sources[number], limit=limits.picture, least=least[number])
         _check_shape(image.size, layout, facts, name)
-        found.append(pixel_values(image, layout, facts, name))
-    return found
+        return pixel_values(image, layout, facts, name)
+
+    return [read(number) for number in range(len(sources))]
 
 
 def _check_shape(size: tuple[int, int], layout: Layout, facts: ImageFacts, name: str) -> None:
