@@ -37,6 +37,7 @@ EXPORT_SEES_OF_RUNTIME = {
     "vlkv.ops.constants",
     "vlkv.storage.files",
     "vlkv.storage.manifest",
+    "vlkv.storage.image_facts",
     "vlkv.storage.directories",
     "vlkv.cli.console",
 }

@@ -62,7 +62,7 @@ def test_budgets():
 
 def test_an_engine_that_cannot_is_told_before_anything_runs(engine_of):
     manifest = engine_of("llama").manifest
-    least = manifest.image.tokens_per_image + QUESTION + 1
+    least = manifest.image.tile_features + QUESTION + 1
     most = manifest.text.max_positions - 8
     Settings((least, most), (1,), (Budget(1.0),), (3, 8)).check(manifest)
     for length, said in ((least - 1, f"at least {least}"), (most + 1, f"up to {most} do")):
@@ -81,7 +81,7 @@ def test_prompts_have_their_length_and_one_picture(engine_of):
         assert len(ids) == length
         places = np.flatnonzero(ids == image.token_id)
         assert places.tolist() == asked.prompt.image_positions.tolist()
-        assert len(places) == image.tokens_per_image
+        assert len(places) == image.tile_features
         assert length - 1 - places[-1] == QUESTION == length - 1 - asked.prompt.last_image
         assert not set(ids[1:].tolist()) & {*manifest.tokens.eos, manifest.tokens.bos, manifest.tokens.pad}
     again = make_prompts(manifest, length, 3, 1)

@@ -239,7 +239,7 @@ def test_run_another_format_version(refused, engine):
     edit(engine / "manifest.json", format_version=7)
     line = ask(refused, engine)
     assert "format version 7" in line
-    assert "reads version 1" in line
+    assert "reads 1 and 2" in line
 
 
 @pytest.mark.parametrize("file", ["decoder.onnx", "vision.onnx", "tokenizer.json", "model.safetensors"])

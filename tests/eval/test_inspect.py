@@ -17,9 +17,10 @@ from PIL import Image
 from vlkv import POLICIES, Question
 from vlkv.eval import forms
 from vlkv.eval.inspect_files import write
-from vlkv.eval.inspection import inspect, patch_grid
+from vlkv.eval.inspection import inspect
 from vlkv.eval.page import page, page_data
 from vlkv.eval.settings import Setting
+from vlkv.inputs.layouts import lay_out
 
 FORM = forms.held_out_form(900_000)
 PROMPT = forms.one_question(FORM)[0]
@@ -49,8 +50,9 @@ def test_data_is_that_of_the_result(reader, found):
     assert data["counts"] == result.kept_tokens and data["sparsity"] == result.sparsity
     assert data["small"]["text"] == result.text
     assert data["full"]["kept"] == 4 * result.prompt_tokens
-    assert (data["rows"], data["columns"]) == (24, 24)
-    assert data["patches"] == [list(range(1, 577))]
+    (pane,) = data["panes"]
+    assert (pane["rows"], pane["columns"]) == (24, 24)
+    assert pane["patches"] == list(range(1, 577))
     words = [word for word in data["words"] if word is not None]
     assert "".join(words) == f"<s>{PROMPT}\nA:" and data["words"][1] is None
 
@@ -62,10 +64,11 @@ def test_data_is_that_of_the_result(reader, found):
 def test_patch_grid(reader, tokens, height, width, grid):
     import msgspec
 
-    facts = msgspec.structs.replace(
-        reader.manifest.image, tokens_per_image=tokens, height=height, width=width
-    )
-    assert patch_grid(facts) == grid
+    facts = msgspec.structs.replace(reader.manifest.image, tile_features=tokens, height=height, width=width)
+    (layout,) = lay_out([(height, width)], facts)
+    (view,) = layout.views
+    assert (*view.tokens.shape, view.tokens[0, 0]) == grid
+    assert len(layout.token_ids) == tokens
 
 
 def test_pictures(found, tmp_path):
@@ -76,7 +79,7 @@ def test_pictures(found, tmp_path):
         sheet.load()
         pixels = np.asarray(sheet).astype(int)
     assert pixels.shape[1] > 4 * 336
-    share = found.share(1)[found.patches[0]].reshape(24, 24)
+    share = found.share(1)[found.panes[0].patches]
     top, left = 16 + 30, 16 + 336 + 16
     panel = pixels[top : top + 336, left : left + 336].reshape(24, 14, 24, 14, 3)
     corner = panel[:, 0, :, 0]
@@ -189,9 +192,10 @@ def test_page_in_a_browser(browser, found, tmp_path, width, theme):
     script(walk, 2)
     assert f"Layer 2 keeps {found.small.kept_tokens[2] / found.small.prompt_tokens:.1%}" in text("now")
     kept = found.kept[2].mean(axis=0)
-    patch = int(np.argmax(kept[found.patches[0]] * 1000 + found.scores[2].sum(axis=0)[found.patches[0]]))
+    patches = found.panes[0].patches.reshape(-1)
+    patch = int(np.argmax(kept[patches] * 1000 + found.scores[2].sum(axis=0)[patches]))
     point(window, patch)
-    token = int(found.patches[0][patch])
+    token = int(patches[patch])
     assert f"token {token}" in text("probe")
     score = float(re.search(r"Score (\S+)", text("probe")).group(1))
     assert score == pytest.approx(found.scores[2, :, token].sum(), rel=1e-2)

@@ -71,7 +71,7 @@ def test_progress_of_the_prompt(engine, pictures):
 def test_result_tells_what_was_done(engine, pictures):
     result = engine.generate(PROMPT, pictures, budget=0.25, max_new_tokens=5)
     text, image = engine.manifest.text, engine.manifest.image
-    assert result.image_tokens == 2 * image.tokens_per_image
+    assert result.image_tokens == 2 * image.tile_features
     assert result.prompt_tokens == len(engine.prompt(Question(PROMPT, pictures)).token_ids)
     assert (result.policy, result.budget) == (DEFAULT_POLICY, 0.25)
     assert len(result.kept_tokens) == len(result.sparsity) == text.layers
@@ -266,7 +266,7 @@ def test_placeholders_say_where_pictures_go(engine, pictures):
     middle = engine.prompt(Question("what <image> is", pictures[:1])).token_ids.tolist()
     first = engine.prompt(Question("what is", pictures[:1])).token_ids.tolist()
     token = engine.manifest.image.token_id
-    assert middle.count(token) == first.count(token) == engine.manifest.image.tokens_per_image
+    assert middle.count(token) == first.count(token) == engine.manifest.image.tile_features
     assert middle.index(token) > first.index(token)
 
 

@@ -12,8 +12,9 @@ from vlkv import Question
 from vlkv.errors import ImageError
 from vlkv.inputs import pictures
 from vlkv.inputs.image import open_image
-from vlkv.inputs.pictures import Limits, read_pictures
-from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.pictures import Limits
+from vlkv.inputs.preprocess import pixel_values
 
 
 @pytest.fixture
@@ -27,12 +28,19 @@ def png(width, height):
     return stream.getvalue()
 
 
+def read_pictures(sources, facts, limits):
+    """What is read of pictures of one tile each."""
+    return pictures.read_pictures(sources, lay_out([(1, 1)] * len(sources), facts), facts, limits)
+
+
 def test_the_pixels_are_those_of_all_at_once(facts, rng):
     images = [
         Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((40, 50), (9, 8), (33, 1))
     ]
-    np.testing.assert_array_equal(read_pictures(images, facts, Limits()), preprocess(images, facts))
-    assert read_pictures([], facts, Limits()).shape == (0, 3, facts.height, facts.width)
+    (layout,) = lay_out([(1, 1)], facts)
+    for mine, image in zip(read_pictures(images, facts, Limits()), images, strict=True):
+        np.testing.assert_array_equal(mine, pixel_values(image, layout, facts))
+    assert read_pictures([], facts, Limits()) == []
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_each_is_made_small_before_the_next_is_decoded(facts, monkeypatch):
 def test_a_large_jpeg_counts_as_what_is_decoded(facts):
     stream = io.BytesIO()
     Image.new("RGB", (6000, 4000)).save(stream, "JPEG")
-    assert read_pictures([stream.getvalue()], facts, Limits(picture=500_000)).shape[0] == 1
+    assert read_pictures([stream.getvalue()], facts, Limits(picture=500_000))[0].shape[0] == 1
 
 
 def test_a_server_takes_less_than_the_command_line(engine_of):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from vlkv.errors import ImageError
 from vlkv.inputs.image import open_image
-from vlkv.inputs.preprocess import preprocess
-from vlkv.storage.manifest import ImageFacts
+from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.preprocess import pixel_values
+from vlkv.storage.image_facts import ImageFacts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
 CLIP = ImageFacts(
     token_id=1,
     token="<image>",
-    tokens_per_image=576,
+    tile_features=576,
     height=336,
     width=336,
     resize="shortest_edge",
@@ -51,6 +52,14 @@ SIZES = [
 
 def facts(**changes: Any) -> ImageFacts:
     return msgspec.structs.replace(CLIP, **changes)
+
+
+def preprocess(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
+    """All pictures' pixel values, one tile each."""
+    layouts = lay_out([image.size for image in images], our)
+    names = (f"picture {number} of {len(images)}" for number in range(1, len(images) + 1))
+    made = [pixel_values(*given[:2], our, given[2]) for given in zip(images, layouts, names, strict=True)]
+    return np.concatenate(made)
 
 
 def reference(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
@@ -139,7 +148,7 @@ def test_opened_picture_equals_the_processor_given_the_same_image(mode: str) -> 
 
 
 def test_no_pictures() -> None:
-    assert preprocess([], CLIP).shape == (0, 3, 336, 336)
+    assert lay_out([], CLIP) == ()
 
 
 def test_a_size_that_the_graph_does_not_take_is_named() -> None:

@@ -5,13 +5,20 @@ import pytest
 from test_tokenizer import tokenizer
 
 from vlkv.errors import PromptError
+from vlkv.inputs.layouts import Layout, lay_out
 from vlkv.inputs.prompt import build_prompt
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
+
+
+def layouts(count: int) -> tuple[Layout, ...]:
+    """Layouts of so many pictures."""
+    return lay_out([(9, 9)] * count, FACTS)
+
 
 FACTS = ImageFacts(
     token_id=4,
     token="<image>",
-    tokens_per_image=4,
+    tile_features=4,
     height=28,
     width=28,
     resize="shortest_edge",
@@ -49,7 +56,7 @@ PRINTS = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 
 
 def build(text: str, images: int = 0, **options: object) -> str:
-    return build_prompt(text, images, tokenizer("byte-level"), FACTS, **options).text  # type: ignore[arg-type]
+    return build_prompt(text, layouts(images), tokenizer("byte-level"), FACTS, **options).text  # type: ignore[arg-type]
 
 
 def refusal(text: str, images: int = 0, **options: object) -> str:
@@ -81,7 +88,7 @@ def test_longer_than_the_positions(limit: int) -> None:
         assert build(text, 2, max_positions=9) == text
         return
     said = refusal(text, 2, max_positions=8)
-    assert said == "prompt has 9 tokens, 8 of them pictures; the model has 8 positions"
+    assert said == "prompt has 9 tokens, 8 (4 + 4) of them pictures; the model has 8 positions"
 
 
 def test_a_megabyte_is_too_long_and_no_crash() -> None:
@@ -128,4 +135,4 @@ def test_a_template_that_only_takes_strings_gets_strings() -> None:
 def test_a_token_that_the_tokenizer_does_not_know() -> None:
     other = msgspec.structs.replace(FACTS, token="<picture>")
     with pytest.raises(PromptError, match=r"makes 0 image tokens \(id 4, <picture>\)"):
-        build_prompt("hi", 1, tokenizer("byte-level"), other)
+        build_prompt("hi", layouts(1), tokenizer("byte-level"), other)

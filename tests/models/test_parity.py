@@ -8,7 +8,7 @@ import pytest
 from models import tiny
 from vlkv import Question
 from vlkv.inputs.image import open_image
-from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.preprocess import pixel_values
 
 OPERATORS = ("native", "functions")
 PROMPT = "what is the total of form w0 w1"
@@ -27,10 +27,11 @@ def test_ids_and_pixels_equal_the_processors(name, images, engine_of, reference_
     prompt = engine.prompt(Question(PROMPT, given))
     assert prompt.token_ids.tolist() == theirs["input_ids"][0].tolist()
     facts = engine.manifest.image
-    assert len(prompt.image_positions) == images * facts.tokens_per_image
+    assert len(prompt.image_positions) == images * facts.tile_features
     assert (prompt.token_ids[prompt.image_positions] == facts.token_id).all()
     if images:
-        mine = preprocess([open_image(path) for path in given], facts)
+        shown = zip(given, prompt.pictures, strict=True)
+        mine = np.concatenate([pixel_values(open_image(path), layout, facts) for path, layout in shown])
         pixels = theirs["pixel_values"].numpy()
         # one step of an 8-bit level, after rescaling and normalising
         step = facts.rescale / min(facts.std)

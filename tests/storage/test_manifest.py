@@ -15,7 +15,7 @@ from vlkv.storage import manifest as m
 def good() -> dict[str, Any]:
     table = bytes(10 * 8 * 4 + 16)
     return {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "engine",
         "backend": "onnxruntime",
         "operators": "native",
@@ -34,7 +34,7 @@ def good() -> dict[str, Any]:
         "image": {
             "token_id": 3,
             "token": "<image>",
-            "tokens_per_image": 4,
+            "tile_features": 4,
             "height": 28,
             "width": 28,
             "resize": "shortest_edge",
@@ -47,9 +47,16 @@ def good() -> dict[str, Any]:
             "normalize": True,
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
+            "rule": {"type": "fixed"},
         },
         "tokens": {"bos": 1, "eos": [2], "pad": None},
-        "embedding": {"file": "table.safetensors", "offset": 16, "dtype": "float32", "shape": [10, 8]},
+        "embedding": {
+            "file": "table.safetensors",
+            "offset": 16,
+            "dtype": "float32",
+            "shape": [10, 8],
+            "scale": 1.0,
+        },
         "chat_template": "{{ messages }}",
         "versions": {"vlkv": "0.1.0"},
         "files": {
@@ -108,12 +115,20 @@ def test_a_device_goes_with_tensorrt_alone(tmp_path: Path) -> None:
     assert "device.capacity" in error_of(place(tmp_path, good() | zero))
 
 
-@pytest.mark.parametrize("version", [0, 2, 10**30])
+def test_version_1_is_read(tmp_path: Path) -> None:
+    old = good() | {"format_version": 1}
+    old["image"] = {k: v for k, v in old["image"].items() if k not in ("rule", "tile_features")}
+    read = m.read(place(tmp_path, old | {"image": old["image"] | {"tokens_per_image": 4}}))
+    assert read == m.read(place(tmp_path / "new", good()))
+    assert "tile_features" in error_of(place(tmp_path, old))
+
+
+@pytest.mark.parametrize("version", [0, 3, 10**30])
 def test_another_version_is_told_first(tmp_path: Path, version: int) -> None:
     future = {"format_version": version, "kind": 7, "new": 1, "versions": {"vlkv": "9.9"}}
     text = error_of(place(tmp_path, future))
     if version < 10**20:
-        assert f"format version {version}, and this vlkv reads version 1" in text
+        assert f"format version {version}, and this vlkv reads 1 and 2" in text
         assert "9.9" in text
         assert "anew" in text
 

@@ -127,12 +127,13 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
     from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
     from vlkv_export.targets.tensorrt.shapes import profiles
 
+    image = read(graphs_of("llama")).image
     device = DeviceFacts(compute_capabilities=("8.9",), capacity=4096, batch=1, chunk=8, cache="dynamic")
 
     def graph(model, name):
         ir.save(model, tmp_path / f"{name}.onnx")
         paths = {"onnx": str(tmp_path / f"{name}.onnx"), "engine": str(tmp_path / f"{name}.engine")}
-        return {"name": name, "profiles": profiles("compress", model, device), **paths}
+        return {"name": name, "profiles": profiles("compress", model, device, image), **paths}
 
     sorting = compress_model(kv_heads=2, head_dim=16)
     fix_flag(sorting, "merge", False)

@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vlkv.storage.manifest import ImageFacts, TokenFacts
+from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.manifest import TokenFacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
@@ -31,11 +32,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A tower for square pictures; `architecture` is its name in the registry.
+    """A tower; `architecture` is its name in the registry. `image_size` 0 takes pictures of any size.
 
     `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
     the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
-    `select` "default" drops the class token from the features, "full" keeps it.
+    `prefix` tokens come before those of the patches (a class token). `select` "default" drops the first token, which
+    is the class token where there is one; "full" keeps all.
     """
 
     architecture: str
@@ -50,6 +52,8 @@ class VisionConfig:
     eps: float
     feature_layers: tuple[int, ...]
     select: Literal["default", "full"]
+    prefix: int = 1
+    rope_theta: float = 0.0
 
     @property
     def patches(self) -> int:
@@ -58,8 +62,8 @@ class VisionConfig:
 
     @property
     def tokens(self) -> int:
-        """Image tokens of one picture (P)."""
-        return self.patches + (1 if self.select == "full" else 0)
+        """Tokens of one tile (P)."""
+        return self.patches + self.prefix - (1 if self.select == "default" else 0)
 
     @property
     def used_layers(self) -> int:
@@ -69,10 +73,11 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Projector:
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them, and a layer norm before them where `norm_eps` is given."""
 
     activation: Activation
     bias: bool
+    norm_eps: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,8 @@ class Rope:
 class TextConfig:
     """A decoder of Llama's kind; `architecture` is its name in the registry.
 
+    `norm_offset` is added to the weights of norms, `embed_scale` multiplies token embeddings, `head_norms` tells of
+    norms of each head's queries and keys.
     `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
     token is seen, as without it. `biases` names the projections that have one,
     of q, k, v, o, gate, up and down.
@@ -107,6 +114,9 @@ class TextConfig:
     tied: bool
     biases: frozenset[str]
     sliding_window: int | None
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    head_norms: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,62 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vlkv.errors import CheckpointError
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import AnyRes, ImageFacts
 from vlkv_export.checkpoint.facts import VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
 
-TYPES = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor")
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BILINEAR, BICUBIC = 2, 3
-DEFAULT_EDGE = 224
 
 Resize = Literal["none", "shortest_edge", "exact"]
+Json = Any
 
 
-def read_processor(folder: Path) -> Fields:
+@dataclass(frozen=True)
+class Defaults:
+    """What a class of image processors assumes for fields that its file lacks."""
+
+    mean: list[float] = field(default_factory=lambda: CLIP_MEAN)
+    std: list[float] = field(default_factory=lambda: CLIP_STD)
+    size: Json = 224
+    crop: bool = True
+    crop_size: Json = 224
+
+
+CLIP = Defaults()
+HALF = [0.5, 0.5, 0.5]
+KINDS = {
+    "CLIPImageProcessor": CLIP,
+    "LlavaImageProcessor": CLIP,
+    "CLIPFeatureExtractor": CLIP,
+    "SiglipImageProcessor": Defaults(HALF, HALF, {"height": 224, "width": 224}, False),
+    "LlavaNextImageProcessor": CLIP,
+    "LlavaOnevisionImageProcessor": Defaults(size={"height": 384, "width": 384}, crop=False),
+    "PixtralImageProcessor": Defaults(size={"longest_edge": 1024}, crop=False),
+}
+"""Known classes of image processors; `Fast` and `Pil` behind a name change nothing."""
+ONE_TILE = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor")
+
+Pinpoints = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ImageToken:
+    """The token that stands for a picture: its id and its text."""
+
+    id: int
+    text: str
+
+
+def read_processor(folder: Path) -> tuple[Fields, Fields]:
     """Read the image processor's fields: nested in `processor_config.json`, else `preprocessor_config.json`.
 
-    Raises `CheckpointError` when neither is there.
+    Returns them, and those of `processor_config.json`. Raises `CheckpointError` when neither is there.
     """
     combined, single = folder / "processor_config.json", folder / "preprocessor_config.json"
+    fields = Fields({}, str(combined))
     if combined.exists():
         fields = Fields(read_object(combined), str(combined))
         if "image_processor" in fields:
-            return fields.child("image_processor")
+            return fields.child("image_processor"), fields
     if single.exists():
-        return Fields(read_object(single), str(single))
+        return Fields(read_object(single), str(single)), fields
     raise CheckpointError(f"{folder} has neither {single.name} nor an image_processor in {combined.name}")
 
 
-def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: str) -> ImageFacts:
-    """Say what the runtime does to a picture, and how many tokens one picture is.
+def read_image(
+    processor: Fields, vision: VisionConfig, token: ImageToken, known: Collection[str] = ONE_TILE
+) -> ImageFacts:
+    """Say what the runtime does to a picture that is one tile, and how many tokens that is.
 
     The number of tokens follows from the tower alone: the square of whole patches, and the class token
     where the select strategy keeps it. A list of feature layers widens features, it adds no tokens;
     `patch_size`, `num_additional_image_tokens` and the strategy of the processor are not consulted.
-    Raises `CheckpointError` where the processor's pictures would not fit the tower.
+    Raises `CheckpointError` where the processor's pictures would not fit the tower, or its class is not among `known`.
     """
-    _check_type(processor)
-    square = "llava" in processor.string("image_processor_type", "").lower() and processor.boolean(
-        "do_pad", False
-    )
+    defaults = defaults_of(processor, known)
+    square = "llava" in kind_of(processor).lower() and processor.boolean("do_pad", False)
     if not square and processor.boolean("do_pad", False) and "pad_size" in processor:
         raise CheckpointError(
             f"{processor.where}: pad_size {show(processor.get('pad_size'))} is not supported"
         )
     size = vision.image_size
-    crop = processor.boolean("do_center_crop", True)
+    crop = processor.boolean("do_center_crop", defaults.crop)
     if crop:
-        _check_size(processor, "crop_size", _crop_size(processor), size)
+        _check_size(processor, "crop_size", _crop_size(processor, defaults), size)
     resize: Resize = "none"
     height = width = size
     if processor.boolean("do_resize", True):
-        resize, height, width = _resize(processor)
+        resize, height, width = _resize(processor, defaults)
         if not crop:
             if resize == "shortest_edge" and square:
                 resize = "exact"
@@ -68,9 +106,9 @@ def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: st
                 )
             _check_size(processor, "size", (height, width), size)
     return ImageFacts(
-        token_id=token_id,
-        token=token,
-        tokens_per_image=vision.tokens,
+        token_id=token.id,
+        token=token.text,
+        tile_features=vision.tokens,
         height=size,
         width=size,
         resize=resize,
@@ -78,12 +116,98 @@ def read_image(processor: Fields, vision: VisionConfig, token_id: int, token: st
         resize_width=width,
         crop=crop,
         pad_to_square=square,
-        resample=processor.integer("resample", _default_resample(processor), low=0, high=5),
-        rescale=processor.number("rescale_factor", 1 / 255) if processor.boolean("do_rescale", True) else 1.0,
-        normalize=processor.boolean("do_normalize", True),
-        mean=_channels(processor, "image_mean", CLIP_MEAN, positive=False),
-        std=_channels(processor, "image_std", CLIP_STD, positive=True),
+        **read_levels(processor, defaults),
     )
+
+
+def read_grids(
+    processor: Fields, vision: VisionConfig, token: ImageToken, known: Collection[str], rule: AnyRes
+) -> ImageFacts:
+    """Say what the runtime does to a picture of several tiles. Raises `CheckpointError` where those don't fit."""
+    defaults = defaults_of(processor, known)
+    size = vision.image_size
+    if not processor.boolean("do_resize", True):
+        raise CheckpointError(
+            f"{processor.where}: do_resize false is not supported: tiles are made by resizing"
+        )
+    _, height, width = _resize(processor, defaults)
+    _check_size(processor, "size", (height, width), size)
+    if processor.boolean("do_center_crop", defaults.crop):
+        _check_size(processor, "crop_size", _crop_size(processor, defaults), size)
+    return ImageFacts(
+        token_id=token.id,
+        token=token.text,
+        tile_features=rule.rows * rule.columns + 1,
+        height=size,
+        width=size,
+        resize="exact",
+        resize_height=size,
+        resize_width=size,
+        crop=False,
+        pad_to_square=False,
+        rule=rule,
+        **read_levels(processor, defaults),
+    )
+
+
+def read_pinpoints(config: Fields, processor: Fields, default: Pinpoints, size: int) -> Pinpoints:
+    """Read `image_grid_pinpoints` (height and width each), which model and processor have to agree in.
+
+    Raises `CheckpointError`, also for those that are no multiples of the tower's `size`.
+    """
+    name = "image_grid_pinpoints"
+    found = [_pinpoints(fields, name, default) for fields in (config, processor)]
+    if found[0] != found[1]:
+        raise CheckpointError(
+            f"{processor.where}: {name} {show(found[1])} are not config.json's {show(found[0])}; they must be equal"
+        )
+    for height, width in found[0]:
+        if height % size or width % size:
+            raise CheckpointError(
+                f"{config.where}: {name} holds [{height}, {width}], no multiples of the tower's image_size {size}"
+            )
+    return found[0]
+
+
+def _pinpoints(fields: Fields, name: str, default: Pinpoints) -> Pinpoints:
+    value = fields.get(name)
+    if value is None:
+        return default
+    fit = isinstance(value, list) and 0 < len(value) <= 1024
+    for pair in value if fit else ():
+        fit = fit and isinstance(pair, list) and len(pair) == 2
+        fit = fit and all(type(side) is int and 0 < side <= 1 << 16 for side in pair)
+    if not fit:
+        raise fields.fail(name, "a list of [height, width] in pixels")
+    return tuple((height, width) for height, width in value)
+
+
+def kind_of(processor: Fields) -> str:
+    """Return the class of the image processor."""
+    name = "image_processor_type" if "image_processor_type" in processor else "feature_extractor_type"
+    return processor.string(name, next(iter(KINDS))).removesuffix("Fast").removesuffix("Pil")
+
+
+def defaults_of(processor: Fields, known: Collection[str]) -> Defaults:
+    """Return what the processor's class assumes. Raises `CheckpointError` for a class that is not among `known`."""
+    kind = kind_of(processor)
+    if kind not in known:
+        raise CheckpointError(
+            f"{processor.where}: image processor {show(kind)} is not supported; supported: {', '.join(known)}"
+        )
+    return KINDS[kind]
+
+
+def read_levels(processor: Fields, defaults: Defaults) -> dict[str, Any]:
+    """Read how pixels are resampled, rescaled and normalised: fields of `ImageFacts`."""
+    rescale = processor.number("rescale_factor", 1 / 255) if processor.boolean("do_rescale", True) else 1.0
+    return {
+        "resample": processor.integer("resample", _default_resample(processor), low=0, high=5),
+        "rescale": rescale,
+        "normalize": processor.boolean("do_normalize", True),
+        "mean": _channels(processor, "image_mean", defaults.mean, positive=False),
+        "std": _channels(processor, "image_std", defaults.std, positive=True),
+    }
 
 
 def _default_resample(processor: Fields) -> int:
@@ -91,13 +215,16 @@ def _default_resample(processor: Fields) -> int:
     return BILINEAR if "resample" in processor.values else BICUBIC
 
 
-def _check_type(processor: Fields) -> None:
-    name = "image_processor_type" if "image_processor_type" in processor else "feature_extractor_type"
-    kind = processor.string(name, TYPES[0])
-    if kind.removesuffix("Fast").removesuffix("Pil") not in TYPES:
-        raise CheckpointError(
-            f"{processor.where}: image processor {show(kind)} is not supported; supported: {', '.join(TYPES)}"
-        )
+def read_longest(processor: Fields) -> tuple[int, int]:
+    """Read height and width that a picture is scaled down to fit in: `longest_edge`, or height and width."""
+    defaults = KINDS["PixtralImageProcessor"]
+    value = processor.get("size")
+    sizes = _sizes(processor, "size", defaults.size if value is None else value)
+    if sizes.keys() == {"longest_edge"}:
+        return sizes["longest_edge"], sizes["longest_edge"]
+    if sizes.keys() == {"height", "width"}:
+        return sizes["height"], sizes["width"]
+    raise processor.fail("size", "an object of longest_edge, or of height and width")
 
 
 def _sizes(processor: Fields, name: str, value: Any) -> dict[str, int]:
@@ -109,9 +236,9 @@ def _sizes(processor: Fields, name: str, value: Any) -> dict[str, int]:
     return {key: fields.integer(key, high=1 << 14) for key in value if key in fields}
 
 
-def _crop_size(processor: Fields) -> tuple[int, int]:
+def _crop_size(processor: Fields, defaults: Defaults) -> tuple[int, int]:
     value = processor.get("crop_size")
-    value = DEFAULT_EDGE if value is None else value
+    value = defaults.crop_size if value is None else value
     if isinstance(value, int):
         value = {"height": value, "width": value}
     sizes = _sizes(processor, "crop_size", value)
@@ -120,9 +247,9 @@ def _crop_size(processor: Fields) -> tuple[int, int]:
     return sizes["height"], sizes["width"]
 
 
-def _resize(processor: Fields) -> tuple[Resize, int, int]:
+def _resize(processor: Fields, defaults: Defaults) -> tuple[Resize, int, int]:
     value = processor.get("size")
-    value = DEFAULT_EDGE if value is None else value
+    value = defaults.size if value is None else value
     if isinstance(value, int):
         value = {"shortest_edge": value}
     sizes = _sizes(processor, "size", value)

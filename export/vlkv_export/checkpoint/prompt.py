@@ -36,18 +36,31 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
     return (TOKENIZER, *(name for name in OPTIONAL if (folder / name).is_file()))
 
 
-def image_token(folder: Path, token_id: int) -> str:
-    """Find the text of the image token in the added tokens of `tokenizer.json`. Raises `CheckpointError`."""
-    path = folder / TOKENIZER
-    try:
-        tokenizer = msgspec.json.decode(read_bytes(path), type=_Tokenizer)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a tokenizer: {show(str(error))}") from None
-    for added in tokenizer.added_tokens:
-        if added.id == token_id and added.content:
-            return added.content
+class AddedTokens:
+    """The added tokens of `tokenizer.json`: texts by id. Raises `CheckpointError`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / TOKENIZER
+        try:
+            tokenizer = msgspec.json.decode(read_bytes(self.path), type=_Tokenizer)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
+        self.texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}
+
+    def id_of(self, text: str) -> int:
+        """Return the id of a token's text. Raises `CheckpointError`."""
+        for index, content in self.texts.items():
+            if content == text:
+                return index
+        raise CheckpointError(f"{self.path} has no added token {show(text)}, which pictures need")
+
+
+def image_token(added: AddedTokens, token_id: int) -> str:
+    """Find the text of the image token among the added tokens. Raises `CheckpointError`."""
+    if token_id in added.texts:
+        return added.texts[token_id]
     raise CheckpointError(
-        f"{path} has no added token of id {token_id}, config.json's image token; "
+        f"{added.path} has no added token of id {token_id}, config.json's image token; "
         "add it to the tokenizer as a special token (<image>)"
     )
 

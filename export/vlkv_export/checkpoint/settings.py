@@ -36,10 +36,11 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
     return ACTIVATIONS[value]
 
 
-def read_feature_layers(config: Fields, layers: int) -> tuple[int, ...]:
+def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -> tuple[int, ...]:
     """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
-    value = config.get("vision_feature_layer")
-    value = -2 if value is None else value
+    names = ("vision_feature_layer", "vision_feature_layers")
+    value = next((config.get(name) for name in names if name in config), None)
+    value = default if value is None else value
     given = value if isinstance(value, list) else [value]
     whole = all(isinstance(index, int) and not isinstance(index, bool) for index in given)
     if not given or not whole or not all(-layers - 1 <= index <= layers for index in given):
@@ -50,10 +51,10 @@ def read_feature_layers(config: Fields, layers: int) -> tuple[int, ...]:
     return tuple(index + layers + 1 if index < 0 else index for index in given)
 
 
-def read_image_token(config: Fields, vocab: int) -> int:
+def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:
     """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
     name = "image_token_id" if "image_token_id" in config else "image_token_index"
-    value = config.integer(name, 32000, low=0)
+    value = config.integer(name, default, low=0)
     if value >= vocab:
         raise CheckpointError(f"{config.where}: {name} {value} is outside the vocabulary of {vocab}")
     return value

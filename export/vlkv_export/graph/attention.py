@@ -79,6 +79,9 @@ def attend(
     name = f"text.layers.{layer}.self_attn"
     heads, kv_heads, dim = text.query_heads, text.kv_heads, text.head_dim
     query, key, value = (b.linear(x, f"{name}.{part}_proj") for part in "qkv")
+    if text.head_norms:
+        query = _head_norm(b, query, f"{name}.q_norm", heads, text)
+        key = _head_norm(b, key, f"{name}.k_norm", kv_heads, text)
     query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
     key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
     keys = b.op.TensorScatter(caches[0], _split(b, key, kv_heads, dim), length)
@@ -96,6 +99,13 @@ def attend(
     position = b.op.Where(call.row_padding, -1, position)
     score, sparsity = b.vlkv.Score(observed, keys, position, scale=scale, threshold=THRESHOLD, _outputs=2)
     return b.linear(y, f"{name}.o_proj"), keys, values, score, sparsity
+
+
+def _head_norm(b: Builder, x: ir.Value, name: str, heads: int, text: TextConfig) -> ir.Value:
+    """Each head's `[B,S,heads*D]` normed by itself."""
+    x = b.op.Reshape(x, [0, 0, heads, text.head_dim])
+    x = b.op.RMSNormalization(x, b.weight(f"{name}.weight"), epsilon=text.eps)
+    return b.op.Reshape(x, [0, 0, heads * text.head_dim])
 
 
 def _split(b: Builder, x: ir.Value, heads: int, dim: int) -> ir.Value:

@@ -52,7 +52,10 @@ def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
 
 
 def _norm(b: Builder, x: ir.Value, name: str, text: TextConfig) -> ir.Value:
-    return b.op.RMSNormalization(x, b.weight(f"{name}.weight"), epsilon=text.eps)
+    weight = b.weight(f"{name}.weight")
+    if text.norm_offset:
+        weight = b.op.Add(weight, text.norm_offset)
+    return b.op.RMSNormalization(x, weight, epsilon=text.eps)
 
 
 def _mlp(b: Builder, x: ir.Value, name: str, text: TextConfig) -> ir.Value:

@@ -11,7 +11,7 @@ from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, Visi
 from vlkv_export.checkpoint.fields import Fields, read_object, show
 from vlkv_export.checkpoint.settings import read_image_token
 from vlkv_export.models import registry
-from vlkv_export.models.spec import Shapes
+from vlkv_export.models.spec import ImageSource, Shapes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def read_parts(config: Fields) -> Parts:
     _refuse_quantised(config)
     vision = config.child("vision_config", family.vision_where_absent)
     tower = registry.TOWERS[registry.find_tower(vision, family.tower)]
-    vision_config, projector = tower.read(config, vision), family.read(config)
+    vision_config, projector = tower.read(config, vision, family.selection), family.read(config)
     text = config.child("text_config")
     text_model = registry.TEXT_MODELS[registry.find_text_model(text, family.text)]
     return Parts(name, vision_config, projector, text_model.read(config, text))
@@ -62,14 +62,17 @@ def _read(folder: Path) -> Checkpoint:
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
     vision, projector, text = parts.vision, parts.projector, parts.text
-    token_id = read_image_token(config, text.vocab)
+    family = registry.FAMILIES[parts.family]
+    token_id = read_image_token(config, text.vocab, family.image_token_id)
     files = prompt.tokenizer_files(folder)
-    image = processor.read_image(
-        processor.read_processor(folder), vision, token_id, prompt.image_token(folder, token_id)
-    )
+    added = prompt.AddedTokens(folder)
+    token = processor.ImageToken(token_id, prompt.image_token(added, token_id))
+    single, combined = processor.read_processor(folder)
+    read_image = registry.TOWERS[vision.architecture].read_image or family.read_image
+    image = read_image(ImageSource(config, single, combined, vision, token, added))
     tokens = prompt.read_tokens(folder, config, text.vocab)
     template = prompt.read_chat_template(folder)
-    found = weights.find(folder, registry.FAMILIES[parts.family].prefixes)
+    found = weights.find(folder, family.prefixes)
     for name in registry.TEXT_MODELS[text.architecture].unexpected(text):
         if name in found:
             raise CheckpointError(

@@ -7,14 +7,30 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Checkpoint
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.models.families import llava
+from vlkv_export.models.families import llava, llava_next, llava_next_video, llava_onevision, vipllava
 from vlkv_export.models.spec import Family, TextModel, Tower
-from vlkv_export.models.text import llama, mistral
-from vlkv_export.models.towers import clip
+from vlkv_export.models.text import gemma, llama, mistral, qwen2, qwen3
+from vlkv_export.models.towers import clip, pixtral, siglip
 
-TOWERS: dict[str, Tower] = {"clip_vision_model": clip.TOWER}
-TEXT_MODELS: dict[str, TextModel] = {"llama": llama.MODEL, "mistral": mistral.MODEL}
-FAMILIES: dict[str, Family] = {"LlavaForConditionalGeneration": llava.FAMILY}
+TOWERS: dict[str, Tower] = {
+    "clip_vision_model": clip.TOWER,
+    "siglip_vision_model": siglip.TOWER,
+    "pixtral": pixtral.TOWER,
+}
+TEXT_MODELS: dict[str, TextModel] = {
+    "llama": llama.MODEL,
+    "mistral": mistral.MODEL,
+    "qwen2": qwen2.MODEL,
+    "qwen3": qwen3.MODEL,
+    "gemma": gemma.MODEL,
+}
+FAMILIES: dict[str, Family] = {
+    "LlavaForConditionalGeneration": llava.FAMILY,
+    "LlavaNextForConditionalGeneration": llava_next.FAMILY,
+    "LlavaNextVideoForConditionalGeneration": llava_next_video.FAMILY,
+    "LlavaOnevisionForConditionalGeneration": llava_onevision.FAMILY,
+    "VipLlavaForConditionalGeneration": vipllava.FAMILY,
+}
 
 
 def supported() -> str:

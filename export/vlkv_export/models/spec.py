@@ -8,25 +8,59 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vlkv.storage.image_facts import ImageFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape
+from vlkv_export.checkpoint.processor import ImageToken
+from vlkv_export.checkpoint.prompt import AddedTokens
 from vlkv_export.graph.builder import Builder
 
 Shapes = Iterator[tuple[str, Shape]]
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which features a family takes of its tower where the configuration does not say."""
+
+    layer: int | list[int] = -2
+    strategy: str = "default"
+    fixed_strategy: bool = False
+    """Whether the family has this strategy whatever the configuration says."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What says how pictures become tokens.
+
+    `config` is `config.json`, `processor` the image processor's fields, `combined` those of `processor_config.json`;
+    `token` stands for a picture, `added` are the tokenizer's added tokens.
+    """
+
+    config: Fields
+    processor: Fields
+    combined: Fields
+    vision: VisionConfig
+    token: ImageToken
+    added: AddedTokens
+
+
+ReadImage = Callable[[ImageSource], ImageFacts]
+
+
+@dataclass(frozen=True)
 class Tower:
     """A vision tower.
 
-    `read(config, vision)` takes the whole configuration and `vision_config`. `tensors` gives canonical
+    `read(config, vision, selection)` takes the whole configuration and `vision_config`. `tensors` gives canonical
     names and shapes. `build` takes pictures `[N,3,H,W]` to selected features `[N,P,hidden * feature layers]`.
+    `read_image` takes the place of the family's where the tower decides what tokens a picture is.
     """
 
-    read: Callable[[Fields, Fields], VisionConfig]
+    read: Callable[[Fields, Fields, Selection], VisionConfig]
     tensors: Callable[[VisionConfig], Shapes]
     build: Callable[[Builder, ir.Value, VisionConfig], ir.Value]
+    read_image: ReadImage | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +82,8 @@ class Family:
     """How a tower, a projector and a text model make one model.
 
     `model_type` names the family where the configuration has no `architectures`. `prefixes` take a stored
-    tensor's name to its canonical one. `build` makes the whole `vision` graph with the tower it is given.
+    tensor's name to its canonical one. `read_image` says how pictures become tokens.
+    `build` makes the whole `vision` graph with the tower it is given.
     """
 
     model_type: str
@@ -57,5 +92,8 @@ class Family:
     vision_where_absent: dict[str, object]
     prefixes: tuple[tuple[re.Pattern[str], str], ...]
     read: Callable[[Fields], Projector]
+    read_image: ReadImage
     tensors: Callable[[VisionConfig, Projector, TextConfig], Shapes]
     build: Callable[[Checkpoint, str, Tower], ir.Model]
+    selection: Selection = Selection()
+    image_token_id: int = 32000

@@ -26,6 +26,8 @@ from vlkv_export.passes.edit import (
     replace,
 )
 
+DIM = 8
+"""ONNX Runtime's kernel takes head dimensions that are multiples of this; others stay with the standard operators."""
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
@@ -106,7 +108,9 @@ def _match(node: ir.Node) -> dict[str, Any] | None:
     if len(scatters) != 2 or query is None or not has_only(node, "scale"):
         return None
     written = operand(scatters[0], 2)
-    layer = _layer(written)
+    layer, dim = _layer(written), operand(scatters[0], 0).shape
+    if dim is None or not isinstance(dim[3], int) or dim[3] % DIM:
+        return None
     if layer is None or scatters[1].inputs[2] is not written:
         return None
     if not _sees_up_to_own_slot(node.inputs[3], written):

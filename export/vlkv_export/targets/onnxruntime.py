@@ -48,7 +48,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         lower_for_onnxruntime(models, {n: convert.external(t) for n, t in placed.items()}, operators)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
-        table = convert.embedding(placed[convert.TABLE]) if placed else manifest.embedding
+        scale = manifest.embedding.scale
+        table = convert.embedding(placed[convert.TABLE], scale) if placed else manifest.embedding
         written = {path.name for path in folder.iterdir()}
         link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
         return {

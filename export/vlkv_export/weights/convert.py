@@ -44,10 +44,11 @@ def embedding_table(manifest: Manifest) -> Tensor:
     return Tensor(TABLE, table.file, table.dtype, table.shape, table.offset, size)
 
 
-def embedding(placed: Tensor) -> Embedding:
+def embedding(placed: Tensor, scale: float) -> Embedding:
     """The manifest's record of a table that was written anew."""
     vocab, hidden = placed.shape
-    return Embedding(file=placed.file, offset=placed.offset, dtype=placed.dtype, shape=(vocab, hidden))
+    shape = (vocab, hidden)
+    return Embedding(file=placed.file, offset=placed.offset, dtype=placed.dtype, shape=shape, scale=scale)
 
 
 def external(tensor: Tensor) -> ir.ExternalTensor:

@@ -150,7 +150,7 @@ class Backend(Protocol):
     chunk: int
 
     def vision(self, pixels: Float32) -> Float32:
-        """Image features `[N,P,hidden]` of `pixel_values [N,3,height,width]`."""
+        """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`."""
         ...
 
     def extend(

@@ -33,8 +33,11 @@ class HostStore:
     """NumPy arrays of float32."""
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """See `Store.empty`. Pages that no token reaches stay untouched."""
-        return np.empty(shape, np.float32)
+        """See `Store.empty`. Pages that no token reaches stay untouched.
+
+        Free slots hold zeros: attention by standard operators weighs them by 0, and NaN times 0 is NaN.
+        """
+        return np.zeros(shape, np.float32)
 
     def assign(self, target: Array, source: Array) -> None:
         """See `Store.assign`."""

@@ -53,7 +53,7 @@ class OnnxRuntimeBackend:
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
     def vision(self, pixels: Float32) -> Float32:
-        """See `Backend.vision`; one picture at a time, so that memory does not grow with their number."""
+        """See `Backend.vision`; one tile at a time, so that memory does not grow with their number."""
         run = self._vision.run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from vlkv.bench.environments import make_environment, peer_file
 from vlkv.bench.probe import Peak
@@ -25,9 +26,9 @@ from vlkv.bench.prompts import Asked
 from vlkv.bench.timing import Run
 from vlkv.engine import Engine
 from vlkv.errors import BenchError
-from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.preprocess import pixel_values
 from vlkv.storage.files import show
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
 
 PATIENCE = 3600.0
 """Seconds that an answer may take."""
@@ -123,11 +124,15 @@ class PeerArm:
             self.close()
             raise
 
+    def _pixels(self, one: Asked) -> NDArray[np.float32]:
+        (layout,) = one.prompt.pictures
+        return pixel_values(one.picture, layout, self._image)
+
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
         """See `Arm.run`. Pixel values are made beforehand; a peer that makes its own gets the picture's file."""
         with TemporaryDirectory(prefix="vlkv-bench-") as folder:
             pixels = Path(folder) / "pixels.npy"
-            np.save(pixels, preprocess([one.picture for one in asked], self._image))
+            np.save(pixels, np.concatenate([self._pixels(one) for one in asked]))
             pictures = []
             for number, one in enumerate(asked):
                 pictures.append(str(Path(folder) / f"{number}.png"))

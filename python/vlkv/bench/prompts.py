@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlkv.bench.settings import QUESTION
+from vlkv.inputs.layouts import lay_out
 from vlkv.inputs.prompt import Prompt
 from vlkv.storage.manifest import Manifest
 
@@ -31,15 +32,17 @@ def make_prompts(manifest: Manifest, length: int, batch: int, seed: int = 0) -> 
     special = [index for index in (image.token_id, tokens.bos, tokens.pad, *tokens.eos) if index is not None]
     words = np.setdiff1d(np.arange(manifest.text.vocab), special)
     random = np.random.default_rng([seed, length, batch])
+    (layout,) = lay_out([(image.width, image.height)], image)
     found = []
     for _ in range(batch):
-        begin = length - QUESTION - image.tokens_per_image
+        begin = length - QUESTION - len(layout.token_ids)
+        end = length - QUESTION
         ids: NDArray[np.int64] = random.choice(words, length).astype(np.int64)
         if tokens.bos is not None:
             ids[0] = tokens.bos
-        ids[begin : begin + image.tokens_per_image] = image.token_id
-        positions = np.arange(begin, begin + image.tokens_per_image, dtype=np.int64)
+        ids[begin:end] = layout.token_ids
+        positions = begin + np.flatnonzero(layout.has_features)
         noise = random.integers(0, 256, (image.height, image.width, 3), np.uint8)
-        prompt = Prompt("", ids, positions, begin + image.tokens_per_image - 1)
+        prompt = Prompt("", ids, positions, end - 1, (layout,))
         found.append(Asked(prompt, Image.fromarray(noise)))
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlkv.errors import BenchError
+from vlkv.inputs.layouts import lay_out
 from vlkv.ops.allocation import check_share
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.storage.manifest import Manifest
@@ -71,12 +72,14 @@ class Settings:
             raise BenchError(
                 f"policy {self.policy!r} keeps all; budgets under 1 need another, such as {DEFAULT_POLICY}"
             )
-        least = manifest.image.tokens_per_image + QUESTION + 1
+        (layout,) = lay_out([(manifest.image.width, manifest.image.height)], manifest.image)
+        picture = len(layout.token_ids)
+        least = picture + QUESTION + 1
         most = manifest.text.max_positions - self.longest
         for length in self.lengths:
             if length < least:
                 raise BenchError(
-                    f"a prompt of {length} tokens does not hold a picture of {manifest.image.tokens_per_image} "
+                    f"a prompt of {length} tokens does not hold a picture of {picture} "
                     f"and {QUESTION + 1} of text; give at least {least}"
                 )
             if length > most:

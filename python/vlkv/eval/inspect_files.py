@@ -18,7 +18,7 @@ def write(found: Inspection, folder: Path) -> list[Path]:
     except OSError as error:
         raise EvalError(f"{show(folder)}: {reason(error)}") from error
     contents = {"index.html": page(found).encode(), "bars.png": png(bars(found))}
-    if found.pictures:
+    if found.panes:
         contents["kept.png"] = png(kept_sheet(found))
         width = len(str(len(found.kept) - 1))
         for layer in range(len(found.kept)):

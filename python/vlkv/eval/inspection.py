@@ -15,10 +15,24 @@ from vlkv.generation.fork import positions_or_all
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.inputs.image import open_image
-from vlkv.inputs.preprocess import arrange
-from vlkv.storage.manifest import ImageFacts
+from vlkv.inputs.preprocess import grid_canvas, tiles
+from vlkv.inputs.prompt import Prompt
+from vlkv.storage.image_facts import ImageFacts
 
 Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pane:
+    """A rectangle of a picture's tokens.
+
+    Fields:
+        picture: the pixels that they are of, RGB.
+        patches: `[rows, columns]`, the prompt position of each.
+    """
+
+    picture: Image
+    patches: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,26 +41,21 @@ class Inspection:
 
     Fields:
         question, policy, budget: what was asked, and how.
-        pictures: what the model saw of each picture, RGB, of the vision graph's size.
-        rows, columns: patches of a picture.
+        panes: the pictures as the model saw them: each as one tile, and again as the grid of its tiles.
         full, small: the results with the full and with the compressed cache.
         kept: `[L, Hkv, S]` bool, which prompt tokens each head of each layer keeps.
         scores: `[L, Hkv, S]`, attention summed over the observed rows; zeros where nothing was observed.
-        patches: `[N, rows * columns]`, the prompt position of each patch.
         words: text of each prompt token, None for image tokens.
     """
 
     question: str
     policy: str
     budget: float
-    pictures: list[Image]
-    rows: int
-    columns: int
+    panes: list[Pane]
     full: Result
     small: Result
     kept: NDArray[np.bool_]
     scores: Shares
-    patches: NDArray[np.int64]
     words: list[str | None]
 
     def share(self, layer: int | None = None, head: int | None = None) -> Shares:
@@ -71,37 +80,37 @@ def inspect(engine: Engine, asked: Question, setting: Setting) -> Inspection:
     kept = np.zeros((text.layers, text.kv_heads, reading.tokens), bool)
     for layer, positions in enumerate(positions_or_all(small, text.kv_heads)):
         np.put_along_axis(kept[layer], positions.astype(np.int64), True, axis=1)
-    rows, columns, skipped = patch_grid(image)
-    places = reading.prompt.image_positions.reshape(len(asked.images), image.tokens_per_image)
-    pictures = [fromarray(arrange(open_image(picture), image)) for picture in asked.images]
+    pictures = [open_image(picture) for picture in asked.images]
     return Inspection(
         question=asked.prompt,
         policy=setting.policy.name,
         budget=setting.budget,
-        pictures=pictures,
-        rows=rows,
-        columns=columns,
+        panes=panes_of(reading.prompt, pictures, image),
         full=full,
         small=small,
         kept=kept,
         scores=np.stack(small.scores or []).astype(np.float64),
-        patches=places[:, skipped:],
         words=words_of(engine, reading.prompt.token_ids.tolist()),
     )
 
 
-def patch_grid(image: ImageFacts) -> tuple[int, int, int]:
-    """Rows and columns of a picture's patches, and how many tokens come before them (a class token)."""
-    for skipped in (0, 1):
-        count = image.tokens_per_image - skipped
-        rows = round((count * image.height / image.width) ** 0.5)
-        if (
-            rows
-            and rows * (count // rows) == count
-            and abs(image.height / rows - image.width / (count // rows)) < 1
-        ):
-            return rows, count // rows, skipped
-    return 1, image.tokens_per_image, 0
+def panes_of(prompt: Prompt, pictures: Sequence[Image], image: ImageFacts) -> list[Pane]:
+    """All rectangles of the tokens of a prompt's pictures."""
+    panes, done = [], 0
+    for picture, layout in zip(pictures, prompt.pictures, strict=True):
+        # where in the prompt the picture's tokens begin: its first token has features
+        first = int(prompt.image_positions[done])
+        done += len(layout.sources)
+        whole = next(tiles(picture, layout, image))
+        for view in layout.views:
+            if not view.tokens.size:
+                continue
+            seen = whole
+            if view.box is not None:
+                left, top, right, bottom = view.box
+                seen = grid_canvas(picture, layout, image.resample)[top:bottom, left:right]
+            panes.append(Pane(fromarray(seen), first + view.tokens))
+    return panes
 
 
 def words_of(engine: Engine, ids: Sequence[int]) -> list[str | None]:

@@ -27,18 +27,17 @@ def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
 
 
 def panels(found: Inspection, choices: list[tuple[str, int | None, int | None]]) -> Image.Image:
-    """A row for each picture, a column for each choice of (caption, layer, head); the picture itself comes first."""
-    wide, high = (max(sides) for sides in zip(*(picture.size for picture in found.pictures), strict=True))
+    """A row for each pane of the pictures, a column for each choice of (caption, layer, head), itself first."""
+    wide, high = (max(sides) for sides in zip(*(pane.picture.size for pane in found.panes), strict=True))
     columns = len(choices) + 1
-    size = (columns * (wide + GAP) + GAP, len(found.pictures) * (high + CAPTION + GAP) + GAP)
+    size = (columns * (wide + GAP) + GAP, len(found.panes) * (high + CAPTION + GAP) + GAP)
     sheet = Image.new("RGB", size, WASH)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
-    for row, picture in enumerate(found.pictures):
+    for row, pane in enumerate(found.panes):
         top = GAP + row * (high + CAPTION + GAP)
-        drawn = [("picture", picture)]
+        drawn = [("picture", pane.picture)]
         for caption, layer, head in choices:
-            share = found.share(layer, head)[found.patches[row]]
-            drawn.append((caption, heat(picture, share.reshape(found.rows, found.columns))))
+            drawn.append((caption, heat(pane.picture, found.share(layer, head)[pane.patches])))
         for column, (caption, image) in enumerate(drawn):
             left = GAP + column * (wide + GAP)
             pen.text((left, top + 2), caption, fill=INK, font=font)

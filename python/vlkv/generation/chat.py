@@ -22,7 +22,8 @@ from vlkv.generation.decode import Piece, decode
 from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sequence import Sequence, prepare
+from vlkv.generation.sequence import Sequence, prepare, sizes_of
+from vlkv.inputs.layouts import lay_out
 from vlkv.inputs.messages import ChatTurn, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
@@ -103,8 +104,11 @@ class Conversation:
             if len(images) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")
             model, said = self._model, self._said(last)
+            image, known = model.manifest.image, last.prompt.pictures
+            pictures = lay_out(sizes_of(images, image), image, len(known))
+            turns = [*self.turns, turn]
             whole, begin = next_prompt(
-                last.prompt, said, [*self.turns, turn], model.tokenizer, model.manifest, question.raw
+                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, pictures
             )
             sequence = prepare(model, question, whole)
         if self._running is not None:
@@ -137,7 +141,8 @@ class Conversation:
         policy, length, before = sequence.policy, len(prompt.token_ids), self._full
         old = 0 if before is None else len(before.embeds)
         fresh = prompt.image_positions[prompt.image_positions >= old] - old
-        part = Prompt("", prompt.token_ids[old:], fresh, -1)
+        new = prompt.pictures[len(prompt.pictures) - len(sequence.images) :]
+        part = Prompt("", prompt.token_ids[old:], fresh, -1, new)
         embeds = embed(self._model, part, sequence.images)
         sequence.result.seconds.vision = perf_counter() - start
         rows = observed_rows(policy, length, prompt.last_image, begin)

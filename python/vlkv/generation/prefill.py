@@ -15,7 +15,8 @@ from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
-from vlkv.inputs.preprocess import preprocess
+from vlkv.inputs.layouts import pack
+from vlkv.inputs.preprocess import pixel_values
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.compress import compress, split_budget
@@ -50,7 +51,7 @@ def prefill(
 def prefilling(
     model: Model, sequence: Sequence, chunk: int = PREFILL_CHUNK, lane: Cache | None = None
 ) -> Parts[None]:
-    """Runs one prompt part by part: a picture, or a chunk of tokens, between one `next` and another.
+    """Runs one prompt part by part: a picture's tile, or a chunk of tokens, between one `next` and another.
 
     At the end the sequence has its cache, logits and eviction, and its result is whole but for the answer. Closing
     the generator lets go of everything that it holds.
@@ -90,26 +91,30 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
             progress(done)
 
 
-def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image] | Float32) -> Float32:
+def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
     """Embeddings `[S, hidden]` of the prompt, image features in the places of image tokens."""
     return finish(_embedding(model, prompt, images, Seconds()))
 
 
 def _embedding(
-    model: Model, prompt: Prompt, images: abc.Sequence[Image] | Float32, spent: Seconds
+    model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
 ) -> Parts[Float32]:
-    """The same, a picture a part."""
+    """The same, a tile a part."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
-    if len(images):
-        pixels = images if isinstance(images, np.ndarray) else preprocess(images, model.manifest.image)
+    begin = 0
+    for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
+        name = f"picture {number} of {len(images)}"
+        pixels = pixel_values(picture, layout, model.manifest.image, name)
         features = []
-        for number in range(len(pixels)):
-            features.append(model.backend.vision(pixels[number : number + 1]))
+        for tile in range(len(pixels)):
+            features.append(model.backend.vision(pixels[tile : tile + 1]))
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
-        embeds[prompt.image_positions] = np.concatenate(features).reshape(-1, embeds.shape[1])
+        end = begin + len(layout.sources)
+        embeds[prompt.image_positions[begin:end]] = pack(np.concatenate(features), layout)
+        begin = end
     spent.vision += perf_counter() - start
     return embeds
 

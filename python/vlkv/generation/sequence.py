@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import abc
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL.Image import Image
@@ -19,6 +20,8 @@ from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
+from vlkv.inputs.image import picture_size
+from vlkv.inputs.layouts import lay_out
 from vlkv.inputs.messages import build_chat
 from vlkv.inputs.pictures import Limits, read_pictures
 from vlkv.inputs.prompt import Prompt, build_prompt
@@ -27,6 +30,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.storage.image_facts import Fixed, ImageFacts
 from vlkv.storage.manifest import BYTES
 
 
@@ -36,7 +40,7 @@ class Sequence:
 
     Fields:
         prompt: its token ids.
-        images: pictures, or their pixel values `[N,3,height,width]`; prefill needs them, nothing after it.
+        images: pictures, or the pixel values `[tiles,3,height,width]` of each; prefill needs them, nothing after it.
         policy: how its cache is kept.
         budget: the share of the prompt's cache to keep.
         max_new_tokens: the most tokens of the answer; with the prompt at most as many as the model has positions.
@@ -53,7 +57,7 @@ class Sequence:
     """
 
     prompt: Prompt
-    images: abc.Sequence[Image] | Float32
+    images: abc.Sequence[Image | Float32]
     policy: Policy
     budget: float
     max_new_tokens: int
@@ -123,18 +127,27 @@ class Sequence:
 
 
 def prompt_of(model: Model, question: Question) -> Prompt:
-    """The token ids of a question."""
+    """The token ids of a question. Of its pictures no more is read than their sizes, and that only where they count."""
+    image = model.manifest.image
     if question.messages:
-        return build_chat(question.messages, model.tokenizer, model.manifest)
+        layouts = lay_out(sizes_of(question.images, image), image)
+        return build_chat(question.messages, layouts, model.tokenizer, model.manifest)
     return build_prompt(
         question.prompt,
-        len(question.images),
-        image=model.manifest.image,
+        lay_out(sizes_of(question.images, image), image),
+        image=image,
         tokenizer=model.tokenizer,
         chat_template=model.manifest.chat_template,
         max_positions=model.manifest.text.max_positions,
         raw=question.raw,
     )
+
+
+def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
+    """Width and height of each picture; of a model whose pictures all have as many tokens they are not looked at."""
+    if isinstance(image.rule, Fixed):
+        return [(image.width, image.height)] * len(pictures)
+    return [picture_size(picture) for picture in pictures]
 
 
 def prepare(
@@ -173,6 +186,7 @@ def prepare(
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
-    images = read_pictures(question.images, model.manifest.image, limits or Limits())
+    layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
+    images = read_pictures(question.images, layouts, model.manifest.image, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)

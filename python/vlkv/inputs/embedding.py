@@ -20,14 +20,14 @@ class TokenEmbedding:
 
     def __init__(self, directory: Path, facts: Embedding) -> None:
         stored = np.float32 if facts.dtype == "float32" else np.uint16
-        self._dtype = facts.dtype
+        self._dtype, self._scale = facts.dtype, facts.scale
         self._table = np.memmap(directory / facts.file, stored, "r", facts.offset, facts.shape)
 
     def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings `[S, hidden]`, float32, of token ids `[S]`."""
-        rows = self._table[token_ids]
-        if self._dtype == "float32":
-            return np.asarray(rows)
+        rows = np.asarray(self._table[token_ids])
         if self._dtype == "float16":
-            return rows.view(np.float16).astype(np.float32)
-        return (rows.astype(np.uint32) << 16).view(np.float32)
+            rows = rows.view(np.float16).astype(np.float32)
+        elif self._dtype == "bfloat16":
+            rows = (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows if self._scale == 1.0 else rows * np.float32(self._scale)

@@ -26,6 +26,9 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF
 REDUCED = 16_000_000
 """Above so many pixels a picture is read at a half, a quarter or an eighth where its format can do that."""
 
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 
 
@@ -52,6 +55,16 @@ def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = N
         with Image.open(_stream(source, name), formats=_formats()) as image:
             _check_size(image, name, limit, least)
             return _read(image, name, limit)
+
+
+def picture_size(source: Source) -> tuple[int, int]:
+    """Read a picture's width and height, upright, from its header: no pixel is decoded. The same errors."""
+    name = _name(source)
+    with _told(name), _QUIET:
+        if isinstance(source, Image.Image):
+            return _size(source, name)
+        with Image.open(_stream(source, name), formats=_formats()) as image:
+            return _size(image, name)
 
 
 def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None = None) -> int:
@@ -177,6 +190,17 @@ def _read(image: Image.Image, name: str, limit: int) -> Image.Image:
     image.load()
     check_pixels(*image.size, name, limit)
     return _to_rgb(_upright(image), name)
+
+
+def _size(image: Image.Image, name: str) -> tuple[int, int]:
+    check_pixels(*image.size, name, MAX_PIXELS)
+    try:
+        # Pillow decodes a whole PNG to look for an EXIF block behind its pixels
+        known = image.format != "PNG" or "exif" in image.info
+        turned = known and image.getexif().get(ORIENTATION) in SIDEWAYS
+    except Exception:
+        turned = False
+    return (image.height, image.width) if turned else image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlkv.errors import PromptError
+from vlkv.inputs.layouts import Layout
 from vlkv.inputs.prompt import Prompt, expand, plain, render
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.manifest import Manifest
@@ -46,8 +47,12 @@ class Message:
         return sum(part is PICTURE for part in self.parts)
 
 
-def build_chat(messages: Sequence[Message], tokenizer: Tokenizer, manifest: Manifest) -> Prompt:
+def build_chat(
+    messages: Sequence[Message], pictures: Sequence[Layout], tokenizer: Tokenizer, manifest: Manifest
+) -> Prompt:
     """Puts a whole chat into the checkpoint's template, with the beginning of the model's answer at its end.
+
+    `pictures` are the layouts of all messages' pictures, in their order.
 
     Templates differ in what they take as a message's content: a list of parts, a text, or a text only where there is
     no picture. The first of these whose rendering holds every text and every picture counts.
@@ -69,8 +74,7 @@ def build_chat(messages: Sequence[Message], tokenizer: Tokenizer, manifest: Mani
         whole = _rendered(messages, manifest.chat_template, image.token, special)
     bos = special.get("bos_token")
     ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
-    count = sum(message.images for message in messages)
-    return expand(whole, np.array(ids, np.int64), count, image, manifest.text.max_positions)
+    return expand(whole, np.array(ids, np.int64), pictures, image, manifest.text.max_positions)
 
 
 def _rendered(messages: Sequence[Message], template: str, token: str, special: dict[str, str]) -> str:
@@ -118,6 +122,7 @@ def next_prompt(
     tokenizer: Tokenizer,
     manifest: Manifest,
     raw: bool = False,
+    pictures: Sequence[Layout] = (),
 ) -> tuple[Prompt, int]:
     """The whole conversation as a prompt, and at which token its newest turn begins.
 
@@ -128,6 +133,7 @@ def next_prompt(
         tokenizer: the checkpoint's.
         manifest: the model's facts.
         raw: takes the text as it is, past the template.
+        pictures: the layouts of the newest turn's pictures.
 
     Raises:
         PromptError: an empty question, pictures and places that differ, more tokens than positions, or a template
@@ -147,14 +153,14 @@ def next_prompt(
         whole, end = _continued(before.text, turns, manifest.chat_template, image.token, special)
         ids = _encoded_from(whole, end, tokenizer)
     done = [*before.token_ids.tolist(), *answer_ids]
-    more = expand(whole, np.array(ids, np.int64), newest.images, image, None)
+    more = expand(whole, np.array(ids, np.int64), pictures, image, None)
     token_ids = np.concatenate([np.array(done, np.int64), more.token_ids])
     limit = manifest.text.max_positions
     if len(token_ids) >= limit:
         raise PromptError(f"conversation has {len(token_ids)} tokens; the model has {limit} positions")
     positions = np.concatenate([before.image_positions, more.image_positions + len(done)])
-    last = int(positions[-1]) if len(positions) else -1
-    return Prompt(whole, token_ids, positions, last), len(done)
+    last = more.last_image + len(done) if pictures else before.last_image
+    return Prompt(whole, token_ids, positions, last, (*before.pictures, *pictures)), len(done)
 
 
 def _continued(

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vlkv.dtypes import Float32
 from vlkv.errors import ImageError
 from vlkv.inputs.image import MAX_PIXELS, decoded_pixels, open_image
-from vlkv.inputs.preprocess import preprocess
-from vlkv.storage.manifest import ImageFacts
+from vlkv.inputs.layouts import Layout
+from vlkv.inputs.preprocess import pixel_values
+from vlkv.storage.image_facts import Fixed, ImageFacts
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,41 @@ class Limits:
     count: int | None = None
 
 
-def read_pictures(sources: Sequence[Any], facts: ImageFacts, limits: Limits) -> Float32:
-    """Pixel values `[N,3,height,width]`; one picture at a time is decoded and made small.
+def read_pictures(
+    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
+) -> list[Float32]:
+    """Pixel values `[tiles,3,height,width]` of each; one picture at a time is decoded and made small.
 
     Raises:
         ImageError: a picture that can't be read, or more pixels than `limits`, told from the headers of all.
     """
-    least = max(facts.height, facts.width, facts.resize_height, facts.resize_width)
+    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
+    least = [max(*sides, *layout.scaled) for layout in layouts]
     total = 0
     for number, source in enumerate(sources, 1):
         if limits.count is not None and number > limits.count:
             raise ImageError(f"the request has {len(sources)} pictures, the limit is {limits.count}")
-        total += decoded_pixels(source, limit=limits.picture, least=least)
+        total += decoded_pixels(source, limit=limits.picture, least=least[number - 1])
         if limits.request is not None and total > limits.request:
             raise ImageError(
                 f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
                 f"the limit is {limits.request / 1e6:.6g}"
             )
-    pixels = np.zeros((len(sources), 3, facts.height, facts.width), np.float32)
-    for number, source in enumerate(sources):
-        name = f"picture {number + 1} of {len(sources)}"
-        pixels[number] = preprocess([open_image(source, limit=limits.picture, least=least)], facts, name)[0]
-    return pixels
+
+    def read(number: int) -> Float32:
+        name, layout = f"picture {number + 1} of {len(sources)}", layouts[number]
+        image = open_image(sources[number], limit=limits.picture, least=least[number])
+        _check_shape(image.size, layout, facts, name)
+        return pixel_values(image, layout, facts, name)
+
+    return [read(number) for number in range(len(sources))]
+
+
+def _check_shape(size: tuple[int, int], layout: Layout, facts: ImageFacts, name: str) -> None:
+    """Refuse a picture that came out turned: a PNG may say that only behind its pixels."""
+    if isinstance(facts.rule, Fixed):
+        return
+    # a large picture is read at a fraction of its size, up to an eighth
+    if abs(size[0] * layout.size[1] - size[1] * layout.size[0]) > 8 * sum(layout.size):
+        said = f"its header says {layout.size[0]} x {layout.size[1]}, {size[0]} x {size[1]} came out"
+        raise ImageError(f"{name}: {said}; save it anew")

@@ -1,38 +1,69 @@
 """Pictures to the vision graph's input, equal to Hugging Face's Pillow processors.
 
-Order: pad to a square, resize, center crop, rescale, normalise; each as the checkpoint's processor does it.
+Order: pad to a square, resize, center crop, rescale, normalise; each as the checkpoint's processor does it. A picture
+of several tiles is resized to each of its grids, padded with black, and cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlkv.errors import ImageError
 from vlkv.inputs.image import check_pixels
-from vlkv.storage.manifest import ImageFacts
+from vlkv.inputs.layouts import Layout
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows
 
 
-def preprocess(
-    images: Sequence[Image.Image], facts: ImageFacts, name: str | None = None
+def pixel_values(
+    image: Image.Image | NDArray[np.float32], layout: Layout, facts: ImageFacts, name: str = "picture"
 ) -> NDArray[np.float32]:
-    """Make `pixel_values` float32 `[N, 3, height, width]` of RGB images (as `open_image` returns them).
+    """Make `pixel_values` float32 `[tiles, 3, height, width]` of an RGB image (as `open_image` returns it).
 
-    `name` is what errors call the picture, where it is one of several.
-
-    `ImageError`: a picture that does not have the graph's size in the end, or is above the limit of pixels on
-    the way (a very long one that is resized by its shorter edge).
+    What are pixel values already is returned as it is. `ImageError`: a picture that does not have the graph's size in
+    the end, or is above the limit of pixels on the way (a very long one that is resized by its shorter edge).
     """
-    pixels = np.zeros((len(images), 3, facts.height, facts.width), np.float32)
+    if isinstance(image, np.ndarray):
+        return image
     table = _table(facts)
-    for number, image in enumerate(images):
-        array = arrange(image, facts, name or f"picture {number + 1} of {len(images)}")
+    pixels = np.zeros((layout.count, 3, *layout.tiles), np.float32)
+    for tile, array in enumerate(tiles(image, layout, facts, name)):
         for channel in range(3):
-            np.take(table[channel], array[:, :, channel], out=pixels[number, channel])
+            np.take(table[channel], array[:, :, channel], out=pixels[tile, channel])
     return pixels
+
+
+def tiles(
+    image: Image.Image, layout: Layout, facts: ImageFacts, name: str = "picture"
+) -> Iterator[NDArray[np.uint8]]:
+    """What the model sees of a picture: uint8 `[height, width, 3]` tile by tile, the whole picture's first."""
+    if isinstance(facts.rule, Rows):
+        yield np.asarray(image.resize(layout.scaled, resample=facts.resample))
+        return
+    if layout.grid == (0, 0):
+        square = facts.pad_to_square or isinstance(facts.rule, AnyRes)
+        yield arrange(image, msgspec.structs.replace(facts, pad_to_square=square), name)
+        return
+    yield arrange(image, facts, name)
+    canvas = grid_canvas(image, layout, facts.resample)
+    high, wide = layout.tiles
+    for row in range(layout.grid[0]):
+        for column in range(layout.grid[1]):
+            yield canvas[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+
+
+def grid_canvas(image: Image.Image, layout: Layout, resample: int) -> NDArray[np.uint8]:
+    """The picture scaled into the middle of its grid of tiles, black around it, `[height, width, 3]`."""
+    height, width = layout.grid[0] * layout.tiles[0], layout.grid[1] * layout.tiles[1]
+    canvas = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - layout.scaled[0]) // 2, (height - layout.scaled[1]) // 2
+    scaled = np.asarray(image.resize(layout.scaled, resample=resample))
+    canvas[top : top + layout.scaled[1], left : left + layout.scaled[0]] = scaled
+    return canvas
 
 
 def _table(facts: ImageFacts) -> NDArray[np.float32]:

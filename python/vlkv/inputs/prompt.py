@@ -6,6 +6,7 @@ Where a picture goes: at each image token (`<image>`) in the text, else all of t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.errors import PromptError
+from vlkv.inputs.layouts import Layout
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.files import reason
-from vlkv.storage.manifest import ImageFacts
+from vlkv.storage.image_facts import ImageFacts
 
 if TYPE_CHECKING:
     import jinja2
@@ -31,20 +33,22 @@ class Prompt:
 
     Fields:
         text: what was tokenised, with one image token for each picture.
-        token_ids: int64 `[S]`; each picture is `tokens_per_image` times the image token.
-        image_positions: int64 `[N * P]`, where those are, ascending.
-        last_image: index of the last image token; -1 where there is no picture.
+        token_ids: int64 `[S]`; each picture is the tokens of its layout.
+        image_positions: int64, where the tokens are that get features, all pictures' one after the other, ascending.
+        last_image: index of the last token of the last picture; -1 where there is no picture.
+        pictures: the pictures' layouts.
     """
 
     text: str
     token_ids: NDArray[np.int64]
     image_positions: NDArray[np.int64]
     last_image: int
+    pictures: tuple[Layout, ...] = ()
 
 
 def build_prompt(
     text: str,
-    image_count: int,
+    pictures: Sequence[Layout],
     tokenizer: Tokenizer,
     image: ImageFacts,
     *,
@@ -56,9 +60,9 @@ def build_prompt(
 
     Args:
         text: what the user says; every `image.token` in it is the place of a picture.
-        image_count: how many pictures there are.
+        pictures: the layouts of its pictures.
         tokenizer: the checkpoint's.
-        image: which token stands for a picture, and how many of them.
+        image: which token stands for a picture.
         chat_template: the checkpoint's Jinja template, None where it has none.
         raw: take the text as it is, past the template.
         max_positions: how many positions the model has.
@@ -69,6 +73,7 @@ def build_prompt(
     """
     if not (text if raw else text.strip()):
         raise PromptError("the prompt is empty")
+    image_count = len(pictures)
     places = text.count(image.token)
     if places and places != image_count:
         raise PromptError(
@@ -80,7 +85,7 @@ def build_prompt(
         whole = _chat(text, image_count, image.token, chat_template, tokenizer.special_tokens)
     bos = tokenizer.special_tokens.get("bos_token")
     ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
-    return expand(whole, np.array(ids, np.int64), image_count, image, max_positions)
+    return expand(whole, np.array(ids, np.int64), pictures, image, max_positions)
 
 
 def _pictures(count: int) -> str:
@@ -93,28 +98,39 @@ def plain(text: str, image_count: int, token: str) -> str:
 
 
 def expand(
-    text: str, ids: NDArray[np.int64], image_count: int, image: ImageFacts, max_positions: int | None
+    text: str,
+    ids: NDArray[np.int64],
+    pictures: Sequence[Layout],
+    image: ImageFacts,
+    max_positions: int | None,
 ) -> Prompt:
-    """Repeat every image token `tokens_per_image` times."""
-    is_image = ids == image.token_id
-    found = int(is_image.sum())
-    if found != image_count:
+    """Put each picture's tokens in the place of its image token."""
+    places = np.flatnonzero(ids == image.token_id)
+    if len(places) != len(pictures):
         raise PromptError(
-            f"tokenizer makes {found} image tokens (id {image.token_id}, {image.token}) "
-            f"of the text for {image_count} {_pictures(image_count)}"
+            f"tokenizer makes {len(places)} image tokens (id {image.token_id}, {image.token}) "
+            f"of the text for {len(pictures)} {_pictures(len(pictures))}"
         )
-    patches = image_count * image.tokens_per_image
-    length = len(ids) - image_count + patches
+    counts = [len(layout.token_ids) for layout in pictures]
+    length = len(ids) - len(places) + sum(counts)
     if length == 0:
         raise PromptError("the prompt has no tokens")
     if max_positions is not None and length > max_positions:
+        each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
         raise PromptError(
-            f"prompt has {length} tokens, {patches} of them {_pictures(image_count)}; "
+            f"prompt has {length} tokens, {sum(counts)}{each} of them {_pictures(len(pictures))}; "
             f"the model has {max_positions} positions"
         )
-    token_ids = np.repeat(ids, np.where(is_image, image.tokens_per_image, 1))
-    positions = np.flatnonzero(token_ids == image.token_id).astype(np.int64)
-    return Prompt(text, token_ids, positions, int(positions[-1]) if len(positions) else -1)
+    parts, featured, last = [ids[:0]], [np.zeros(0, bool)], -1
+    begin = done = 0
+    for place, layout in zip(places.tolist(), pictures, strict=True):
+        parts += [ids[begin:place], layout.token_ids]
+        featured += [np.zeros(place - begin, bool), layout.has_features]
+        done += place - begin + len(layout.token_ids)
+        begin, last = place + 1, done - 1
+    parts.append(ids[begin:])
+    positions = np.flatnonzero(np.concatenate(featured))
+    return Prompt(text, np.concatenate(parts), positions, last, tuple(pictures))
 
 
 def _chat(text: str, image_count: int, token: str, template: str, special: dict[str, str]) -> str:

@@ -16,22 +16,19 @@ import msgspec
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import hash_files, reason, show, write_bytes
+from vlkv.storage.image_facts import Id, ImageFacts, Size, Struct, problem
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of what is written. Version 1, in which each picture had `tokens_per_image` tokens, is read too."""
+READ_VERSIONS = (1, FORMAT_VERSION)
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """Of one number, by dtype: of weights, caches, and what graphs take and give."""
 
-Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record whose unknown fields are errors."""
 
 
 class TextFacts(Struct, frozen=True):
@@ -48,31 +45,6 @@ class TextFacts(Struct, frozen=True):
     sliding_window: Size | None = None
 
 
-class ImageFacts(Struct, frozen=True):
-    """How a picture becomes tokens. Sizes in pixels; means and deviations per channel after rescaling.
-
-    `height` and `width` are the vision graph's. With `resize="shortest_edge"` the shorter side becomes
-    `resize_height`; with `crop` the middle `height x width` is cut out; `pad_to_square` comes before both.
-    `rescale` is 1 where the processor does not rescale.
-    """
-
-    token_id: Id
-    token: str
-    tokens_per_image: Size
-    height: Size
-    width: Size
-    resize: Literal["none", "shortest_edge", "exact"]
-    resize_height: Id
-    resize_width: Id
-    crop: bool
-    pad_to_square: bool
-    resample: Annotated[int, msgspec.Meta(ge=0, le=5)]
-    rescale: float
-    normalize: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
 class TokenFacts(Struct, frozen=True):
     """The ids that start and end a text, from the checkpoint's configuration."""
 
@@ -82,12 +54,16 @@ class TokenFacts(Struct, frozen=True):
 
 
 class Embedding(Struct, frozen=True):
-    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype."""
+    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype.
+
+    `scale` multiplies every row.
+    """
 
     file: str
     offset: Offset
     dtype: Literal["float32", "float16", "bfloat16"]
     shape: tuple[Size, Size]
+    scale: float = 1.0
 
 
 class DeviceFacts(Struct, frozen=True):
@@ -149,8 +125,10 @@ def decode(data: bytes, name: str = NAME) -> Manifest:
     """
     try:
         header = msgspec.json.decode(data, type=_Header)
-        if header.format_version != FORMAT_VERSION:
+        if header.format_version not in READ_VERSIONS:
             raise EngineError(f"{name}: {_version_advice(header)}")
+        if header.format_version == 1:
+            data = _from_version_1(data)
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise EngineError(f"{name}: {reason(error)}") from error
@@ -158,10 +136,20 @@ def decode(data: bytes, name: str = NAME) -> Manifest:
     return manifest
 
 
+def _from_version_1(data: bytes) -> bytes:
+    """The same manifest as of this version: what was the tokens of each picture are now the features of its tile."""
+    values = msgspec.json.decode(data)
+    values["format_version"] = FORMAT_VERSION
+    image = values.get("image")
+    if isinstance(image, dict) and "tokens_per_image" in image:
+        image["tile_features"] = image.pop("tokens_per_image")
+    return msgspec.json.encode(values)
+
+
 def _version_advice(header: _Header) -> str:
     writer = header.versions.get("vlkv") if isinstance(header.versions, dict) else None
     return (
-        f"format version {header.format_version}, and this vlkv reads version {FORMAT_VERSION}: "
+        f"format version {header.format_version}, and this vlkv reads {' and '.join(map(str, READ_VERSIONS))}: "
         f"export and build the checkpoint anew, or use the vlkv that wrote it ({show(writer or 'unknown')})"
     )
 
@@ -173,15 +161,13 @@ def check(manifest: Manifest, name: str = NAME) -> None:
         if not true:
             raise EngineError(f"{name}: {text}")
 
-    text, image, table, files = manifest.text, manifest.image, manifest.embedding, manifest.files
+    text, table, files = manifest.text, manifest.embedding, manifest.files
     groups = f"query_heads {text.query_heads} is no multiple of kv_heads {text.kv_heads}"
     need(text.query_heads % text.kv_heads == 0, f"text: {groups}")
     shape = f"{list(table.shape)} is not [vocab, hidden] = [{text.vocab}, {text.hidden}]"
     need(table.shape == (text.vocab, text.hidden), f"embedding: shape {shape}")
-    need(not image.normalize or all(image.std), f"image: std {list(image.std)} holds a zero")
-    need(image.token != "", "image: token is empty")
-    need(image.resize == "none" or image.resize_height > 0, "image: resize_height is 0")
-    need(image.resize != "exact" or image.resize_width > 0, "image: resize_width is 0")
+    wrong = problem(manifest.image)
+    need(wrong is None, f"image: {wrong}")
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
     compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")

@@ -125,12 +125,12 @@ def test_image_tokens_are_as_many_as_features(built: Checkpoint, model) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8))
     inputs = processor(images=picture, text="<image>what", return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, built.image.height, built.image.width)
-    assert (inputs["input_ids"] == built.image.token_id).sum() == built.image.tokens_per_image
+    assert (inputs["input_ids"] == built.image.token_id).sum() == built.image.tile_features
     assert built.image.token == processor.image_token
     pixels = inputs["pixel_values"].to(model.dtype)
     with torch.no_grad():
         features = model.get_image_features(pixels).pooler_output
-    assert features[0].shape == (built.image.tokens_per_image, built.text.hidden)
+    assert features[0].shape == (built.image.tile_features, built.text.hidden)
 
 
 def test_tokens_template_and_tokenizer_files(built: Checkpoint, model) -> None:

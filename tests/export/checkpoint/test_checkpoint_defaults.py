@@ -16,7 +16,7 @@ from vlkv_export.models import read_checkpoint
 def test_fields_left_out_have_the_defaults_of_transformers(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(sparse.write(tmp_path, sparse.LLAVA_7B))
     check_config(checkpoint, LlavaConfig(**sparse.LLAVA_7B))
-    assert checkpoint.image.tokens_per_image == 576
+    assert checkpoint.image.tile_features == 576
     assert checkpoint.vision.feature_layers == (23,)
     assert (checkpoint.text.hidden, checkpoint.text.layers, checkpoint.text.head_dim) == (4096, 32, 128)
     assert "vision.encoder.layers.23.mlp.fc1.weight" not in checkpoint.tensors

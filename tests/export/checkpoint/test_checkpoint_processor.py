@@ -72,7 +72,7 @@ def test_facts_equal_the_processors(kind: str | None, case: str, tmp_path: Path)
     assert image.mean == (tuple(means) if not isinstance(means, float) else (means,) * 3)
     assert image.std == (tuple(deviations) if not isinstance(deviations, float) else (deviations,) * 3)
     assert not image.pad_to_square
-    assert (image.height, image.width, image.tokens_per_image) == (28, 28, 4)
+    assert (image.height, image.width, image.tile_features) == (28, 28, 4)
 
 
 def test_padding_to_a_square(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_padding_to_a_square(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (
-            {"image_processor_type": "SiglipImageProcessor"},
-            "'SiglipImageProcessor' is not supported",
+            {"image_processor_type": "ViTImageProcessor"},
+            "'ViTImageProcessor' is not supported",
         ),
         ({"feature_extractor_type": "ViTFeatureExtractor"}, "'ViTFeatureExtractor' is not supported"),
         ({}, "crop_size is 224 x 224, the tower's image_size 28"),
@@ -135,7 +135,7 @@ def test_nested_before_single(tmp_path: Path) -> None:
 def test_image_tokens(select: str, layers: int | list[int], tokens: int, tmp_path: Path) -> None:
     config = sparse.changed(sparse.SMALL, vision_feature_select_strategy=select, vision_feature_layer=layers)
     checkpoint = read_checkpoint(sparse.write(tmp_path, config))
-    assert checkpoint.image.tokens_per_image == tokens == checkpoint.vision.tokens
+    assert checkpoint.image.tile_features == tokens == checkpoint.vision.tokens
     assert checkpoint.vision.feature_layers == {-2: (1,)}.get(layers) if isinstance(layers, int) else True
 
 

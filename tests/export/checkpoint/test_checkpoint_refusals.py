@@ -73,10 +73,10 @@ def test_not_utf8(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["LlavaNextForConditionalGeneration"]}, "LlavaNextForConditionalGeneration"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "MllamaForConditionalGeneration"),
         ({"architectures": None, "model_type": "qwen2_vl"}, "model_type 'qwen2_vl' is not supported"),
-        ({VISION: {"model_type": "siglip_vision_model"}}, "'siglip_vision_model' is not supported; supp"),
-        ({TEXT: {"model_type": "qwen2"}}, "text model 'qwen2' is not supported; supported: llama, mistral"),
+        ({VISION: {"model_type": "dinov2"}}, "vision tower 'dinov2' is not supported; supported: clip_"),
+        ({TEXT: {"model_type": "bloom"}}, "text model 'bloom' is not supported; supported: llama, mistral"),
         ({TEXT: {"hidden_act": "mish"}}, "hidden_act 'mish' is not supported; supported: quick_gelu, gelu"),
         ({VISION: {"hidden_act": "laplace"}}, "hidden_act 'laplace' is not supported"),
         ({"projector_hidden_act": "tanh"}, "projector_hidden_act 'tanh' is not supported"),

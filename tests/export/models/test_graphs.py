@@ -86,7 +86,7 @@ def test_vision_border(name, graphs_of):
     graph = onnx.load(graphs_of(name) / "vision.onnx", load_external_data=False).graph
     image = manifest.image
     assert border(graph.input) == {"pixel_values": ("FLOAT", ["N", 3, image.height, image.width])}
-    features = ["N", image.tokens_per_image, manifest.text.hidden]
+    features = ["N", image.tile_features, manifest.text.hidden]
     assert border(graph.output) == {"image_features": ("FLOAT", features)}
 
 
@@ -246,7 +246,7 @@ def test_export_of_seven_billion_weights(tmp_path):
     assert sum(path.stat().st_size for path in graphs.iterdir() if path.suffix != ".safetensors") < 8 << 20
     manifest = read(graphs)
     assert (manifest.text.layers, manifest.text.hidden, manifest.cache_dtype) == (32, 4096, "float16")
-    assert manifest.image.tokens_per_image == 576
+    assert manifest.image.tile_features == 576
     model = onnx.load(graphs / "decoder.onnx", load_external_data=False)
     assert len(model.graph.node) > 32 * 20
 

@@ -1,4 +1,4 @@
-"""LLaVA 1.5: one square picture, features through a projector of two layers."""
+"""LLaVA 1.5: a picture is one square, its features go through a projector of two layers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from vlkv.storage.image_facts import ImageFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape, linear
+from vlkv_export.checkpoint.processor import read_image as read_one_tile
 from vlkv_export.checkpoint.settings import read_activation
 from vlkv_export.graph.activation import activate
 from vlkv_export.graph.builder import Builder
-from vlkv_export.models.spec import Family, Tower
+from vlkv_export.models.spec import Family, ImageSource, Tower
 
+NEWLINE = "image_newline"
 VISION_WHERE_ABSENT: dict[str, object] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -30,6 +33,7 @@ PREFIXES = (
     (re.compile(r"(?:model\.)?language_model\.(?:model\.)?"), "text."),
     (re.compile(r"(?:model\.)?vision_tower\.(?:vision_model\.)?"), "vision."),
     (re.compile(r"(?:model\.)?multi_modal_projector\."), "projector."),
+    (re.compile(r"(?:model\.)?image_newline$"), "image_newline"),
 )
 """Both generations of names that transformers wrote."""
 
@@ -49,21 +53,52 @@ def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Ite
     yield from linear("projector.linear_2", text.hidden, text.hidden, projector.bias)
 
 
+def read_image(source: ImageSource) -> ImageFacts:
+    """Every picture is one tile."""
+    return read_one_tile(source.processor, source.vision, source.token)
+
+
 def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
-    """The `vision` graph: pictures `[N,3,H,W]` to image features `[N,P,hidden]`."""
+    """The `vision` graph: tiles `[N,3,H,W]` to features `[N,P,hidden]`.
+
+    With a checkpoint's `image_newline` that vector is the last of the P.
+    """
     config = checkpoint.vision
     b = Builder("vision", checkpoint.tensors, dtype)
-    size = [config.image_size, config.image_size]
+    dynamic = config.image_size == 0
+    size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])
     features = tower.build(b, pixels, config)
     with b.scope("projector"):
+        if checkpoint.projector.norm_eps is not None:
+            name, eps = "projector.projector_layernorm", checkpoint.projector.norm_eps
+            weight, bias = b.weight(f"{name}.weight"), b.weight(f"{name}.bias")
+            features = b.op.LayerNormalization(features, weight, bias, epsilon=eps)
         features = b.linear(features, "projector.linear_1")
         features = activate(b, features, checkpoint.projector.activation)
         features = b.linear(features, "projector.linear_2")
+    if b.has(NEWLINE):
+        features = b.op.Concat(features, _newlines(b, pixels, checkpoint.text.hidden), axis=1)
     features = b.op.Cast(features, to=ir.DataType.FLOAT)
-    shape: list[int | str] = ["N", checkpoint.image.tokens_per_image, checkpoint.text.hidden]
+    shape = ["N", "P" if dynamic else checkpoint.image.tile_features, checkpoint.text.hidden]
     b.output(features, "image_features", ir.DataType.FLOAT, shape)
     return b.model()
 
 
-FAMILY = Family("llava", "clip_vision_model", "llama", VISION_WHERE_ABSENT, PREFIXES, read, tensors, build)
+def _newlines(b: Builder, pixels: ir.Value, hidden: int) -> ir.Value:
+    """The newline vector once a tile `[N,1,hidden]`."""
+    newline = b.op.Reshape(b.weight(NEWLINE), [1, 1, hidden])
+    return b.op.Expand(newline, b.op.Concat(b.op.Shape(pixels, start=0, end=1), [1, hidden], axis=0))
+
+
+FAMILY = Family(
+    model_type="llava",
+    tower="clip_vision_model",
+    text="llama",
+    vision_where_absent=VISION_WHERE_ABSENT,
+    prefixes=PREFIXES,
+    read=read,
+    read_image=read_image,
+    tensors=tensors,
+    build=build,
+)

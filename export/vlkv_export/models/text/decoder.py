@@ -28,12 +28,19 @@ class Defaults:
     max_positions: int
     kv_heads: int | None
     window: int | None
+    vocab: int = 32000
+    hidden: int = 4096
+    layers: int = 32
+    query_heads: int = 32
+    head_dim: int | None = None
+    activation: str = "silu"
+    tied: bool = False
 
 
 def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
     """Read `text_config`; `biases` are the projections that have one. Raises `CheckpointError`."""
-    hidden = text.integer("hidden_size", 4096)
-    query_heads = text.integer("num_attention_heads", 32, high=MAX_HEADS)
+    hidden = text.integer("hidden_size", defaults.hidden)
+    query_heads = text.integer("num_attention_heads", defaults.query_heads, high=MAX_HEADS)
     absent = "num_key_value_heads" not in text.values
     grouped = defaults.kv_heads if defaults.kv_heads and absent else query_heads
     kv_heads = text.integer("num_key_value_heads", grouped, high=MAX_HEADS)
@@ -42,12 +49,12 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
             f"{text.where}: num_attention_heads {query_heads} is not a multiple of "
             f"num_key_value_heads {kv_heads}"
         )
-    if "head_dim" not in text and hidden % query_heads:
+    if "head_dim" not in text and defaults.head_dim is None and hidden % query_heads:
         raise CheckpointError(
             f"{text.where}: hidden_size {hidden} is not a multiple of num_attention_heads {query_heads}, "
             "and there is no head_dim"
         )
-    head_dim = text.integer("head_dim", hidden // query_heads, high=MAX_HEAD_DIM)
+    head_dim = text.integer("head_dim", defaults.head_dim or hidden // query_heads, high=MAX_HEAD_DIM)
     if head_dim % 2:
         raise CheckpointError(f"{text.where}: head_dim {head_dim} is odd; rotary embedding needs an even one")
     positions = text.integer("max_position_embeddings", defaults.max_positions, high=1 << 30)
@@ -57,17 +64,18 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
     return TextConfig(
         architecture=defaults.architecture,
         hidden=hidden,
-        layers=text.integer("num_hidden_layers", 32, high=MAX_LAYERS),
+        layers=text.integer("num_hidden_layers", defaults.layers, high=MAX_LAYERS),
         query_heads=query_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate=text.integer("intermediate_size", defaults.intermediate),
-        activation=read_activation(text, "hidden_act", "silu"),
+        activation=read_activation(text, "hidden_act", defaults.activation),
         eps=text.number("rms_norm_eps", 1e-6, high=1.0),
-        vocab=text.integer("vocab_size", 32000),
+        vocab=text.integer("vocab_size", defaults.vocab),
         max_positions=positions if window is None else min(positions, window),
         rope=read_rope(text, head_dim, positions),
-        tied=config.boolean("tie_word_embeddings", False) or text.boolean("tie_word_embeddings", False),
+        tied=config.boolean("tie_word_embeddings", False)
+        or text.boolean("tie_word_embeddings", defaults.tied),
         biases=biases,
         sliding_window=window,
     )
@@ -96,6 +104,8 @@ def _layer(name: str, text: TextConfig) -> Iterator[tuple[str, Shape]]:
     for part, outputs in (("q", queries), ("k", keys), ("v", keys)):
         yield from linear(f"{name}.self_attn.{part}_proj", outputs, text.hidden, part in text.biases)
     yield from linear(f"{name}.self_attn.o_proj", text.hidden, queries, "o" in text.biases)
+    if text.head_norms:
+        yield from ((f"{name}.self_attn.{part}_norm.weight", (text.head_dim,)) for part in "qk")
     yield f"{name}.post_attention_layernorm.weight", (text.hidden,)
     for part in ("gate", "up"):
         yield from linear(f"{name}.mlp.{part}_proj", text.intermediate, text.hidden, part in text.biases)

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vlkv.errors import EngineError
+from vlkv.storage.image_facts import ImageFacts
 from vlkv.storage.manifest import Manifest
 from vlkv_export.targets.spec import Options, Write
 from vlkv_export.targets.tensorrt import process
@@ -85,7 +86,7 @@ def lower_into(
     watch: Watch,
 ) -> dict[str, Any]:
     """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
-    _lowered(source, folder, models, target, watch)
+    _lowered(source, folder, models, manifest.image, target, watch)
     return {"kind": "lowered"} | _facts(source, folder, manifest, target)
 
 
@@ -107,7 +108,7 @@ def build_into(
     """
     lowered = folder / LOWERED
     lowered.mkdir()
-    graphs = _lowered(source, lowered, models, target, watch)
+    graphs = _lowered(source, lowered, models, manifest.image, target, watch)
     for graph in graphs:
         graph["engine"] = str(folder / f"{graph['name']}{ENGINE}")
     capabilities = target.device.compute_capabilities
@@ -125,12 +126,17 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> 
         "operators": target.operators,
         "cache_dtype": target.dtype,
         "device": target.device,
-        "embedding": embedding(table),
+        "embedding": embedding(table, manifest.embedding.scale),
     }
 
 
 def _lowered(
-    source: Path, folder: Path, models: dict[str, ir.Model], target: Resolved, watch: Watch
+    source: Path,
+    folder: Path,
+    models: dict[str, ir.Model],
+    image: ImageFacts,
+    target: Resolved,
+    watch: Watch,
 ) -> list[dict[str, Any]]:
     """Writes the lowered graphs beside their weights; what the builder has to know of each."""
     others = other_weights(models, target.dtype)
@@ -147,6 +153,7 @@ def _lowered(
     for name, model in models.items():
         path = folder / f"{name}.onnx"
         ir.save(model, path)
-        graphs.append({"name": name, "onnx": str(path), "profiles": profiles(name, model, target.device)})
+        ranges = profiles(name, model, target.device, image)
+        graphs.append({"name": name, "onnx": str(path), "profiles": ranges})
     link_weights(source, folder, sorted(weight_files(models) - {CONVERTED}))
     return graphs

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from vlkv.storage.image_facts import ImageFacts, Rows
 from vlkv.storage.manifest import DeviceFacts
 
 Range = tuple[int, int, int]
@@ -21,13 +22,17 @@ PREFILL, DECODE = 0, 1
 """The decoder's profiles: a chunk of one prompt, and one token of each of several."""
 
 
-def profiles(name: str, model: ir.Model, device: DeviceFacts) -> list[Profile]:
-    """The profiles of one of an engine's graphs."""
+def profiles(name: str, model: ir.Model, device: DeviceFacts, image: ImageFacts) -> list[Profile]:
+    """The profiles of one of an engine's graphs; pictures of any size range from one patch to the largest."""
     chunk, slots = device.chunk, (1, max(1, device.capacity // 2), device.capacity)
     one = (1, 1, 1)
     prompt = {"B": one, "S": (1, chunk, chunk), "W": (0, min(ROWS, chunk), chunk), "C": slots, "N": one}
     if name == "score":
         prompt |= {"B": (1, 1, device.batch), "W": (1, min(ROWS, chunk), chunk)}
+    if isinstance(image.rule, Rows):
+        patch = image.rule.patch
+        for side, most in (("high", image.height), ("wide", image.width)):
+            prompt[side] = (patch, most // patch // 2 * patch or patch, most)
     calls = [prompt]
     if name == "decoder":
         calls.append({"B": (1, 1, device.batch), "S": one, "W": (0, 0, 1), "C": slots})

@@ -21,6 +21,7 @@ from vlkv.backend.cache import Array, Cache, Store
 from vlkv.backend.device.arrays import Device, DeviceArray, Graph, to_device, to_host
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import PromptError
+from vlkv.storage.image_facts import features_of
 from vlkv.storage.manifest import DeviceFacts, Manifest
 
 PREFILL, DECODE = 0, 1
@@ -90,13 +91,13 @@ class DeviceBackend:
         self.in_place = self.limits.cache == "static" if in_place is None else in_place
         self.chunk = self.limits.chunk
         self.store: Store = DeviceStore(device, self.dtype, self.limits)
-        self._tokens = manifest.image.tokens_per_image
+        self._image = manifest.image
 
     def vision(self, pixels: Float32) -> Float32:
-        """See `Backend.vision`; one picture at a time."""
-        found = []
+        """See `Backend.vision`; one tile at a time."""
+        rows, found = features_of(self._image, *pixels.shape[2:]), []
         for picture in pixels:
-            features = self.device.allocate((1, self._tokens, self.text.hidden), "float32")
+            features = self.device.allocate((1, rows, self.text.hidden), "float32")
             given = to_device(self.device, picture[np.newaxis])
             self.graphs["vision"].run({"pixel_values": given}, {"image_features": features})
             found.append(to_host(self.device, features))

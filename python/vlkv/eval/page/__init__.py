@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from PIL.Image import Image
 
-from vlkv.eval.inspection import Inspection
+from vlkv.eval.inspection import Inspection, Pane
 from vlkv.generation.result import Result
 
 
@@ -45,8 +45,6 @@ def page_data(found: Inspection) -> dict[str, Any]:
         "layers": layers,
         "heads": heads,
         "tokens": tokens,
-        "rows": found.rows,
-        "columns": found.columns,
         "observed": bool(found.scores.any()),
         "full": _answer(found.full),
         "small": _answer(found.small),
@@ -54,10 +52,20 @@ def page_data(found: Inspection) -> dict[str, Any]:
         "sparsity": found.small.sparsity,
         "kept": _text(np.packbits(found.kept).tobytes()),
         "scores": _text(found.scores.astype("<f4").tobytes()),
-        "patches": found.patches.tolist(),
-        "pictures": [f"data:image/png;base64,{_text(png(picture))}" for picture in found.pictures],
+        "panes": [_pane(pane) for pane in found.panes],
         "words": found.words,
         "footer": f"{', '.join(facts)}. Made by vlkv {version('vlkv')}.",
+    }
+
+
+def _pane(pane: Pane) -> dict[str, Any]:
+    rows, columns = pane.patches.shape
+    picture = f"data:image/png;base64,{_text(png(pane.picture))}"
+    return {
+        "rows": rows,
+        "columns": columns,
+        "patches": pane.patches.reshape(-1).tolist(),
+        "picture": picture,
     }
 
 

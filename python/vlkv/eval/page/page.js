@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { layers, heads, tokens, rows, columns } = data;
+  const { layers, heads, tokens } = data;
   const at = (id) => document.getElementById(id);
   const state = { layer: -1, head: -1, view: "kept" };
 
@@ -44,10 +44,10 @@
     at(`fine-${kind}`).textContent = `${result.kept.toLocaleString("en")} of ${(tokens * layers).toLocaleString("en")} tokens, ${result.size}`;
   }
 
-  const panes = data.pictures.map((source, number) => {
+  const panes = data.panes.map(({ picture, patches, rows, columns }, number) => {
     const box = make("div", "picture");
     const image = make("img");
-    image.src = source;
+    image.src = picture;
     image.alt = `Picture ${number + 1}, as the model sees it`;
     const canvas = make("canvas");
     box.append(image, canvas);
@@ -63,13 +63,13 @@
     box.addEventListener("pointermove", point);
     box.addEventListener("pointerdown", point);
     box.addEventListener("pointerleave", () => { at("tip").hidden = true; hovered = null; draw(); });
-    return { box, canvas, places: data.patches[number] };
+    return { box, canvas, rows, columns, places: patches };
   });
   if (!panes.length) at("stage").querySelector(".pictures").remove();
   let hovered = null;
 
   function probe(number, row, column, event) {
-    const token = panes[number].places[row * columns + column];
+    const token = panes[number].places[row * panes[number].columns + column];
     const some = chosen();
     const keeps = some.filter(([l, h]) => isKept(l, h, token)).length;
     const lines = [
@@ -90,7 +90,7 @@
   function draw() {
     const some = chosen();
     const hot = colour("--hot-rgb"), veil = colour("--veil-rgb");
-    panes.forEach(({ canvas, box, places }, number) => {
+    panes.forEach(({ canvas, box, rows, columns, places }, number) => {
       const ratio = devicePixelRatio || 1;
       const width = Math.round(box.clientWidth * ratio), height = Math.round(box.clientHeight * ratio);
       if (!width || !height) return;

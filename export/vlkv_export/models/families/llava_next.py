@@ -1,0 +1,46 @@
+"""LLaVA-NeXT (1.6): the picture as one tile, and again in the grid of tiles that fits it; newlines behind its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vlkv.errors import CheckpointError
+from vlkv.storage.image_facts import AnyRes, ImageFacts
+from vlkv_export.checkpoint.facts import Projector, TextConfig, VisionConfig
+from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.layout import Shape
+from vlkv_export.checkpoint.processor import read_grids, read_pinpoints
+from vlkv_export.models.families import llava
+from vlkv_export.models.spec import ImageSource
+
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+"""What `LlavaNextConfig` and its image processor assume."""
+
+
+def read_image(source: ImageSource) -> ImageFacts:
+    """Grids of tiles; all pictures of a prompt have them."""
+    side = grid_side(source.config, source.vision)
+    pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
+    rule = AnyRes(pinpoints=pinpoints, rows=side, columns=side)
+    return read_grids(source.processor, source.vision, source.token, ("LlavaNextImageProcessor",), rule)
+
+
+def grid_side(config: Fields, vision: VisionConfig) -> int:
+    """Rows (and columns) of a tile's tokens. Raises `CheckpointError` where its tokens are not those of its patches."""
+    if vision.tokens != vision.patches:
+        raise CheckpointError(
+            f"{config.where}: vision_feature_select_strategy {vision.select!r} of a {vision.architecture} gives "
+            f"{vision.tokens} features for {vision.patches} patches, which form no grid; use "
+            f"{'default' if vision.select == 'full' else 'full'!r}"
+        )
+    return vision.image_size // vision.patch_size
+
+
+def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of the projector and of the newline."""
+    yield from llava.tensors(vision, projector, text)
+    yield llava.NEWLINE, (text.hidden,)
+
+
+FAMILY = replace(llava.FAMILY, model_type="llava_next", read_image=read_image, tensors=tensors)

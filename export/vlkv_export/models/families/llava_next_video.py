@@ -1,0 +1,9 @@
+"""LLaVA-NeXT-Video: pictures as LLaVA-NeXT takes them; of videos nothing yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vlkv_export.models.families import llava_next
+
+FAMILY = replace(llava_next.FAMILY, model_type="llava_next_video", image_token_id=32001)

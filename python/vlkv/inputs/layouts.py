@@ -1,0 +1,222 @@
+"""A picture as tiles and tokens, from its width and height alone: how many there are, and what each is made of.
+
+T tokens of a picture that get features, P rows of features a tile, R rows and C columns of a tile's tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.errors import ImageError
+from vlkv.inputs.grids import Axis, best_pinpoint, padding, scaled_into
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows
+
+Array = NDArray[Any]
+SHRINK_FROM = 1.1
+"""OneVision scales a grid down whose side is more than so many times too long."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A rectangle of a picture's tokens, and the pixels that they are of.
+
+    Fields:
+        tokens: `[rows, columns]`, indices into the layout's tokens.
+        box: left, top, right and bottom in the canvas that the grid's tiles are cut of; None for the one tile that
+            holds the whole picture.
+    """
+
+    tokens: NDArray[np.int64]
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Layout:
+    """One picture.
+
+    Fields:
+        size: its width and height, upright.
+        tiles: what the tower gets of it: `(height, width)` of each, all alike.
+        count: tiles.
+        grid: rows and columns of tiles that the scaled picture is cut into, after one of the whole; (0, 0) for none.
+        scaled: width and height of the picture inside of the grid, where it is centred; that of its one tile else.
+        token_ids: `[K]`, K >= T, what stands for the picture in the prompt.
+        has_features: `[K]` bool, which of those get features; the others are tokens of text.
+        sources: `[T, n]`, the rows of the tower's features, all tiles' one after the other, that a token is made of.
+        weights: `[T, n]` float32, in what shares; None for all of one row (n = 1).
+        views: the rectangles that its tokens form.
+    """
+
+    size: tuple[int, int]
+    tiles: tuple[int, int]
+    count: int = 1
+    grid: tuple[int, int] = (0, 0)
+    scaled: tuple[int, int]
+    token_ids: NDArray[np.int64]
+    has_features: NDArray[np.bool_]
+    sources: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+    views: tuple[View, ...]
+
+
+def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0) -> tuple[Layout, ...]:
+    """The layouts of a prompt's pictures, of their widths and heights.
+
+    `others` pictures stand in earlier turns of the conversation: some models make less of each of several.
+    `ImageError`: a picture that comes out with no tokens at all.
+    """
+    alone = len(sizes) + others == 1
+    if not isinstance(facts.rule, AnyRes | Rows):
+        sizes = [(facts.width, facts.height)] * len(sizes)
+    return tuple(_lay_out(size, facts, alone) for size in sizes)
+
+
+def pack(features: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
+    """The features `[T, hidden]` of a picture's tokens, of the tower's `[count, P, hidden]` of its tiles."""
+    rows = features.reshape(-1, features.shape[-1])
+    if layout.weights is None:
+        packed: NDArray[np.float32] = rows[layout.sources[:, 0]]
+        return packed
+    packed = rows[layout.sources[:, 0]] * layout.weights[:, :1]
+    for place in range(1, layout.sources.shape[1]):
+        packed += rows[layout.sources[:, place]] * layout.weights[:, place : place + 1]
+    return packed
+
+
+@lru_cache(maxsize=32)
+def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
+    if isinstance(facts.rule, Rows):
+        return _rows(size, facts, facts.rule)
+    if not isinstance(facts.rule, AnyRes):
+        rows, columns, skipped = _patches(facts)
+        return _one_tile(size, facts, facts.tile_features, skipped + _rectangle(rows, columns))
+    if facts.rule.several == "whole" and not alone:
+        view = _rectangle(facts.rule.rows, facts.rule.columns)
+        return _one_tile(size, facts, view.size + 1, view)
+    return _any_res(size, facts, facts.rule)
+
+
+def _patches(facts: ImageFacts) -> tuple[int, int, int]:
+    """Rows and columns of a tile's patches, and how many tokens come before them (a class token)."""
+    for skipped in (0, 1):
+        count = facts.tile_features - skipped
+        rows = round((count * facts.height / facts.width) ** 0.5)
+        whole = rows and rows * (count // rows) == count
+        if whole and abs(facts.height / rows - facts.width / (count // rows)) < 1:
+            return rows, count // rows, skipped
+    return 1, facts.tile_features, 0
+
+
+def _rectangle(rows: int, columns: int) -> NDArray[np.int64]:
+    return np.arange(rows * columns).reshape(rows, columns)
+
+
+def _one_tile(size: tuple[int, int], facts: ImageFacts, tokens: int, view: NDArray[np.int64]) -> Layout:
+    """The first rows of one tile's features as tokens."""
+    return Layout(
+        size=size,
+        tiles=(facts.height, facts.width),
+        scaled=(facts.width, facts.height),
+        token_ids=np.full(tokens, facts.token_id, np.int64),
+        has_features=np.ones(tokens, bool),
+        sources=np.arange(tokens)[:, np.newaxis],
+        views=(View(view),),
+    )
+
+
+def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
+    """The whole picture's tokens, then the grid's without its padding, a newline behind each of their rows."""
+    height, width = best_pinpoint(size, rule.pinpoints)
+    grid = height // facts.height, width // facts.width
+    down, across = _axes(size, grid, rule)
+    per_tile, kept = rule.rows * rule.columns, (len(down.places), len(across.places))
+
+    y, x = down.places[:, np.newaxis, :, np.newaxis], across.places[np.newaxis, :, np.newaxis, :]
+    tiles = 1 + y // rule.rows * grid[1] + x // rule.columns
+    rows = tiles * (per_tile + 1) + y % rule.rows * rule.columns + x % rule.columns
+    rows = rows.reshape(*kept, -1)
+    shares = (
+        down.shares[:, np.newaxis, :, np.newaxis] * across.shares[np.newaxis, :, np.newaxis, :]
+    ).reshape(rows.shape)
+    of_one = np.zeros(rows.shape[2], np.int64)
+    of_one[0] = 1
+    whole = np.arange(per_tile)[:, np.newaxis] * of_one
+    sources = _with_newlines(whole, rows, of_one * per_tile)
+    weights = _with_newlines(whole * 0 + of_one, shares, of_one).astype(np.float32)
+    view = per_tile + _rectangle(kept[0], kept[1] + 1)[:, :-1]
+    pixels = facts.height / rule.rows, facts.width / rule.columns
+    return Layout(
+        size=size,
+        tiles=(facts.height, facts.width),
+        count=1 + grid[0] * grid[1],
+        grid=grid,
+        scaled=scaled_into(size, (width, height)),
+        token_ids=np.full(len(sources), facts.token_id, np.int64),
+        has_features=np.ones(len(sources), bool),
+        sources=sources,
+        weights=None if weights.shape[1] == 1 else weights,
+        views=(View(_rectangle(rule.rows, rule.columns)), View(view, _box(down, across, pixels))),
+    )
+
+
+def _axes(size: tuple[int, int], grid: tuple[int, int], rule: AnyRes) -> tuple[Axis, Axis]:
+    """The grid's rows and columns of tokens that are left without its padding, scaled down where there are too many."""
+    down, across = grid[0] * rule.rows, grid[1] * rule.columns
+    top, left = padding(size, down, across)
+    high, wide = target = down - 2 * top, across - 2 * left
+    if rule.shrink_to is not None:
+        ratio = math.sqrt(high * wide / (rule.shrink_to * rule.rows**2))
+        if ratio > SHRINK_FROM:
+            target = int(high // ratio), int(wide // ratio)
+            if min(target) < 1:
+                raise ImageError(
+                    f"{size[0]} x {size[1]} picture is too narrow: it shrinks to no tokens at all"
+                )
+    return Axis(top, high, target[0]), Axis(left, wide, target[1])
+
+
+def _box(down: Axis, across: Axis, pixels: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The part of the canvas that the kept tokens are of, each of so many pixels."""
+    left, right = round(across.begin * pixels[1]), round(across.end * pixels[1])
+    top, bottom = round(down.begin * pixels[0]), round(down.end * pixels[0])
+    return left, top, right, bottom
+
+
+def _with_newlines(whole: Array, grid: Array, newline: Array) -> Array:
+    """`[T, n]`: the whole picture's tokens `[P, n]`, then the grid's `[R, C, n]`, `newline` `[n]` behind each row."""
+    ends = np.broadcast_to(newline, (len(grid), 1, grid.shape[2]))
+    return np.concatenate([whole, np.concatenate([grid, ends], axis=1).reshape(-1, grid.shape[2])])
+
+
+def _rows(size: tuple[int, int], facts: ImageFacts, rule: Rows) -> Layout:
+    """A token a patch, and one of text behind each row of them."""
+    width, height = size
+    ratio = max(height / rule.longest[0], width / rule.longest[1])
+    if ratio > 1:
+        height, width = math.floor(height / ratio), math.floor(width / ratio)
+    down, across = (height - 1) // rule.patch + 1, (width - 1) // rule.patch + 1
+    if down < 1 or across < 1:
+        raise ImageError(
+            f"{size[0]} x {size[1]} picture is too narrow: scaled to {rule.longest[1]} pixels it has no patches"
+        )
+    ids = np.full((down, across + 1), facts.token_id, np.int64)
+    ids[:, -1] = rule.break_id
+    ids[-1, -1] = rule.end_id
+    has_features = np.ones(ids.shape, bool)
+    has_features[:, -1] = False
+    return Layout(
+        size=size,
+        tiles=(down * rule.patch, across * rule.patch),
+        scaled=(across * rule.patch, down * rule.patch),
+        token_ids=ids.reshape(-1),
+        has_features=has_features.reshape(-1),
+        sources=np.arange(down * across)[:, np.newaxis],
+        views=(View(_rectangle(down, across + 1)[:, :-1]),),
+    )

@@ -1,0 +1,127 @@
+"""How a picture becomes tiles and tokens, as data of the manifest. `vlkv.inputs.layouts` applies it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record whose unknown fields are errors."""
+
+
+class Fixed(Struct, frozen=True, tag="fixed"):
+    """Every picture is one tile, and each row of features that the tower gives for it is a token."""
+
+
+class AnyRes(Struct, frozen=True, tag="anyres"):
+    """The whole picture as one tile, then the picture again, scaled into the grid of tiles that fits it best.
+
+    LLaVA-NeXT, and with `shrink_to` LLaVA-OneVision. The tokens of the grid's padding are left out.
+
+    Fields:
+        pinpoints: height and width of each grid that may be chosen, pixels, multiples of a tile's; the first of
+            equals wins.
+        rows, columns: of a tile's tokens; `rows * columns` features a tile, row-major.
+        shrink_to: where the grid has more tokens than 1.21 times those of so many tiles, it is scaled down to about
+            that many tiles' (bilinear).
+        several: what pictures are of a prompt that has several: `tiles`, as one alone is; `whole`, one tile each,
+            padded to a square.
+
+    The row of features behind a tile's is the newline vector: it ends each row of the grid's tokens, or a picture
+    that is one tile.
+    """
+
+    pinpoints: Annotated[tuple[tuple[Side, Side], ...], msgspec.Meta(min_length=1, max_length=1024)]
+    rows: Side
+    columns: Side
+    shrink_to: Side | None = None
+    several: Literal["tiles", "whole"] = "tiles"
+
+
+class Rows(Struct, frozen=True, tag="rows"):
+    """One tile of the picture's own shape, a token a patch; a token of text ends each row, another the last (Pixtral).
+
+    Fields:
+        patch: pixels of a token's side.
+        longest: height and width that a picture is scaled down to fit in, before whole patches are made of it.
+        break_id, end_id: the tokens behind a row, and behind the last one.
+    """
+
+    patch: Side
+    longest: tuple[Side, Side]
+    break_id: Id
+    end_id: Id
+
+
+Rule = Fixed | AnyRes | Rows
+
+
+class ImageFacts(Struct, frozen=True):
+    """How a picture becomes tokens. Sizes in pixels; means and deviations per channel after rescaling.
+
+    `height` and `width` are a tile's, with the rule `rows` the largest. `tile_features` are the rows of features that
+    the vision graph gives for such a tile. The other fields say how a tile is made of a picture that is one tile: with
+    `resize="shortest_edge"` the shorter side becomes `resize_height`; with `crop` the middle `height x width` is cut
+    out; `pad_to_square` comes before both. `rescale` is 1 where the processor does not rescale.
+    """
+
+    token_id: Id
+    token: str
+    tile_features: Size
+    height: Size
+    width: Size
+    resize: Literal["none", "shortest_edge", "exact"]
+    resize_height: Id
+    resize_width: Id
+    crop: bool
+    pad_to_square: bool
+    resample: Annotated[int, msgspec.Meta(ge=0, le=5)]
+    rescale: float
+    normalize: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rule: Rule = Fixed()
+
+
+def features_of(image: ImageFacts, height: int, width: int) -> int:
+    """Rows of features that the vision graph gives for a tile of that many pixels."""
+    if isinstance(image.rule, Rows):
+        return (height // image.rule.patch) * (width // image.rule.patch)
+    return image.tile_features
+
+
+def problem(image: ImageFacts) -> str | None:
+    """What a schema can't say of relations between fields; None where all is right."""
+    if image.normalize and not all(image.std):
+        return f"std {list(image.std)} holds a zero"
+    if image.token == "":
+        return "token is empty"
+    if image.resize != "none" and image.resize_height == 0:
+        return "resize_height is 0"
+    if image.resize == "exact" and image.resize_width == 0:
+        return "resize_width is 0"
+    if isinstance(image.rule, AnyRes):
+        return _grid_problem(image, image.rule)
+    if isinstance(image.rule, Rows):
+        patch, longest = image.rule.patch, image.rule.longest
+        if (image.height, image.width) != tuple(-(-side // patch) * patch for side in longest):
+            return (
+                f"{image.height} x {image.width} pixels are not {list(longest)} in whole patches of {patch}"
+            )
+    return None
+
+
+def _grid_problem(image: ImageFacts, rule: AnyRes) -> str | None:
+    for height, width in rule.pinpoints:
+        if height % image.height or width % image.width:
+            return f"pinpoint [{height}, {width}] is no multiple of the tile [{image.height}, {image.width}]"
+    if image.tile_features != rule.rows * rule.columns + 1:
+        wanted = f"{rule.rows} x {rule.columns} tokens and a newline"
+        return f"tile_features {image.tile_features} are not {wanted}"
+    return None

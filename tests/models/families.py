@@ -1,0 +1,285 @@
+"""Tiny random checkpoints of every family, in a table: a line each, written by transformers as the published ones are.
+
+    from models import families
+    folder = families.build("next-mistral", tmp_path / "next-mistral")
+
+The tower's tiles have 3 x 3 tokens; pictures to ask about are in `PICTURES`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models import tiny
+
+TILE, PATCH = 42, 14
+SIZES = {
+    "wide": (200, 60),
+    "tall": (41, 150),
+    "dot": (1, 1),
+    "large": (500, 420),
+    "exact": (84, 84),
+    "odd": (97, 61),
+    "sliver": (300, 2),
+}
+"""Width and height; `large` is beyond every grid, `exact` fits one."""
+PINPOINTS = [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]]
+GRIDS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+PIXTRAL = {"model_type": "pixtral", "image_size": 150, "rope_parameters": {"rope_theta": 500.0}}
+BREAKS = ("w18", "w19")
+"""What ends a row of a pixtral picture's tokens, and the last one."""
+CLIP = {"model_type": "clip_vision_model"}
+SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False}
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": tiny.VOCAB,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One line of the table.
+
+    `model` is the class of transformers, `processor` makes its image processor, `config` are fields of the whole
+    configuration.
+    """
+
+    model: str
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    processor: Callable[[], Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+
+
+def _clip() -> Any:
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
+
+
+def _siglip() -> Any:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    return SiglipImageProcessorPil(size={"height": TILE, "width": TILE})
+
+
+def _pixtral() -> Any:
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    return PixtralImageProcessorPil(size={"longest_edge": 150}, patch_size={"height": PATCH, "width": PATCH})
+
+
+def _next() -> Any:
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    sizes = {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
+    return LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=PINPOINTS)
+
+
+def _onevision() -> Any:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    return LlavaOnevisionImageProcessorPil(size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRIDS)
+
+
+NEXT = {"image_grid_pinpoints": PINPOINTS}
+FULL = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+ONEVISION = {**FULL, "image_grid_pinpoints": GRIDS, "vision_aspect_ratio": "anyres_max_3"}
+
+FAMILIES = {
+    "llava-siglip-qwen2": Family(
+        "LlavaForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _siglip, FULL
+    ),
+    "llava-clip-gemma": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 24}, _clip, {}, "bfloat16"
+    ),
+    "llava-clip-qwen3": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "qwen3", "head_dim": 24}, _clip
+    ),
+    "llava-pixtral-mistral": Family(
+        "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL
+    ),
+    "vipllava": Family(
+        "VipLlavaForConditionalGeneration",
+        CLIP,
+        {"model_type": "llama"},
+        _clip,
+        {"vision_feature_layer": [-2, -1, 1, 0, 2]},
+    ),
+    "next-mistral": Family("LlavaNextForConditionalGeneration", CLIP, {"model_type": "mistral"}, _next, NEXT),
+    "next-llama": Family(
+        "LlavaNextForConditionalGeneration", CLIP, {"model_type": "llama"}, _next, NEXT, "bfloat16"
+    ),
+    "next-video": Family(
+        "LlavaNextVideoForConditionalGeneration",
+        CLIP,
+        {"model_type": "llama", "head_dim": 20},
+        _next,
+        NEXT | {"video_token_index": 63},
+    ),
+    "next-siglip-qwen2": Family(
+        "LlavaNextForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _next, NEXT | FULL
+    ),
+    "onevision": Family(
+        "LlavaOnevisionForConditionalGeneration",
+        SIGLIP,
+        {"model_type": "qwen2", "tie_word_embeddings": True},
+        _onevision,
+        ONEVISION,
+    ),
+}
+
+
+def picture(name: str) -> Image.Image:
+    """Coloured noise blown up to the named size."""
+    noise = np.random.default_rng(len(name)).integers(0, 256, (9, 7, 3), np.uint8)
+    return Image.fromarray(noise).resize(SIZES[name], Image.Resampling.BICUBIC)
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the checkpoint `name` into `folder`, unless it is there, and return the folder."""
+    if (folder / ".done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _write(FAMILIES[name], folder)
+    (folder / ".done").touch()
+    return folder
+
+
+def _write(family: Family, folder: Path) -> None:
+    import transformers
+
+    kind = getattr(transformers, family.model)
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision |= {"image_size": TILE, "patch_size": PATCH} | family.vision
+    config = kind.config_class(
+        text_config=TEXT | family.text,
+        vision_config=vision,
+        image_token_index=tiny.SPECIAL.index("<image>"),
+        **family.config,
+    )
+    torch.manual_seed(7)
+    model = kind(config)
+    fill(model, 7)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    model.to(getattr(torch, family.dtype)).eval().save_pretrained(folder)
+    family.processor().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    if family.vision is PIXTRAL:
+        ends = {"image_break_token": BREAKS[0], "image_end_token": BREAKS[1]}
+        (folder / "processor_config.json").write_text(json.dumps({"patch_size": PATCH, **ends}))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny.CHAT}))
+
+
+def tokenizer() -> Any:
+    """The tiny shapes' tokenizer, in which the texts of `BREAKS` are added tokens."""
+    from tokenizers import AddedToken
+
+    found = tiny.tokenizer()
+    found.add_tokens([AddedToken(text, special=True) for text in BREAKS])
+    return found
+
+
+def fill(model: Any, seed: int) -> None:
+    """Random weights whose logits tell tokens apart: norms near one, embeddings of one half, layers of unit gain."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            norm = "norm" in key and key.endswith("weight")
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            embedding = "embed" in key and "patch" not in key
+            parameter.copy_(
+                1 + 0.1 * noise if norm else 0.5 * noise if embedding else 1.2 * noise / fan_in**0.5
+            )
+
+
+class Reference:
+    """A family's checkpoint in transformers, eager and float32, without the processors that need torchvision.
+
+    A prompt's image tokens are expanded by the number of features that the model itself makes of each picture.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        import transformers
+
+        self.family = FAMILIES[name]
+        kind = getattr(transformers, self.family.model)
+        self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.processor = self.family.processor()
+        self.tokenizer = tokenizer()
+
+    def pictures(self, images: list[Image.Image]) -> dict[str, Any]:
+        """The image processor's tensors; all pictures are one prompt's."""
+        nested = [images] if "onevision" in type(self.processor).__module__ else images
+        found = dict(self.processor(nested, return_tensors="pt"))
+        if "batch_num_images" in found:
+            found["batch_num_images"] = torch.as_tensor(found["batch_num_images"])
+        return found
+
+    def features(self, inputs: dict[str, Any]) -> list[np.ndarray]:
+        """Features `[T, hidden]` of each picture."""
+        with torch.no_grad():
+            packed = self.model.get_image_features(**inputs, return_dict=True).pooler_output
+        return [each.double().numpy() for each in packed]
+
+    def inputs(self, text: str, images: list[Image.Image]) -> dict[str, Any]:
+        """The model's inputs for a text that holds one `<image>` for each picture."""
+        given = self.pictures(images) if images else {}
+        ids = self.tokenizer(text)["input_ids"]
+        image = self.model.config.image_token_id
+        pictures = [[image] * len(each) for each in self.features(given)] if images else []
+        if "image_sizes" in given and self.family.vision is PIXTRAL:
+            pictures = [self.rows(image, *size) for size in (given["image_sizes"] // PATCH).tolist()]
+        whole: list[int] = []
+        for token in ids:
+            whole += pictures.pop(0) if token == image else [token]
+        return given | {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
+
+    def rows(self, image: int, rows: int, columns: int) -> list[int]:
+        """A picture's tokens, as `PixtralProcessor.replace_image_token` makes them."""
+        row_end, end = self.tokenizer.convert_tokens_to_ids(list(BREAKS))
+        return [*(([image] * columns + [row_end]) * rows)[:-1], end]
+
+    def generate(self, inputs: dict[str, Any], tokens: int) -> list[int]:
+        """Greedy tokens of transformers' own loop."""
+        with torch.no_grad():
+            out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=3)
+        return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def forced(self, inputs: dict[str, Any], tokens: Any) -> np.ndarray:
+        """Logits `[1 + T, V]` of the prompt's end and after each token, which is given, not chosen."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        with torch.no_grad():
+            out = self.model(**inputs, past_key_values=cache, use_cache=True)
+            logits = [out.logits[0, -1]]
+            for token in tokens:
+                step = torch.tensor([[int(token)]])
+                out = self.model(input_ids=step, past_key_values=cache, use_cache=True)
+                logits.append(out.logits[0, -1])
+        return torch.stack(logits).double().numpy()
