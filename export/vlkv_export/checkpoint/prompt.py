@@ -41,8 +41,9 @@ class AddedTokens:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TOKENIZER
+        data = read_bytes(self.path)
         try:
-            tokenizer = msgspec.json.decode(read_bytes(self.path), type=_Tokenizer)
+            tokenizer = msgspec.json.decode(data, type=_Tokenizer)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
         self.texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}

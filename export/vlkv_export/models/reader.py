@@ -59,6 +59,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> Checkpoint:
+    _refuse_adapter(folder)
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
     vision, projector, text = parts.vision, parts.projector, parts.text
@@ -82,6 +83,9 @@ def _read(folder: Path) -> Checkpoint:
     tensors = weights.select(folder, found, parts.tensors(), text.tied)
     text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
+    if "auto_map" in config:
+        code = f"{config.where}: auto_map {show(config.get('auto_map'))} names code, which is never run"
+        notes = (*notes, code)
     return Checkpoint(
         folder,
         parts.family,
@@ -112,6 +116,17 @@ def _config_path(folder: Path) -> Path:
     if not config:
         raise CheckpointError(f"{folder} has no config.json; {advice}")
     return path
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise `CheckpointError` for a LoRA adapter, alone or beside weights: it would change every answer."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = Fields(read_object(path), str(path)).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{path}: a LoRA adapter of {show(base)}; merge it with peft (merge_and_unload, then save_pretrained) "
+            "and give the merged folder, or take the adapter's files out of this one"
+        )
 
 
 def _refuse_quantised(config: Fields) -> None:
