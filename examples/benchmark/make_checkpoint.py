@@ -1,6 +1,9 @@
 """Writes LLaVA checkpoints of random weights, seeded, so that timings have real sizes. They answer nothing.
 
 python examples/benchmark/make_checkpoint.py 150m out/bench/150m
+
+`7b` has the sizes of LLaVA-1.5-7B, `next-mistral-7b` those of LLaVA-1.6-Mistral-7B, `onevision-0.5b` those of
+LLaVA-OneVision-Qwen2-0.5B. The weights of the first two are holes in a sparse file.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 IMAGE = "<image>"
 SPECIAL = ("<unk>", "<s>", "</s>", IMAGE)
-VISION = {"image_size": 336, "patch_size": 14}
+NEXT_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 NAMES = {"float32": "F32", "float16": "F16"}
 
 
@@ -35,12 +38,60 @@ class Size:
     positions: int = 65536
     dtype: str = "float32"
     sparse: bool = False
+    kind: str = "llava"
+    text: str = "llama"
+    image_size: int = 336
+    vision_heads: int = 0
+
+    @property
+    def siglip(self) -> bool:
+        """Whether the tower is SigLIP, else CLIP."""
+        return self.kind == "llava_onevision"
+
+    @property
+    def vision(self) -> dict[str, object]:
+        """`vision_config`."""
+        return {
+            "model_type": "siglip_vision_model" if self.siglip else "clip_vision_model",
+            "image_size": self.image_size,
+            "patch_size": 14,
+            "hidden_size": self.vision_hidden,
+            "num_hidden_layers": self.vision_layers,
+            "num_attention_heads": self.vision_heads or self.vision_hidden // 64,
+            "intermediate_size": self.vision_intermediate,
+        }
 
 
 SIZES = {
     "20m": Size(320, 6, 5, 5, 864, 16000, 128, 2, 256),
     "150m": Size(768, 12, 12, 4, 2048, 32000, 256, 4, 512),
     "7b": Size(4096, 32, 32, 32, 11008, 32064, 1024, 24, 4096, 4096, "float16", sparse=True),
+    "next-mistral-7b": Size(
+        4096, 32, 32, 8, 14336, 32064, 1024, 24, 4096, 32768, "float16", True, "llava_next", "mistral"
+    ),
+    "onevision-0.5b": Size(
+        896,
+        24,
+        14,
+        2,
+        4864,
+        152000,
+        1152,
+        26,
+        4304,
+        32768,
+        "float16",
+        False,
+        "llava_onevision",
+        "qwen2",
+        384,
+        16,
+    ),
+}
+CLASSES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
 }
 
 
@@ -48,17 +99,23 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
     """Tensor names as transformers writes them, and their shapes."""
     hidden, vision = size.hidden, size.vision_hidden
     kv = size.kv_heads * hidden // size.heads
-    patches = (VISION["image_size"] // VISION["patch_size"]) ** 2
+    patches = (size.image_size // 14) ** 2
+    embeddings, classes = "model.vision_tower.vision_model.embeddings", 0 if size.siglip else 1
     found: dict[str, tuple[int, ...]] = {
         "model.language_model.embed_tokens.weight": (size.vocab, hidden),
         "model.language_model.norm.weight": (hidden,),
-        "lm_head.weight": (size.vocab, hidden),
-        "model.vision_tower.vision_model.embeddings.class_embedding": (vision,),
-        "model.vision_tower.vision_model.embeddings.patch_embedding.weight": (vision, 3, 14, 14),
-        "model.vision_tower.vision_model.embeddings.position_embedding.weight": (patches + 1, vision),
-        "model.vision_tower.vision_model.pre_layrnorm.weight": (vision,),
-        "model.vision_tower.vision_model.pre_layrnorm.bias": (vision,),
+        f"{embeddings}.patch_embedding.weight": (vision, 3, 14, 14),
+        f"{embeddings}.position_embedding.weight": (patches + classes, vision),
     }
+    if size.siglip:
+        found[f"{embeddings}.patch_embedding.bias"] = (vision,)
+    else:
+        found["lm_head.weight"] = (size.vocab, hidden)
+        found[f"{embeddings}.class_embedding"] = (vision,)
+        for part in ("weight", "bias"):
+            found[f"model.vision_tower.vision_model.pre_layrnorm.{part}"] = (vision,)
+    if size.kind != "llava":
+        found["model.image_newline"] = (hidden,)
     for number, (rows, columns) in enumerate(((hidden, vision), (hidden, hidden)), 1):
         found[f"model.multi_modal_projector.linear_{number}.weight"] = (rows, columns)
         found[f"model.multi_modal_projector.linear_{number}.bias"] = (rows,)
@@ -66,6 +123,8 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
         name = f"model.language_model.layers.{layer}"
         for part, rows in zip("qkvo", (hidden, kv, kv, hidden), strict=True):
             found[f"{name}.self_attn.{part}_proj.weight"] = (rows, hidden)
+            if size.text == "qwen2" and part != "o":
+                found[f"{name}.self_attn.{part}_proj.bias"] = (rows,)
         for part in ("gate", "up"):
             found[f"{name}.mlp.{part}_proj.weight"] = (size.intermediate, hidden)
         found[f"{name}.mlp.down_proj.weight"] = (hidden, size.intermediate)
@@ -85,7 +144,8 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
 def config(size: Size) -> dict[str, object]:
     """`config.json`."""
     text = {
-        "model_type": "llama",
+        "model_type": size.text,
+        "sliding_window": None,
         "hidden_size": size.hidden,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
@@ -95,24 +155,17 @@ def config(size: Size) -> dict[str, object]:
         "max_position_embeddings": size.positions,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-    }
-    vision = VISION | {
-        "model_type": "clip_vision_model",
-        "hidden_size": size.vision_hidden,
-        "num_hidden_layers": size.vision_layers,
-        "num_attention_heads": size.vision_hidden // 64,
-        "intermediate_size": size.vision_intermediate,
+        "tie_word_embeddings": size.siglip,
     }
     return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        "architectures": [CLASSES[size.kind]],
+        "model_type": size.kind,
         "image_token_index": SPECIAL.index(IMAGE),
         "text_config": text,
-        "vision_config": vision,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": False,
+        "vision_config": size.vision,
+        "vision_feature_layer": -1 if size.siglip else -2,
+        "vision_feature_select_strategy": "full" if size.siglip else "default",
+        "tie_word_embeddings": size.siglip,
         "torch_dtype": size.dtype,
         "eos_token_id": SPECIAL.index("</s>"),
         "bos_token_id": SPECIAL.index("<s>"),
@@ -154,11 +207,14 @@ def write_tokenizer(size: Size, folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
+    side, square = size.image_size, {"height": size.image_size, "width": size.image_size}
+    clip = {"size": {"shortest_edge": side}, "crop_size": square}
     processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": VISION["image_size"]},
-        "crop_size": {"height": VISION["image_size"], "width": VISION["image_size"]},
-    }
+        "llava": {"image_processor_type": "CLIPImageProcessor"} | clip,
+        "llava_next": {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": NEXT_GRIDS}
+        | clip,
+        "llava_onevision": {"image_processor_type": "LlavaOnevisionImageProcessor", "size": square},
+    }[size.kind]
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
 
 

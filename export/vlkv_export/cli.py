@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlkv.cli.console import progress
+from vlkv.cli.console import notes, progress
 
 Source = Annotated[Path, typer.Argument(show_default=False)]
 Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The directory to write.")]
@@ -19,7 +19,9 @@ def export(checkpoint: Source, output: Target) -> None:
     from vlkv_export.directory import export_checkpoint
 
     with progress() as bar:
-        export_checkpoint(checkpoint, output, bar.step)
+        export_checkpoint(
+            checkpoint, output, bar.step, lambda note: notes().print(f"note: {note}", markup=False)
+        )
         bar.done(f"wrote {output}")
 
 

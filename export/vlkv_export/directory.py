@@ -23,13 +23,16 @@ Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 
 
-def export_checkpoint(source: Path, target: Path, report: Report = lambda step: None) -> Manifest:
+def export_checkpoint(
+    source: Path, target: Path, report: Report = lambda step: None, tell: Report = lambda note: None
+) -> Manifest:
     """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
 
     Args:
         source: a Hugging Face folder.
         target: the graph directory to make.
         report: told the name of each step as it begins.
+        tell: told what the checkpoint says and the engine will not do, a line each.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
@@ -37,6 +40,8 @@ def export_checkpoint(source: Path, target: Path, report: Report = lambda step: 
     """
     report("reading the checkpoint")
     checkpoint = read_checkpoint(source)
+    for note in checkpoint.notes:
+        tell(note)
     dtype = compute_dtype(checkpoint)
     with new_directory(target) as folder:
         report("linking the weights")
@@ -89,6 +94,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
         ),
         image=checkpoint.image,
         tokens=checkpoint.tokens,
+        generation=checkpoint.generation,
         embedding=Embedding(
             file=table.file,
             offset=table.offset,

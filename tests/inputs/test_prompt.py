@@ -138,3 +138,15 @@ def test_template_helpers_are_those_of_transformers() -> None:
     want = reference("byte-level", text, 0, template)
     assert prompt.token_ids.tolist() == list(want)
     assert prompt.text.endswith("4<s>True")
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        ("{% for m in messages %}USER: {{ image_token }}{{ m['content'] }}{% endfor %}", "USER: "),
+        ("<image>{{ messages[0]['content'] }}", ""),
+    ],
+)
+def test_templates_that_place_the_picture_themselves(template: str, before: str) -> None:
+    prompt = build_prompt("what is it?", layouts(1), tokenizer("byte-level"), FACTS, chat_template=template)
+    assert prompt.text == f"{before}<image>what is it?"

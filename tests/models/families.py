@@ -58,7 +58,7 @@ class Family:
     """One line of the table.
 
     `model` is the class of transformers, `processor` makes its image processor, `config` are fields of the whole
-    configuration.
+    configuration, `generation` of `generation_config.json`.
     """
 
     model: str
@@ -67,6 +67,7 @@ class Family:
     processor: Callable[[], Any]
     config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    generation: dict[str, Any] = field(default_factory=dict)
 
 
 def _clip() -> Any:
@@ -114,7 +115,19 @@ FAMILIES = {
         "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 24}, _clip, {}, "bfloat16"
     ),
     "llava-clip-qwen3": Family(
-        "LlavaForConditionalGeneration", CLIP, {"model_type": "qwen3", "head_dim": 24}, _clip
+        "LlavaForConditionalGeneration",
+        CLIP,
+        {"model_type": "qwen3", "head_dim": 24},
+        _clip,
+        generation={
+            "repetition_penalty": 1.3,
+            "no_repeat_ngram_size": 3,
+            "min_new_tokens": 5,
+            "suppress_tokens": [7, 30],
+            "begin_suppress_tokens": [9],
+            "bad_words_ids": [[12], [14, 20]],
+            "eos_token_id": [2, 25],
+        },
     ),
     "llava-pixtral-mistral": Family(
         "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL
@@ -186,6 +199,8 @@ def _write(family: Family, folder: Path) -> None:
     if config.tie_word_embeddings:
         model.tie_weights()
     model.to(getattr(torch, family.dtype)).eval().save_pretrained(folder)
+    settings = json.loads((folder / "generation_config.json").read_text()) | family.generation
+    (folder / "generation_config.json").write_text(json.dumps(settings))
     family.processor().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     if family.vision is PIXTRAL:

@@ -49,7 +49,9 @@ def mixed(rng, pictures, count):
 def same(result, other):
     """Whether all but times agree."""
     names = set(vars(result)) - {"seconds", "tokens_per_second", "positions", "scores", "image_positions"}
-    return np.array_equal(result.image_positions, other.image_positions) and all(getattr(result, name) == getattr(other, name) for name in names)
+    return np.array_equal(result.image_positions, other.image_positions) and all(
+        getattr(result, name) == getattr(other, name) for name in names
+    )
 
 
 def idle(scheduler):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vlkv.storage.image_facts import ImageFacts
-from vlkv.storage.manifest import TokenFacts
+from vlkv.storage.manifest import GenerationFacts, TokenFacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
@@ -133,3 +133,6 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     chat_template: str | None
     tokenizer_files: tuple[str, ...]
+    generation: GenerationFacts
+    notes: tuple[str, ...]
+    """What the checkpoint says and the engine will not do, a line each."""

@@ -11,6 +11,7 @@ from typing import Any
 from vlkv.errors import CheckpointError
 from vlkv.storage.files import show as printable
 
+LFS = b"version https://git-lfs"
 MAX_JSON_BYTES = 256 << 20
 MAX_INTEGER = 1 << 24
 
@@ -31,9 +32,12 @@ def read_bytes(path: Path) -> bytes:
             raise CheckpointError(
                 f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not the file it is named"
             )
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
+    if data.startswith(LFS):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file; fetch it with `git lfs pull`")
+    return data
 
 
 def read_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from vlkv_export.checkpoint.fields import Fields, read_bytes, read_object, read_
 
 TOKENIZER = "tokenizer.json"
 OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-CLASS_DEFAULTS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-"""What LlamaConfig and MistralConfig have where a configuration says nothing."""
+Defaults = Mapping[str, int | None]
 
 
 class _Added(msgspec.Struct):
@@ -41,8 +41,9 @@ class AddedTokens:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TOKENIZER
+        data = read_bytes(self.path)
         try:
-            tokenizer = msgspec.json.decode(read_bytes(self.path), type=_Tokenizer)
+            tokenizer = msgspec.json.decode(data, type=_Tokenizer)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
         self.texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}
@@ -65,24 +66,28 @@ def image_token(added: AddedTokens, token_id: int) -> str:
     )
 
 
-def read_tokens(folder: Path, config: Fields, vocab: int) -> TokenFacts:
-    """BOS, EOS and padding: `generation_config.json` first, then `config.json`, then its `text_config`."""
+def read_tokens(folder: Path, config: Fields, vocab: int, defaults: Defaults) -> TokenFacts:
+    """BOS, EOS and padding: `generation_config.json` first, then `config.json`, then its `text_config`.
+
+    `defaults` are the class's where none of them says anything. Padding outside of the vocabulary counts as none.
+    """
     sources = [config, config.child("text_config")]
     path = folder / "generation_config.json"
     if path.exists():
         sources.insert(0, Fields(read_object(path), str(path)))
-    eos = _ids(sources, "eos_token_id", vocab)
-    bos, pad = _ids(sources, "bos_token_id", vocab), _ids(sources, "pad_token_id", vocab)
+    bos, eos, pad = (
+        _ids(sources, f"{name}_token_id", vocab, defaults[name]) for name in ("bos", "eos", "pad")
+    )
     return TokenFacts(bos=bos[0] if bos else None, eos=eos, pad=pad[0] if pad else None)
 
 
-def _ids(sources: list[Fields], name: str, vocab: int) -> tuple[int, ...]:
+def _ids(sources: list[Fields], name: str, vocab: int, default: int | None) -> tuple[int, ...]:
     source = next((source for source in sources if name in source), None)
-    value: Any = CLASS_DEFAULTS[name] if source is None else source.get(name)
+    value: Any = default if source is None else source.get(name)
     given = value if isinstance(value, list) else [] if value is None else [value]
     for index in given:
         whole = isinstance(index, int) and not isinstance(index, bool)
-        if source is not None and (not whole or index >= vocab):
+        if source is not None and (not whole or (index >= vocab and name != "pad_token_id")):
             raise source.fail(name, f"an id, or a list of ids, of the vocabulary of {vocab}")
     return tuple(dict.fromkeys(index for index in given if 0 <= index < vocab))
 

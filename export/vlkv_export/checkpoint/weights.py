@@ -28,6 +28,15 @@ def find(folder: Path, prefixes: Prefixes) -> Found:
         placed = [(name, SINGLE, entry) for name, entry in read_header(folder / SINGLE).items()]
     elif (folder / INDEX).exists():
         placed = _sharded(folder)
+    elif variants := sorted(folder.glob("model.*.safetensors")):
+        raise CheckpointError(
+            f"{folder} holds {variants[0].name} but no {SINGLE}; rename it, or save the variant with "
+            "save_pretrained(...) without variant"
+        )
+    elif any(folder.glob("*.gguf")):
+        raise CheckpointError(
+            f"{folder} holds GGUF files; give the Hugging Face checkpoint they were made from"
+        )
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise CheckpointError(
             f"{folder} holds PyTorch files but no {SINGLE}; load it with transformers and "

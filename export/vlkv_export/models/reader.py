@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlkv.errors import CheckpointError
-from vlkv_export.checkpoint import layout, processor, prompt, weights
+from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
 from vlkv_export.checkpoint.settings import read_image_token
@@ -59,10 +59,11 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> Checkpoint:
+    _refuse_adapter(folder)
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
     vision, projector, text = parts.vision, parts.projector, parts.text
-    family = registry.FAMILIES[parts.family]
+    family, text_model = registry.FAMILIES[parts.family], registry.TEXT_MODELS[text.architecture]
     token_id = read_image_token(config, text.vocab, family.image_token_id)
     files = prompt.tokenizer_files(folder)
     added = prompt.AddedTokens(folder)
@@ -70,10 +71,10 @@ def _read(folder: Path) -> Checkpoint:
     single, combined = processor.read_processor(folder)
     read_image = registry.TOWERS[vision.architecture].read_image or family.read_image
     image = read_image(ImageSource(config, single, combined, vision, token, added))
-    tokens = prompt.read_tokens(folder, config, text.vocab)
+    tokens = prompt.read_tokens(folder, config, text.vocab, text_model.special)
     template = prompt.read_chat_template(folder)
     found = weights.find(folder, family.prefixes)
-    for name in registry.TEXT_MODELS[text.architecture].unexpected(text):
+    for name in text_model.unexpected(text):
         if name in found:
             raise CheckpointError(
                 f"{folder}: the weights hold {found[name][0]}, config.json says that there is none; "
@@ -81,7 +82,24 @@ def _read(folder: Path) -> Checkpoint:
             )
     tensors = weights.select(folder, found, parts.tensors(), text.tied)
     text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
-    return Checkpoint(folder, parts.family, vision, projector, text, image, tokens, tensors, template, files)
+    settings, notes = generation.read_generation(folder, text.vocab)
+    if "auto_map" in config:
+        code = f"{config.where}: auto_map {show(config.get('auto_map'))} names code, which is never run"
+        notes = (*notes, code)
+    return Checkpoint(
+        folder,
+        parts.family,
+        vision,
+        projector,
+        text,
+        image,
+        tokens,
+        tensors,
+        template,
+        files,
+        settings,
+        notes,
+    )
 
 
 def _config_path(folder: Path) -> Path:
@@ -98,6 +116,17 @@ def _config_path(folder: Path) -> Path:
     if not config:
         raise CheckpointError(f"{folder} has no config.json; {advice}")
     return path
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise `CheckpointError` for a LoRA adapter, alone or beside weights: it would change every answer."""
+    path = folder / "adapter_config.json"
+    if path.is_file():
+        base = Fields(read_object(path), str(path)).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{path}: a LoRA adapter of {show(base)}; merge it with peft (merge_and_unload, then save_pretrained) "
+            "and give the merged folder, or take the adapter's files out of this one"
+        )
 
 
 def _refuse_quantised(config: Fields) -> None:

@@ -48,6 +48,11 @@ def find_family(config: Fields) -> str:
     if not found:
         named = f"architectures {show(names)} of model_type {show(kind)}"
         raise CheckpointError(f"{config.where}: {named} is not supported; supported: {supported()}")
+    if kind is not None and kind != FAMILIES[found[0]].model_type:
+        raise CheckpointError(
+            f"{config.where}: architectures {show(names)} and model_type {show(kind)} disagree; "
+            f"{found[0]} has model_type {FAMILIES[found[0]].model_type!r}"
+        )
     return found[0]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -75,6 +75,8 @@ class TextModel:
     tensors: Callable[[TextConfig], Shapes]
     unexpected: Callable[[TextConfig], Iterator[str]]
     build: Callable[[Checkpoint, str], ir.Model]
+    special: Mapping[str, int | None] = field(default_factory=lambda: {"bos": 1, "eos": 2, "pad": None})
+    """Ids that the class assumes where no file has them."""
 
 
 @dataclass(frozen=True)

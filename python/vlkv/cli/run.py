@@ -16,6 +16,8 @@ from vlkv.policies.builtin import DEFAULT_POLICY
 
 LONG_PROMPT = 2048
 
+CHECKPOINT = "the checkpoint's"
+
 
 def run(
     engine: EngineFolder,
@@ -32,6 +34,16 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Repeats a sampled answer.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Ends the answer; may be given several times.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1: tokens that came before are less likely.", show_default=CHECKPOINT),
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(help="So many tokens never come twice in a row.", show_default=CHECKPOINT)
+    ] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(help="Least tokens to generate.", show_default=CHECKPOINT)
     ] = None,
     raw: Raw = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
@@ -64,6 +76,9 @@ def run(
             top_p=top_p,
             seed=seed,
             stop=tuple(stop or ()),
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            min_new_tokens=min_new_tokens,
             raw=raw,
         )
         pieces = iter(stream)

@@ -31,6 +31,9 @@ class Question:
     top_p: float = 1.0
     seed: int | None = None
     stop: Sequence[str] = ()
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
     raw: bool = False
     scores: bool = False
     messages: Sequence[Message] = ()

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.errors import SamplingError, VlkvError
 from vlkv.generation.logits import Penalties, TokenLogprob, logprobs
+from vlkv.storage.manifest import GenerationFacts
 
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
@@ -52,6 +54,10 @@ class Sampling:
         logit_bias: added to the logits of these token ids, each -100 to 100.
         logprobs: how many alternatives are told of each token beside its own probability, 0 to 20; None tells none.
         json_schema: a JSON schema, as JSON, that the answer is to follow; None for free text.
+        repetition_penalty: divides positive logits of tokens that came before, and multiplies negative ones; 1 is
+            off, None what the checkpoint says.
+        no_repeat_ngram_size: no so many tokens come twice in a row of prompt and answer; 0 is off, None as above.
+        min_new_tokens: no end token before so many; None as above.
     """
 
     temperature: float = 0.0
@@ -65,6 +71,9 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     json_schema: str | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         self._need("stop", isinstance(self.stop, str | list | tuple), "a text, or a tuple of texts")
@@ -80,6 +89,11 @@ class Sampling:
         self._need(
             "stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"
         )
+        penalty = 1.0 if self.repetition_penalty is None else self.repetition_penalty
+        self._need("repetition_penalty", _is_number(penalty) and penalty > 0, "above 0")
+        for name in ("no_repeat_ngram_size", "min_new_tokens"):
+            count = getattr(self, name) or 0
+            self._need(name, _is_whole(count) and 0 <= count < 2**31, "a whole number, 0 or more")
         longest = max(map(len, self.stop), default=0)
         if len(self.stop) > MAX_STOPS:
             raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
@@ -96,6 +110,12 @@ class Sampling:
         told = 0 if self.logprobs is None else self.logprobs
         self._need("logprobs", _is_whole(told) and 0 <= told <= MAX_LOGPROBS, f"in 0 to {MAX_LOGPROBS}")
         self._need("json_schema", isinstance(self.json_schema, str | None), "a JSON schema as text")
+
+    def merged(self, facts: GenerationFacts) -> GenerationFacts:
+        """The checkpoint's settings, with this request's where it has any."""
+        names = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(facts, **own)
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
         if not right:

@@ -16,6 +16,7 @@ from PIL.Image import Image
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
 from vlkv.errors import PromptError, SamplingError
+from vlkv.generation.constraints import Constraints
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
@@ -69,6 +70,7 @@ class Sequence:
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
     _sampler: Sampler = field(init=False, repr=False)
+    _constraints: Constraints = field(init=False, repr=False)
     _stopping: Stopping = field(init=False, repr=False)
 
     def begin(self, model: Model) -> None:
@@ -88,6 +90,8 @@ class Sequence:
         self._sampler = Sampler(self.sampling, self.grammar)
         if self.sampling.logprobs is not None:
             self.result.logprobs = []
+        settings, eos = self.sampling.merged(model.manifest.generation), model.manifest.tokens.eos
+        self._constraints = Constraints(settings, self.prompt.token_ids, eos)
         tokenizer, stop = model.tokenizer, self.sampling.stop
         ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
         self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
@@ -109,7 +113,8 @@ class Sequence:
 
     def take(self, logits: Float32) -> str:
         """Picks a token from logits `[V]`; returns the text that is certain now."""
-        token = self._sampler.pick(logits)
+        token = self._sampler.pick(self._constraints.apply(logits))
+        self._constraints.push(token)
         self.result.token_ids.append(token)
         if self.result.logprobs is not None and self._sampler.logprob is not None:
             self.result.logprobs.append(self._sampler.logprob)
@@ -174,6 +179,9 @@ def prepare(
         logit_bias=question.logit_bias,
         logprobs=question.logprobs,
         json_schema=question.json_schema,
+        repetition_penalty=question.repetition_penalty,
+        no_repeat_ngram_size=question.no_repeat_ngram_size,
+        min_new_tokens=question.min_new_tokens,
     )
     wrong = [token for token in sampling.logit_bias if token >= model.manifest.text.vocab]
     if wrong:

@@ -136,6 +136,7 @@ def expand(
 def _chat(text: str, image_count: int, token: str, template: str, special: dict[str, str]) -> str:
     """Render one user message; as a list of parts, or as a string for templates that take only strings.
 
+    The last form leaves the pictures' places to the template. `image_token` is known to it, as to transformers'.
     A template has taken a form where it has as many image tokens as there are pictures and does not print
     the list itself; the first such rendering that holds the user's text counts, else the first at all.
     """
@@ -143,7 +144,9 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
     forms: tuple[Any, ...] = (
         [*pictures, {"type": "text", "text": text}],
         plain(text, image_count, token),
+        text,
     )
+    special = {"image_token": token, **special}
     taken: list[str] = []
     failure = ""
     for form in forms:

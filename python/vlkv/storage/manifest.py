@@ -53,6 +53,18 @@ class TokenFacts(Struct, frozen=True):
     pad: int | None
 
 
+class GenerationFacts(Struct, frozen=True):
+    """Settings of `generation_config.json` that change greedy answers, by the names and meanings of transformers."""
+
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    no_repeat_ngram_size: Id = 0
+    min_length: Id = 0
+    min_new_tokens: Id = 0
+    suppress_tokens: tuple[Id, ...] = ()
+    begin_suppress_tokens: tuple[Id, ...] = ()
+    bad_words: tuple[Annotated[tuple[Id, ...], msgspec.Meta(min_length=1)], ...] = ()
+
+
 class Embedding(Struct, frozen=True):
     """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype.
 
@@ -105,6 +117,7 @@ class Manifest(Struct, frozen=True):
     files: dict[str, FileFacts]
     device: DeviceFacts | None = None
     weights: Literal["float32", "int8"] | None = None
+    generation: GenerationFacts = GenerationFacts()
 
 
 class _Header(msgspec.Struct):

@@ -74,6 +74,7 @@ def test_not_utf8(folder: Path) -> None:
     ("changes", "message"),
     [
         ({"architectures": ["MllamaForConditionalGeneration"]}, "MllamaForConditionalGeneration"),
+        ({"model_type": "llava_next"}, "and model_type 'llava_next' disagree; LlavaForConditionalG"),
         ({"architectures": None, "model_type": "qwen2_vl"}, "model_type 'qwen2_vl' is not supported"),
         ({VISION: {"model_type": "dinov2"}}, "vision tower 'dinov2' is not supported; supported: clip_"),
         ({TEXT: {"model_type": "bloom"}}, "text model 'bloom' is not supported; supported: llama, mistral"),
@@ -109,3 +110,52 @@ def test_not_utf8(folder: Path) -> None:
 def test_configurations(folder: Path, changes: dict[str, Any], message: str) -> None:
     sparse.dump(folder / "config.json", sparse.changed(sparse.SMALL, **changes))
     refused(folder, "config.json", message)
+
+
+def test_adapters_are_never_ignored(folder: Path, tmp_path: Path) -> None:
+    base = {"base_model_name_or_path": "some/llava", "peft_type": "LORA"}
+    sparse.dump(folder / "adapter_config.json", base)
+    refused(folder, "adapter_config.json: a LoRA adapter of 'some/llava'; merge it with peft")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    sparse.dump(alone / "adapter_config.json", base)
+    refused(alone, "a LoRA adapter of 'some/llava'")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+def test_git_lfs_pointers(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(folder, f"{name} is a Git LFS pointer, not the file; fetch it with `git lfs pull`")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("model.fp16.safetensors", "holds model.fp16.safetensors but no model.safetensors; rename it"),
+        ("llava.gguf", "holds GGUF files; give the Hugging Face checkpoint"),
+        ("pytorch_model.bin", "holds PyTorch files but no model.safetensors"),
+    ],
+)
+def test_other_weight_files(folder: Path, name: str, text: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    refused(folder, text)
+
+
+def test_code_is_never_run_and_that_is_told(folder: Path) -> None:
+    sparse.dump(folder / "config.json", sparse.SMALL | {"auto_map": {"AutoModel": "evil.Model"}})
+    (note,) = read_checkpoint(folder).notes
+    assert "auto_map" in note and "never run" in note
+
+
+def test_generation_settings(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    sparse.dump(
+        path, {"repetition_penalty": 1.1, "bad_words_ids": [[3], [4, 5]], "num_beams": 4, "do_sample": True}
+    )
+    found = read_checkpoint(folder)
+    assert (found.generation.repetition_penalty, found.generation.bad_words) == (1.1, ((3,), (4, 5)))
+    assert found.notes == (
+        "generation_config.json: num_beams 4 is not honoured; answers are those without it",
+    )
+    sparse.dump(path, {"suppress_tokens": [99]})
+    refused(folder, "suppress_tokens is [99]; it must be ids of the vocabulary of 12")

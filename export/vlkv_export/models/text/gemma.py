@@ -37,4 +37,4 @@ def read(config: Fields, text: Fields) -> TextConfig:
     return replace(found, activation=activation, norm_offset=1.0, embed_scale=scale)
 
 
-MODEL = TextModel(read, tensors, unexpected_biases, build_decoder)
+MODEL = TextModel(read, tensors, unexpected_biases, build_decoder, {"bos": 2, "eos": 1, "pad": 0})

@@ -23,4 +23,4 @@ def refuse_window(text: Fields) -> None:
         raise CheckpointError(f"{text.where}: use_sliding_window true is not supported; set it to false")
 
 
-MODEL = TextModel(read, tensors, unexpected_biases, build_decoder)
+MODEL = TextModel(read, tensors, unexpected_biases, build_decoder, {"bos": None, "eos": None, "pad": None})

@@ -20,4 +20,4 @@ def read(config: Fields, text: Fields) -> TextConfig:
     return replace(read_decoder(config, text, defaults, biases), head_norms=True)
 
 
-MODEL = TextModel(read, tensors, unexpected_biases, build_decoder)
+MODEL = TextModel(read, tensors, unexpected_biases, build_decoder, {"bos": None, "eos": None, "pad": None})

@@ -1,0 +1,83 @@
+"""What a checkpoint's generation settings forbid or make less likely, on logits, before a token is chosen.
+
+The settings, their order and their arithmetic are those of transformers' logits processors. V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.dtypes import Float32
+from vlkv.storage.manifest import GenerationFacts
+
+
+class Constraints:
+    """One answer's; tokens of prompt and answer count alike.
+
+    Args:
+        facts: the settings.
+        prompt: token ids of the prompt.
+        eos: ids that end an answer.
+    """
+
+    def __init__(self, facts: GenerationFacts, prompt: NDArray[np.int64], eos: Sequence[int]) -> None:
+        self._facts, self._eos = facts, list(eos)
+        self._active = facts != GenerationFacts()
+        self._tokens: list[int] = prompt.tolist() if self._active else []
+        self._prompt = len(self._tokens)
+        self._seen = set(self._tokens)
+        self._followers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._words = [word for word in facts.bad_words if list(word) not in [[index] for index in self._eos]]
+        size = facts.no_repeat_ngram_size
+        for end in range(size, len(self._tokens) + 1 if size else 0):
+            self._note(end)
+
+    def push(self, token: int) -> None:
+        """Takes a token of the answer."""
+        if self._active:
+            self._tokens.append(token)
+            self._seen.add(token)
+            if 0 < self._facts.no_repeat_ngram_size <= len(self._tokens):
+                self._note(len(self._tokens))
+
+    def apply(self, logits: Float32) -> Float32:
+        """The logits `[V]` under the settings; a copy where there are any."""
+        if not self._active:
+            return logits
+        facts, found = self._facts, logits.astype(np.float32)
+        if facts.repetition_penalty != 1.0:
+            ids = np.array([index for index in self._seen if index < len(found)], np.int64)
+            penalty, old = np.float32(facts.repetition_penalty), found[ids]
+            found[ids] = np.where(old < 0, old * penalty, old / penalty)
+        banned = self._repeating() + self._bad()
+        new = len(self._tokens) - self._prompt
+        if len(self._tokens) < facts.min_length or new < facts.min_new_tokens:
+            banned += self._eos
+        banned += facts.suppress_tokens
+        if new == 0:
+            banned += facts.begin_suppress_tokens
+        found[[index for index in banned if index < len(found)]] = -np.inf
+        return found
+
+    def _note(self, end: int) -> None:
+        """Writes down which token followed those before it."""
+        size = self._facts.no_repeat_ngram_size
+        self._followers[tuple(self._tokens[end - size : end - 1])].append(self._tokens[end - 1])
+
+    def _repeating(self) -> list[int]:
+        size = self._facts.no_repeat_ngram_size
+        if not size or len(self._tokens) + 1 < size:
+            return []
+        return list(self._followers.get(tuple(self._tokens[len(self._tokens) + 1 - size :]), ()))
+
+    def _bad(self) -> list[int]:
+        """Last tokens of bad words whose other tokens stand at the end."""
+        ends = []
+        for *before, last in self._words:
+            if len(before) < len(self._tokens) and self._tokens[len(self._tokens) - len(before) :] == before:
+                ends.append(last)
+        return ends
