@@ -13,13 +13,18 @@ import sys
 from pathlib import Path
 
 import torch
+from examples.tiny_vlm.train import check_output
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from examples.tiny_vlm.train import check_output
 from vlkv.eval.forms import GRID
 from vlkv.storage.directories import new_directory
 
@@ -90,7 +95,10 @@ def join(
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     side = GRID * forms().cell
     image = CLIPImageProcessorPil(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_mean=MEAN, image_std=DEVIATION
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=MEAN,
+        image_std=DEVIATION,
     )
     processor = LlavaProcessor(
         image,
@@ -121,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Download, join, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file"
+    )
     parser.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
     options = parser.parse_args(arguments)
     check_output(parser, options.output)

@@ -153,7 +153,9 @@ def batches(
         longest = max(len(tokens) for tokens, _ in told)
         after = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in told])
         labels = torch.tensor([wanted + [NONE] * (longest - len(wanted)) for _, wanted in told])
-        yield Batch(before, torch.from_numpy(np.stack(shown)), torch.from_numpy(np.stack(places)), after, labels)
+        yield Batch(
+            before, torch.from_numpy(np.stack(shown)), torch.from_numpy(np.stack(places)), after, labels
+        )
 
 
 def answers_of(model: LlamaForCausalLM, table: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -168,9 +170,13 @@ def answers_of(model: LlamaForCausalLM, table: Tensor, batch: Batch) -> tuple[Te
         [torch.arange(first).expand(count, -1), first + batch.places, asked.expand(count, -1)], dim=1
     )
     length = embedded.shape[1]
-    mask = torch.zeros(1, 1, length, length).masked_fill(~torch.ones(length, length).tril().bool(), -torch.inf)
+    mask = torch.zeros(1, 1, length, length).masked_fill(
+        ~torch.ones(length, length).tril().bool(), -torch.inf
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False)
+        hidden = model.model(
+            inputs_embeds=embedded, position_ids=positions, attention_mask=mask, use_cache=False
+        )
         states = hidden.last_hidden_state[:, -batch.after.shape[1] :]
         told = batch.labels != NONE
         logits = nn.functional.linear(states[told], embed.weight)

@@ -54,7 +54,9 @@ class Reader(nn.Module):
         axes = axes[:width] * (len(ink) ** 0.5 / spread[:width].clamp(min=spread[0] / 30))[:, None]
         weight = self.tower.embeddings.patch_embedding.weight
         with torch.no_grad():
-            weight.copy_(-(axes.view(width, 1, *weight.shape[2:]) * torch.tensor(DEVIATION)[:, None, None] / 3))
+            weight.copy_(
+                -(axes.view(width, 1, *weight.shape[2:]) * torch.tensor(DEVIATION)[:, None, None] / 3)
+            )
 
     def forward(self, grey: Tensor, places: Tensor) -> Tensor:
         """Numbers a class `[B, n, classes]` of grey patches `[B, n, cell * cell]`, 0 to 1, at these places `[B, n]`."""

@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the forms, 0 to 999")
     parser.add_argument("--output", "-o", type=Path, required=True, help="file to write")
-    parser.add_argument("--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(arguments)
     if not 0 <= options.seed < 1000:

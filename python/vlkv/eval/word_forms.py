@@ -110,7 +110,9 @@ def read_word_forms(path: Path) -> WordForms:
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise EvalError(f"{where}: {reason(error)}") from error
     if forms.cell not in _LIMITS.cell:
-        raise EvalError(f"{where}: cell {forms.cell} is outside {_LIMITS.cell[0]} to {_LIMITS.cell[-1]} pixels")
+        raise EvalError(
+            f"{where}: cell {forms.cell} is outside {_LIMITS.cell[0]} to {_LIMITS.cell[-1]} pixels"
+        )
     low, high = forms.digits
     if low not in _LIMITS.digits or high not in _LIMITS.digits or low > high:
         raise EvalError(f"{where}: digits {low}, {high} are no range within 1 to {_LIMITS.digits[-1]}")
