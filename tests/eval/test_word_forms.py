@@ -67,7 +67,9 @@ def test_tasks_take_the_engines_forms(forms, tmp_path):
         sample = make_samples(task, 1, seed=2, forms=given)[0]
         assert sample.pictures()[0].size == (768, 768)
         for turn in sample.turns:
-            assert all(word in KEYS or word in GOOD["words"] or word.isdigit() for word in turn.answer.split())
+            assert all(
+                word in KEYS or word in GOOD["words"] or word.isdigit() for word in turn.answer.split()
+            )
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ MAKERS: dict[str, Callable[..., Sample]] = {
     "two-forms": two_forms,
     "second-question": second_question,
 }
-TASKS = (*MAKERS, "folder")
-NEW_TOKENS = {"form-qa": 8, "form-list": 128, "two-forms": 8, "second-question": 8, "folder": 64}
+TASKS = (*MAKERS, "folder", "text")
+NEW_TOKENS = {"form-qa": 8, "form-list": 128, "two-forms": 8, "second-question": 8, "folder": 64, "text": 64}
 
 
 def make_samples(
@@ -136,6 +136,8 @@ def make_samples(
     """
     if task not in TASKS:
         raise EvalError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    if task == "text":
+        raise EvalError("task text asks about no pictures; vlkv.eval.texts makes its samples")
     if count is not None and not 1 <= count <= MAX_SAMPLES:
         raise EvalError(f"{count} samples are outside 1 to {MAX_SAMPLES:,}")
     if not 0 <= seed < SEEDS:
