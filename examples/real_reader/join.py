@@ -70,7 +70,7 @@ def merge(model: LlamaForCausalLM, trained: dict[str, Tensor]) -> None:
 def join(
     text: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reader: Reader, trained: dict[str, Tensor]
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """One model and its processor. `text` is changed."""
+    """One model and its processor. `text` is changed, unless nothing of it was trained but the blank."""
     merge(text, trained)
     config = LlavaConfig(
         vision_config=tower_config(),
@@ -133,10 +133,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file"
     )
     parser.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
+    parser.add_argument("--plain", action="store_true", help="leave the language model as the package has it")
     options = parser.parse_args(arguments)
     check_output(parser, options.output)
+    reader, trained = load_delta(options.delta)
+    if options.plain:
+        trained = {"blank": trained["blank"]}
     text, tokenizer = base.load(options.cache)
-    write(*join(text, tokenizer, *load_delta(options.delta)), options.output)
+    write(*join(text, tokenizer, reader, trained), options.output)
     return 0
 
 
