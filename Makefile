@@ -3,6 +3,8 @@
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
+# make real-reader   joins the shipped delta with a real language model's package (90 MB), asks it about pictures of forms
+# make real    the same, and texts: prose, code, chats, documents under every policy and budget
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
@@ -27,7 +29,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
-.PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy clean
+.PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -67,6 +69,29 @@ bench-serving: $(VENV)/tested
 
 accuracy: $(VENV)/tested
 	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)
+
+REAL := $(OUT)/real_reader
+REAL_BUDGETS := 0.5,0.2,0.1,0.05
+REAL_POLICIES := full,vl-cache,shared-question,h2o,snapkv,pyramidkv,streaming-llm,elastic
+READER ?=
+TEXT ?=
+
+real: real-reader $(REAL)/plain/engine/manifest.json
+	@$(BIN)/vlkv eval $(REAL)/plain/engine --task text --policy $(REAL_POLICIES) --budget $(REAL_BUDGETS) \
+		-o $(REAL)/text $(TEXT)
+
+real-reader: $(REAL)/reader/engine/manifest.json
+	@for task in form-qa second-question form-list; do \
+		$(BIN)/vlkv eval $(REAL)/reader/engine --task $$task --policy $(REAL_POLICIES) --budget $(REAL_BUDGETS) \
+			--samples 100 -o $(REAL)/$$task $(READER) || exit; done
+
+$(REAL)/reader/checkpoint/config.json $(REAL)/plain/checkpoint/config.json: $(VENV)/tested examples/real_reader/delta.safetensors
+	@$(PIP) gguf accelerate
+	@$(BIN)/python -m examples.real_reader.join --cache $(REAL)/base -o $(@D) $(if $(findstring plain,$@),--plain)
+
+$(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
+	@$(BIN)/vlkv export $(REAL)/$*/checkpoint -o $(REAL)/$*/graphs
+	@$(BIN)/vlkv build $(REAL)/$*/graphs -o $(REAL)/$*/engine
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench

@@ -21,6 +21,8 @@ from vlkv_export.weights.files import link_weights
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
+FORMS = "forms.json"
+"""What the forms hold that a checkpoint reads, for `vlkv eval`: taken along where it is."""
 
 
 def export_checkpoint(
@@ -48,6 +50,8 @@ def export_checkpoint(
         link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
         for name in checkpoint.tokenizer_files:
             link_or_copy(checkpoint.folder / name, folder / name)
+        if (checkpoint.folder / FORMS).is_file():
+            link_or_copy(checkpoint.folder / FORMS, folder / FORMS)
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")

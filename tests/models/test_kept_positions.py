@@ -82,6 +82,23 @@ def test_a_small_window_leaves_places_to_win(name, case, engine_of, attention, p
     assert any((a != b).any() for a, b in zip(result.positions, other.positions, strict=True))
 
 
+@pytest.mark.parametrize("anchors", ["published", "spread"])
+@pytest.mark.parametrize("case", ["text between", "no picture"])
+def test_anchors_that_scatter(anchors, case, engine_of, attention, pictures):
+    engine, weights = engine_of("mistral"), attention("mistral", case)
+    policy = replace(POLICIES["elastic"], anchors=anchors)
+    asked = prompts.question(case, pictures, policy=policy, budget=0.3, max_new_tokens=1)
+    (result,) = engine.generate_batch([asked])
+    last, heads = engine.prompt(asked).last_image, engine.manifest.text.kv_heads
+    want, _ = oracle.kept(f"elastic-{anchors}", weights, heads, last, 0.3)
+    by_scores, _ = oracle.kept("elastic", weights, heads, last, 0.3)
+    assert result.kept_tokens == [len(layer[0]) for layer in want]
+    # a score that rounds the other way than its neighbour in rank changes two numbers of argsort
+    for got, lists, others in zip(result.positions, want, by_scores, strict=True):
+        assert len(set(got[0].tolist()) ^ set(lists[0])) <= (4 if anchors == "published" else 0)
+        assert set(got[0].tolist()) != set(others[0])
+
+
 def test_scores_on_request(engine_of, attention, pictures):
     engine, weights = engine_of("mistral"), attention("mistral", "text between")
     asked = prompts.question("text between", pictures, policy="elastic", max_new_tokens=1)

@@ -62,6 +62,16 @@ def neighbours_mean(score, end, kernel):
     return pooled
 
 
+def published_anchors(score):
+    """Elastic Cache's code: a token's rating is the number that stands in its place of argsort(scores)."""
+    return [float(token) for token in sorted(range(len(score)), key=lambda n: (score[n], n))]
+
+
+def spread_anchors(length, count):
+    """`count` of `length` places such that of the first n about n * count / length are taken."""
+    return [float((n + 1) * count // length - n * count // length) for n in range(length)]
+
+
 def rows_after_the_picture(length, last_image, window):
     """VL-Cache's rows; the last `window` where no token follows a picture."""
     if 0 <= last_image < length - 1:
@@ -84,10 +94,20 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
         gamma = sparsity(attention, rows)[0] if gamma is None else np.array(gamma)
         counts = split(1 - gamma, length, budget, floor)
         always = [(0, round(0.1 * count)) for count in counts]
-    elif name == "elastic":
+    elif name in ("elastic", "elastic-published", "elastic-spread"):
         score = shared(column_sums(attention, every, kv_heads))
         counts = equal
         always = [(1, min(1, count - 1)) for count in counts]
+        if name != "elastic":
+            score = score.copy()
+            for layer, (count, (first, last_ones)) in enumerate(zip(counts, always, strict=True)):
+                end = length - last_ones
+                inner = score[layer, 0, first:end].tolist()
+                if name == "elastic-published":
+                    rating = published_anchors(inner)
+                else:
+                    rating = spread_anchors(len(inner), count - first - last_ones)
+                score[layer, :, first:end] = rating
     elif name == "h2o":
         score = shared(column_sums(attention, every, kv_heads))
         counts = equal

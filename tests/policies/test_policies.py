@@ -12,6 +12,7 @@ from vlkv import POLICIES, Policy
 from vlkv.backend.base import ObservedQueries
 from vlkv.backend.cache import Cache
 from vlkv.errors import PolicyError
+from vlkv.policies.anchors import rated
 from vlkv.policies.builtin import resolve
 from vlkv.policies.compress import always_kept, compress, pyramid, split_budget
 from vlkv.policies.observe import Observer, observed_rows
@@ -175,6 +176,21 @@ def test_pooling(rng, kind, end):
     assert pool(scores, "none", 1, end) is scores
 
 
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 60])
+def test_anchors(rng, length):
+    for first, last in ((0, 0), (2, 3)):
+        scores = rng.integers(0, 9, (1, 2, first + length + last)).astype(np.float32)
+        between = (first, first + length)
+        assert rated(scores, "scores", between, 1) is scores
+        total = scores[0, :, first : first + length].sum(axis=0).tolist()
+        for count in {0, 1, length // 3, length} if length else {0}:
+            published, spread = (rated(scores, kind, between, count) for kind in ("published", "spread"))
+            assert published[0, 0, first : first + length].tolist() == oracle.published_anchors(total)
+            assert spread[0, 0, first : first + length].tolist() == oracle.spread_anchors(length, count)
+            assert spread.sum() == count
+            assert not published[0, 1].any() and not spread[0, 1].any()
+
+
 def test_rows_of_a_later_turn():
     vl = POLICIES["vl-cache"]
     assert observed_rows(vl, 80, 40, since=60) == range(60, 80)
@@ -192,6 +208,7 @@ def test_rows_of_a_later_turn():
             {"merge": "nearest_mean", "rows": "all"},
             "merge 'nearest_mean' needs one selection .* per_head=False",
         ),
+        ({"anchors": "spread"}, "anchors 'spread' need one selection .* per_head=False"),
         ({"recent": 1.2}, "recent 1.2 is outside 0 to 1"),
         ({"recent": float("nan")}, "recent nan is outside 0 to 1"),
         ({"threshold": -0.1}, "threshold -0.1 is outside 0 to 1"),

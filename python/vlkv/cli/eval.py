@@ -9,6 +9,7 @@ import typer
 
 from vlkv.cli.console import answers, notes, progress, write_json
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
+from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 BUDGETS = "0.5,0.2,0.1,0.05"
@@ -17,16 +18,18 @@ BUDGETS = "0.5,0.2,0.1,0.05"
 def evaluate(
     engine: EngineFolder,
     task: Annotated[
-        str, typer.Option(help="form-qa, form-list, two-forms, second-question, or folder with --data.")
+        str,
+        typer.Option(help="form-qa, form-list, two-forms, second-question, text, or folder with --data."),
     ] = "form-qa",
     policy: Annotated[
         str, typer.Option(help="Names with commas between; vlkv policies lists them.")
     ] = f"full,{DEFAULT_POLICY}",
     budget: Annotated[str, typer.Option(help="Shares of the cache with commas between.")] = BUDGETS,
     samples: Annotated[
-        int | None, typer.Option(help="How many.", show_default="500, of a folder all")
+        int | None,
+        typer.Option(help="How many; of texts, of each kind.", show_default="500, 12 texts, of a folder all"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the forms.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the forms or texts.")] = 0,
     turns: Annotated[int, typer.Option(help="2 asks a second question about each picture.")] = 1,
     data: Annotated[
         Path | None, typer.Option(help="For task folder: a .jsonl file, or its folder.", show_default=False)
@@ -63,10 +66,15 @@ def evaluate(
     from vlkv.engine import Engine
     from vlkv.eval import run
     from vlkv.eval.ablation import parts
+    from vlkv.eval.api import Report
     from vlkv.eval.chart import available
     from vlkv.eval.settings import split_names, split_numbers
     from vlkv.eval.table import terminal
+    from vlkv.eval.text_api import TextReport, run_texts
+    from vlkv.eval.text_report import text_tables
 
+    if task == "text" and (turns, data, question, ablation) != (1, None, None, False):
+        raise EvalError("task text takes no --turns, --data, --question or --ablation")
     with progress(data=False, remaining=True) as bar:
 
         def opened() -> Engine:
@@ -77,36 +85,52 @@ def evaluate(
             bar.step(what)
             bar.total(records)
 
-        report = run(
-            opened,
-            task,
-            policies=() if ablation else split_names(policy),
-            budgets=split_numbers(budget),
-            samples=samples,
-            seed=seed,
-            turns=turns,
-            data=data,
-            question=question,
-            max_new_tokens=max_new_tokens,
-            ablation=ablation,
-            output=output,
-            batch=batch,
-            begin=begin,
-            progress=bar.advance,
-        )
+        policies, budgets = () if ablation else split_names(policy), split_numbers(budget)
+        if task == "text":
+            report: Report | TextReport = run_texts(
+                opened,
+                policies=policies,
+                budgets=budgets,
+                samples=samples,
+                seed=seed,
+                max_new_tokens=max_new_tokens,
+                output=output,
+                batch=batch,
+                begin=begin,
+                progress=bar.advance,
+            )
+        else:
+            report = run(
+                opened,
+                task,
+                policies=policies,
+                budgets=budgets,
+                samples=samples,
+                seed=seed,
+                turns=turns,
+                data=data,
+                question=question,
+                max_new_tokens=max_new_tokens,
+                ablation=ablation,
+                output=output,
+                batch=batch,
+                begin=begin,
+                progress=bar.advance,
+            )
     if output is not None:
         written = report.write(output)
         notes().print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
-        if not available() and not ablation:
+        if not available() and isinstance(report, Report) and not ablation:
             notes().print("no chart: it needs the packages of vlkv[bench]", style="dim")
     if json:
         write_json(report.json())
         return
-    tables = (
-        [terminal(part.lines(report.lines), part.title) for part in parts()]
-        if ablation
-        else [terminal(report.lines, report.title)]
-    )
+    if isinstance(report, TextReport):
+        tables = text_tables(report.lines, report.title)
+    elif ablation:
+        tables = [terminal(part.lines(report.lines), part.title) for part in parts()]
+    else:
+        tables = [terminal(report.lines, report.title)]
     out = answers()
     # a pipe has no width: take that of the tables
     wide = out.options.update(width=1000)

@@ -14,7 +14,7 @@ from vlkv.eval.report import as_json, write_report
 from vlkv.eval.runner import BATCH, Run, evaluate, run_name
 from vlkv.eval.settings import make_settings
 from vlkv.eval.summary import Line, summarize
-from vlkv.eval.tasks import NEW_TOKENS, make_samples
+from vlkv.eval.tasks import NEW_TOKENS, engine_forms, make_samples
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
@@ -91,14 +91,14 @@ def run(
         raise EvalError(f"batch {batch} is under 1")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise EvalError(f"max-new-tokens {max_new_tokens} is under 1")
-    chosen = make_samples(task, samples, seed, turns, data, question)
-    turns = len(chosen[0].turns)
+    turns = len(make_samples(task, samples, seed, turns, data, question)[0].turns)  # arguments are checked first
     if ablation and turns > 1:
         raise EvalError("--ablation needs a task with one question a sample")
     settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
     new_tokens = max_new_tokens or NEW_TOKENS[task]
     asked = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
     opened = engine() if callable(engine) else Engine.load(engine)
+    chosen = make_samples(task, samples, seed, turns, data, question, engine_forms(opened.directory))
     begin(f"{task}, {len(settings)} settings", len(chosen) * len(settings))
     with Answers(output) as known:
         lines = summarize(evaluate(opened, asked, chosen, settings, known, progress))

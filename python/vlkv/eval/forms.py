@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,6 +34,16 @@ QUESTION = "what is the {key}?"
 
 TRAINING_SEEDS = range(1_000_000_000)
 HELD_OUT_SEEDS = range(1_000_000_000, 2_000_000_000)
+
+
+class Forms(Protocol):
+    """A kind of form: what tasks ask about."""
+
+    def held_out(self, number: int) -> Form:
+        """Make the held-out form of that number (from 0); training never draws it."""
+
+    def draw(self, form: Form) -> Image.Image:
+        """Draw it as an RGB picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +152,18 @@ def two_questions(form: Form, words: str = QUESTION) -> list[tuple[str, str]]:
     choice = np.random.default_rng([form.seed, 2]).choice(len(form.fields), size=2, replace=False)
     asked = questions(form, words)
     return [asked[index] for index in choice]
+
+
+class CharacterForms:
+    """The forms of this module, as a kind of form."""
+
+    def held_out(self, number: int) -> Form:
+        """See `held_out_form`."""
+        return held_out_form(number)
+
+    def draw(self, form: Form) -> Image.Image:
+        """See `draw`."""
+        return draw(form)
+
+
+CHARACTERS = CharacterForms()

@@ -29,6 +29,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             tokens that are this setting's first choice too, and their number; 0 tokens where it was not measured.
         kept: tokens kept a layer.
         prompt_tokens: of the last turn.
+        kind, divergence: of a text: its kind, and the sum over its tokens of KL(full cache || this setting), in nats;
+            there `agreed` counts first choices that are the full cache's, and `loss` is of the text's own tokens.
         hit, mass: of the tokens attended to most, the share that was kept, and the share of the attention that the
             kept have (`vlkv.eval.hits`); None where it was not measured.
     """
@@ -52,6 +54,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     hit: float | None = None
     mass: float | None = None
+    kind: str = ""
+    divergence: float = 0.0
 
     @property
     def key(self) -> tuple[object, ...]:

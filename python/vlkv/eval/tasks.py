@@ -1,6 +1,7 @@
 """Tasks: pictures, questions and right answers, made on the fly, the same for the same seed.
 
-They are about forms (`vlkv.eval.forms`) that no training draws, or read from a folder (`vlkv.eval.folder`).
+They are about forms that no training draws, of characters (`vlkv.eval.forms`) or, where the engine's checkpoint says
+which, of words (`vlkv.eval.word_forms`); or read from a folder (`vlkv.eval.folder`).
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from PIL.Image import Image
 
 from vlkv.errors import EvalError
 from vlkv.eval.folder import read_folder
-from vlkv.eval.forms import (
-    HELD_OUT_SEEDS,
-    QUESTION,
-    draw,
-    held_out_form,
-    one_question,
-    question,
-    two_questions,
-)
+from vlkv.eval.forms import CHARACTERS, HELD_OUT_SEEDS, QUESTION, Forms, one_question, question, two_questions
+from vlkv.eval.word_forms import read_word_forms
 
 LIST_QUESTION = "what are the keys?"
 TWO_FORMS_QUESTION = "what is the {key} of form {form}?"
+FORMS_FILE = "forms.json"
 FORMS_PER_SEED = 1_000_000
 SEEDS = len(HELD_OUT_SEEDS) // FORMS_PER_SEED
 MAX_SAMPLES = FORMS_PER_SEED // 2
+
+
+def engine_forms(directory: Path) -> Forms:
+    """The forms that an engine's checkpoint reads: those of its `forms.json`, else of characters.
+
+    Raises:
+        EvalError: that file can't be used.
+    """
+    path = directory / FORMS_FILE
+    return read_word_forms(path) if path.is_file() else CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -60,24 +65,24 @@ def form_number(seed: int, sample: int) -> int:
     return seed * FORMS_PER_SEED + sample
 
 
-def form_qa(seed: int, sample: int, words: str = QUESTION) -> Sample:
+def form_qa(seed: int, sample: int, words: str = QUESTION, forms: Forms = CHARACTERS) -> Sample:
     """Read one field of a dense form: the answer lies in a few patches."""
-    form = held_out_form(form_number(seed, sample))
-    return Sample(sample, lambda: [draw(form)], (Turn(*one_question(form, words)),))
+    form = forms.held_out(form_number(seed, sample))
+    return Sample(sample, lambda: [forms.draw(form)], (Turn(*one_question(form, words)),))
 
 
-def form_list(seed: int, sample: int, words: str = LIST_QUESTION) -> Sample:
+def form_list(seed: int, sample: int, words: str = LIST_QUESTION, forms: Forms = CHARACTERS) -> Sample:
     """Say all keys of a form in order, with blanks between: the answer needs patches all over the picture."""
-    form = held_out_form(form_number(seed, sample))
+    form = forms.held_out(form_number(seed, sample))
     keys = " ".join(field.key for field in form.fields)
-    return Sample(sample, lambda: [draw(form)], (Turn(words, keys),))
+    return Sample(sample, lambda: [forms.draw(form)], (Turn(words, keys),))
 
 
-def two_forms(seed: int, sample: int, words: str = TWO_FORMS_QUESTION) -> Sample:
+def two_forms(seed: int, sample: int, words: str = TWO_FORMS_QUESTION, forms: Forms = CHARACTERS) -> Sample:
     """Two forms that share the key asked for; the question names one of them."""
-    first = held_out_form(form_number(seed, sample))
+    first = forms.held_out(form_number(seed, sample))
     for number in range(form_number(seed, MAX_SAMPLES + sample), form_number(seed + 1, 0)):
-        second = held_out_form(number)
+        second = forms.held_out(number)
         shared = sorted({field.key for field in first.fields} & {field.key for field in second.fields})
         if shared:
             break
@@ -85,13 +90,14 @@ def two_forms(seed: int, sample: int, words: str = TWO_FORMS_QUESTION) -> Sample
     key, which = shared[rng.integers(len(shared))], int(rng.integers(2))
     value = next(field.value for field in (first, second)[which].fields if field.key == key)
     asked = question(key, words).replace("{form}", str(which + 1))
-    return Sample(sample, lambda: [draw(first), draw(second)], (Turn(asked, value),))
+    return Sample(sample, lambda: [forms.draw(first), forms.draw(second)], (Turn(asked, value),))
 
 
-def second_question(seed: int, sample: int, words: str = QUESTION) -> Sample:
+def second_question(seed: int, sample: int, words: str = QUESTION, forms: Forms = CHARACTERS) -> Sample:
     """Two questions about one form, one after the other."""
-    form = held_out_form(form_number(seed, sample))
-    return Sample(sample, lambda: [draw(form)], tuple(Turn(*pair) for pair in two_questions(form, words)))
+    form = forms.held_out(form_number(seed, sample))
+    turns = tuple(Turn(*pair) for pair in two_questions(form, words))
+    return Sample(sample, lambda: [forms.draw(form)], turns)
 
 
 MAKERS: dict[str, Callable[..., Sample]] = {
@@ -100,8 +106,8 @@ MAKERS: dict[str, Callable[..., Sample]] = {
     "two-forms": two_forms,
     "second-question": second_question,
 }
-TASKS = (*MAKERS, "folder")
-NEW_TOKENS = {"form-qa": 8, "form-list": 128, "two-forms": 8, "second-question": 8, "folder": 64}
+TASKS = (*MAKERS, "folder", "text")
+NEW_TOKENS = {"form-qa": 8, "form-list": 128, "two-forms": 8, "second-question": 8, "folder": 64, "text": 64}
 
 
 def make_samples(
@@ -111,6 +117,7 @@ def make_samples(
     turns: int = 1,
     data: Path | None = None,
     words: str | None = None,
+    forms: Forms = CHARACTERS,
 ) -> list[Sample]:
     """Samples of a task.
 
@@ -122,12 +129,15 @@ def make_samples(
         words: the question, where the model was trained on another; `{key}` is the place of the key, in `two-forms`
             `{form}` of the form's number.
         data: a folder or JSONL file, for the task `folder` and for no other.
+        forms: which forms the form tasks are about.
 
     Raises:
         EvalError: an unknown task, a number out of its range, or data that can't be used.
     """
     if task not in TASKS:
         raise EvalError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    if task == "text":
+        raise EvalError("task text asks about no pictures; vlkv.eval.texts makes its samples")
     if count is not None and not 1 <= count <= MAX_SAMPLES:
         raise EvalError(f"{count} samples are outside 1 to {MAX_SAMPLES:,}")
     if not 0 <= seed < SEEDS:
@@ -155,7 +165,9 @@ def make_samples(
         raise EvalError(
             f"task {task} has one question a sample; two have form-qa, second-question and folder"
         )
-    make = MAKERS[task] if words is None else partial(MAKERS[task], words=words)
+    make = partial(MAKERS[task], forms=forms)
+    if words is not None:
+        make = partial(make, words=words)
     return [make(seed, number) for number in range(count or 500)]
 
 

@@ -60,12 +60,20 @@ class SharedPrompt:
                 pass
         return [sequence.result for sequence in sequences]
 
-    def forced(self, variants: abc.Sequence[Variant], tokens: abc.Sequence[int]) -> abc.Iterator[Float32]:
+    def forced(
+        self,
+        variants: abc.Sequence[Variant],
+        tokens: abc.Sequence[int],
+        results: list[Result] | None = None,
+    ) -> abc.Iterator[Float32]:
         """Logits `[len(variants), V]` at the prompt's end and after each of the given tokens, under each variant.
 
         `tokens` are at most as many as there are positions behind the prompt. What is yielded is overwritten next.
+        `results` is given one a variant, without an answer: what was kept.
         """
         sequences = [self._fork(variant, max(1, len(tokens))) for variant in variants]
+        if results is not None:
+            results += [sequence.result for sequence in sequences]
         yield np.stack([sequence.logits for sequence in sequences])
         cache = join([sequence.give_cache() for sequence in sequences])
         for logits, _ in feed(self._model, cache, sequences, tokens):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vlkv.backend.base import Backend
 from vlkv.backend.cache import Cache
 from vlkv.ops.allocation import allocate
+from vlkv.policies.anchors import rated
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
@@ -103,6 +104,7 @@ def compress(
         length = int(cache.length[layer, 0])
         sinks, recent = always_kept(policy, count, len(observer.rows))
         rating = pool(observer.scores[layer], policy.pooling, policy.kernel, length - recent)
+        rating = rated(rating, policy.anchors, (sinks, length - recent), count - sinks - recent)
         kept = backend.evict(
             (cache.keys[layer][:, :, :length], cache.values[layer][:, :, :length]),
             rating,

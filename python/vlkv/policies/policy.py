@@ -39,6 +39,9 @@ class Policy:
         keep_observed: the observed rows' own tokens always stay (as many of the last as a layer's count allows).
         per_head: one selection for each KV head, or one shared by all.
         merge: what becomes of the evicted: `none` drops them, `nearest_mean` averages them into kept neighbours.
+        anchors: which of the tokens that may go stay: those of the highest scores, `published`: those of which
+            `argsort(scores)` holds the largest numbers, as Elastic Cache's code has it, or `spread`: evenly over the
+            prompt, whatever their scores.
         decode: what a new token does to the cache: `append` grows it; `sliding` drops the oldest but the sinks,
             `lowest` observes decoding and drops the lowest score but the sinks and the recent, both at the
             prompt's count; `fixed_point` drops at the truncation point, `distance` before the end after prefill,
@@ -63,6 +66,7 @@ class Policy:
     keep_observed: bool = False
     per_head: bool = True
     merge: Literal["none", "nearest_mean"] = "none"
+    anchors: Literal["scores", "published", "spread"] = "scores"
     decode: Literal["append", "sliding", "lowest", "fixed_point"] = "append"
     distance: int = 25
 
@@ -107,6 +111,8 @@ class Policy:
             )
         if self.merge != "none" and self.per_head:
             raise self._wrong("merge", "needs one selection for all heads; give per_head=False with it")
+        if self.anchors != "scores" and self.per_head:
+            raise self._wrong("anchors", "need one selection for all heads; give per_head=False with it")
         if self.rows == "none" and self.allocation == "sparsity":
             raise self._wrong("allocation", "needs observed rows; give rows, such as 'post_vision'")
         if self.keep_observed and self.rows in ("none", "all"):

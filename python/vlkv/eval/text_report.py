@@ -1,0 +1,153 @@
+"""Records of texts to a line a kind and setting; as tables and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import exp
+from pathlib import Path
+
+import msgspec
+from rich import box
+from rich.table import Table
+
+from vlkv.eval.metrics import Mean, average
+from vlkv.eval.records import Record
+from vlkv.eval.table import percent
+from vlkv.generation.forced import perplexity
+from vlkv.storage.files import write_bytes
+
+
+@dataclass(frozen=True)
+class TextLine:
+    """One setting's results on one kind of text.
+
+    Fields:
+        kind, policy, budget: what was read, and how.
+        texts, tokens: how many of them; tokens that follow the prompts.
+        perplexity: of those tokens.
+        ratio: perplexity over the full cache's, geometric mean over texts; None without the full cache.
+        agreement: share of first choices that are the full cache's, a mean over texts.
+        divergence: KL(full cache || this) a token, nats, a mean over texts.
+        kept: share of the prompt's cache that was kept.
+    """
+
+    kind: str
+    policy: str
+    budget: float
+    texts: int
+    tokens: int
+    perplexity: float
+    ratio: Mean | None
+    agreement: Mean
+    divergence: Mean
+    kept: float
+
+
+def summarize_texts(records: Sequence[Record]) -> list[TextLine]:
+    """A line for each kind and setting, in the order of their first records."""
+    groups: dict[tuple[str, str, str, float], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.kind, record.policy, record.digest, record.budget), []).append(record)
+    whole = {record.sample: record.loss for record in records if record.policy == "full"}
+    return [_line(group, whole) for group in groups.values()]
+
+
+def _line(group: Sequence[Record], whole: dict[int, float]) -> TextLine:
+    first = group[0]
+    tokens = sum(record.tokens for record in group)
+    ratio = None
+    if all(record.sample in whole for record in group):
+        found = average([(record.loss - whole[record.sample]) / record.tokens for record in group])
+        ratio = Mean(*(exp(value) for value in (found.value, found.low, found.high)))
+    return TextLine(
+        kind=first.kind,
+        policy=first.policy,
+        budget=first.budget,
+        texts=len(group),
+        tokens=tokens,
+        perplexity=perplexity(sum(record.loss for record in group), tokens),
+        ratio=ratio,
+        agreement=average([record.agreed / record.tokens for record in group]),
+        divergence=average([record.divergence / record.tokens for record in group]),
+        kept=sum(sum(record.kept) / (len(record.kept) * record.prompt_tokens) for record in group)
+        / len(group),
+    )
+
+
+NAMES = (
+    "policy", "budget", "kept", "perplexity", "over full's (95%)", "agreement (95%)", "KL, nats (95%)"
+)  # fmt: skip
+
+
+def _cells(line: TextLine) -> list[str]:
+    return [
+        line.policy,
+        f"{line.budget:.4g}",
+        f"{line.kept:.1%}",
+        f"{line.perplexity:.4g}",
+        "" if line.ratio is None else _interval(line.ratio),
+        percent(line.agreement),
+        _interval(line.divergence),
+    ]
+
+
+def _interval(mean: Mean) -> str:
+    return f"{mean.value:.3f} ({mean.low:.3f}-{mean.high:.3f})"
+
+
+def text_tables(lines: Sequence[TextLine], title: str) -> list[Table]:
+    """For the console, one a kind."""
+    tables = []
+    for kind in dict.fromkeys(line.kind for line in lines):
+        table = Table(title=f"{title}, {kind}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for name in NAMES:
+            table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+        for line in lines:
+            if line.kind == kind:
+                table.add_row(*_cells(line))
+        tables.append(table)
+    return tables
+
+
+def text_markdown(lines: Sequence[TextLine], title: str) -> str:
+    """For a page: a grid a kind, perplexity and agreement, then all of it."""
+    text = f"# {title}\n"
+    for kind in dict.fromkeys(line.kind for line in lines):
+        own = [line for line in lines if line.kind == kind]
+        text += f"\n## {kind}: {own[0].texts} texts, {own[0].tokens} tokens\n\n{_grid(own)}\n"
+        rows = [list(NAMES), ["---"] * len(NAMES), *(_cells(line) for line in own)]
+        text += _markdown(rows)
+    return text
+
+
+def _grid(lines: Sequence[TextLine]) -> str:
+    budgets = sorted({line.budget for line in lines if line.budget < 1}, reverse=True)
+    rows = [["perplexity, agreement", *(f"{budget:.4g}" for budget in budgets)]]
+    rows.append(["---"] * len(rows[0]))
+    for policy in dict.fromkeys(line.policy for line in lines):
+        found = {line.budget: line for line in lines if line.policy == policy}
+        shown = [found.get(budget, found.get(1.0)) for budget in budgets]
+        rows.append(
+            [
+                policy,
+                *("" if one is None else f"{one.perplexity:.3g}, {one.agreement.value:.0%}" for one in shown),
+            ]
+        )
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def text_json(title: str, lines: Sequence[TextLine]) -> bytes:
+    """One object: the title and the lines."""
+    return msgspec.json.encode({"run": title, "lines": [asdict(line) for line in lines]})
+
+
+def write_text_report(folder: Path, title: str, lines: Sequence[TextLine]) -> list[Path]:
+    """Writes `table.md` and `summary.json`, each whole or not at all."""
+    write_bytes(folder / "table.md", text_markdown(lines, title).encode())
+    write_bytes(folder / "summary.json", msgspec.json.format(text_json(title, lines), indent=2) + b"\n")
+    return [folder / "table.md", folder / "summary.json"]

@@ -1,0 +1,136 @@
+"""Reads every text under every setting: what each makes of the tokens that follow, beside the full cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlkv.dtypes import Float32, Float64
+from vlkv.engine import Engine
+from vlkv.errors import EvalError
+from vlkv.eval.records import Answers, Record
+from vlkv.eval.runner import Run, engine_digest
+from vlkv.eval.settings import FULL, Setting
+from vlkv.eval.texts import Text
+from vlkv.generation.question import Question
+from vlkv.generation.result import Result
+
+
+def evaluate_texts(
+    engine: Engine,
+    run: Run,
+    texts: Sequence[Text],
+    settings: Sequence[Setting],
+    answers: Answers,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Record]:
+    """Records of all settings and texts, those that `answers` knew already with them.
+
+    `advance` is told how many records are there after each text. A text too short for its prompt is an `EvalError`.
+    """
+    digest = engine_digest(engine.directory)
+    found: list[Record] = []
+    for text in texts:
+        blanks = {setting: _blank(run, digest, text, setting) for setting in settings}
+        records = {
+            setting: known
+            for setting, blank in blanks.items()
+            if (known := answers.get(blank.key)) is not None
+        }
+        missing = [(setting, blank) for setting, blank in blanks.items() if setting not in records]
+        if missing:
+            new = _read(engine, run, text, missing)
+            answers.add(new)
+            records.update(zip((setting for setting, _ in missing), new, strict=True))
+        found += [records[setting] for setting in settings]
+        advance(len(settings))
+    return found
+
+
+def _blank(run: Run, digest: str, text: Text, setting: Setting) -> Record:
+    return Record(
+        run=run.name,
+        engine=digest,
+        policy=setting.policy.name,
+        digest=setting.digest,
+        budget=setting.budget,
+        keep=setting.keep,
+        sample=text.number,
+        questions=[text.asked or ""],
+        expected=[],
+        answers=[],
+        exact=False,
+        similarity=0.0,
+        kind=text.kind,
+    )
+
+
+def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]]:
+    """What is read, and the text's own tokens that follow it; none where the model's are wanted."""
+    ids: list[int] = []
+    if text.tokens:
+        ids = engine.prompt(Question(text.body, raw=True)).token_ids.tolist()
+        wanted = text.tokens + (run.new_tokens if text.asked is None else 0)
+        if len(ids) < wanted:
+            raise EvalError(
+                f"text {text.number} ({text.kind}) has {len(ids)} tokens of this model, "
+                f"{wanted} are needed; fewer --max-new-tokens"
+            )
+    head = engine.decode(ids[: text.tokens])
+    if text.asked is None:
+        return Question(head, raw=True), ids[text.tokens : wanted]
+    asked = f"{head}\n\n{text.asked}" if head else text.asked
+    return Question(asked, max_new_tokens=run.new_tokens), []
+
+
+def _read(engine: Engine, run: Run, text: Text, asked: Sequence[tuple[Setting, Record]]) -> list[Record]:
+    """The text is read once for each observation window; its settings go on together, the full cache among them."""
+    question, tokens = _question(engine, run, text)
+    shared = engine.read(question)
+    tokens = tokens or list(shared.answer([FULL.variant])[0].token_ids)
+    device = engine.manifest.device
+    batch = run.batch if device is None else min(run.batch, device.batch - 1)
+    records = []
+    for first in range(0, len(asked), batch):
+        group = asked[first : first + batch]
+        variants = [FULL.variant, *(setting.variant for setting, _ in group)]
+        results: list[Result] = []
+        steps = shared.forced(variants, tokens[:-1], results)
+        sums = np.zeros((3, len(group)))
+        for token, logits in zip(tokens, steps, strict=True):
+            sums += compared(logits, token)
+        for (_, blank), result, (loss, agreed, divergence) in zip(group, results[1:], sums.T, strict=True):
+            fields = {name: getattr(blank, name) for name in blank.__struct_fields__} | {
+                "answers": [engine.decode(tokens)],
+                "loss": float(loss),
+                "agreed": int(agreed),
+                "divergence": float(divergence),
+                "tokens": len(tokens),
+                "kept": result.kept_tokens,
+                "prompt_tokens": result.prompt_tokens,
+            }
+            records.append(Record(**fields))
+    return records
+
+
+def compared(logits: Float32, token: int) -> Float64:
+    """What N settings make of a token, `[3, N]`, by logits `[1 + N, V]` whose first row is the full cache's.
+
+    -ln p of the token; 1 where the first choice is the full cache's; KL(full cache || setting) in nats.
+    """
+    rows = log_softmax(logits)
+    full, own = rows[0], rows[1:]
+    loss = -own[:, token]
+    agreed = (own.argmax(axis=1) == full.argmax()).astype(np.float64)
+    divergence = (np.exp(full) * (full - own)).sum(axis=1)
+    return np.stack([loss, agreed, np.maximum(divergence, 0.0)])
+
+
+def log_softmax(logits: Float32) -> NDArray[np.float64]:
+    """Ln of each row's probabilities `[N, V]`."""
+    rows = logits.astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return rows
