@@ -23,6 +23,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 BENCH ?=
 CUDA_ARCHITECTURES ?= 80
+GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
@@ -73,20 +74,22 @@ bench-ops: test-native
 
 # On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
 # TensorRT's headers and its runtime is installed.
-build/gpu/.built: $(NATIVE) $(wildcard tests/plugin/*)
-	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+$(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
+	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
 		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
-	@cmake --build build/gpu --parallel
+	@cmake --build $(GPU_BUILD) --parallel
 	@touch $@
 
-test-gpu: build/gpu/.built
-	@VLKV_GPU_BUILD=$(abspath build/gpu) VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default \
-		--confcutdir=tests/gpu tests/gpu
-	@VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default --confcutdir=tests/plugin \
-		tests/plugin/test_plugin.py tests/cuda
+# tests/conftest.py, which needs all of vlkv, is left out.
+GPU_TESTS = VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) VLKV_BUILD=$(abspath $(GPU_BUILD)) PYTHONPATH=tests $(PYTHON) -m pytest \
+	-q -o filterwarnings=default -p native_build
 
-bench-gpu: build/gpu/.built
-	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
+test-gpu: $(GPU_BUILD)/.built
+	@$(GPU_TESTS) --confcutdir=tests/gpu tests/gpu
+	@$(GPU_TESTS) --confcutdir=tests/plugin tests/plugin/test_plugin.py tests/cuda
+
+bench-gpu: $(GPU_BUILD)/.built
+	@VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
 	@$(PYTHON) examples/benchmark/roofline.py $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed

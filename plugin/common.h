@@ -3,6 +3,8 @@
 
 #include <NvInferRuntime.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <iterator>
 #include <sstream>
 #include <string>
@@ -78,6 +80,18 @@ void agree(const char* op, const char* name, const char* letter, int64_t& size, 
 template <class Pointer>
 BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, int64_t slots, int64_t dim) {
   return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
+}
+
+// A workspace begins on 256 bytes, as run_cuda asks; TensorRT promises no alignment. So that much more is asked
+// for.
+inline constexpr size_t kWorkspaceAlignment = 256;
+inline size_t with_alignment(size_t size) noexcept {
+  return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
+}
+inline void* aligned(void* workspace) noexcept {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
+                                 kWorkspaceAlignment);
 }
 
 // Where validate() asks for a pointer before there is one.

@@ -1,15 +1,14 @@
 """What the compiler says of each CUDA kernel: registers, shared memory, nothing spilled to local memory."""
 
-import os
 import re
 import shutil
 import subprocess
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
-BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
+from native_build import BUILD
+
 LOGS = BUILD / "cpp" / "CMakeFiles" / "vlkv_core.dir" / "cuda"
 THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_clear": 256, "score_counts": 256,
            "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256}  # fmt: skip

@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
+from native_build import BUILD
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,8 @@ class Session:
                 layer.__class__ = trt.IAttentionInputLayer
                 layer.attention.decomposable = True
         config = self.builder.create_builder_config()
+        # float32 is float32: TF32 has 10 bits of fraction, and RoPE's angles are products of positions
+        config.clear_flag(trt.BuilderFlag.TF32)
         if capabilities:
             config.num_compute_capabilities = len(capabilities)
             for index, name in enumerate(capabilities):
@@ -126,6 +128,7 @@ class Session:
             bytes=engine.nbytes,
             plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
             kinds=dict(Counter(layer.type.name for layer in layers)),
+            tf32=config.get_flag(trt.BuilderFlag.TF32),
             outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
         )
 
