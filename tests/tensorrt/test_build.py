@@ -55,19 +55,22 @@ def assert_whole(folder: Path, graphs: set[str]) -> None:
         assert file.sha256 == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
+@pytest.mark.parametrize("cache", ["dynamic", None])
+def test_with_the_plugin(cache, builder, plugin, graphs_of, tmp_path, said):
     source = graphs_of("llama-gqa-tied")
-    facts = build_engine(source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3))
+    facts = build_engine(source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3, cache=cache))
     assert_whole(tmp_path / "e", COMMON)
     assert (facts.kind, facts.backend, facts.operators) == ("engine", "tensorrt-rtx", "native")
     assert facts.cache_dtype == "float16"
     assert facts.device.compute_capabilities == ("8.9",)
     assert (facts.device.capacity, facts.device.batch, facts.device.chunk) == (256, 3, 128)
     assert facts.versions["tensorrt-rtx"].startswith("1.")
-    assert [name.split("/")[0] for name in said["decoder"]["plugins"]] == [
-        f"layer.{n}" for n in range(LAYERS)
-    ]
-    assert all("Score" in name for name in said["decoder"]["plugins"])
+    assert facts.device.cache == (cache or "in-place")
+    scores = [name for name in said["decoder"]["plugins"] if "Score" in name]
+    attends = [name for name in said["decoder"]["plugins"] if "Attention" in name]
+    assert [name.split("/")[0] for name in scores] == [f"layer.{n}" for n in range(LAYERS)]
+    assert len(attends) == (0 if cache else LAYERS)
+    assert len(said["decoder"]["plugins"]) == len(scores) + len(attends)
     assert len(said["compress"]["plugins"]) == len(said["compress_merge"]["plugins"]) == 1
     assert said["vision"]["plugins"] == []
     for graph, layer in (
@@ -79,7 +82,10 @@ def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
         assert layer in data
         # nothing of the bodies is left
         assert "LOOP_OUTPUT" not in said[graph]["kinds"]
-    assert said["decoder"]["kinds"]["ATTENTION_INPUT"] == LAYERS
+    assert said["decoder"]["kinds"].get("ATTENTION_INPUT", 0) == LAYERS - len(attends)
+    if not cache:
+        assert b"VlkvAttend" in (tmp_path / "e" / "decoder.engine").read_bytes()
+        assert not {"SCATTER", "KV_CACHE_UPDATE"} & said["decoder"]["kinds"].keys()
     assert said["decoder"]["outputs"]["new_key_cache.0"] == [4, "HALF"]
     assert said["decoder"]["outputs"]["logits"] == [2, "FLOAT"]
     assert said["decoder"]["outputs"]["score.2"] == [3, "FLOAT"]
