@@ -58,7 +58,9 @@ def assert_whole(folder: Path, graphs: set[str]) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", None])
 def test_with_the_plugin(cache, builder, plugin, graphs_of, tmp_path, said):
     source = graphs_of("llama-gqa-tied")
-    facts = build_engine(source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3, cache=cache))
+    facts = build_engine(
+        source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3, cache=cache)
+    )
     assert_whole(tmp_path / "e", COMMON)
     assert (facts.kind, facts.backend, facts.operators) == ("engine", "tensorrt-rtx", "native")
     assert facts.cache_dtype == "float16"
