@@ -186,7 +186,7 @@ def refused(graphs: Path, target: Path, text: str, backend="tensorrt-rtx", opera
     ("changes", "text"),
     [
         ({"dtype": "int8"}, "unknown --dtype 'int8'; known: float16, bfloat16, float32"),
-        ({"cache": "paged"}, "unknown --cache 'paged'; known: dynamic, static"),
+        ({"cache": "paged"}, "unknown --cache 'paged'; known: dynamic, static, in-place"),
         ({"capacity": 0}, r"--capacity 0 is outside 1\.\.512"),
         ({"capacity": 10**6}, r"--capacity 1000000 is outside 1\.\.512"),
         ({"batch": 0}, "--max-batch 0 is outside 1"),
@@ -194,6 +194,7 @@ def refused(graphs: Path, target: Path, text: str, backend="tensorrt-rtx", opera
         ({"compute_capabilities": ("7.5",), "dtype": "bfloat16"}, "7.5 has no bfloat16; use --dtype float16"),
         ({"plugin": Path("nowhere.so")}, "--plugin nowhere.so: no such file"),
         ({"operators": "native"}, "needs --plugin"),
+        ({"cache": "in-place"}, "--cache in-place needs --operators native and --plugin; dynamic takes any engine"),
         ({"operators": "nodes"}, "unknown operators 'nodes'"),
     ],
 )

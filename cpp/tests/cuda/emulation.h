@@ -13,6 +13,10 @@
 #include "cuda/device/types.cuh"
 #include "vlkv/cuda.h"
 
+#ifdef VLKV_PTX
+#include "cuda/ptx/launch.h"
+#endif
+
 #define __device__
 #define __global__ inline
 #define __shared__ static
@@ -161,9 +165,14 @@ uint32_t packed(float low, float high) {
   return uint32_t{pair[0].bits} | uint32_t{pair[1].bits} << 16;
 }
 
+// VLKV_PTX: what nvcc made of the kernel runs in its place.
 template <class Args>
 void launch(const char*, void (*kernel)(Args), int64_t blocks, int threads, const Args& args, CudaStream) {
+#ifdef VLKV_PTX
+  ptx::launch(reinterpret_cast<const void*>(kernel), blocks, threads, &args, sizeof args);
+#else
   emulation::run(blocks, threads, [&] { kernel(args); });
+#endif
 }
 
 }  // namespace vlkv::cuda
