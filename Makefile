@@ -42,7 +42,7 @@ test: test-native test-python
 test-native: $(VENV)/tested
 	@$(CMAKE) -S . -B $(BUILD) -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
-	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
+	@$(BIN)/ctest --test-dir $(BUILD) --parallel $(WORKERS) --output-on-failure --no-tests=ignore
 
 test-python: $(VENV)/tested $(VENV)/served
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)

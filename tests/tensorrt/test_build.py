@@ -194,7 +194,10 @@ def refused(graphs: Path, target: Path, text: str, backend="tensorrt-rtx", opera
         ({"compute_capabilities": ("7.5",), "dtype": "bfloat16"}, "7.5 has no bfloat16; use --dtype float16"),
         ({"plugin": Path("nowhere.so")}, "--plugin nowhere.so: no such file"),
         ({"operators": "native"}, "needs --plugin"),
-        ({"cache": "in-place"}, "--cache in-place needs --operators native and --plugin; dynamic takes any engine"),
+        (
+            {"cache": "in-place"},
+            "--cache in-place needs --operators native and --plugin; dynamic takes any engine",
+        ),
         ({"operators": "nodes"}, "unknown operators 'nodes'"),
     ],
 )

@@ -44,10 +44,11 @@ struct RowResults {
   __device__ void write(int64_t r, int64_t d, float maximum, float sum, float low, float high) const {
     if (d >= args.head_dim) return;
     if (args.splits == 1) {
+      const float inverse = 1.0F / sum;  // of a sum of 0 infinite, and 0 times that NaN
       const int64_t offset = group_row(args.result, static_cast<uint32_t>(args.group), r);
       char* const to =
           const_cast<char*>(head_of<typename Shape::Type>(args.result, b, h * args.group)) + offset;
-      reinterpret_cast<uint32_t*>(to)[d / 2] = packed<typename Shape::Type>(low / sum, high / sum);
+      reinterpret_cast<uint32_t*>(to)[d / 2] = packed<typename Shape::Type>(low * inverse, high * inverse);
       return;
     }
     const int64_t at = ((b * args.kv_heads + h) * args.splits + split) * args.group_rows + r;
