@@ -6,6 +6,7 @@
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
+# make cuda-all   the CUDA kernels for every architecture: registers, spills, instructions of their loops
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -23,11 +24,12 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 BENCH ?=
 CUDA_ARCHITECTURES ?= 80
+CUDA_ALL := 80-real;86-real;89-real;90-real;100-real;120-real
 GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
+.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
 .PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy clean
 .DELETE_ON_ERROR:
 
@@ -83,6 +85,11 @@ $(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
 # tests/conftest.py, which needs all of vlkv, is left out.
 GPU_TESTS = VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) VLKV_BUILD=$(abspath $(GPU_BUILD)) PYTHONPATH=tests $(PYTHON) -m pytest \
 	-q -o filterwarnings=default -p native_build
+
+cuda-all: $(VENV)/tested
+	@$(CMAKE) -S . -B build/cuda -DVLKV_TESTS=OFF -DVLKV_TENSORRT=OFF -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ALL)" >/dev/null
+	@$(BIN)/cmake --build build/cuda --target vlkv_core -- --quiet
+	@VLKV_BUILD=$(abspath build/cuda) $(BIN)/python -m pytest -q tests/cuda
 
 test-gpu: $(GPU_BUILD)/.built
 	@$(GPU_TESTS) --confcutdir=tests/gpu tests/gpu

@@ -42,7 +42,7 @@ struct AttendShape {
   static constexpr int kRows = 16 * kRowWarps;
   static constexpr int kWarpKeys = kTileKeys / kKeyWarps;
   // Blocks that share a multiprocessor, by their registers.
-  static constexpr int kBlocks = kFew ? (kDim <= 64 ? 4 : kDim <= 128 ? 3 : 4) : kDim < 128 ? 3 : 2;
+  static constexpr int kBlocks = kFew ? (kDim <= 64 ? 4 : kDim <= 128 ? 3 : 4) : kDim <= 64 ? 3 : 2;
 
   // Rows lie in shared memory an odd number of 16 bytes apart: 8 rows of a matrix are in different banks.
   static constexpr int kChunk = 8, kChunks = kDim / kChunk, kPitch = (kChunks + 1) * kChunk;
