@@ -8,6 +8,7 @@
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
+# make cuda-all   the CUDA kernels for every architecture: registers, spills, instructions of their loops
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -25,10 +26,12 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 BENCH ?=
 CUDA_ARCHITECTURES ?= 80
+CUDA_ALL := 80-real;86-real;89-real;90-real;100-real;120-real
+GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo test test-native test-python test-gpu test-asan fuzz lint format
+.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
 .PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
 .DELETE_ON_ERROR:
 
@@ -43,7 +46,7 @@ test: test-native test-python
 test-native: $(VENV)/tested
 	@$(CMAKE) -S . -B $(BUILD) -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" >/dev/null
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
-	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=ignore
+	@$(BIN)/ctest --test-dir $(BUILD) --parallel $(WORKERS) --output-on-failure --no-tests=ignore
 
 test-python: $(VENV)/tested $(VENV)/served
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -98,20 +101,27 @@ bench-ops: test-native
 
 # On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
 # TensorRT's headers and its runtime is installed.
-build/gpu/.built: $(NATIVE) $(wildcard tests/plugin/*)
-	@cmake -S . -B build/gpu -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+$(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
+	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
 		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
-	@cmake --build build/gpu --parallel
+	@cmake --build $(GPU_BUILD) --parallel
 	@touch $@
 
-test-gpu: build/gpu/.built
-	@VLKV_GPU_BUILD=$(abspath build/gpu) VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default \
-		--confcutdir=tests/gpu tests/gpu
-	@VLKV_BUILD=$(abspath build/gpu) $(PYTHON) -m pytest -q -o filterwarnings=default --confcutdir=tests/plugin \
-		tests/plugin/test_plugin.py tests/cuda
+# tests/conftest.py, which needs all of vlkv, is left out.
+GPU_TESTS = VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) VLKV_BUILD=$(abspath $(GPU_BUILD)) PYTHONPATH=tests $(PYTHON) -m pytest \
+	-q -o filterwarnings=default -p native_build
 
-bench-gpu: build/gpu/.built
-	@VLKV_GPU_BUILD=$(abspath build/gpu) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
+cuda-all: $(VENV)/tested
+	@$(CMAKE) -S . -B build/cuda -DVLKV_TESTS=OFF -DVLKV_TENSORRT=OFF -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ALL)" >/dev/null
+	@$(BIN)/cmake --build build/cuda --target vlkv_core -- --quiet
+	@VLKV_BUILD=$(abspath build/cuda) $(BIN)/python -m pytest -q tests/cuda
+
+test-gpu: $(GPU_BUILD)/.built
+	@$(GPU_TESTS) --confcutdir=tests/gpu tests/gpu
+	@$(GPU_TESTS) --confcutdir=tests/plugin tests/plugin/test_plugin.py tests/cuda
+
+bench-gpu: $(GPU_BUILD)/.built
+	@VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) $(PYTHON) tests/gpu/gpu_bench.py -o $(OUT)/bench-gpu.json
 	@$(PYTHON) examples/benchmark/roofline.py $(OUT)/bench-gpu.json
 
 test-asan: $(VENV)/installed

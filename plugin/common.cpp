@@ -116,26 +116,13 @@ void* stand_in() noexcept {
   return nothing;
 }
 
-nvinfer1::IPluginCapability* Plugin::getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept {
-  switch (type) {
-    case nvinfer1::PluginCapabilityType::kCORE:
-      return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD:
-      return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME:
-      return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-  }
-  log_error("[vlkv] a capability of unknown kind was asked for; known are 0, 1 and 2");
-  return nullptr;
-}
-
 }  // namespace vlkv::tensorrt
 
 // TensorRT's two entry points: all that the library exports.
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) {
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&vlkv::tensorrt::score_creator(),
-                                                                &vlkv::tensorrt::evict_creator()};
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {
+      &vlkv::tensorrt::score_creator(), &vlkv::tensorrt::evict_creator(), &vlkv::tensorrt::attend_creator()};
   count = static_cast<int32_t>(std::size(creators));
   return creators;
 }

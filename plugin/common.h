@@ -1,8 +1,10 @@
-// What both plugins share: refusals through TensorRT's logger, attributes in and out, sizes of tensors.
+// What the plugins share: refusals through TensorRT's logger, attributes in and out, sizes of tensors.
 #pragma once
 
 #include <NvInferRuntime.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <iterator>
 #include <sstream>
 #include <string>
@@ -80,21 +82,46 @@ BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, i
   return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
 }
 
+// A workspace begins on 256 bytes, as run_cuda asks; TensorRT promises no alignment. So that much more is
+// asked for.
+inline constexpr size_t kWorkspaceAlignment = 256;
+inline size_t with_alignment(size_t size) noexcept {
+  return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
+}
+inline void* aligned(void* workspace) noexcept {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
+                                 kWorkspaceAlignment);
+}
+
 // Where validate() asks for a pointer before there is one.
 void* stand_in() noexcept;
 
 // One object has all three capabilities. `fields` is what the plugin is made from again, and points into the
 // plugin itself: copies are made from values, never from another plugin's fields.
-class Plugin : public nvinfer1::IPluginV3,
-               public nvinfer1::IPluginV3OneCore,
-               public nvinfer1::IPluginV3OneBuild,
-               public nvinfer1::IPluginV3OneRuntime {
+// Build: the version of TensorRT's building interface.
+template <class Build>
+class PluginOf : public nvinfer1::IPluginV3,
+                 public nvinfer1::IPluginV3OneCore,
+                 public Build,
+                 public nvinfer1::IPluginV3OneRuntime {
  public:
-  Plugin(const char* name, std::string description) : name_(name), description_(std::move(description)) {}
-  Plugin(const Plugin&) = delete;
-  Plugin& operator=(const Plugin&) = delete;
+  PluginOf(const char* name, std::string description) : name_(name), description_(std::move(description)) {}
+  PluginOf(const PluginOf&) = delete;
+  PluginOf& operator=(const PluginOf&) = delete;
 
-  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
+    switch (type) {
+      case nvinfer1::PluginCapabilityType::kCORE:
+        return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+      case nvinfer1::PluginCapabilityType::kBUILD:
+        return static_cast<Build*>(this);
+      case nvinfer1::PluginCapabilityType::kRUNTIME:
+        return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    log_error("[vlkv] a capability of unknown kind was asked for; known are 0, 1 and 2");
+    return nullptr;
+  }
   const char* getPluginName() const noexcept override { return name_; }
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return ""; }
@@ -117,6 +144,7 @@ class Plugin : public nvinfer1::IPluginV3,
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };
+using Plugin = PluginOf<nvinfer1::IPluginV3OneBuild>;
 
 // P has kName, kFields (names and types of its attributes) and create(Attributes).
 template <class P>
@@ -135,6 +163,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   nvinfer1::PluginFieldCollection collection_{static_cast<int32_t>(std::size(P::kFields)), P::kFields};
 };
 
+nvinfer1::IPluginCreatorInterface& attend_creator() noexcept;
 nvinfer1::IPluginCreatorInterface& score_creator() noexcept;
 nvinfer1::IPluginCreatorInterface& evict_creator() noexcept;
 

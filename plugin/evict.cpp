@@ -99,7 +99,7 @@ class EvictPlugin final : public Plugin {
       require_rank(kName, "new_key", out[kNewKey].max.nbDims, 4);
       p.capacity = out[kNewKey].max.d[2];
       p.per_head = per_head_ != 0, p.merge = static_cast<Merge>(merge_);
-      return cuda_workspace_size(p);
+      return with_alignment(cuda_workspace_size(p));
     });
   }
 
@@ -119,7 +119,7 @@ class EvictPlugin final : public Plugin {
     return status([&] {
       require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, kName,
               "enqueue was given a null array");
-      run_cuda(params(in, out, inputs, outputs), workspace, stream);
+      run_cuda(params(in, out, inputs, outputs), aligned(workspace), stream);
     });
   }
 

@@ -91,7 +91,7 @@ class ScorePlugin final : public Plugin {
       ScoreParams p;  // the largest of each: the inputs' ranges in a profile may differ
       p.batch = std::max(query.d[0], key.d[0]), p.query_heads = query.d[1], p.rows = query.d[2];
       p.kv_heads = key.d[1], p.slots = key.d[2];
-      return cuda_workspace_size(p);
+      return with_alignment(cuda_workspace_size(p));
     });
   }
 
@@ -110,7 +110,7 @@ class ScorePlugin final : public Plugin {
     return status([&] {
       require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, kName,
               "enqueue was given a null array");
-      run_cuda(params(in, out, inputs, outputs), workspace, stream);
+      run_cuda(params(in, out, inputs, outputs), aligned(workspace), stream);
     });
   }
 

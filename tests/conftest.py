@@ -14,34 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from native_build import driver, plugin  # noqa: F401 (fixtures)
 from vlkv import Engine
 
 if TYPE_CHECKING:
     from models.reference import Reference
 
 Make = Callable[..., Path]
-BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[1] / "build" / "native"))
-"""Where `make test-native` built the plugin and its driver."""
-
-
-def native_file(name: str) -> Path:
-    """A file of the native build; the test skips where there is none."""
-    path = BUILD / name
-    if not path.is_file():
-        pytest.skip(f"no {path.name} in {BUILD}: the build found no TensorRT headers (TENSORRT_ROOT)")
-    return path
-
-
-@pytest.fixture(scope="session")
-def plugin() -> Path:
-    """The plugin library."""
-    return native_file("plugin/libvlkv_tensorrt.so")
-
-
-@pytest.fixture(scope="session")
-def driver() -> Path:
-    """The program that calls the plugin's methods."""
-    return native_file("tests/plugin/vlkv_plugin_driver")
 
 
 @pytest.fixture(scope="session")

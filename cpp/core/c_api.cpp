@@ -139,6 +139,27 @@ vlkv::EvictParams checked(const vlkv_evict_params* params) {
   return p;
 }
 
+vlkv::AttendRowsParams checked(const vlkv_attend_params* params) {
+  const Check check("attend");
+  check.require(params != nullptr, "params is null");
+  const vlkv_attend_params& c = *params;
+  vlkv::AttendRowsParams p;
+  p.batch = c.batch, p.query_heads = c.query_heads, p.kv_heads = c.kv_heads;
+  p.rows = c.rows, p.slots = c.slots, p.head_dim = c.head_dim;
+  p.query = const_view(c.query), p.key = const_view(c.key), p.value = const_view(c.value);
+  p.key_cache = view(c.key_cache), p.value_cache = view(c.value_cache), p.result = view(c.result);
+  p.length = c.length, p.count = c.count, p.scale = c.scale;
+  validate(p);
+  holds(check, "length", c.lengths_bytes, 8, c.batch, 1, 1);
+  holds(check, "query", c.query, {c.batch, c.query_heads, c.rows, c.head_dim}, false);
+  holds(check, "key", c.key, {c.batch, c.kv_heads, c.rows, c.head_dim}, false);
+  holds(check, "value", c.value, {c.batch, c.kv_heads, c.rows, c.head_dim}, false);
+  holds(check, "key_cache", c.key_cache, {c.batch, c.kv_heads, c.slots, c.head_dim}, true);
+  holds(check, "value_cache", c.value_cache, {c.batch, c.kv_heads, c.slots, c.head_dim}, true);
+  holds(check, "result", c.result, {c.batch, c.query_heads, c.rows, c.head_dim}, true);
+  return p;
+}
+
 template <class Params>
 int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                 char* message, size_t message_size) {
@@ -179,6 +200,14 @@ uint64_t vlkv_evict_cuda_workspace(const vlkv_evict_params* params) {
   return cuda_workspace_size(p);
 }
 
+uint64_t vlkv_attend_cuda_workspace(const vlkv_attend_params* params) {
+  if (params == nullptr) return UINT64_MAX;
+  vlkv::AttendRowsParams p;
+  p.batch = params->batch, p.query_heads = params->query_heads, p.kv_heads = params->kv_heads;
+  p.rows = params->rows, p.slots = params->slots, p.head_dim = params->head_dim;
+  return cuda_workspace_size(p);
+}
+
 int vlkv_score_cuda(const vlkv_score_params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                     char* message, size_t message_size) {
   return run_on_cuda("score", params, workspace, workspace_bytes, stream, message, message_size);
@@ -187,4 +216,9 @@ int vlkv_score_cuda(const vlkv_score_params* params, void* workspace, uint64_t w
 int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                     char* message, size_t message_size) {
   return run_on_cuda("evict", params, workspace, workspace_bytes, stream, message, message_size);
+}
+
+int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspace, uint64_t workspace_bytes,
+                     void* stream, char* message, size_t message_size) {
+  return run_on_cuda("attend", params, workspace, workspace_bytes, stream, message, message_size);
 }

@@ -1,6 +1,7 @@
 // The launchers: each picks a kernel and a grid. Plain C++, so that the dispatch needs no CUDA compiler.
 #pragma once
 
+#include "cuda/device/attend_args.cuh"
 #include "cuda/device/evict_args.cuh"
 #include "cuda/device/score_args.cuh"
 #include "vlkv/cuda.h"
@@ -24,5 +25,12 @@ void launch_evict_select(const EvictArgs& args, CudaStream stream);
 void launch_evict_gather(EvictArgs args, int64_t row_bytes, int64_t unit, CudaStream stream);
 template <class Type>
 void launch_evict_merge(EvictArgs args, int64_t unit, CudaStream stream);
+
+void launch_attend_append(const AttendArgs& args, CudaStream stream);
+// few: 16 rows or fewer of a KV group.
+template <class Type>
+void launch_attend_rows(const AttendArgs& args, bool few, CudaStream stream);
+template <class Type>
+void launch_attend_join(const AttendArgs& args, CudaStream stream);
 
 }  // namespace vlkv::cuda

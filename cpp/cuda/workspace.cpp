@@ -72,9 +72,35 @@ EvictLayout layout(const EvictParams& p) {
   return layout;
 }
 
+AttendLayout layout(const AttendRowsParams& p) {
+  AttendLayout layout;
+  Offsets offsets;
+  const int64_t group_rows = p.kv_heads > 0 ? p.query_heads / p.kv_heads * p.rows : 0;
+  layout.few = group_rows <= kFewRows;
+  layout.row_blocks = parts(group_rows, layout.few ? kFewRows : kManyRows);
+  const int64_t most = std::clamp<int64_t>(parts(p.slots, kAttendKeysPerSplit), 1, kMostAttendSplits);
+  const int64_t wanted = layout.few ? kFewRowsBlocks : kManyRowsBlocks;
+  const int64_t heads = std::max<int64_t>(p.batch, 0) * std::max<int64_t>(p.kv_heads, 0);
+  const int64_t blocks = layout.row_blocks >= wanted ? wanted : layout.row_blocks * heads;
+  layout.splits = blocks > 0 ? std::min(parts(wanted, blocks), most) : 1;
+  // Blocks of several splits are fewer than two times those that are asked for, so their rows are bounded.
+  // The bound alone is what counts, as more rows may need fewer splits.
+  constexpr int64_t kMostRows = 2 * std::max(kFewRows * kFewRowsBlocks, kManyRows * kManyRowsBlocks);
+  int64_t rows = most > 1 ? most : 0;
+  for (const int64_t extent : {p.batch, p.query_heads, p.rows}) {
+    rows = std::min(kMostRows, rows * std::clamp<int64_t>(extent, 0, kMostRows));
+  }
+  layout.maximum = offsets.take(sizeof(float), {rows});
+  layout.sum = offsets.take(sizeof(float), {rows});
+  layout.partial = offsets.take(sizeof(float), {rows, p.head_dim});
+  layout.size = offsets.end();
+  return layout;
+}
+
 }  // namespace cuda
 
 size_t cuda_workspace_size(const ScoreParams& params) { return cuda::layout(params).size; }
 size_t cuda_workspace_size(const EvictParams& params) { return cuda::layout(params).size; }
+size_t cuda_workspace_size(const AttendRowsParams& params) { return cuda::layout(params).size; }
 
 }  // namespace vlkv

@@ -27,4 +27,19 @@ struct EvictLayout {
 };
 EvictLayout layout(const EvictParams& params);
 
+// Attend's keys are cut in splits where rows and heads alone would leave most multiprocessors without a
+// block. Each split gives each row a maximum, a sum and D sums of weighted values.
+inline constexpr int64_t kAttendKeysPerSplit = 256, kMostAttendSplits = 64;
+inline constexpr int64_t kFewRows = 16, kManyRows = 64;                // of a KV group that a block has
+inline constexpr int64_t kFewRowsBlocks = 512, kManyRowsBlocks = 256;  // that are asked for
+
+struct AttendLayout {
+  bool few = true;
+  int64_t splits = 1, row_blocks = 0;
+  size_t maximum = 0, sum = 0;  // float [B, Hkv, splits, Hq / Hkv * S]
+  size_t partial = 0;           // float [B, Hkv, splits, Hq / Hkv * S, D]
+  size_t size = 0;
+};
+AttendLayout layout(const AttendRowsParams& params);
+
 }  // namespace vlkv::cuda

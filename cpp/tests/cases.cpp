@@ -23,11 +23,11 @@ uint64_t seed() {
 }
 
 Tensor::Tensor(Random& random, DType type, int64_t b, int64_t h, int64_t s, int64_t d, float spread,
-               bool gaps)
+               bool gaps, int64_t unit)
     : type_(type) {
-  stride_s_ = d + (gaps ? 3 : 0);
-  stride_h_ = stride_s_ * s + (gaps ? 7 : 0);
-  stride_b_ = stride_h_ * h + (gaps ? 5 : 0);
+  stride_s_ = d + (gaps ? 3 * unit : 0);
+  stride_h_ = stride_s_ * s + (gaps ? 7 * unit : 0);
+  stride_b_ = stride_h_ * h + (gaps ? 5 * unit : 0);
   // What lies in the gaps is a NaN, so that reading it shows.
   bytes_.assign(static_cast<size_t>((stride_b_ * b + 1) * size_of(type)), 0xff);
   for (int64_t i = 0; i < b * h * s * d; ++i) {

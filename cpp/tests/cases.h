@@ -34,7 +34,9 @@ class Random {
 // holds.
 class Tensor {
  public:
-  Tensor(Random& random, DType type, int64_t b, int64_t h, int64_t s, int64_t d, float spread, bool gaps);
+  // Gaps are odd numbers of `unit` elements.
+  Tensor(Random& random, DType type, int64_t b, int64_t h, int64_t s, int64_t d, float spread, bool gaps,
+         int64_t unit = 1);
 
   ConstView view() const { return {bytes_.data(), type_, stride_b_, stride_h_, stride_s_}; }
   View view() { return {bytes_.data(), type_, stride_b_, stride_h_, stride_s_}; }

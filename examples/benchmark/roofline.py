@@ -4,15 +4,17 @@ python examples/benchmark/roofline.py out/bench-gpu.json         # rates, kernel
 python examples/benchmark/roofline.py --copy 3.0 --matrix 798    # TB/s and TFLOP/s; kernels at their floors
 
 Prefill is its matrix products and causal attention at the matrix rate, a decode step its bytes (weights once, each
-prompt's kept cache) at the copy's rate, compression Score and Evict of each layer, measured where a file says so.
-Vision, launches and the host are left out: real runs are slower, short prompts and small batches most of all.
+prompt's kept cache once, as `VlkvAttend` reads it, nothing written anew) at the copy's rate, compression Score and
+Evict of each layer, measured where a file says so. Vision, launches and the host are left out: real runs are slower,
+short prompts and small batches most of all. Beside each batch stands the memory of weights and caches, and how many
+prompts fit at once; what does not fit is no speed that a device of that memory has.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,14 @@ class Model:
         layer = 2 * self.hidden * (self.heads + self.kv_heads) * dim + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.hidden * self.vocab
 
+    def memory(self, slots: float, batch: int) -> float:
+        """Bytes of weights and `batch` caches of `slots` tokens a layer."""
+        return WIDTH * self.weights + batch * slots * self.layers * self.slot
+
+    def at_once(self, slots: float, memory: float) -> int:
+        """How many such caches fit beside the weights."""
+        return max(0, int((memory - WIDTH * self.weights) // (slots * self.layers * self.slot)))
+
     @property
     def slot(self) -> int:
         """Bytes of one token in one layer's cache."""
@@ -64,6 +74,7 @@ class Device:
     copy: float
     matrix: float
     kernels: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    memory: float = 80e9
 
     def kernel(self, name: str, model: Model, slots: int, floor: float) -> float:
         """Seconds, in between measured lengths by a straight line; the floor where nothing was measured."""
@@ -93,13 +104,16 @@ def compress(model: Model, device: Device, slots: int, kept: float) -> float:
 
 def step(model: Model, device: Device, slots: float, batch: int) -> float:
     """Seconds of a decode step of `batch` prompts with `slots` tokens each in the cache."""
-    return (WIDTH * model.weights + batch * slots * model.layers * model.slot) / device.copy
+    return model.memory(slots, batch) / device.copy
 
 
 def line(model: Model, device: Device, slots: int, batch: int, kept: float, tokens: int) -> dict[str, object]:
     """All of one model, prompt length and batch size; milliseconds."""
     first, cut = batch * prefill(model, device, slots), batch * compress(model, device, slots, kept)
     full, small = (step(model, device, share * slots + tokens / 2, batch) for share in (1.0, kept))
+    ends = [share * slots + tokens for share in (1.0, kept)]
+    held = [model.memory(end, batch) for end in ends]
+    most = [model.at_once(end, device.memory) for end in ends]
     return {
         "model": model.name,
         "prompt tokens": slots,
@@ -110,6 +124,9 @@ def line(model: Model, device: Device, slots: int, batch: int, kept: float, toke
         "ms/token, kept": small * 1e3,
         "decoding": full / small,
         f"{tokens} tokens, end to end": (first + tokens * full) / (first + cut + tokens * small),
+        "GB, full / kept": f"{held[0] / 1e9:.3g} / {held[1] / 1e9:.3g}",
+        f"at once in {device.memory / 1e9:g} GB": f"{most[0]} / {most[1]}",
+        "fits": " / ".join("yes" if size <= device.memory else "no" for size in held),
     }
 
 
@@ -131,16 +148,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("measured", type=Path, nargs="?", help="of make bench-gpu")
     parser.add_argument("--copy", type=float, default=3.0, help="TB/s, read and written")
     parser.add_argument("--matrix", type=float, default=798.0, help="TFLOP/s of float16 products")
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[2048, 8192, 32768])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--memory", type=float, default=80.0, help="GB")
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[2048, 8192, 32768, 131072])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--budget", type=float, default=0.1)
     parser.add_argument("--new-tokens", type=int, default=100)
     options = parser.parse_args(arguments)
     given = f"a device of {options.copy:g} TB/s and {options.matrix:g} TFLOP/s"
     device = (
-        device_of(options.measured)
+        replace(device_of(options.measured), memory=options.memory * 1e9)
         if options.measured
-        else Device(given, options.copy * 1e12, options.matrix * 1e12)
+        else Device(given, options.copy * 1e12, options.matrix * 1e12, memory=options.memory * 1e9)
     )
     print(f"MODEL, not a measurement: {device.name}, {options.budget:.0%} kept\n")
     lines = [

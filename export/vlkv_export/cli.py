@@ -66,12 +66,13 @@ def build(
     ] = 4,
     chunk: Annotated[int, typer.Option(help="Most prompt tokens of a call.", rich_help_panel=DEVICE)] = 1024,
     cache: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="dynamic (caches of any capacity, written anew) or static (of one capacity, updated in place).",
+            help="dynamic (caches of any capacity, written anew), static (of one capacity, updated in place) or "
+            "in-place (the plugin's: of any capacity, updated in place; the default where it fits).",
             rich_help_panel=DEVICE,
         ),
-    ] = "dynamic",
+    ] = None,
     plugin: Annotated[
         Path | None,
         typer.Option(help="libvlkv_tensorrt.so, to score and evict.", rich_help_panel=DEVICE),

@@ -117,12 +117,12 @@ def host_backend(source: Path, folder: Path, operators: str, cache: str, **limit
     device = DeviceFacts(**facts)
     models = {name: ir.load(source / f"{name}.onnx") for name in GRAPHS}
     capacity = device.capacity if cache == "static" else None
-    lower_for_tensorrt(models, {}, ir.DataType.FLOAT, operators, capacity)
+    lower_for_tensorrt(models, {}, ir.DataType.FLOAT, operators, capacity, cache == "in-place")
     graphs = {}
     for name, model in models.items():
         path = folder / f"{name}.lowered.onnx"
         ir.save(model, path)
-        graphs[name] = HostGraph(path, cache == "static")
+        graphs[name] = HostGraph(path, cache != "dynamic")
     manifest = msgspec.structs.replace(
         read(source),
         kind="engine",

@@ -20,6 +20,7 @@ from vlkv_export.targets.spec import Settings
 
 PLAIN = "device-functions"
 HOST = [f"host-{operators}-{kind}" for operators in ("native", "functions") for kind in ("dynamic", "static")]
+HOST.append("host-native-in-place")
 GPU = ["tensorrt-rtx-dynamic", "tensorrt-rtx-static"]
 BACKENDS = ["onnxruntime-functions", PLAIN, *HOST, *GPU, "cuda-functions"]
 QUESTION = "what is the total of the form"

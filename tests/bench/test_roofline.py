@@ -32,6 +32,10 @@ def test_sizes(small):
     # a layer: q and o 8 x 8, k and v 8 x 2, gate, up and down 8 x 16
     assert small.weights == 2 * (2 * 64 + 2 * 16 + 3 * 128) + 80
     assert small.slot == 2 * 1 * 2 * 2
+    # two bytes a weight, two layers of 8 bytes a token
+    assert small.memory(10, 3) == 2 * 1168 + 3 * 10 * 2 * 8
+    assert small.at_once(10, 2 * 1168 + 500) == 3
+    assert small.at_once(10, 2000) == 0
 
 
 def test_times(roofline, small):
@@ -45,6 +49,8 @@ def test_times(roofline, small):
     found = roofline.line(small, device, 50, 3, 0.2, 10)
     full, kept = roofline.step(small, device, 55, 3), roofline.step(small, device, 15, 3)
     assert found["decoding"] == pytest.approx(full / kept)
+    assert found["GB, full / kept"] == f"{small.memory(60, 3) / 1e9:.3g} / {small.memory(20, 3) / 1e9:.3g}"
+    assert found["fits"] == "yes / yes"
     first, cut = 3 * roofline.prefill(small, device, 50), 3 * roofline.compress(small, device, 50, 0.2)
     assert found["10 tokens, end to end"] == pytest.approx((first + 10 * full) / (first + cut + 10 * kept))
 

@@ -1,19 +1,19 @@
 """What the compiler says of each CUDA kernel: registers, shared memory, nothing spilled to local memory."""
 
-import os
 import re
 import shutil
 import subprocess
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
-BUILD = Path(os.environ.get("VLKV_BUILD", Path(__file__).parents[2] / "build" / "native"))
+from native_build import BUILD
+
 LOGS = BUILD / "cpp" / "CMakeFiles" / "vlkv_core.dir" / "cuda"
 THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_clear": 256, "score_counts": 256,
-           "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256}  # fmt: skip
-BLOCKS = {"score_rows": 4, "score_columns": 4}
+           "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256,
+           "attend_append": 256, "attend_join": 128, "attend_rows": 128}  # fmt: skip
+BLOCKS = {"score_rows": 4, "score_columns": 4, "attend_rows": 2}
 """Blocks that share a multiprocessor, where that is asked for."""
 REGISTERS = 65536  # of a multiprocessor, and of a block at most: every architecture from 8.0 on
 SHARED = 48 << 10  # of a block without asking for more
@@ -56,7 +56,8 @@ def test_every_kernel_is_there(report):
     for architecture, kernels in by_architecture.items():
         assert set(kernels) == set(THREADS), architecture
         assert kernels.count("score_rows") == 6  # two types at two depths, float32, mixed
-        assert len(kernels) == 6 + 6 + 3 + 2 + 3 + 6
+        assert kernels.count("attend_rows") == 20  # two types, five head sizes, few rows and many
+        assert len(kernels) == 6 + 6 + 3 + 2 + 3 + 6 + 20 + 2 + 1
 
 
 def test_nothing_spills_and_all_fits(report):

@@ -43,6 +43,15 @@ class _Evict(ctypes.Structure):
     )
 
 
+class _Attend(ctypes.Structure):
+    _fields_ = (
+        [(name, _long) for name in ("batch", "query_heads", "kv_heads", "rows", "slots", "head_dim")]
+        + [(name, _Tensor) for name in ("query", "key", "value", "key_cache", "value_cache")]
+        + [("length", _pointer), ("count", _pointer), ("lengths_bytes", _bytes)]
+        + [("scale", ctypes.c_float), ("result", _Tensor)]
+    )
+
+
 def _tensor(t: torch.Tensor) -> _Tensor:
     """Describe a tensor [B, heads, slots, D] with D contiguous."""
     room = t.untyped_storage().nbytes() - t.storage_offset() * t.element_size()
@@ -67,10 +76,11 @@ class Library:
         self._calls = ctypes.CDLL(str(path))
         self._poison = poison
         self._workspace: torch.Tensor | None = None
-        for op in ("score", "evict"):
+        for op in ("score", "evict", "attend"):
             getattr(self._calls, f"vlkv_{op}_cuda_workspace").restype = _bytes
             texts = [ctypes.c_char_p, ctypes.c_size_t]
-            getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
+            if op != "attend":
+                getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
             getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, _bytes, _pointer, *texts]
 
     @property
@@ -129,3 +139,13 @@ class Library:
         p.position_out, p.position_bytes = position.data_ptr(), _size(position)
         p.per_head, p.merge, p.zero_tail = per_head, merge, zero_tail
         self._run("evict", p)
+
+    def attend(self, query, key, value, key_cache, value_cache, length, count, result, *, scale=0.0):
+        """Append key, value [B, Hkv, S, D] to the caches, write result [B, Hq, S, D]; see vlkv/attend_rows.h."""
+        batch, query_heads, rows, dim = query.shape
+        p = _Attend(batch, query_heads, key.shape[1], rows, key_cache.shape[2], dim)
+        p.query, p.key, p.value, p.result = (_tensor(t) for t in (query, key, value, result))
+        p.key_cache, p.value_cache = _tensor(key_cache), _tensor(value_cache)
+        p.length, p.count, p.lengths_bytes = length.data_ptr(), count.data_ptr(), _size(length)
+        p.scale = scale
+        self._run("attend", p)

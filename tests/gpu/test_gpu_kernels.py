@@ -1,4 +1,4 @@
-"""Score and Evict on the device against float64, on fresh random inputs and outputs filled with NaN."""
+"""Score, Evict and Attend on the device against float64, on fresh random inputs and outputs filled with NaN."""
 
 import os
 import shutil
@@ -175,6 +175,82 @@ def test_evict_of_nothing(library, seed):
         check_evict(library, key, value, score, counts, 12, True, True)
     counts = tuple(torch.full((2,), n, device=library.device) for n in (0, 3, 1, 1))
     check_evict(library, key[:, :, :0], value[:, :, :0], score[:, :, :0], counts, 3, True, False)
+
+
+# B, Hq, Hkv, S, C, D
+ATTENDED = [
+    (1, 32, 32, 1, 4096, 128),
+    (1, 32, 8, 1, 32768, 128),
+    (16, 32, 8, 1, 2000, 128),
+    (64, 8, 8, 1, 300, 64),
+    (2, 56, 8, 5, 3000, 128),
+    (2, 8, 2, 16, 999, 80),
+    (1, 8, 8, 512, 1500, 96),
+    (2, 14, 2, 77, 400, 64),
+    (1, 4, 1, 130, 700, 256),
+    (3, 3, 1, 1, 33, 256),
+    (1, 2, 2, 9, 50, 24),
+]
+
+
+def attend_case(library, shape, dtype):
+    batch, query_heads, kv_heads, rows, slots, dim = shape
+    query = torch.randn(batch, query_heads, rows, dim, device=library.device).to(dtype)
+    key, value = torch.randn(2, batch, kv_heads, rows, dim, device=library.device).to(dtype)
+    caches = torch.randn(2, batch, kv_heads, slots, dim, device=library.device).to(dtype)
+    count = torch.randint(min(1, rows), rows + 1, (batch,))
+    length = ((slots - count + 1) * torch.rand(batch)).long()
+    length[0], count[0] = slots - rows, rows
+    return query, key, value, caches, length.to(library.device), count.to(library.device)
+
+
+def only_on_cuda(library):
+    if library.device != "cuda":
+        pytest.skip("Attend in 16 bits is for CUDA")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", ATTENDED, ids=lambda s: "x".join(map(str, s)))
+def test_attend(library, seed, shape, dtype):
+    only_on_cuda(library)
+    query, key, value, caches, length, count = attend_case(library, shape, dtype)
+    wanted = caches.clone()
+    for b in range(shape[0]):
+        first, rows = int(length[b]), int(count[b])
+        # what lies past the last slot does not matter
+        caches[:, b, :, first:] = NAN
+        wanted[:, b, :, first:] = NAN
+        wanted[0, b, :, first : first + rows], wanted[1, b, :, first : first + rows] = (
+            key[b, :, :rows],
+            value[b, :, :rows],
+        )
+
+    def run():
+        result = torch.full_like(query, NAN)
+        library.attend(query, key, value, *caches, length, count, result)
+        library.wait()
+        return result
+
+    result = run()
+    bits = [t.view(torch.int16) for t in (caches, wanted)]
+    assert torch.equal(*bits)
+    right, tolerance = gpu_oracles.attend(query, *wanted, length, count, shape[-1] ** -0.5, dtype)
+    assert ((result.double() - right).abs() <= tolerance).all()
+    assert torch.equal(result, run())
+
+
+def test_attend_captured_into_a_graph(library, seed):
+    only_on_cuda(library)
+    query, key, value, caches, length, count = attend_case(library, ATTENDED[1], torch.float16)
+    right, result = torch.empty_like(query), torch.zeros_like(query)
+    library.attend(query, key, value, *caches, length, count, right)
+    library.wait()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        library.attend(query, key, value, *caches, length, count, result)
+    graph.replay()
+    library.wait()
+    assert torch.equal(right, result)
 
 
 def test_refusals_name_the_value_and_the_limit(library, seed):

@@ -57,3 +57,27 @@ def test_evict(seed):
                 np.testing.assert_array_equal(got[2].numpy(), right[2])
                 np.testing.assert_allclose(got[0].numpy(), right[0], rtol=1e-12, atol=1e-14)
                 np.testing.assert_allclose(got[1].numpy(), right[1], rtol=1e-12, atol=1e-14)
+
+
+def test_attend(seed):
+    """Against the definition of one token at a time, in tests/oracles."""
+    for shape in [(2, 4, 2, 5, 30, 8), (1, 3, 3, 1, 1, 4)]:
+        batch, query_heads, kv_heads, rows, slots, dim = shape
+        query = torch.randn(batch, query_heads, rows, dim)
+        caches = torch.randn(2, batch, kv_heads, slots, dim)
+        count = torch.randint(1, rows + 1, (batch,))
+        length = slots - count
+        got, tolerance = gpu_oracles.attend(query, *caches, length, count, 0.3, torch.bfloat16)
+        for b in range(batch):
+            for row in range(int(count[b])):
+                last = np.array([int(length[b]) + row])
+                right = definition("attend").attend(
+                    query[b : b + 1, :, row].double().numpy(),
+                    *(c[b : b + 1, :, last[0]].double().numpy() for c in caches),
+                    *(c[b : b + 1].double().numpy() for c in caches),
+                    last,
+                    0.3,
+                )
+                np.testing.assert_allclose(got[b, :, row].numpy(), right[0][0], rtol=1e-12)
+            assert not got[b, :, int(count[b]) :].any()
+        assert 0 < float(tolerance.max()) < 0.1

@@ -52,7 +52,7 @@ void combinations(nvinfer1::IPluginV3OneBuild& build, int32_t inputs, int32_t ou
   }
 }
 
-// What holds for both plugins. `others` are valid attributes of other values.
+// What holds for every plugin. `others` are valid attributes of other values.
 void check_common(Harness& h, nvinfer1::IPluginCreatorV3One& creator, const char* name,
                   const std::vector<PluginField>& fields, const std::vector<PluginField>& others) {
   const std::string at = std::string(name) + " ";
@@ -177,7 +177,8 @@ int main(int argc, char** argv) {
   if (set_finder == nullptr) return 1;
   set_finder(&h.logger);
 
-  for (const auto& [name, check] : {std::pair{"VlkvScore", &check_score}, {"VlkvEvict", &check_evict}}) {
+  for (const auto& [name, check] :
+       {std::pair{"VlkvScore", &check_score}, {"VlkvEvict", &check_evict}, {"VlkvAttend", &check_attend}}) {
     auto* const creator = registry->getCreator(name, "1", "");
     const bool right =
         creator != nullptr && std::strcmp(creator->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE") == 0;
@@ -191,6 +192,7 @@ int main(int argc, char** argv) {
     };
     check_score_on_device(h, creator("VlkvScore"));
     check_evict_on_device(h, creator("VlkvEvict"));
+    check_attend_on_device(h, creator("VlkvAttend"));
   }
 #endif
   h.check(registry->getCreator("VlkvScore", "2", "") == nullptr, "the registry has no version 2");

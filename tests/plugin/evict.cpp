@@ -193,7 +193,7 @@ void check_enqueue(Harness& h, nvinfer1::IPluginV3OneRuntime& runtime) {
   const void* in[] = {memory, memory, memory, memory, memory, memory, memory, nullptr};
   void* out[] = {memory, memory, memory};
   const auto run = [&](const PluginTensorDesc* descs, const void* const* from, void* const* to) {
-    return runtime.enqueue(descs, all.data() + kInputs, from, to, memory, nullptr) == 0;
+    return runtime.enqueue(descs, all.data() + kInputs, from, to, memory + 8, nullptr) == 0;
   };
   h.refuses("enqueue null", {"null"}, [&] { return run(nullptr, in, out); });
   h.refuses("enqueue null", {"null"}, [&] { return run(all.data(), nullptr, out); });

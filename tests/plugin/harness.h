@@ -114,9 +114,11 @@ void combinations(nvinfer1::IPluginV3OneBuild& build, int32_t inputs, int32_t ou
 
 void check_common(Harness& h, nvinfer1::IPluginCreatorV3One& creator, const char* name,
                   const std::vector<PluginField>& fields, const std::vector<PluginField>& others);
+void check_attend(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 void check_score(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 void check_evict(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 
 // Where there is a device: enqueue, and what it wrote.
+void check_attend_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 void check_score_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator);
 void check_evict_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator);

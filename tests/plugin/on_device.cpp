@@ -1,5 +1,8 @@
-// enqueue() with memory of a device: what the CPU's kernels give, in float32.
+// enqueue() with memory of a device: what the CPU's kernels give, in float32; Attend's definition, in
+// bfloat16.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "device_memory.h"
@@ -135,5 +138,85 @@ void check_evict_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
     });
     h.check(close(made_there[0], key_out, 0) && close(made_there[1], value_out, 0), at + ": keys and values");
     h.check(close(made_there[2], position, 0), at + ": positions");
+  }
+}
+
+void check_attend_on_device(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
+  const float scale = 0.125F;
+  const Made made(create(creator, {{"scale", &scale, PluginFieldType::kFLOAT32, 1}}));
+  constexpr int64_t kBatch = 2, kHeads = 4, kKvHeads = 2, kSlots = 900, kDim = 64;
+  const auto wide = [](uint16_t bits) {
+    const uint32_t word = uint32_t{bits} << 16;
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return static_cast<double>(x);
+  };
+  const auto brain = [](int64_t count) {  // the upper halves of float32 numbers
+    std::vector<uint16_t> all;
+    for (const float x : normal(count)) {
+      uint32_t word;
+      std::memcpy(&word, &x, sizeof word);
+      all.push_back(static_cast<uint16_t>(word >> 16));
+    }
+    return all;
+  };
+  for (const int64_t rows : {1, 12, 70}) {
+    const auto query = brain(kBatch * kHeads * rows * kDim), key = brain(kBatch * kKvHeads * rows * kDim);
+    const auto value = brain(kBatch * kKvHeads * rows * kDim);
+    auto key_cache = brain(kBatch * kKvHeads * kSlots * kDim), value_cache = key_cache;
+    std::reverse(value_cache.begin(), value_cache.end());
+    const std::vector<int64_t> length{800, 30}, count{rows, rows / 2};
+    const DeviceMemory there[] = {copied(query),       copied(key),    copied(value), copied(key_cache),
+                                  copied(value_cache), copied(length), copied(count)};
+    const auto result_there = device_memory(query.size() * 2);
+
+    const DataType brain16 = DataType::kBF16;
+    const auto rows_of = tensor(brain16, {kBatch, kKvHeads, rows, kDim});
+    const auto cache = tensor(brain16, {kBatch, kKvHeads, kSlots, kDim}), counts = tensor(kLong, {kBatch});
+    const auto queries = tensor(brain16, {kBatch, kHeads, rows, kDim});
+    const std::vector<PluginTensorDesc> all{queries, rows_of, rows_of, cache, cache,
+                                            counts,  counts,  queries, cache, cache};
+    const auto sized = ranges(all);
+    const auto workspace = device_memory(made.build().getWorkspaceSize(sized.data(), 7, sized.data() + 7, 3));
+    const void* in[7] = {};
+    for (size_t i = 0; i < 7; ++i) in[i] = there[i].get();
+    void* out[] = {result_there.get(), there[3].get(), there[4].get()};
+    const std::string at = "VlkvAttend on a device, S = " + std::to_string(rows);
+    h.accepts(at, [&] {
+      return made.runtime().enqueue(all.data(), all.data() + 7, in, out, workspace.get(), nullptr) == 0;
+    });
+
+    for (size_t head = 0; head < kBatch * kKvHeads; ++head) {
+      const size_t b = head / kKvHeads;
+      for (int64_t i = 0; i < count[b] * kDim; ++i) {
+        const auto to = static_cast<size_t>((static_cast<int64_t>(head) * kSlots + length[b]) * kDim + i);
+        const size_t from = head * static_cast<size_t>(rows * kDim) + static_cast<size_t>(i);
+        key_cache[to] = key[from], value_cache[to] = value[from];
+      }
+    }
+    h.check(close(there[3], key_cache, 0) && close(there[4], value_cache, 0), at + ": caches");
+    std::vector<uint16_t> got(query.size());
+    bool right = from_device(got.data(), result_there, got.size() * 2);
+    for (size_t row = 0; row < got.size() / kDim; ++row) {
+      const size_t head = row / static_cast<size_t>(rows), b = head / kHeads;
+      const auto token = static_cast<int64_t>(row % static_cast<size_t>(rows));
+      const size_t cached = (b * kKvHeads + head % kHeads / (kHeads / kKvHeads)) * kSlots;
+      const auto slots = static_cast<size_t>(token < count[b] ? length[b] + token + 1 : 0);
+      double mean[kDim] = {}, sum = 0;
+      for (size_t slot = 0; slot < slots; ++slot) {
+        double logit = 0;
+        for (size_t d = 0; d < kDim; ++d) {
+          logit += wide(query[row * kDim + d]) * wide(key_cache[(cached + slot) * kDim + d]);
+        }
+        const double weight = std::exp(scale * logit);
+        sum += weight;
+        for (size_t d = 0; d < kDim; ++d) mean[d] += weight * wide(value_cache[(cached + slot) * kDim + d]);
+      }
+      // Weights and result are rounded to 8 bits; means of numbers under 4.
+      for (size_t d = 0; d < kDim; ++d) {
+        right = right && std::fabs(wide(got[row * kDim + d]) - (slots > 0 ? mean[d] / sum : 0)) <= 0x1p-6;
+      }
+    }
+    h.check(right, at + ": result");
   }
 }

@@ -164,7 +164,8 @@ void check_enqueue(Harness& h, nvinfer1::IPluginV3OneRuntime& runtime) {
   const void* in[] = {memory, memory, memory};
   void* out[] = {memory, memory};
   const auto run = [&](const PluginTensorDesc* descs, const void* const* from, void* const* to) {
-    return runtime.enqueue(descs, all.data() + 3, from, to, memory, nullptr) == 0;
+    // TensorRT promises no alignment of the workspace
+    return runtime.enqueue(descs, all.data() + 3, from, to, memory + 8, nullptr) == 0;
   };
   h.refuses("enqueue null", {"null"}, [&] { return run(nullptr, in, out); });
   h.refuses("enqueue null", {"null"}, [&] { return run(all.data(), nullptr, out); });

@@ -55,19 +55,24 @@ def assert_whole(folder: Path, graphs: set[str]) -> None:
         assert file.sha256 == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 
-def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
+@pytest.mark.parametrize("cache", ["dynamic", None])
+def test_with_the_plugin(cache, builder, plugin, graphs_of, tmp_path, said):
     source = graphs_of("llama-gqa-tied")
-    facts = build_engine(source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3))
+    facts = build_engine(
+        source, tmp_path / "e", builder, settings=settings(plugin=plugin, batch=3, cache=cache)
+    )
     assert_whole(tmp_path / "e", COMMON)
     assert (facts.kind, facts.backend, facts.operators) == ("engine", "tensorrt-rtx", "native")
     assert facts.cache_dtype == "float16"
     assert facts.device.compute_capabilities == ("8.9",)
     assert (facts.device.capacity, facts.device.batch, facts.device.chunk) == (256, 3, 128)
     assert facts.versions["tensorrt-rtx"].startswith("1.")
-    assert [name.split("/")[0] for name in said["decoder"]["plugins"]] == [
-        f"layer.{n}" for n in range(LAYERS)
-    ]
-    assert all("Score" in name for name in said["decoder"]["plugins"])
+    assert facts.device.cache == (cache or "in-place")
+    scores = [name for name in said["decoder"]["plugins"] if "Score" in name]
+    attends = [name for name in said["decoder"]["plugins"] if "Attention" in name]
+    assert [name.split("/")[0] for name in scores] == [f"layer.{n}" for n in range(LAYERS)]
+    assert len(attends) == (0 if cache else LAYERS)
+    assert len(said["decoder"]["plugins"]) == len(scores) + len(attends)
     assert len(said["compress"]["plugins"]) == len(said["compress_merge"]["plugins"]) == 1
     assert said["vision"]["plugins"] == []
     for graph, layer in (
@@ -79,7 +84,10 @@ def test_with_the_plugin(builder, plugin, graphs_of, tmp_path, said):
         assert layer in data
         # nothing of the bodies is left
         assert "LOOP_OUTPUT" not in said[graph]["kinds"]
-    assert said["decoder"]["kinds"]["ATTENTION_INPUT"] == LAYERS
+    assert said["decoder"]["kinds"].get("ATTENTION_INPUT", 0) == LAYERS - len(attends)
+    if not cache:
+        assert b"VlkvAttend" in (tmp_path / "e" / "decoder.engine").read_bytes()
+        assert not {"SCATTER", "KV_CACHE_UPDATE"} & said["decoder"]["kinds"].keys()
     assert said["decoder"]["outputs"]["new_key_cache.0"] == [4, "HALF"]
     assert said["decoder"]["outputs"]["logits"] == [2, "FLOAT"]
     assert said["decoder"]["outputs"]["score.2"] == [3, "FLOAT"]
@@ -102,7 +110,7 @@ def test_with_bodies(name, dtype, cache, wanted, builder, graphs_of, tmp_path, s
     )
     assert_whole(tmp_path / "e", COMMON | {"score"})
     assert (facts.operators, facts.cache_dtype, facts.device.cache) == ("functions", wanted, cache)
-    assert not any(graph["plugins"] for graph in said.values())
+    assert not any(graph["plugins"] or graph["tf32"] for graph in said.values())
     kind = {"bfloat16": "BF16", "float32": "FLOAT"}[wanted]
     assert said["decoder"]["outputs"]["query.2"] == [4, kind]
     assert said["score"]["outputs"] == {"score": [3, "FLOAT"], "sparsity": [1, "FLOAT"]}
@@ -178,7 +186,7 @@ def refused(graphs: Path, target: Path, text: str, backend="tensorrt-rtx", opera
     ("changes", "text"),
     [
         ({"dtype": "int8"}, "unknown --dtype 'int8'; known: float16, bfloat16, float32"),
-        ({"cache": "paged"}, "unknown --cache 'paged'; known: dynamic, static"),
+        ({"cache": "paged"}, "unknown --cache 'paged'; known: dynamic, static, in-place"),
         ({"capacity": 0}, r"--capacity 0 is outside 1\.\.512"),
         ({"capacity": 10**6}, r"--capacity 1000000 is outside 1\.\.512"),
         ({"batch": 0}, "--max-batch 0 is outside 1"),
@@ -186,6 +194,10 @@ def refused(graphs: Path, target: Path, text: str, backend="tensorrt-rtx", opera
         ({"compute_capabilities": ("7.5",), "dtype": "bfloat16"}, "7.5 has no bfloat16; use --dtype float16"),
         ({"plugin": Path("nowhere.so")}, "--plugin nowhere.so: no such file"),
         ({"operators": "native"}, "needs --plugin"),
+        (
+            {"cache": "in-place"},
+            "--cache in-place needs --operators native and --plugin; dynamic takes any engine",
+        ),
         ({"operators": "nodes"}, "unknown operators 'nodes'"),
     ],
 )

@@ -38,6 +38,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const voi
                : "memory");
 }
 
+// As load_matrices, each matrix transposed.
+__device__ __forceinline__ void load_transposed(uint32_t (&fragment)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 // c += a b, a 16 x 16, b 16 x 8, in float32 (mma.m16n8k16).
 template <class Element>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -84,6 +92,22 @@ __device__ __forceinline__ void from_float(float x, Float16& y) {
 }
 __device__ __forceinline__ void from_float(float x, BFloat16& y) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+}
+
+// Two numbers to nearest even, the first in the lower half.
+template <class Type>
+__device__ __forceinline__ uint32_t packed(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t packed<Float16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <>
+__device__ __forceinline__ uint32_t packed<BFloat16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 }  // namespace vlkv::cuda

@@ -1,6 +1,7 @@
 // What Score's kernels are given, and the index arithmetic that they share.
 #pragma once
 
+#include "cuda/device/softmax.cuh"
 #include "cuda/device/types.cuh"
 
 namespace vlkv::cuda {
@@ -8,7 +9,6 @@ namespace vlkv::cuda {
 // A block multiplies 64 rows by 64 keys at a time with 4 warps, each of which has 32 rows and 32 keys.
 inline constexpr int kTileRows = 64, kTileKeys = 64, kScoreThreads = 128;
 inline constexpr int kScoreBlocks = 4;  // that share a multiprocessor, by their registers
-inline constexpr float kLargest = 3.402823466e+38F;
 
 // Rows of one KV group are one matrix: row r is observed row r / group of query head h * group + r % group.
 struct ScoreArgs {
@@ -56,12 +56,6 @@ struct Logits {
   float value[2][4][4] = {};  // [16 rows][8 keys][fragment]
   VLKV_HOST_DEVICE float at(int i, int j) const { return value[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 };
-
-// A raw logit's maximum in units of the exponent; finite, so that -infinity less it is -infinity.
-VLKV_HOST_DEVICE float scaled_maximum(float maximum, float factor) {
-  const float scaled = maximum * factor;
-  return scaled < -kLargest ? -kLargest : scaled;
-}
 
 // The last key that row r of a KV group attends to, -1 where there is none or no such row.
 VLKV_HOST_DEVICE int32_t last_key(const ScoreArgs& a, int64_t b, int64_t r) {

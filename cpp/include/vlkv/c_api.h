@@ -58,6 +58,16 @@ typedef struct {
   int32_t per_head, merge, zero_tail, threads;
 } vlkv_evict_params;
 
+// The fields mean what those of vlkv/attend_rows.h mean; length and count are [B]. On a CUDA device only.
+typedef struct {
+  int64_t batch, query_heads, kv_heads, rows, slots, head_dim;
+  vlkv_tensor query, key, value, key_cache, value_cache;
+  const int64_t *length, *count;
+  uint64_t lengths_bytes;
+  float scale;
+  vlkv_tensor result;
+} vlkv_attend_params;
+
 // Returns a code; writes a text, cut to message_size and ended by 0, where it is not VLKV_OK. message may be
 // null.
 VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
@@ -69,10 +79,13 @@ VLKV_C_API int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, si
 VLKV_C_API int vlkv_has_cuda(void);
 VLKV_C_API uint64_t vlkv_score_cuda_workspace(const vlkv_score_params* params);
 VLKV_C_API uint64_t vlkv_evict_cuda_workspace(const vlkv_evict_params* params);
+VLKV_C_API uint64_t vlkv_attend_cuda_workspace(const vlkv_attend_params* params);
 VLKV_C_API int vlkv_score_cuda(const vlkv_score_params* params, void* workspace, uint64_t workspace_bytes,
                                void* stream, char* message, size_t message_size);
 VLKV_C_API int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace, uint64_t workspace_bytes,
                                void* stream, char* message, size_t message_size);
+VLKV_C_API int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspace, uint64_t workspace_bytes,
+                                void* stream, char* message, size_t message_size);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 
+#include "vlkv/attend_rows.h"
 #include "vlkv/evict.h"
 #include "vlkv/score.h"
 
@@ -21,16 +22,18 @@ VLKV_API bool has_cuda();
 // build, so that a machine without CUDA can plan for one that has it. Sizes below 0 count as 0.
 VLKV_API size_t cuda_workspace_size(const ScoreParams& params);
 VLKV_API size_t cuda_workspace_size(const EvictParams& params);
+VLKV_API size_t cuda_workspace_size(const AttendRowsParams& params);
 
 // As run_cpu, with every pointer of the parameters in device memory: tensors, and the arrays of each prompt
-// too (row_position; length, keep, sinks, recent). The host therefore checks sizes, strides, pointers and
-// settings with validate(), and cannot check those arrays. The kernels clamp what they read:
+// too (row_position; length, keep, sinks, recent, count). The host therefore checks sizes, strides, pointers
+// and settings with validate(), and cannot check those arrays. The kernels clamp what they read:
 //
 //   row_position  to [-1, C - 1]
 //   length        to [0, C]
 //   keep          to [0, min(length, capacity)]
 //   sinks         to [0, keep]
 //   recent        to [0, keep - sinks]
+//   count         to [0, min(S, C - length)]
 //
 // so that no value leads outside a buffer. Within those ranges results are those of run_cpu but for float32
 // rounding in Score, where a weight under 2^-126 of its row's largest is 0 and products of bfloat16 are
@@ -45,5 +48,6 @@ VLKV_API size_t cuda_workspace_size(const EvictParams& params);
 // where a launch failed.
 VLKV_API void run_cuda(const ScoreParams& params, void* workspace, CudaStream stream);
 VLKV_API void run_cuda(const EvictParams& params, void* workspace, CudaStream stream);
+VLKV_API void run_cuda(const AttendRowsParams& params, void* workspace, CudaStream stream);
 
 }  // namespace vlkv

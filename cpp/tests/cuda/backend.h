@@ -9,8 +9,9 @@
 
 namespace vlkv::test {
 
-// How often a random test repeats. Under AddressSanitizer each change of fibers is many times slower.
-#if defined(__SANITIZE_ADDRESS__)
+// How often a random test repeats. Under AddressSanitizer each change of fibers is many times slower, and PTX
+// is run instruction by instruction.
+#if defined(__SANITIZE_ADDRESS__) || defined(VLKV_PTX)
 constexpr int rounds(int n) { return n / 10 + 1; }
 #else
 constexpr int rounds(int n) { return n; }

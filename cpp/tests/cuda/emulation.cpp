@@ -117,16 +117,27 @@ void run_block(int threads, test::Random& random) {
     fiber.done = false;
     makecontext(&fiber.context, enter, 0);
   }
+  // Some warps are slow, so that others run ahead of them where no barrier holds them.
+  std::vector<uint32_t> slowness(static_cast<size_t>(threads / cuda::kWarp));
+  for (uint32_t& of_warp : slowness) of_warp = random.pick<uint32_t>({0, 0, 8, 15});
+  std::vector<bool> rests(slowness.size());
+  uint32_t draw = static_cast<uint32_t>(random.integer(1, 1 << 30));
   for (int left = threads; left > 0;) {
+    bool resting = false;
+    for (size_t warp = 0; warp < rests.size(); ++warp) {
+      draw ^= draw << 13, draw ^= draw >> 17, draw ^= draw << 5;
+      rests[warp] = draw % 16 < slowness[warp];
+      resting = resting || rests[warp];
+    }
     progress = false;
     for (const unsigned thread : order) {
       Fiber& fiber = *fibers[thread];
-      if (fiber.done) continue;
+      if (fiber.done || rests[thread / cuda::kWarp]) continue;
       current = threadIdx.x = thread;
       switch_to(scheduler, fiber.context, fiber.stack.get(), kStack, true);
       if (fiber.done) --left;
     }
-    if (!progress && left > 0) fail("waits at a barrier that not all threads reach");
+    if (!progress && !resting && left > 0) fail("waits at a barrier that not all threads reach");
   }
   if (all_barrier.arrived != 0) fail("other threads ended before a barrier");
 }
@@ -145,6 +156,8 @@ void run(int64_t blocks, int threads, const std::function<void()>& kernel) {
 }
 
 void block_barrier() { meet(all_barrier); }
+
+void warp_barrier() { meet(warp_barriers[current / cuda::kWarp]); }
 
 int lane() { return static_cast<int>(threadIdx.x) % cuda::kWarp; }
 
@@ -189,6 +202,19 @@ void load_matrices(uint32_t (&fragment)[4], const void* row) {
   exchange(row, [&](const void* const* rows) {
     for (int i = 0; i < 4; ++i) {
       std::memcpy(&fragment[i], static_cast<const char*>(rows[8 * i + lane() / 4]) + lane() % 4 * 4, 4);
+    }
+  });
+}
+
+void load_transposed(uint32_t (&fragment)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a matrix's row is not aligned to 16 bytes");
+  exchange(row, [&](const void* const* rows) {
+    // Lane l has, of each matrix, the elements of column l / 4 in rows 2 (l % 4) and the next.
+    for (int i = 0; i < 4; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        const auto* const from = static_cast<const char*>(rows[8 * i + lane() % 4 * 2 + half]);
+        std::memcpy(reinterpret_cast<char*>(&fragment[i]) + 2 * half, from + lane() / 4 * 2, 2);
+      }
     }
   });
 }

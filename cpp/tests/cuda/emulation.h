@@ -1,8 +1,8 @@
 // Runs the CUDA kernels, as they are, on the host: include this, then cpp/cuda/*.cu. A block's threads are
 // fibers of one thread that take turns at barriers and warp operations, in an order drawn anew for each
-// block; blocks come one after the other. A barrier that not all threads reach ends the program. Copies to
-// shared memory arrive when they are waited for and no sooner. Under AddressSanitizer global memory is
-// checked as well.
+// block, some warps more seldom than others; blocks come one after the other. A barrier that not all threads
+// reach ends the program. Copies to shared memory arrive when they are waited for and no sooner. Under
+// AddressSanitizer global memory is checked as well.
 #pragma once
 
 #include <cmath>
@@ -12,6 +12,10 @@
 
 #include "cuda/device/types.cuh"
 #include "vlkv/cuda.h"
+
+#ifdef VLKV_PTX
+#include "cuda/ptx/launch.h"
+#endif
 
 #define __device__
 #define __global__ inline
@@ -71,6 +75,8 @@ struct Fragments {
 // What mma.m16n8k16 adds to a lane's four sums.
 void multiply_add(float (&c)[4], const Fragments& mine, float (*convert)(uint16_t));
 void load_matrices(uint32_t (&fragment)[4], const void* row);
+void load_transposed(uint32_t (&fragment)[4], const void* row);
+void warp_barrier();
 
 }  // namespace vlkv::emulation
 
@@ -78,6 +84,7 @@ extern vlkv::emulation::Index threadIdx, blockIdx;
 using float4 = vlkv::emulation::Float4;
 
 inline void __syncthreads() { vlkv::emulation::block_barrier(); }
+inline void __syncwarp() { vlkv::emulation::warp_barrier(); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
@@ -129,6 +136,9 @@ void wait_copies() {
 inline void load_matrices(uint32_t (&fragment)[4], const void* row) {
   emulation::load_matrices(fragment, row);
 }
+inline void load_transposed(uint32_t (&fragment)[4], const void* row) {
+  emulation::load_transposed(fragment, row);
+}
 template <class Element>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulation::multiply_add(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}},
@@ -147,9 +157,22 @@ inline void from_float(float x, float& y) { y = x; }
 inline void from_float(float x, Float16& y) { y.bits = emulation::float_to_half(x); }
 inline void from_float(float x, BFloat16& y) { y.bits = emulation::float_to_bfloat16(x); }
 
+template <class Type>
+uint32_t packed(float low, float high) {
+  Type pair[2];
+  from_float(low, pair[0]);
+  from_float(high, pair[1]);
+  return uint32_t{pair[0].bits} | uint32_t{pair[1].bits} << 16;
+}
+
+// VLKV_PTX: what nvcc made of the kernel runs in its place.
 template <class Args>
 void launch(const char*, void (*kernel)(Args), int64_t blocks, int threads, const Args& args, CudaStream) {
+#ifdef VLKV_PTX
+  ptx::launch(reinterpret_cast<const void*>(kernel), blocks, threads, &args, sizeof args);
+#else
   emulation::run(blocks, threads, [&] { kernel(args); });
+#endif
 }
 
 }  // namespace vlkv::cuda

@@ -2,6 +2,9 @@
 // clang-format off
 #include "emulation.h"
 // clang-format on
+#include "cuda/attend_append.cu"
+#include "cuda/attend_bfloat16.cu"
+#include "cuda/attend_float16.cu"
 #include "cuda/evict.cu"
 #include "cuda/score_bfloat16.cu"
 #include "cuda/score_counts.cu"

@@ -51,5 +51,32 @@ TEST(CudaCApi, ScoresAndRefuses) {
   EXPECT_EQ(vlkv_evict_cuda_workspace(nullptr), UINT64_MAX);
 }
 
+TEST(CudaCApi, AttendsAndRefuses) {
+  Random random(131);
+  std::vector<uint16_t> query(2 * 64, 0x3c00), row(64, 0x3c00), keys(9 * 64, 0x3c00), values(9 * 64, 0x4000);
+  std::vector<uint16_t> result(2 * 64, 0xffff);
+  const int64_t length = 3, count = 1;
+  const auto tensor = [](std::vector<uint16_t>& of, int64_t slots) {
+    return vlkv_tensor{of.data(), of.size() * 2, VLKV_FLOAT16, static_cast<int64_t>(of.size()), slots * 64,
+                       64};
+  };
+  vlkv_attend_params given{};
+  given.batch = 1, given.query_heads = 2, given.kv_heads = 1, given.rows = 1, given.slots = 9,
+  given.head_dim = 64;
+  given.query = tensor(query, 1), given.key = given.value = tensor(row, 1), given.result = tensor(result, 1);
+  given.key_cache = tensor(keys, 9), given.value_cache = tensor(values, 9);
+  given.length = &length, given.count = &count, given.lengths_bytes = 8;
+  char text[200];
+  EXPECT_EQ(vlkv_attend_cuda_workspace(&given), 0U);
+  EXPECT_EQ(vlkv_attend_cuda_workspace(nullptr), UINT64_MAX);
+  ASSERT_EQ(vlkv_attend_cuda(&given, nullptr, 0, nullptr, text, sizeof text), VLKV_OK) << text;
+  for (const uint16_t x : result) EXPECT_EQ(x, 0x3f00);  // the mean of 2, 2, 2 and 1
+  EXPECT_EQ(values[3 * 64], 0x3c00);
+  given.value_cache.bytes -= 2;
+  EXPECT_EQ(vlkv_attend_cuda(&given, nullptr, 0, nullptr, text, sizeof text), VLKV_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(text).find("value_cache has 1150 bytes"), std::string::npos) << text;
+  EXPECT_EQ(vlkv_attend_cuda(nullptr, nullptr, 0, nullptr, text, sizeof text), VLKV_INVALID_ARGUMENT);
+}
+
 }  // namespace
 }  // namespace vlkv::test::score

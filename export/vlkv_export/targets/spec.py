@@ -30,7 +30,8 @@ class Settings:
         batch: most prompts that decode together.
         chunk: most prompt tokens of one call.
         cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
-            updated in place.
+            updated in place; `in-place` is the plugin's: caches of any capacity, updated in place. None is `in-place`
+            where the plugin takes it, else `dynamic`.
         lower_only: write the lowered graphs, for other builders, in place of engines.
         plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
     """
@@ -40,7 +41,7 @@ class Settings:
     capacity: int | None = None
     batch: int = DEFAULT_BATCH
     chunk: int = DEFAULT_CHUNK
-    cache: str = "dynamic"
+    cache: str | None = None
     plugin: Path | None = None
     lower_only: bool = False
 

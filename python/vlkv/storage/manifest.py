@@ -81,16 +81,16 @@ class Embedding(Struct, frozen=True):
 class DeviceFacts(Struct, frozen=True):
     """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
 
-    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each; such caches are
-    updated in place, dynamic ones written anew. `batch` is the most prompts that decode together, `chunk` the most
-    prompt tokens of a call.
+    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each. Static caches are
+    updated in place, as are those of any capacity that are `in-place`; dynamic ones are written anew. `batch` is the
+    most prompts that decode together, `chunk` the most prompt tokens of a call.
     """
 
     compute_capabilities: tuple[str, ...]
     capacity: Size
     batch: Size
     chunk: Size
-    cache: Literal["dynamic", "static"]
+    cache: Literal["dynamic", "static", "in-place"]
 
 
 class FileFacts(Struct, frozen=True):

@@ -6,11 +6,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes import common
 
 from models import onnx_runs, tiny
 from oracles.evict import evict as evict_oracle
 from vlkv.storage.manifest import read
 from vlkv_export.ops import compress_model, evict_model
+from vlkv_export.passes.attend_in_place import attend_in_place
 from vlkv_export.passes.dynamic_cache import scatter_elements
 from vlkv_export.passes.fixed_flag import fix_flag
 from vlkv_export.passes.full_sort import select_without_sort
@@ -91,6 +93,53 @@ def test_dynamic_cache(name, call, folder, rng):
             # rounding of the same sums in another order aside, nothing else may differ, in no slot
             np.testing.assert_allclose(after[cache], before[cache], rtol=0, atol=1e-5)
     onnx_runs.assert_decoders_agree(before, after, feeds)
+
+
+@shapes
+@calls
+def test_attend_in_place(name, call, folder, rng):
+    """As a function the layer is the updates and the Attention; the mask and what made it are gone."""
+    graphs = folder(name)
+    path, count = onnx_runs.changed(graphs, "decoder", lowered_in_place)
+    assert count == count_nodes(path, "VlkvAttend") == LAYERS
+    assert {count_nodes(path, gone) for gone in ("TensorScatter", "Attention", "LessOrEqual")} == {0}
+    feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
+    before, after = onnx_runs.run(graphs / "decoder.onnx", feeds), onnx_runs.run(path, feeds)
+    onnx_runs.assert_decoders_agree(before, after, feeds)
+
+
+def lowered_in_place(model):
+    count = attend_in_place(model)
+    common.RemoveUnusedNodesPass()(model)
+    return count
+
+
+def _no_mask(node):
+    node.replace_input_with(3, None)
+
+
+def _is_causal(node):
+    node.attributes.add(ir.AttrInt64("is_causal", 1))
+
+
+def _other_mask(node):
+    node.inputs[3].producer().op_type = "Less"
+
+
+@pytest.mark.parametrize("change", [_no_mask, _is_causal, _other_mask])
+def test_attention_that_is_another_stays(change, graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    change(next(node for node in model.graph if node.op_type == "Attention"))
+    assert unchanged(model, attend_in_place)
+
+
+@pytest.mark.parametrize("dim", [12, 264, None])
+def test_head_sizes_that_the_plugin_lacks_stay(dim, graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    for value in model.graph.inputs:
+        if "cache" in value.name:
+            value.shape = ir.Shape([*list(value.shape)[:3], dim])
+    assert unchanged(model, attend_in_place)
 
 
 @shapes

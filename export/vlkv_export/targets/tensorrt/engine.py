@@ -148,7 +148,8 @@ def _lowered(
     watch.step("lowering the graphs")
     capacity = target.device.capacity if target.device.cache == "static" else None
     converted = {name: external(tensor) for name, tensor in placed.items()}
-    lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity)
+    in_place = target.device.cache == "in-place"
+    lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity, in_place)
     graphs = []
     for name, model in models.items():
         path = folder / f"{name}.onnx"

@@ -8,6 +8,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
+from vlkv_export.passes.attend_in_place import HEAD_SIZES as HEAD_SIZES
+from vlkv_export.passes.attend_in_place import attend_in_place
+from vlkv_export.passes.attend_in_place import takes_head_size as takes_head_size
 from vlkv_export.passes.dynamic_cache import scatter_elements
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
 from vlkv_export.passes.fixed_flag import fix_flag
@@ -29,6 +32,7 @@ def lower_for_tensorrt(
     dtype: ir.DataType,
     operators: str,
     capacity: int | None = None,
+    in_place: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place, and adds what becomes an engine of its own.
 
@@ -41,7 +45,8 @@ def lower_for_tensorrt(
         converted: tensors in `dtype` that take the place of other initializers, by name.
         dtype: what the graphs compute in.
         operators: `native` keeps nodes for the plugin, `functions` takes the ONNX bodies.
-        capacity: slots of every cache, for caches that are updated in place; None for caches of any capacity.
+        capacity: slots of every cache, for TensorRT's own updates in place; None for caches of any capacity.
+        in_place: the plugin's layer attends, and updates caches of any capacity in place.
 
     Returns:
         How often each pass rewrote, by graph and pass.
@@ -54,7 +59,10 @@ def lower_for_tensorrt(
     for name, model in models.items():
         counts[name]["dtype"] = _compute_in(model, dtype, converted)
     decoder, done = models["decoder"], counts["decoder"]
-    if capacity is None:
+    if in_place:
+        done["attend_in_place"] = attend_in_place(decoder)
+        common.RemoveUnusedNodesPass()(decoder)
+    elif capacity is None:
         done["dynamic_cache"] = scatter_elements(decoder)
     else:
         done["static_cache"] = fix_capacity(decoder, capacity)

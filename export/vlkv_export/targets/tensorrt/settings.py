@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.passes.attend_in_place import HEAD_SIZES, takes_head_size
 from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
 
+Caches = Literal["dynamic", "static", "in-place"]
 DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
-CACHES = ("dynamic", "static")
+CACHES: tuple[Caches, ...] = ("dynamic", "static", "in-place")
 MAX_BATCH = 1024
 NO_BFLOAT16 = "7.5"
 
@@ -40,7 +42,6 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
     """
     own = "bfloat16" if manifest.cache_dtype == "bfloat16" else "float16"
     dtype = _known("dtype", settings.dtype or own, DTYPES)
-    _known("cache", settings.cache, CACHES)
     if operators is None:
         operators = "functions" if settings.plugin is None else "native"
     _known("operators", operators, ("native", "functions"))
@@ -50,6 +51,7 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
         )
     if settings.plugin is not None and not settings.plugin.is_file():
         raise EngineError(f"--plugin {settings.plugin}: no such file")
+    cache = _cache(settings.cache, operators, dtype, manifest.text.head_dim)
     longest = manifest.text.max_positions
     capacity = longest if settings.capacity is None else settings.capacity
     _within("capacity", capacity, longest, "the checkpoint's positions")
@@ -63,9 +65,25 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
         capacity=capacity,
         batch=settings.batch,
         chunk=min(settings.chunk, capacity),
-        cache="static" if settings.cache == "static" else "dynamic",
+        cache=cache,
     )
     return Resolved(backend, dtype, operators, settings.plugin if operators == "native" else None, device)
+
+
+def _cache(wanted: str | None, operators: str, dtype: str, dim: int) -> Caches:
+    """How caches are updated; a wish for the plugin's way is refused where its layer does not fit."""
+    obstacles = {
+        "--operators native and --plugin": operators != "native",
+        "--dtype float16 or bfloat16": dtype == "float32",
+        f"a head size that is {HEAD_SIZES}, not {dim}": not takes_head_size(dim),
+    }
+    missing = [text for text, holds in obstacles.items() if holds]
+    if wanted is None:
+        return "dynamic" if missing else "in-place"
+    cache = _known("cache", wanted, CACHES)
+    if cache == "in-place" and missing:
+        raise EngineError(f"--cache in-place needs {missing[0]}; dynamic takes any engine")
+    return cache
 
 
 def _known(name: str, value: str, known: tuple[Name, ...]) -> Name:

@@ -76,7 +76,7 @@ class Session:
         except Exception as error:
             raise BuildError(f"{plugin} can't be loaded: {error}") from error
         names = {creator.name for creator in registry.all_creators}
-        if handle is None or not {"VlkvScore", "VlkvEvict"} <= names:
+        if handle is None or not {"VlkvScore", "VlkvEvict", "VlkvAttend"} <= names:
             raise BuildError(f"{plugin} is not vlkv's plugin: {self.said() or 'no creators of that name'}")
 
     def said(self) -> str:
@@ -109,6 +109,10 @@ class Session:
                 layer.__class__ = trt.IAttentionInputLayer
                 layer.attention.decomposable = True
         config = self.builder.create_builder_config()
+        # float32 is float32: TF32 has 10 bits of fraction, and RoPE's angles are products of positions
+        config.clear_flag(trt.BuilderFlag.TF32)
+        # the plugin's VlkvAttend writes caches where they are
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if capabilities:
             config.num_compute_capabilities = len(capabilities)
             for index, name in enumerate(capabilities):
@@ -126,6 +130,7 @@ class Session:
             bytes=engine.nbytes,
             plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
             kinds=dict(Counter(layer.type.name for layer in layers)),
+            tf32=config.get_flag(trt.BuilderFlag.TF32),
             outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
         )
 

@@ -88,7 +88,7 @@ class DeviceBackend:
         )
         self.dtype = manifest.cache_dtype
         self.scores = "score" not in graphs
-        self.in_place = self.limits.cache == "static" if in_place is None else in_place
+        self.in_place = self.limits.cache != "dynamic" if in_place is None else in_place
         self.chunk = self.limits.chunk
         self.store: Store = DeviceStore(device, self.dtype, self.limits)
         self._image = manifest.image

@@ -1,0 +1,8 @@
+#include "cuda/attend_launch.cuh"
+
+namespace vlkv::cuda {
+
+template void launch_attend_rows<Float16>(const AttendArgs& args, bool few, CudaStream stream);
+template void launch_attend_join<Float16>(const AttendArgs& args, CudaStream stream);
+
+}  // namespace vlkv::cuda

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# The first hour on a machine with a GPU: tests, sanitizer, benches, an engine of each backend, Polygraphy, Triton.
+# A step that fails stops nothing; report.md tells of all of them.
+#
+#     examples/gpu/first_hour.sh [-o DIR] [--only NAME,NAME] [--list]
+#
+# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON has PyTorch and pytest, for the kernels' tests;
+# vlkv is installed by `make` with the extras gpu, tensorrt or tensorrt-rtx, as far as the machine has room for them.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+out=out/first_hour only= list=
+while [ $# -gt 0 ]; do
+  case $1 in
+    -o) out=$2; shift 2 ;;
+    --only) only=,$2,; shift 2 ;;
+    --list) list=1; shift ;;
+    *) echo "unknown argument $1; known: -o DIR, --only NAME,NAME, --list" >&2; exit 2 ;;
+  esac
+done
+PYTHON=${PYTHON:-python3}
+VLKV=${VLKV:-.venv/bin/vlkv}
+plugin=build/gpu/plugin/libvlkv_tensorrt.so
+checkpoint=examples/tiny_vlm/checkpoint picture=examples/tiny_vlm/example.png
+question=$("$PYTHON" -c 'import json; print(json.load(open("examples/tiny_vlm/example.json"))["prompt"])')
+seconds=${STEP_SECONDS:-900}
+
+# step NAME COMMAND: runs it in a shell of its own, at most $seconds; what it says goes to NAME.log.
+step() {
+  local name=$1 command=$2 begin=$SECONDS code
+  if [ -n "$list" ]; then printf '%-24s %s\n' "$name" "$command"; return; fi
+  case $only in "" | *",$name,"*) ;; *) return ;; esac
+  echo "== $name"
+  timeout "$seconds" bash -c "set -e; $command" >"$out/$name.log" 2>&1 </dev/null
+  code=$?
+  case $code in
+    0) result=passed ;;
+    124) result="no end after $seconds s" ;;
+    *) result="failed ($code)" ;;
+  esac
+  echo "   $result, $((SECONDS - begin)) s"
+  {
+    printf '## %s: %s, %s s\n\n    %s\n\n' "$name" "$result" "$((SECONDS - begin))" "${command//$'\n'/ }"
+    tail -n "${TAIL:-25}" "$out/$name.log" | sed 's/^/    /'
+    echo
+  } >>"$out/report.md"
+}
+
+# engine NAME OPTIONS...: built, asked with all of the cache and with 10% of it; the answer is the CPU's.
+engine() {
+  local name=$1 where=$2 options=$3
+  step "$name" "rm -rf $out/$name
+    $VLKV build $out/graphs -o $out/$name $options
+    for policy in full vl-cache; do
+      $VLKV run $out/$name --image $picture --prompt '$question' --policy \$policy --max-new-tokens 32 --json $where \
+        >$out/$name.\$policy.json
+      $PYTHON examples/gpu/same_answer.py $out/reference.\$policy.json $out/$name.\$policy.json
+    done"
+}
+
+if [ -z "$list" ]; then
+  mkdir -p "$out"
+  { echo "# First hour on a GPU, $(date -u '+%Y-%m-%d %H:%M UTC'), $(git rev-parse --short HEAD 2>/dev/null)"; echo; } >"$out/report.md"
+fi
+step machine "nvidia-smi; nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv; nvcc --version"
+step test-gpu "make test-gpu PYTHON=$PYTHON"
+step sanitizer "for tool in memcheck racecheck initcheck synccheck; do
+    compute-sanitizer --tool \$tool --error-exitcode 9 build/gpu/cpp/tests/cuda/vlkv_cuda_check 30; done"
+step bench-gpu "make bench-gpu PYTHON=$PYTHON"
+step export "rm -rf $out/graphs; $VLKV export $checkpoint -o $out/graphs"
+step reference "rm -rf $out/cpu; $VLKV build $out/graphs -o $out/cpu
+    for policy in full vl-cache; do
+      $VLKV run $out/cpu --image $picture --prompt '$question' --policy \$policy --max-new-tokens 32 --json \
+        >$out/reference.\$policy.json
+    done"
+engine onnxruntime-cuda "--device cuda" "--operators functions"
+capability="\$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)"
+for dtype in float32 float16 bfloat16; do
+  engine "tensorrt-$dtype" "" "--backend tensorrt --dtype $dtype --capacity 2048"
+  engine "tensorrt-rtx-$dtype" "" "--backend tensorrt-rtx --compute-capability $capability --dtype $dtype --capacity 2048"
+done
+for dtype in float16 bfloat16; do
+  for cache in in-place dynamic; do
+    engine "tensorrt-plugin-$dtype-$cache" "--plugin $plugin" \
+      "--backend tensorrt --plugin $plugin --dtype $dtype --cache $cache --capacity 2048"
+  done
+done
+engine tensorrt-rtx-plugin "--plugin $plugin" \
+  "--backend tensorrt-rtx --compute-capability $capability --plugin $plugin --capacity 2048"
+step backends "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q tests/backend"
+step polygraphy "rm -rf $out/lowered
+    $VLKV build $out/graphs -o $out/lowered --backend tensorrt --operators native --lower-only --dtype float16 --capacity 2048
+    .venv/bin/polygraphy run $out/lowered/decoder.onnx --trt --onnxrt --plugins $plugin \
+      --preview-features ALIASED_PLUGIN_IO_10_03 --val-range 'length:[0,0]' 'row_index:[0,0]' --atol 0.05 --rtol 0.05"
+step triton "$VLKV triton $out/cpu -o $out/model_repository; .venv/bin/python examples/triton/demo.py $out/cpu"
+[ -n "$list" ] && exit 0
+{ echo "## Summary"; echo; grep '^## ' "$out/report.md" | sed 's/^## /- /'; } >"$out/summary"
+cat "$out/summary" >>"$out/report.md"
+echo "report: $out/report.md"

@@ -1,0 +1,20 @@
+"""Compares two answers of `vlkv run --json`: the same tokens, or where they part. Exits 1 where they do."""
+
+import json
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+
+def main() -> int:
+    """Return the exit code."""
+    wanted, got = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
+    pairs = zip(wanted["token_ids"], got["token_ids"], strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    total = len(wanted["token_ids"])
+    print(f"{sys.argv[2]}: {same} of {total} tokens as on the CPU; {got['text']!r}")
+    return 0 if same == total == len(got["token_ids"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Cache updates and the Attention over them become the plugin's layer, which writes caches of any capacity in place."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlkv_export.graph.builder import DOMAIN
+from vlkv_export.ops.attend import VlkvAttend
+from vlkv_export.ops.library import compiled
+from vlkv_export.passes.edit import constant, has_only, like, new_node, producer, replace
+
+INT64 = ir.DataType.INT64
+MULTIPLE, LARGEST = 8, 256
+HEAD_SIZES = f"a multiple of {MULTIPLE} up to {LARGEST}"
+"""What the plugin takes."""
+MASK = ("LessOrEqual", "Unsqueeze", "Add")
+"""From the mask up to length + row: what the plugin's causal order is equal to."""
+
+
+def takes_head_size(dim: int) -> bool:
+    """Whether the plugin's layer attends with heads of that size."""
+    return dim % MULTIPLE == 0 and 0 < dim <= LARGEST
+
+
+def attend_in_place(model: ir.Model) -> int:
+    """Rewrites each Attention over two caches that it alone updates, from one slot of each prompt's on.
+
+    The caches are graph inputs, and the mask says that row i sees the slots up to length + i.
+
+    Returns:
+        How many; a graph where one of them is anything else is left as it is.
+    """
+    graph = model.graph
+    found = [(node, _updates(node)) for node in graph if (node.domain, node.op_type) == ("", "Attention")]
+    if not found or not all(found_of for _, found_of in found):
+        return 0
+    count = _count(graph)
+    for node, (keys, values) in found:
+        caches, rows = (keys.inputs[0], values.inputs[0]), (keys.inputs[1], values.inputs[1])
+        results = [like(value) for value in (node.outputs[0], keys.outputs[0], values.outputs[0])]
+        attributes = {"scale": node.attributes.get_float("scale"), "plugin_namespace": ""}
+        inputs = [node.inputs[0], *rows, *caches, keys.inputs[2], count]
+        attend = new_node("VlkvAttend", inputs, results, attributes, domain=DOMAIN, name=node.name)
+        olds = (node.outputs[0], keys.outputs[0], values.outputs[0])
+        replace(graph, node, [attend], dict(zip(olds, results, strict=True)))
+        graph.remove(node, safe=True)
+    _add_function(model)
+    return len(found)
+
+
+def _updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
+    """The two TensorScatter nodes whose caches an Attention reads, if it is one that the plugin's layer can replace."""
+    keys, values = (producer(value, "TensorScatter") for value in node.inputs[1:3])
+    if keys is None or values is None or len(node.inputs) != 4 or not has_only(node, "scale"):
+        return None
+    same = keys.inputs[2] is values.inputs[2]
+    plain = all(
+        n.inputs[0].is_graph_input() and len(n.inputs) == 3 and not n.attributes for n in (keys, values)
+    )
+    shape = keys.inputs[0].shape
+    dim = shape[3] if shape is not None and len(shape) == 4 else None
+    fits = isinstance(dim, int) and takes_head_size(dim)
+    return (keys, values) if same and plain and fits and _is_causal(node.inputs[3], keys.inputs[2]) else None
+
+
+def _is_causal(mask: ir.Value | None, length: ir.Value) -> bool:
+    value = mask
+    for index, op_type in enumerate(MASK):
+        node = producer(value, op_type)
+        if node is None:
+            return False
+        value = node.inputs[1 if index == 0 else 0]
+    lengths = producer(value, "Unsqueeze")
+    return lengths is not None and lengths.inputs[0] is length
+
+
+def _count(graph: ir.Graph) -> ir.Value:
+    """`[B]`: how many tokens of a call are each prompt's own, from the input `position_ids [B,S]`."""
+    positions = next(value for value in graph.inputs if value.name == "position_ids")
+    given, ones, count = (ir.Value(name=f"tokens.{name}") for name in ("given", "ones", "count"))
+    zero, axis = constant(graph, "zero_i64", 0, INT64), constant(graph, "axis_1", [1], INT64)
+    nodes = [
+        new_node("GreaterOrEqual", [positions, zero], [given], name="tokens/GreaterOrEqual"),
+        new_node("Cast", [given], [ones], {"to": INT64}, name="tokens/Cast"),
+        new_node("ReduceSum", [ones, axis], [count], {"keepdims": 0}, name="tokens/ReduceSum"),
+    ]
+    graph.insert_before(next(iter(graph)), nodes)
+    return count
+
+
+def _add_function(model: ir.Model) -> None:
+    function = compiled(VlkvAttend, ("result", "new_key_cache", "new_value_cache"))
+    function.attributes.add(ir.AttrString("plugin_namespace", ""))
+    model.functions[function.identifier()] = function

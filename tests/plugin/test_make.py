@@ -1,0 +1,25 @@
+"""`make test-gpu` starts: its commands, on the native build, where a machine without a GPU skips what needs one."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from native_build import BUILD
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_test_gpu_starts(driver):
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    # -o: what was built is taken as it is
+    command = ["make", "test-gpu", "-o", f"{BUILD}/.built", f"GPU_BUILD={BUILD}", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = [int(count) for count in re.findall(r"(\d+) passed", done.stdout)]
+    assert len(passed) == 2, done.stdout
+    assert passed[1] >= 6, "the plugin's and the kernels' tests ran"
