@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from vlkv_export.graph.builder import DOMAIN
+from vlkv_export.ops import DOMAIN
 from vlkv_export.ops.attend import VlkvAttend
 from vlkv_export.ops.library import compiled
 from vlkv_export.passes.edit import constant, has_only, like, new_node, producer, replace
@@ -31,8 +31,9 @@ def attend_in_place(model: ir.Model) -> int:
         How many; a graph where one of them is anything else is left as it is.
     """
     graph = model.graph
-    found = [(node, _updates(node)) for node in graph if (node.domain, node.op_type) == ("", "Attention")]
-    if not found or not all(found_of for _, found_of in found):
+    attentions = [node for node in graph if (node.domain, node.op_type) == ("", "Attention")]
+    found = [(node, updates) for node in attentions if (updates := _updates(node)) is not None]
+    if not found or len(found) < len(attentions):
         return 0
     count = _count(graph)
     for node, (keys, values) in found:
@@ -53,14 +54,17 @@ def _updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
     keys, values = (producer(value, "TensorScatter") for value in node.inputs[1:3])
     if keys is None or values is None or len(node.inputs) != 4 or not has_only(node, "scale"):
         return None
-    same = keys.inputs[2] is values.inputs[2]
-    plain = all(
-        n.inputs[0].is_graph_input() and len(n.inputs) == 3 and not n.attributes for n in (keys, values)
-    )
-    shape = keys.inputs[0].shape
-    dim = shape[3] if shape is not None and len(shape) == 4 else None
+    cache, length = keys.inputs[0], keys.inputs[2] if len(keys.inputs) == 3 else None
+    if cache is None or length is None or len(values.inputs) != 3 or values.inputs[2] is not length:
+        return None
+    plain = all(_is_input(n.inputs[0]) and not n.attributes for n in (keys, values))
+    dim = cache.shape[3] if cache.shape is not None and len(cache.shape) == 4 else None
     fits = isinstance(dim, int) and takes_head_size(dim)
-    return (keys, values) if same and plain and fits and _is_causal(node.inputs[3], keys.inputs[2]) else None
+    return (keys, values) if plain and fits and _is_causal(node.inputs[3], length) else None
+
+
+def _is_input(value: ir.Value | None) -> bool:
+    return value is not None and value.is_graph_input()
 
 
 def _is_causal(mask: ir.Value | None, length: ir.Value) -> bool:

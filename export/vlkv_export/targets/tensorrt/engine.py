@@ -149,7 +149,11 @@ def _lowered(
     capacity = target.device.capacity if target.device.cache == "static" else None
     converted = {name: external(tensor) for name, tensor in placed.items()}
     in_place = target.device.cache == "in-place"
-    lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity, in_place)
+    counts = lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity, in_place)
+    if in_place and not counts["decoder"]["attend_in_place"]:
+        raise EngineError(
+            "--cache in-place: the decoder's attention is another than the plugin's layer; --cache dynamic takes it"
+        )
     graphs = []
     for name, model in models.items():
         path = folder / f"{name}.onnx"

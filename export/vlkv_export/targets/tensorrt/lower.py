@@ -8,9 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
-from vlkv_export.passes.attend_in_place import HEAD_SIZES as HEAD_SIZES
 from vlkv_export.passes.attend_in_place import attend_in_place
-from vlkv_export.passes.attend_in_place import takes_head_size as takes_head_size
 from vlkv_export.passes.dynamic_cache import scatter_elements
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
 from vlkv_export.passes.fixed_flag import fix_flag
