@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/linear_kernels.h"
 #include "vlkv/runtime.h"
 
 namespace vlkv::cpu {
@@ -80,6 +81,8 @@ struct Kernels {
   // Multiply-adds between registers, for measuring the processor's rate; returns the floating point
   // operations.
   int64_t (*multiply_adds)(int64_t rounds);
+
+  LinearKernels linear;
 };
 
 // The table in use, and the table of one instruction set (null where this build or processor lacks it).

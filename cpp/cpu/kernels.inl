@@ -1,6 +1,8 @@
 // One table of kernels. The including file defines VLKV_KERNELS_NAMESPACE, VLKV_LANES, VLKV_ACCUMULATORS and
 // VLKV_TABLE. Needs the compiler's vector extension (GCC, Clang).
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/kernels.h"
 
@@ -20,11 +22,15 @@ constexpr int kGroup = kAccumulators >= 12 ? 32 / kLanes : 2;
 constexpr int kLineFloats = 16;  // of a cache line
 constexpr float kLargest = 3.4028234e38F;
 
-// clang-format off: the first is what the others stand on
+// The order of these is of use: the first is what the others stand on.
+// clang-format off
 #include "cpu/vector.inl"
 #include "cpu/convert.inl"
 #include "cpu/score_kernel.inl"
 #include "cpu/attend_kernel.inl"
+#include "cpu/linear_weights.inl"
+#include "cpu/linear_few.inl"
+#include "cpu/linear_many.inl"
 // clang-format on
 
 }  // namespace
@@ -43,6 +49,19 @@ const Kernels VLKV_TABLE = {
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,
     VLKV_KERNELS_NAMESPACE::multiply_adds,
+    {
+        VLKV_KERNELS_NAMESPACE::kTileRows,
+        VLKV_KERNELS_NAMESPACE::kTileColumns,
+        VLKV_KERNELS_NAMESPACE::arrange,
+        VLKV_KERNELS_NAMESPACE::multiply_few,
+        VLKV_KERNELS_NAMESPACE::widen,
+        VLKV_KERNELS_NAMESPACE::widen_half,
+        VLKV_KERNELS_NAMESPACE::pack,
+        VLKV_KERNELS_NAMESPACE::pack_half,
+        VLKV_KERNELS_NAMESPACE::multiply_many,
+        nullptr,
+        VLKV_KERNELS_NAMESPACE::finish,
+    },
 };
 
 }  // namespace vlkv::cpu

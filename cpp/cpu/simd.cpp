@@ -6,6 +6,24 @@
 namespace vlkv {
 namespace cpu {
 
+#if defined(VLKV_X86)
+void multiply_half_avx512(const ManyRows& tile);
+
+namespace {
+
+// The table with products in bfloat16 where the processor has them.
+const Kernels& avx512_kernels() {
+  static const Kernels table = [] {
+    Kernels made = kAvx512Kernels;
+    if (__builtin_cpu_supports("avx512bf16")) made.linear.multiply_half = multiply_half_avx512;
+    return made;
+  }();
+  return table;
+}
+
+}  // namespace
+#endif
+
 const Kernels* kernels_of(Simd level) {
   if (level == Simd::kPortable) return &kPortableKernels;
 #if defined(VLKV_X86)
@@ -15,7 +33,7 @@ const Kernels* kernels_of(Simd level) {
   }
   if (level == Simd::kAvx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return &kAvx512Kernels;
+    return &avx512_kernels();
   }
 #endif
   return nullptr;

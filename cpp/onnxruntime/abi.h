@@ -31,10 +31,13 @@ enum class Function : size_t {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
   kKernelInfoGetAttributeFloat = 85,
+  kKernelInfoGetAttributeInt = 86,
+  kKernelContextGetInputCount = 88,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
   kReleaseTensorTypeAndShapeInfo = 99,
@@ -42,8 +45,15 @@ enum class Function : size_t {
 };
 
 enum class ErrorCode : int32_t { kFail = 1, kInvalidArgument = 2 };
-enum class ElementType : int32_t { kFloat = 1, kInt32 = 6 };
-enum class Characteristic : int32_t { kRequired = 0 };
+enum class ElementType : int32_t {
+  kAny = 0,
+  kFloat = 1,
+  kUint8 = 2,
+  kInt32 = 6,
+  kFloat16 = 10,
+  kBFloat16 = 16
+};
+enum class Characteristic : int32_t { kRequired = 0, kVariadic = 2 };
 enum class MemoryType : int32_t { kDefault = 0 };
 
 // An operator: what the library fills in for ONNX Runtime to call.

@@ -7,11 +7,10 @@
 #include "vlkv/attend.h"
 
 #include <algorithm>
-#include <exception>
 #include <memory>
 
 #include "core/check.h"
-#include "onnxruntime/tensors.h"
+#include "onnxruntime/operators.h"
 
 namespace vlkv::onnxruntime {
 namespace {
@@ -22,29 +21,6 @@ struct Kernel {
   const Api* api;
   float scale;
 };
-
-struct Owner {
-  const Api* api;
-  const Context* context;
-};
-
-struct Body {
-  void (*run)(void* data, int64_t i);
-  void* data;
-};
-
-// ONNX Runtime's own threads, which wait for work in a loop while a graph runs: others would take their
-// cores.
-void parallel_for(void* owner, int64_t count, void (*run)(void* data, int64_t i), void* data) {
-  const auto* own = static_cast<const Owner*>(owner);
-  Body body{run, data};
-  void (*const item)(void*, size_t) = [](void* all, size_t i) {
-    const auto* one = static_cast<const Body*>(all);
-    one->run(one->data, static_cast<int64_t>(i));
-  };
-  check(own->api, Function::kKernelContextParallelFor, own->context, item, static_cast<size_t>(count),
-        size_t{0}, static_cast<void*>(&body));
-}
 
 // The caches' memory: what is bound to the output, filled from the input where that is elsewhere.
 float* in_place(const Tensors& tensors, const Value* input, size_t output, const Shape& shape) {
@@ -82,42 +58,19 @@ void compute(const Kernel& kernel, Context* context) {
   p.value_cache = in_place(tensors, inputs[4], 2, cache);
   p.scale = kernel.scale;
   Owner owner{kernel.api, context};
-  run_cpu(p, {parallel_for, &owner});
+  run_cpu(p, owner.loop());
 }
 
-// No exception may reach ONNX Runtime's C interface.
-template <class Body>
-Status* guarded(const Api* api, Body&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const Failed& failed) {
-    return failed.status;
-  } catch (const InvalidArgument& error) {
-    return failure(api, ErrorCode::kInvalidArgument, error.what());
-  } catch (const std::exception& error) {
-    return failure(api, ErrorCode::kFail, error.what());
-  }
-}
+}  // namespace
 
 CustomOp attend_op() {
-  CustomOp op{};
-  op.version = kVersion;
+  CustomOp op = plain_op();
   op.name = [](const CustomOp*) { return "Attend"; };
-  op.provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
   op.input_count = [](const CustomOp*) { return kInputs; };
   op.output_count = [](const CustomOp*) { return kOutputs; };
   op.input_type = [](const CustomOp*, size_t index) {
     return index == kLast ? ElementType::kInt32 : ElementType::kFloat;
   };
-  op.output_type = [](const CustomOp*, size_t) { return ElementType::kFloat; };
-  op.input_characteristic = [](const CustomOp*, size_t) { return Characteristic::kRequired; };
-  op.output_characteristic = op.input_characteristic;
-  op.input_memory = [](const CustomOp*, size_t) { return MemoryType::kDefault; };
-  op.variadic_input_least = [](const CustomOp*) { return 1; };
-  op.variadic_input_alike = op.variadic_output_least = op.variadic_output_alike = op.variadic_input_least;
-  op.first_opset = op.variadic_input_least;
-  op.last_opset = [](const CustomOp*) { return INT32_MAX; };
   op.create_kernel_or_fail = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
     return guarded(api, [&] {
       auto made = std::make_unique<Kernel>(Kernel{api, 0.0F});
@@ -133,27 +86,4 @@ CustomOp attend_op() {
   return op;
 }
 
-// The domain, made once: sessions hold on to it.
-const Domain* domain(const Api* api) {
-  static const CustomOp op = attend_op();
-  static const Domain* const made = [api] {
-    Domain* fresh = nullptr;
-    check(api, Function::kCreateCustomOpDomain, "vlkv.native", &fresh);
-    check(api, Function::kCustomOpDomainAdd, fresh, &op);
-    return static_cast<const Domain*>(fresh);
-  }();
-  return made;
-}
-
-}  // namespace
 }  // namespace vlkv::onnxruntime
-
-// What register_custom_ops_library looks for. Of an ONNX Runtime before 1.17 nothing is registered, and it
-// refuses the graph's operator by name.
-extern "C" VLKV_API vlkv::onnxruntime::Status* RegisterCustomOps(
-    vlkv::onnxruntime::SessionOptions* options, const vlkv::onnxruntime::ApiBase* base) noexcept {
-  using namespace vlkv::onnxruntime;
-  const Api* api = base->api(kVersion);
-  if (api == nullptr) return nullptr;
-  return guarded(api, [&] { check(api, Function::kAddCustomOpDomain, options, domain(api)); });
-}

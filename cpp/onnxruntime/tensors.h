@@ -57,6 +57,23 @@ class Tensors {
     return sizes;
   }
 
+  size_t inputs() const {
+    size_t count = 0;
+    check(api_, Function::kKernelContextGetInputCount, static_cast<const Context*>(context_), &count);
+    return count;
+  }
+
+  ElementType type(const Value* value) const {
+    ShapeInfo* info = nullptr;
+    check(api_, Function::kGetTensorTypeAndShape, value, &info);
+    ElementType found = ElementType::kAny;
+    Status* status =
+        call<Status*>(api_, Function::kGetTensorElementType, static_cast<const ShapeInfo*>(info), &found);
+    call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, info);
+    if (status) throw Failed{status};
+    return found;
+  }
+
   template <class T>
   T* data(const Value* value) const {
     void* memory = nullptr;

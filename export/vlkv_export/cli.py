@@ -37,8 +37,19 @@ def build(
         ),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="float32, or int8: the text model's matrices in 8 bits (onnxruntime).")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16; int8 or int4: the text model's matrices in 8 or 4 bits (onnxruntime).",
+            show_default="as the checkpoint has them",
+        ),
+    ] = None,
+    prompt_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, or bfloat16: products of prompts, on processors with AVX512_BF16 (onnxruntime).",
+            show_default="float32",
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,5 +106,5 @@ def build(
     settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
     with progress() as bar:
         watch = Watch(bar.step, bar.advance, bar.total)
-        build_engine(graphs, output, backend, operators, watch, settings, weights)
+        build_engine(graphs, output, backend, operators, watch, settings, weights, prompt_precision)
         bar.done(f"wrote {output}")

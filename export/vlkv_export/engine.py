@@ -14,7 +14,7 @@ from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export.directory import WEIGHTS, file_facts
 from vlkv_export.graphs import load_graphs
 from vlkv_export.targets.registry import TARGETS
-from vlkv_export.targets.spec import Options, Settings
+from vlkv_export.targets.spec import PRECISIONS, Options, Settings
 from vlkv_export.watch import Watch
 from vlkv_export.weights.registry import FORMATS
 
@@ -28,7 +28,8 @@ def build_engine(
     operators: str | None = None,
     watch: Watch | None = None,
     settings: Settings | None = None,
-    weights: str = "float32",
+    weights: str | None = None,
+    prompt_precision: str | None = None,
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -40,18 +41,24 @@ def build_engine(
             bodies. None is `native`, for TensorRT where a plugin is given.
         watch: told of progress.
         settings: of a TensorRT engine.
-        weights: one of `FORMATS`; `int8` holds the text model's matrices in 8 bits. ONNX Runtime only.
+        weights: one of `FORMATS`, of the text model's matrices, and where they are floats of the tower's; ONNX
+            Runtime only. None is as the checkpoint has them; without native operators float32.
+        prompt_precision: one of `PRECISIONS`, of products of more than 16 rows; native operators on ONNX Runtime only.
+            None is float32.
 
     Raises:
         EngineError: `source` is no graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()
-    options = Options(operators, weights, settings or Settings())
+    options = Options(operators, weights, prompt_precision, settings or Settings())
     _known("backend", backend, TARGETS)
     if operators is not None:
         _known("operators", operators, OPERATORS)
-    _known("weights", weights, FORMATS)
+    if weights is not None:
+        _known("weights", weights, FORMATS)
+    if prompt_precision is not None:
+        _known("prompt precision", prompt_precision, PRECISIONS)
     manifest = read(source)
     if manifest.kind != "graphs":
         held = "an engine" if manifest.kind == "engine" else "lowered graphs"

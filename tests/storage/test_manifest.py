@@ -99,7 +99,16 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     m.verify(tmp_path, read)
     m.write(tmp_path, read)
     assert m.read(tmp_path) == read
-    assert json.loads((tmp_path / m.NAME).read_text()) == good() | {"device": None, "weights": None}
+    absent = {"device": None, "weights": None, "prompt_precision": None}
+    assert json.loads((tmp_path / m.NAME).read_text()) == good() | absent
+
+
+def test_an_engine_whose_products_rounded_activations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        EngineError, match="weights int8 of a vlkv whose products rounded the activations too"
+    ):
+        m.read(place(tmp_path, good() | {"weights": "int8"}))
+    m.read(place(tmp_path, good() | {"weights": "int8", "prompt_precision": "float32"}))
 
 
 DEVICE = {"compute_capabilities": ["8.9"], "capacity": 64, "batch": 4, "chunk": 32, "cache": "dynamic"}

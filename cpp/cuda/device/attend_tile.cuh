@@ -129,7 +129,7 @@ __device__ __forceinline__ void add_values(RowState<Shape>& rows,
   const Type* const from = values + lane % 16 * Shape::kPitch + lane / 16 * Shape::kChunk;
 #pragma unroll
   for (int k = 0; k < Shape::kWarpKeys / 16; ++k) {
-    const float(&left)[4] = weights[2 * k], (&right)[4] = weights[2 * k + 1];
+    const float (&left)[4] = weights[2 * k], (&right)[4] = weights[2 * k + 1];
     const uint32_t a[4] = {packed<Type>(left[0], left[1]), packed<Type>(left[2], left[3]),
                            packed<Type>(right[0], right[1]), packed<Type>(right[2], right[3])};
 #pragma unroll

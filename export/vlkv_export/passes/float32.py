@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import onnx_ir as ir
 
@@ -12,12 +12,15 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOAT = ir.DataType.FLOAT
 
 
-def compute_in_float32(model: ir.Model, converted: Mapping[str, ir.TensorProtocol]) -> int:
+def compute_in_float32(
+    model: ir.Model, converted: Mapping[str, ir.TensorProtocol], kept: Container[str] = ()
+) -> int:
     """Retypes values, casts and weights.
 
     Args:
         model: the graph; changed in place.
-        converted: the 16-bit initializers' float32 tensors by name.
+        converted: float32 tensors by name, for initializers of 16 bits and those that lie elsewhere now.
+        kept: names of initializers that stay as they are, as their operator reads them so.
 
     Returns:
         How many weights were exchanged.
@@ -25,10 +28,11 @@ def compute_in_float32(model: ir.Model, converted: Mapping[str, ir.TensorProtoco
     graph = model.graph
     count = 0
     for name, value in graph.initializers.items():
-        if value.dtype in HALF:
-            value.const_value = converted[name] if name in converted else _widened(tensor_of(value))
-            value.type = ir.TensorType(FLOAT)
-            count += 1
+        if name in kept or (value.dtype not in HALF and name not in converted):
+            continue
+        value.const_value = converted[name] if name in converted else _widened(tensor_of(value))
+        value.type = ir.TensorType(FLOAT)
+        count += 1
     for node in graph:
         if node.op_type == "Cast" and node.attributes.get_int("to") in HALF:
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -18,13 +19,14 @@ from vlkv_export.passes.float32 import compute_in_float32
 from vlkv_export.passes.group_query_attention import use_group_query_attention
 from vlkv_export.passes.multi_head_attention import use_multi_head_attention
 from vlkv_export.passes.native_attention import attend_natively
+from vlkv_export.passes.native_linear import Stored, multiply_natively, stored_weights
 from vlkv_export.passes.observed_rows import give_out_observed_rows
 from vlkv_export.passes.transposed_weights import fuse_transposed_weights
 from vlkv_export.targets.spec import Options, Settings, Write
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
 from vlkv_export.weights.files import link_weights, write_weights
-from vlkv_export.weights.registry import FORMATS
+from vlkv_export.weights.matrices import linear_matrices, store_matrices
 
 FLOAT32_WEIGHTS = "weights.float32.safetensors"
 
@@ -33,30 +35,43 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     """Check the options and return what writes the engine; see `spec.Prepare`.
 
     Raises:
-        EngineError: an option of a device was given.
+        EngineError: an option of a device was given, or one of native products without native operators.
     """
     if options.settings != Settings():
         raise EngineError(
             f"--backend {backend} takes none of TensorRT's options; it serves any size on any CPU"
         )
     operators, weights = options.operators or "native", options.weights
+    precision, native = options.prompt_precision or "float32", operators == "native"
+    for option, value in {"--weights": weights, "--prompt-precision": options.prompt_precision}.items():
+        if not native and value not in (None, "float32"):
+            raise EngineError(
+                f"{option} {value} goes with --operators native; --operators functions multiplies in float32"
+            )
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
-        FORMATS[weights](source, folder, models, watch)
-        placed = _write_float32(source, folder, models, manifest, watch)
+        matrices = store_matrices(source, folder, models, weights, watch) if native else {}
+        own = linear_matrices(models, "decoder", "vision") if native else {}
+        as_they_are = own.keys() if weights != "float32" else set()
+        placed = _write_others(source, folder, models, manifest, as_they_are, matrices.keys(), watch)
         watch.step("lowering the graphs")
-        lower_for_onnxruntime(models, {n: convert.external(t) for n, t in placed.items()}, operators)
+        wide = {name: convert.external(tensor) for name, tensor in placed.items()}
+        matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices
+        lower_for_onnxruntime(models, wide, operators, matrices, precision)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
         scale = manifest.embedding.scale
-        table = convert.embedding(placed[convert.TABLE], scale) if placed else manifest.embedding
+        table = (
+            convert.embedding(placed[convert.TABLE], scale) if convert.TABLE in placed else manifest.embedding
+        )
         written = {path.name for path in folder.iterdir()}
         link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
         return {
             "kind": "engine",
             "backend": backend,
             "operators": operators,
-            "weights": weights,
+            "weights": weights or (manifest.cache_dtype if native else "float32"),
+            "prompt_precision": precision,
             "cache_dtype": "float32",
             "embedding": table,
             "versions": manifest.versions | {"onnxruntime": version("onnxruntime")},
@@ -69,27 +84,35 @@ def lower_for_onnxruntime(
     models: dict[str, ir.Model],
     converted: Mapping[str, ir.TensorProtocol],
     operators: str,
+    stored: Mapping[str, Stored] = MappingProxyType({}),
+    prompt_precision: str = "float32",
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place.
 
     Args:
         models: the graphs by name.
         converted: float32 tensors that take the place of 16-bit initializers, by name.
-        operators: `native` leaves scoring, and the attention of single tokens, to the runtime's kernels, `functions`
-            keeps the ONNX bodies.
+        operators: `native` leaves scoring, the attention of single tokens and products with weights to the runtime's
+            kernels, `functions` keeps the ONNX bodies.
+        stored: of native operators, what takes the place of matrices, by name. Others are read as they are, whatever
+            their dtype.
+        prompt_precision: of native operators, what products of many rows are computed in.
 
     Returns:
         How often each pass rewrote, by graph and pass.
     """
+    native, many = operators == "native", int(prompt_precision == "bfloat16")
     counts: dict[str, dict[str, int]] = {}
     for name, model in models.items():
         done = counts[name] = {}
-        done["float32"] = compute_in_float32(model, converted)
+        if native:
+            done["native_linear"] = multiply_natively(model, stored, many)
+        done["float32"] = compute_in_float32(model, converted, stored_weights(model))
         if name == "vision":
             done["multi_head_attention"] = use_multi_head_attention(model)
         if name == "decoder":
             done["group_query_attention"] = use_group_query_attention(model)
-            if operators == "native":
+            if native:
                 done["native_attention"] = attend_natively(model)
                 done["observed_rows"] = give_out_observed_rows(model)
         done["transposed_weights"] = fuse_transposed_weights(model)
@@ -99,16 +122,29 @@ def lower_for_onnxruntime(
     return counts
 
 
-def _write_float32(
-    source: Path, folder: Path, models: dict[str, ir.Model], manifest: Manifest, watch: Watch
+def _write_others(
+    source: Path,
+    folder: Path,
+    models: dict[str, ir.Model],
+    manifest: Manifest,
+    as_they_are: Set[str],
+    written: Set[str],
+    watch: Watch,
 ) -> dict[str, Tensor]:
-    """Write the graphs' 16-bit weights and the embedding table in float32; nothing where all are float32."""
-    halves = convert.other_weights(models, "float32")
-    if not halves:
+    """Write weights anew in float32, but for those in `as_they_are`, which operators read in the dtype they have.
+
+    Where the matrices in `written` were written anew, all others are too, so that the directory does without the
+    checkpoint's files. The table of token embeddings keeps its dtype, as its rows are read one by one.
+    """
+    others = {n: t for n, t in convert.all_weights(models).items() if n not in written}
+    if not written:
+        others = {n: t for n, t in others.items() if t.dtype != "float32" and n not in as_they_are}
+    if not others:
         return {}
-    # the table beside them keeps its dtype, unless a graph reads it too
-    kept = {convert.TABLE} - halves.keys()
-    halves.setdefault(convert.TABLE, convert.embedding_table(manifest))
+    kept = set(as_they_are)
+    if written or not as_they_are:
+        kept |= {convert.TABLE} - others.keys()
+        others.setdefault(convert.TABLE, convert.embedding_table(manifest))
     watch.step("converting the weights to float32")
-    watch.total(sum(tensor.length for tensor in halves.values()))
-    return write_weights(source, folder / FLOAT32_WEIGHTS, halves, kept, watch.data)
+    watch.total(sum(tensor.length for tensor in others.values()))
+    return write_weights(source, folder / FLOAT32_WEIGHTS, others, kept, watch.data)

@@ -14,6 +14,7 @@ from vlkv_export.watch import Watch
 
 GRAPHS = ("vision", "decoder", "compress")
 """The graphs of a graph directory."""
+PRECISIONS = ("float32", "bfloat16")
 DEFAULT_CHUNK = 1024
 DEFAULT_BATCH = 4
 
@@ -52,12 +53,14 @@ class Options:
 
     Attributes:
         operators: `native` or `functions`; None leaves the choice to the target.
-        weights: one of `weights.registry.FORMATS`.
+        weights: one of `weights.registry.FORMATS`; None is as the checkpoint has them.
+        prompt_precision: one of `PRECISIONS`, of products of more than 16 rows; None leaves the choice to the target.
         settings: of a device.
     """
 
     operators: str | None = None
-    weights: str = "float32"
+    weights: str | None = None
+    prompt_precision: str | None = None
     settings: Settings = field(default_factory=Settings)
 
 

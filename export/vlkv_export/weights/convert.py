@@ -21,8 +21,12 @@ TABLE = "text.embed_tokens.weight"
 
 def other_weights(models: dict[str, ir.Model], dtype: str) -> dict[str, Tensor]:
     """The weights of the graphs that are stored in another dtype, by name."""
-    values = (value for model in models.values() for value in model.graph.initializers.values())
-    return {name: tensor for name, tensor in stored(values).items() if tensor.dtype != dtype}
+    return {name: tensor for name, tensor in all_weights(models).items() if tensor.dtype != dtype}
+
+
+def all_weights(models: dict[str, ir.Model]) -> dict[str, Tensor]:
+    """The weights of the graphs that are floats in a file, by name."""
+    return stored(value for model in models.values() for value in model.graph.initializers.values())
 
 
 def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:

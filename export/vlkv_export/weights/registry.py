@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from vlkv_export.weights.int4 import INT4
+from vlkv_export.weights.int8 import INT8
+from vlkv_export.weights.spec import Format
 
-import onnx_ir as ir
-
-from vlkv_export.watch import Watch
-from vlkv_export.weights import float32, int8
-
-Format = Callable[[Path, Path, dict[str, ir.Model], Watch], int]
-"""Writes the weights that the format codes into an engine's folder and makes the graphs read them.
-
-Its arguments are the graph directory, the folder of the engine, the graphs by name (changed in place) and who is told
-of progress. It returns how many nodes it rewrote. Weights that it leaves alone become float32.
-"""
-
-FORMATS: dict[str, Format] = {"float32": float32.code, "int8": int8.code}
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Format("float32"), Format("bfloat16"), Format("float16"), INT8, INT4)
+}

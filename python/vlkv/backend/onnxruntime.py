@@ -46,7 +46,7 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        self._vision = _session(directory / "vision.onnx", threads)
+        self._vision = _session(directory / "vision.onnx", threads, manifest.operators)
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()

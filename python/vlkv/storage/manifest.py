@@ -116,7 +116,8 @@ class Manifest(Struct, frozen=True):
     versions: dict[str, str]
     files: dict[str, FileFacts]
     device: DeviceFacts | None = None
-    weights: Literal["float32", "int8"] | None = None
+    weights: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
+    prompt_precision: Literal["float32", "bfloat16"] | None = None
     generation: GenerationFacts = GenerationFacts()
 
 
@@ -188,6 +189,8 @@ def check(manifest: Manifest, name: str = NAME) -> None:
         compiled == (manifest.device is not None),
         f"backend {manifest.backend!r} and device do not go together",
     )
+    rounded = "weights int8 of a vlkv whose products rounded the activations too; build the engine anew"
+    need(manifest.weights != "int8" or manifest.prompt_precision is not None, rounded)
     for file, facts in files.items():
         need(_is_plain(file), f"files: {file!a} is not a plain file name")
         need(manifest.kind == "graphs" or facts.sha256 is not None, f"files: {file} has no sha256")

@@ -113,14 +113,16 @@ def test_what_the_lowered_graphs_are_made_of(name, built_of):
     assert [function.name for function in functions.functions] == ["Score"]
     assert [value.name for value in native.graph.output][-3:] == ["query.0", "query.1", "query.2"]
     assert functions.graph.output[-1].name == "sparsity"
-    vision = onnx.load(built_of(name) / "vision.onnx", load_external_data=False)
-    assert {node.domain for node in vision.graph.node} == {"", "com.microsoft"}
+    for operators, own in (("native", {"vlkv.native"}), ("functions", set())):
+        vision = onnx.load(built_of(name, operators) / "vision.onnx", load_external_data=False)
+        assert {node.domain for node in vision.graph.node} == {"", "com.microsoft"} | own
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-old"])
 def test_progress_is_told(name, graphs_of, tmp_path):
     steps, data, totals = [], [], []
-    build_engine(graphs_of(name), tmp_path / "engine", watch=Watch(steps.append, data.append, totals.append))
+    watch = Watch(steps.append, data.append, totals.append)
+    build_engine(graphs_of(name), tmp_path / "engine", watch=watch, weights="float32")
     assert "lowering the graphs" in steps
     assert "hashing decoder.onnx" in steps
     assert ("converting the weights to float32" in steps) == (name in HALF)

@@ -40,10 +40,10 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     Raises:
         EngineError: an option is out of its range, or the builder is missing or can't build for the target.
     """
-    if options.weights != "float32":
-        raise EngineError(
-            f"--weights {options.weights} goes with --backend onnxruntime; for {backend} use --dtype"
-        )
+    products = {"--weights": options.weights, "--prompt-precision": options.prompt_precision}
+    for option, value in products.items():
+        if value not in (None, "float32"):
+            raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")
     target = resolve(backend, options.settings, options.operators, manifest)
     lower_only = options.settings.lower_only
     if not lower_only:

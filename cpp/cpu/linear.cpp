@@ -1,0 +1,103 @@
+#include "vlkv/linear.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "cpu/kernels.h"
+#include "cpu/linear_many.h"
+#include "cpu/memory.h"
+#include "cpu/thread_pool.h"
+
+namespace vlkv {
+namespace cpu {
+
+Weights weights_of(const LinearParams& p, const LinearProduct& product) {
+  const int64_t blocks = p.block > 0 ? (p.depth + p.block - 1) / p.block : 0;
+  return {p.format,       p.scale_type,   p.depth,       p.block,         blocks,
+          product.weight, product.scales, product.zeros, product.minimums};
+}
+
+}  // namespace cpu
+
+namespace {
+
+constexpr int64_t kPartBytes = int64_t{32} << 10;     // of weights, a thread's share at a time
+constexpr int64_t kParallelBytes = int64_t{1} << 17;  // that are worth a second thread
+constexpr int64_t kPartColumns = 16;                  // a part is a multiple of these
+
+// A product's columns in parts; `first` is its first part among all.
+struct Split {
+  int64_t first, columns;
+};
+
+struct FewCall {
+  const LinearParams& p;
+  const float* input;
+  int64_t stride;
+  const Split* splits;
+
+  void run(int64_t part) const {
+    int64_t i = 0;
+    while (i + 1 < p.count && part >= splits[i + 1].first) ++i;
+    const LinearProduct& product = p.products[i];
+    cpu::FewRows few;
+    few.weights = cpu::weights_of(p, product);
+    few.column = (part - splits[i].first) * splits[i].columns;
+    few.columns = static_cast<int>(std::min(splits[i].columns, product.columns - few.column));
+    few.rows = static_cast<int>(p.rows), few.input = input, few.stride = stride;
+    few.bias = product.bias, few.result = product.result, few.result_stride = product.columns;
+    cpu::kernels().linear.multiply_few(few);
+  }
+};
+
+int64_t part_columns(const LinearParams& p) {
+  const int64_t column = std::max<int64_t>(weight_bytes(p, 1), 1);
+  return std::max<int64_t>(1, kPartBytes / (column * kPartColumns)) * kPartColumns;
+}
+
+void run_few(const LinearParams& p, const float* input, int64_t stride, const cpu::Runner& runner) {
+  const auto splits = cpu::allocate<Split>(p.count);
+  int64_t parts = 0, bytes = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const int64_t columns = part_columns(p);
+    splits[static_cast<size_t>(i)] = {parts, columns};
+    parts += (p.products[i].columns + columns - 1) / columns;
+    bytes += weight_bytes(p, p.products[i].columns);
+  }
+  const FewCall call{p, input, stride, splits.get()};
+  runner.run(parts, bytes * p.rows >= kParallelBytes, [&](int64_t part) { call.run(part); });
+}
+
+// Floats from one arranged row to the next. Rows a multiple of a page apart would take each other's place in
+// the first-level cache.
+int64_t input_stride(const LinearParams& p) {
+  constexpr int64_t kPageFloats = 1024, kLine = 16;
+  const int64_t whole = cpu::whole_groups(p.depth);
+  return p.rows > 1 && whole % kPageFloats == 0 ? whole + kLine : whole;
+}
+
+}  // namespace
+
+bool bfloat16_products() { return cpu::kernels().linear.multiply_half != nullptr; }
+
+void run_cpu(const LinearParams& p, const Loop& loop) {
+  validate(p);
+  if (p.rows == 0 || p.count == 0) return;
+  const cpu::Runner runner{loop, p.threads};
+  const int64_t stride = input_stride(p);
+  const bool as_it_is = stride == p.depth && p.format != WeightFormat::kInt4;
+  const auto arranged = cpu::allocate<float>(as_it_is ? 0 : p.rows * stride);
+  if (!as_it_is) {
+    for (int64_t r = 0; r < p.rows; ++r) {
+      cpu::kernels().linear.arrange(p.input + r * p.depth, p.depth, p.format, arranged.get() + r * stride);
+    }
+  }
+  const float* input = as_it_is ? p.input : arranged.get();
+  if (p.rows <= LinearParams::kFewRows) {
+    run_few(p, input, stride, runner);
+  } else {
+    cpu::run_many(p, input, stride, runner);
+  }
+}
+
+}  // namespace vlkv

@@ -1,0 +1,112 @@
+// Linear's inner loops for few rows: lanes are consecutive weights of a column, each read once for up to
+// eight rows. Included inside an instruction set's namespace.
+
+// Registers of sums, a row's of a column each. A sum adds up in the same order whatever the numbers of rows
+// and columns are.
+constexpr int kFewSums = kAccumulators;
+constexpr int kFewRowsAtOnce = kAccumulators >= 24 ? 8 : 4;
+constexpr int kFewColumnsAtOnce = 8;
+constexpr int kFewColumns = 24;  // whose weights stay in a cache for the next rows
+
+template <int NC, int NR>
+VLKV_INLINE void add_group(const F (&w)[NC][kGroupVectors], const float* input, int64_t stride,
+                           F (&acc)[NC * NR]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kGroupVectors; ++v) {
+#pragma GCC unroll 8
+    for (int r = 0; r < NR; ++r) {
+      const F x = load<F>(input + r * stride + v * kLanes);
+#pragma GCC unroll 8
+      for (int c = 0; c < NC; ++c) acc[c * NR + r] += w[c][v] * x;
+    }
+  }
+}
+
+template <class Column, size_t... kIndex>
+struct Columns {
+  Column each[sizeof...(kIndex)];
+  Columns(const Weights& weights, int64_t first, std::index_sequence<kIndex...>)
+      : each{Column(weights, first + static_cast<int64_t>(kIndex))...} {}
+};
+
+template <class Column, size_t... kIndex>
+VLKV_INLINE Columns<Column, kIndex...> columns_from(const Weights& weights, int64_t first,
+                                                    std::index_sequence<kIndex...> index) {
+  return {weights, first, index};
+}
+
+template <class Column, int NC, int NR>
+static __attribute__((noinline)) void few(const FewRows& part, int64_t column, int row) {
+  const Weights& weights = part.weights;
+  const float* input = part.input + row * part.stride;
+  auto columns = columns_from<Column>(weights, column, std::make_index_sequence<NC>());
+  F acc[NC * NR] = {};
+  const int64_t end =
+      Column::kBlocks ? whole_groups(weights.depth) : weights.depth / kDepthGroup * kDepthGroup;
+  const int64_t span = Column::kBlocks ? weights.block : end;
+  for (int64_t block = 0, k = 0; k < end; ++block) {
+#pragma GCC unroll 8
+    for (int c = 0; c < NC; ++c) columns.each[c].enter(block);
+    for (const int64_t stop = k + span < end ? k + span : end; k < stop; k += kDepthGroup) {
+      F w[NC][kGroupVectors];
+#pragma GCC unroll 8
+      for (int c = 0; c < NC; ++c) columns.each[c].group(k, w[c]);
+      add_group<NC, NR>(w, input + k, part.stride, acc);
+    }
+  }
+  if (!Column::kBlocks && end < weights.depth) {
+    F w[NC][kGroupVectors];
+    for (int c = 0; c < NC; ++c) columns.each[c].rest(end, static_cast<int>(weights.depth - end), w[c]);
+    add_group<NC, NR>(w, input + end, part.stride, acc);
+  }
+  float sums[(NC * NR + 3) / 4 * 4];
+  sum_each<NC * NR>(acc, sums);
+  for (int c = 0; c < NC; ++c) {
+    for (int r = 0; r < NR; ++r) {
+      const float bias = part.bias == nullptr ? 0.0F : part.bias[column + c];
+      part.result[(row + r) * part.result_stride + column + c] = sums[c * NR + r] + bias;
+    }
+  }
+}
+
+template <class Column, int NR>
+VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, int row) {
+  constexpr int kColumns = kFewSums / NR < kFewColumnsAtOnce ? kFewSums / NR : kFewColumnsAtOnce;
+  int c = 0;
+  for (; c + kColumns <= columns; c += kColumns) few<Column, kColumns, NR>(part, column + c, row);
+  for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
+}
+
+template <class Column>
+static void few_rows(const FewRows& part) {
+  for (int done = 0; done < part.columns; done += kFewColumns) {
+    const int columns = part.columns - done < kFewColumns ? part.columns - done : kFewColumns;
+    const int64_t column = part.column + done;
+    int row = 0;
+    if constexpr (kFewRowsAtOnce >= 8) {
+      for (; row + 8 <= part.rows; row += 8) few_columns<Column, 8>(part, column, columns, row);
+    }
+    if constexpr (kFewRowsAtOnce >= 4) {
+      for (; row + 4 <= part.rows; row += 4) few_columns<Column, 4>(part, column, columns, row);
+    }
+    for (; row + 2 <= part.rows; row += 2) few_columns<Column, 2>(part, column, columns, row);
+    for (; row < part.rows; ++row) few_columns<Column, 1>(part, column, columns, row);
+  }
+}
+
+static void multiply_few(const FewRows& part) {
+  with_column(part.weights.format, [&]<class Column>() { few_rows<Column>(part); });
+}
+
+static void arrange(const float* from, int64_t depth, WeightFormat format, float* to) {
+  const int64_t end = whole_groups(depth);
+  if (format != WeightFormat::kInt4) {
+    __builtin_memcpy(to, from, static_cast<size_t>(depth) * sizeof(float));
+    for (int64_t k = depth; k < end; ++k) to[k] = 0;
+    return;
+  }
+  for (int64_t k = 0; k < end; ++k) {
+    const int64_t at = k / kDepthGroup * kDepthGroup + k % 2 * (kDepthGroup / 2) + k % kDepthGroup / 2;
+    to[at] = k < depth ? from[k] : 0;
+  }
+}

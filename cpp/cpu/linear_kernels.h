@@ -1,0 +1,86 @@
+// What Linear asks of an instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "vlkv/linear.h"
+
+namespace vlkv::cpu {
+
+// Weights are read, and inputs arranged, this many at a time: the two codes of a byte of kInt4 lie 16 apart.
+inline constexpr int kDepthGroup = 32;
+
+// Of a panel of widened weights: 256 floats or 512 bfloat16 of a column.
+inline constexpr int kPanelFloats = 256;
+inline constexpr int kPanelHalves = 512;
+
+constexpr int64_t whole_groups(int64_t depth) {
+  return (depth + kDepthGroup - 1) / kDepthGroup * kDepthGroup;
+}
+
+// A product's weights.
+struct Weights {
+  WeightFormat format = WeightFormat::kFloat32;
+  DType scale_type = DType::kFloat32;
+  int64_t depth = 0, block = 0, blocks = 0;
+  const void* weight = nullptr;
+  const void* scales = nullptr;
+  const uint8_t* zeros = nullptr;
+  const uint16_t* minimums = nullptr;
+};
+
+// Few rows times consecutive columns.
+struct FewRows {
+  Weights weights;
+  int64_t column = 0;  // the first
+  int columns = 0, rows = 0;
+  const float* input = nullptr;  // [rows][stride], arranged
+  int64_t stride = 0;
+  const float* bias = nullptr;
+  float* result = nullptr;  // [rows][result_stride], whole rows
+  int64_t result_stride = 0;
+};
+
+// A tile of rows times a tile of columns.
+struct ManyRows {
+  const void* input = nullptr;   // [depth][tile_rows]; bfloat16: [depth / 2][tile_rows][2]
+  const void* weight = nullptr;  // [tile_columns][kPanelFloats]; bfloat16: [tile_columns][kPanelHalves]
+  int depth = 0;
+  float* sums = nullptr;  // [tile_columns][sums_stride], added to
+  int64_t sums_stride = 0;
+  const float* scales = nullptr;  // bfloat16: of `block` weights of a column [tile_columns][scales_stride]
+  int block = 0, scales_stride = 0;
+};
+
+struct LinearKernels {
+  int tile_rows, tile_columns;
+
+  // The input as the kernels read it: kInt4 has the even ones of 32 before the odd; past `depth` zeros.
+  void (*arrange)(const float* from, int64_t depth, WeightFormat format, float* to);
+
+  void (*multiply_few)(const FewRows& part);
+
+  // Weights [first, first + count) of a column in float32, in the order of `arrange`; past depth zeros. Codes
+  // are multiplied by their scale.
+  void (*widen)(const Weights& weights, int64_t column, int64_t first, int count, float* to);
+
+  // The same rounded to bfloat16; codes less their zero, which are exact, unless they have minimums. What is
+  // left to multiply by goes to `scales`, one for each `step` weights.
+  void (*widen_half)(const Weights& weights, int64_t column, int64_t first, int count, uint16_t* to,
+                     float* scales, int step);
+
+  // `rows` arranged rows [rows][stride], their first `count` numbers, as [count][tile_rows]; others are
+  // zeros.
+  void (*pack)(const float* from, int64_t stride, int rows, int64_t count, float* to);
+  // The same as [count / 2][tile_rows][2] in bfloat16.
+  void (*pack_half)(const float* from, int64_t stride, int rows, int64_t count, uint16_t* to);
+
+  void (*multiply_many)(const ManyRows& tile);
+  void (*multiply_half)(const ManyRows& tile);  // null where the processor has no such products
+
+  // sums [columns][sums_stride] + bias, turned into result [rows][result_stride].
+  void (*finish)(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
+                 float* result, int64_t result_stride);
+};
+
+}  // namespace vlkv::cpu

@@ -1,0 +1,132 @@
+#include "cpu/linear_many.h"
+
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+
+namespace vlkv::cpu {
+namespace {
+
+// Columns and rows that a thread takes at a time: a panel of weights, and the sums, stay in its second-level
+// cache. Whole tiles for every instruction set.
+constexpr int64_t kChunkColumns = 96, kChunkRows = 256;
+
+struct Scratch {
+  Array<float> sums, scales;
+  Array<char> panel;
+};
+
+// A thread's working memory, kept from call to call.
+Scratch& scratch() {
+  static thread_local Scratch own;
+  if (own.panel == nullptr) {
+    own.panel = allocate<char>(kChunkColumns * kPanelFloats * 4);
+    own.scales = allocate<float>(kChunkColumns * kPanelHalves / kDepthGroup);
+    own.sums = allocate<float>(kChunkColumns * kChunkRows);
+  }
+  return own;
+}
+
+struct ManyCall {
+  const LinearParams& p;
+  const LinearKernels& kernels;
+  bool half;
+  int64_t depth;   // in whole groups
+  int64_t stride;  // of the input
+  int64_t row_chunks;
+  const int64_t* first;  // of each product's chunks of columns
+  Array<char> packed;    // [row tiles][depth][tile_rows]
+
+  int64_t tile_bytes() const { return depth * kernels.tile_rows * (half ? 2 : 4); }
+
+  void pack(const float* input, int64_t tile) const {
+    const int64_t row = tile * kernels.tile_rows;
+    const int rows = static_cast<int>(std::min<int64_t>(kernels.tile_rows, p.rows - row));
+    char* to = packed.get() + tile * tile_bytes();
+    if (half) {
+      kernels.pack_half(input + row * stride, stride, rows, depth, reinterpret_cast<uint16_t*>(to));
+    } else {
+      kernels.pack(input + row * stride, stride, rows, depth, reinterpret_cast<float*>(to));
+    }
+  }
+
+  // Weights that share a scale within a panel.
+  int step() const {
+    if (p.block == 0) return kPanelHalves;
+    int step = kDepthGroup;
+    while (step < kPanelHalves && p.block % (2 * step) == 0) step *= 2;
+    return step;
+  }
+
+  void fill(Scratch& own, const Weights& weights, int64_t column, int64_t columns, int64_t first_weight,
+            int count, int step) const {
+    for (int64_t c = 0; c < columns; ++c) {
+      if (half) {
+        kernels.widen_half(weights, column + c, first_weight, count,
+                           reinterpret_cast<uint16_t*>(own.panel.get()) + c * kPanelHalves,
+                           own.scales.get() + c * (kPanelHalves / step), step);
+      } else {
+        kernels.widen(weights, column + c, first_weight, count,
+                      reinterpret_cast<float*>(own.panel.get()) + c * kPanelFloats);
+      }
+    }
+  }
+
+  void run(int64_t item) const {
+    const int64_t chunk = item / row_chunks, first_row = item % row_chunks * kChunkRows;
+    int64_t i = 0;
+    while (i + 1 < p.count && chunk >= first[i + 1]) ++i;
+    const LinearProduct& product = p.products[i];
+    const Weights weights = weights_of(p, product);
+    const int64_t column = (chunk - first[i]) * kChunkColumns;
+    const int64_t columns = std::min(kChunkColumns, product.columns - column);
+    const int64_t rows = std::min(kChunkRows, p.rows - first_row);
+    const int64_t tiles = (rows + kernels.tile_rows - 1) / kernels.tile_rows;
+    Scratch& own = scratch();
+    const int64_t sums_stride = tiles * kernels.tile_rows;
+    std::fill_n(own.sums.get(), kChunkColumns * sums_stride, 0.0F);
+    const int64_t panel = half ? kPanelHalves : kPanelFloats;
+    const int width = half ? 2 : 4, share = step();
+    ManyRows tile;
+    tile.sums_stride = sums_stride, tile.block = share, tile.scales_stride = kPanelHalves / share;
+    for (int64_t k = 0; k < depth; k += panel) {
+      tile.depth = static_cast<int>(std::min(panel, depth - k));
+      fill(own, weights, column, columns, k, tile.depth, share);
+      for (int64_t t = 0; t < tiles; ++t) {
+        tile.input =
+            packed.get() + (first_row / kernels.tile_rows + t) * tile_bytes() + k * kernels.tile_rows * width;
+        for (int64_t c = 0; c < columns; c += kernels.tile_columns) {
+          tile.weight = own.panel.get() + c * panel * width;
+          tile.scales = own.scales.get() + c * tile.scales_stride;
+          tile.sums = own.sums.get() + c * sums_stride + t * kernels.tile_rows;
+          half ? kernels.multiply_half(tile) : kernels.multiply_many(tile);
+        }
+      }
+    }
+    kernels.finish(own.sums.get(), sums_stride, static_cast<int>(rows), static_cast<int>(columns),
+                   product.bias == nullptr ? nullptr : product.bias + column,
+                   product.result + first_row * product.columns + column, product.columns);
+  }
+};
+
+}  // namespace
+
+void run_many(const LinearParams& p, const float* input, int64_t stride, const Runner& runner) {
+  const LinearKernels& kernels = cpu::kernels().linear;
+  const bool half = p.many == Precision::kBFloat16 && kernels.multiply_half != nullptr;
+  const auto first = allocate<int64_t>(p.count);
+  int64_t chunks = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    first[static_cast<size_t>(i)] = chunks;
+    chunks += (p.products[i].columns + kChunkColumns - 1) / kChunkColumns;
+  }
+  const int64_t tiles = (p.rows + kernels.tile_rows - 1) / kernels.tile_rows;
+  const int64_t row_chunks = (p.rows + kChunkRows - 1) / kChunkRows;
+  ManyCall call{p, kernels, half, whole_groups(p.depth), stride, row_chunks, first.get(), nullptr};
+  call.packed = allocate<char>(tiles * call.tile_bytes());
+  runner.run(tiles, true, [&](int64_t tile) { call.pack(input, tile); });
+  runner.run(chunks * row_chunks, true, [&](int64_t item) { call.run(item); });
+}
+
+}  // namespace vlkv::cpu

@@ -1,0 +1,37 @@
+// Products of more than a few rows, in tiles.
+#pragma once
+
+#include "cpu/linear_kernels.h"
+#include "cpu/thread_pool.h"
+#include "vlkv/linear.h"
+
+namespace vlkv::cpu {
+
+// A framework's threads where there is a loop of its, else this library's.
+struct Runner {
+  Loop loop;
+  int threads = 0;
+
+  template <class Body>
+  void run(int64_t count, bool parallel, Body&& body) const {
+    if (!parallel || count <= 1) {
+      for (int64_t i = 0; i < count; ++i) body(i);
+    } else if (loop.run != nullptr) {
+      using Plain = std::remove_reference_t<Body>;
+      loop.run(
+          loop.owner, count, [](void* data, int64_t i) { (*static_cast<Plain*>(data))(i); },
+          const_cast<void*>(static_cast<const void*>(std::addressof(body))));
+    } else {
+      parallel_for(resolve_threads(threads), count, 1, [&](int, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) body(i);
+      });
+    }
+  }
+};
+
+Weights weights_of(const LinearParams& params, const LinearProduct& product);
+
+// input [rows][stride], arranged.
+void run_many(const LinearParams& params, const float* input, int64_t stride, const Runner& runner);
+
+}  // namespace vlkv::cpu

@@ -1,0 +1,83 @@
+// Linear: products of the same rows with one or more matrices, whose weights stay in memory as they are
+// stored.
+#pragma once
+
+#include "vlkv/attend.h"
+#include "vlkv/types.h"
+
+namespace vlkv {
+
+enum class WeightFormat : int32_t {
+  kFloat32 = 0,
+  kFloat16 = 1,
+  kBFloat16 = 2,
+  kInt8 = 3,  // (code - 128) * scale
+  kInt4 = 4,  // (code - zero) * scale, or code * scale + minimum
+};
+
+// What products of many rows are computed in. kBFloat16 rounds rows, and weights of the float formats, to
+// bfloat16 and adds up in float32; the codes of the others are exact. It needs a processor with vdpbf16ps; on
+// others it is kFloat32.
+enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// One dimension legend: M rows, K depth, N columns of a product, G = ceil(K / block) blocks.
+//
+//   weight  [N, K]             kFloat32, kFloat16, kBFloat16
+//           [N, G, block]      kInt8, a byte a code
+//           [N, G, block / 2]  kInt4, two codes a byte, the earlier in the low bits
+//   scales  [N, G]             float32 or float16; kInt8 and kInt4 alone
+//   zeros   [N, G]             uint8, 0 to 16, or null: 8; kInt4 alone
+//   minimums [N, G]            float16, or null; kInt4 without zeros alone
+//   bias    [N]                float32, or null
+//   result  [M, N]             float32, written; overlaps no input
+//
+// AWQ's and GPTQ's weights (without a permutation of the rows) have this form without loss: GPTQ's zeros go
+// up to 16; minimums are those of GGUF's Q4_1. Codes past K are read and multiplied by zero.
+struct LinearProduct {
+  int64_t columns = 0;
+  const void* weight = nullptr;
+  const void* scales = nullptr;
+  const uint8_t* zeros = nullptr;
+  const uint16_t* minimums = nullptr;
+  const float* bias = nullptr;
+  float* result = nullptr;
+};
+
+//   input  [M, K]  float32
+//
+// result = input . weight^T + bias, in float32: a weight is widened exactly (a code times its scale is
+// rounded once), an input is never rounded below float32 unless `many` says so.
+//
+// Method: up to kFewRows rows share one read of the weights, in parts of some 32 KiB that threads take as
+// they come. More rows are multiplied in tiles, for which weights are widened a panel at a time. Extra
+// memory: the input once more, and half a MiB a thread. Up to kFewRows rows, a row's result is the same bit
+// for bit whatever the other rows are, and for every number of threads; above too, though the bits may differ
+// from those below.
+struct LinearParams {
+  static constexpr int64_t kFewRows = 16;
+
+  int64_t rows = 0, depth = 0;
+  WeightFormat format = WeightFormat::kFloat32;
+  int64_t block = 0;  // kInt8, kInt4: a multiple of 32
+  DType scale_type = DType::kFloat32;
+  Precision many = Precision::kFloat32;
+  const float* input = nullptr;
+  const LinearProduct* products = nullptr;
+  int64_t count = 0;  // of products
+  int threads = 0;    // 0 = vlkv::threads()
+};
+
+// Bytes of a product's weights, of its scales, and of its zeros where it has them.
+VLKV_API int64_t weight_bytes(const LinearParams& params, int64_t columns);
+
+// Sizes, pointers and settings; reads no tensor. Throws InvalidArgument.
+VLKV_API void validate(const LinearParams& params);
+
+// Validates, then multiplies. Runs on `loop` where it has a run, else on this library's threads. Throws
+// InvalidArgument, or std::bad_alloc with nothing written.
+VLKV_API void run_cpu(const LinearParams& params, const Loop& loop = {});
+
+// Whether this processor and this build multiply in bfloat16.
+VLKV_API bool bfloat16_products();
+
+}  // namespace vlkv

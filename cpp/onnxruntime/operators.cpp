@@ -1,0 +1,62 @@
+#include "onnxruntime/operators.h"
+
+#include <cstdint>
+
+namespace vlkv::onnxruntime {
+
+void Owner::run(void* owner, int64_t count, void (*body)(void* data, int64_t i), void* data) {
+  struct Body {
+    void (*run)(void* data, int64_t i);
+    void* data;
+  } both{body, data};
+  const auto* own = static_cast<const Owner*>(owner);
+  void (*const item)(void*, size_t) = [](void* all, size_t i) {
+    const auto* one = static_cast<const Body*>(all);
+    one->run(one->data, static_cast<int64_t>(i));
+  };
+  check(own->api, Function::kKernelContextParallelFor, own->context, item, static_cast<size_t>(count),
+        size_t{0}, static_cast<void*>(&both));
+}
+
+CustomOp plain_op() {
+  CustomOp op{};
+  op.version = kVersion;
+  op.provider = [](const CustomOp*) { return "CPUExecutionProvider"; };
+  op.input_type = [](const CustomOp*, size_t) { return ElementType::kFloat; };
+  op.output_type = op.input_type;
+  op.input_characteristic = [](const CustomOp*, size_t) { return Characteristic::kRequired; };
+  op.output_characteristic = op.input_characteristic;
+  op.input_memory = [](const CustomOp*, size_t) { return MemoryType::kDefault; };
+  op.variadic_input_least = [](const CustomOp*) { return 1; };
+  op.variadic_input_alike = op.variadic_output_least = op.variadic_output_alike = op.variadic_input_least;
+  op.first_opset = op.variadic_input_least;
+  op.last_opset = [](const CustomOp*) { return INT32_MAX; };
+  return op;
+}
+
+namespace {
+
+// The domain, made once: sessions hold on to it.
+const Domain* domain(const Api* api) {
+  static const CustomOp operators[] = {attend_op(), linear_op()};
+  static const Domain* const made = [api] {
+    Domain* fresh = nullptr;
+    check(api, Function::kCreateCustomOpDomain, "vlkv.native", &fresh);
+    for (const CustomOp& op : operators) check(api, Function::kCustomOpDomainAdd, fresh, &op);
+    return static_cast<const Domain*>(fresh);
+  }();
+  return made;
+}
+
+}  // namespace
+}  // namespace vlkv::onnxruntime
+
+// What register_custom_ops_library looks for. Of an ONNX Runtime before 1.17 nothing is registered, and it
+// refuses the graph's operators by name.
+extern "C" VLKV_API vlkv::onnxruntime::Status* RegisterCustomOps(
+    vlkv::onnxruntime::SessionOptions* options, const vlkv::onnxruntime::ApiBase* base) noexcept {
+  using namespace vlkv::onnxruntime;
+  const Api* api = base->api(kVersion);
+  if (api == nullptr) return nullptr;
+  return guarded(api, [&] { check(api, Function::kAddCustomOpDomain, options, domain(api)); });
+}

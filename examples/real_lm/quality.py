@@ -1,0 +1,149 @@
+"""What each weight format does to a real language model's answers: the quality gate.
+
+$ python -m examples.real_lm.quality -o out/real_lm
+
+16 texts (prose, code, chats) are teacher-forced: 32 tokens of each are read as prompts, by products of many rows, and
+the next 256 are given one by one. Against float32's: how often the first choice is the same, and by how much the
+perplexity differs. Exits with 1 where a format is outside the limits of its line in LIMITS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlkv import Engine
+from vlkv.backend.cache import Cache, join
+from vlkv.generation.forced import token_loss
+from vlkv_export.directory import export_checkpoint
+from vlkv_export.engine import build_engine
+
+from .texts import texts
+
+PROMPT, FORCED = 32, 256
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An engine's options, and the least agreement and most change of perplexity that it may have."""
+
+    weights: str
+    precision: str = "float32"
+    agreement: float = 1.0
+    perplexity: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in the table."""
+        return self.weights + (f", prompts in {self.precision}" if self.precision != "float32" else "")
+
+
+REFERENCE = Arm("float32")
+LIMITS = (
+    Arm("bfloat16", agreement=0.99, perplexity=0.003),
+    Arm("int8", agreement=0.99, perplexity=0.003),
+    Arm("int8", "bfloat16", agreement=0.99, perplexity=0.003),
+    Arm("int4", agreement=0.95, perplexity=0.04),
+)
+
+
+def pieces(engine: Engine, forced: int = FORCED) -> np.ndarray:
+    """Token ids `[B, PROMPT + forced + 1]`, a text a row; the last token is only asked for."""
+    length = PROMPT + forced + 1
+    rows = [engine.model.tokenizer.encode(text) for kind in texts().values() for text in kind]
+    return np.array([row[:length] for row in rows if len(row) >= length], np.int64)
+
+
+def forced_choices(engine: Engine, tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """First choices `[B, S]` for each given token, and the mean loss of the tokens that follow."""
+    model = engine.model
+    rows, steps = len(tokens), tokens.shape[1] - PROMPT - 1
+    caches = []
+    for row in tokens:
+        cache = Cache.empty(model.manifest.text, tokens.shape[1], model.backend.store)
+        embeds = model.embedding.rows(row[:PROMPT])[np.newaxis]
+        positions = np.arange(PROMPT, dtype=np.int64)[np.newaxis]
+        model.backend.extend(embeds, positions, cache, np.zeros((1, 0), np.int64), True)
+        caches.append(cache)
+    decoding = model.backend.steps(join(caches))
+    choices, loss = np.zeros((rows, steps), np.int64), 0.0
+    active = np.ones(rows, bool)
+    for step in range(steps):
+        at = PROMPT + step
+        logits = decoding.step(model.embedding.rows(tokens[:, at]), np.full(rows, at, np.int64), active)
+        choices[:, step] = logits.argmax(axis=1)
+        loss += sum(float(token_loss(logits[i : i + 1], int(tokens[i, at + 1]))[0]) for i in range(rows))
+    return choices, loss / choices.size
+
+
+def engine_of(arm: Arm, folder: Path) -> Engine:
+    """The arm's engine, built on first use."""
+    target = folder / arm.name.replace(", ", "-").replace(" ", "-")
+    if not (target / "manifest.json").exists():
+        if not (folder / "graphs" / "manifest.json").exists():
+            if not (folder / "checkpoint" / "config.json").exists():
+                from .make_checkpoint import main as make_checkpoint
+
+                make_checkpoint(folder / "checkpoint")
+            export_checkpoint(folder / "checkpoint", folder / "graphs")
+        build_engine(folder / "graphs", target, weights=arm.weights, prompt_precision=arm.precision)
+    return Engine.load(target, verify=False)
+
+
+def says_paris(engine: Engine) -> bool:
+    """Whether it knows the capital of France."""
+    answer = engine.generate("What is the capital of France?", policy="full", max_new_tokens=12)
+    return "Paris" in answer.text
+
+
+def measure(folder: Path, forced: int = FORCED) -> list[dict[str, object]]:
+    """A row an arm."""
+    reference = engine_of(REFERENCE, folder)
+    tokens = pieces(reference, forced)
+    expected, base = forced_choices(reference, tokens)
+    found: list[dict[str, object]] = []
+    for arm in LIMITS:
+        engine = engine_of(arm, folder)
+        choices, loss = forced_choices(engine, tokens)
+        agreement, change = float((choices == expected).mean()), float(np.expm1(loss - base))
+        paris = says_paris(engine)
+        ok = agreement >= arm.agreement and abs(change) <= arm.perplexity and paris
+        found.append(
+            {
+                "weights": arm.name,
+                "tokens": int(choices.size),
+                "agreement": agreement,
+                "perplexity": float(np.exp(loss)),
+                "change": change,
+                "paris": paris,
+                "within": ok,
+            }
+        )
+        print(
+            f"| {arm.name} | {agreement:.2%} (>= {arm.agreement:.0%}) | {change:+.2%} (<= {arm.perplexity:.1%}) | "
+            f"{'Paris' if paris else 'not Paris'} | {'yes' if ok else 'no'} |",
+            flush=True,
+        )
+    return found
+
+
+def main() -> int:
+    """Prints the table, writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print("| weights | first choice equal | perplexity | the capital of France | within the gate |")
+    print("|---|---|---|---|---|", flush=True)
+    found = measure(arguments.output)
+    (arguments.output / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if all(row["within"] for row in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Matrices written in formats with codes, some rows at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vlkv.errors import EngineError
+from vlkv.storage.manifest import BYTES
+from vlkv_export.checkpoint import Tensor
+from vlkv_export.weights.files import ALIGNMENT, CHUNK, Progress, widen
+from vlkv_export.weights.spec import Format
+
+WIDTHS = {"U8": 1, "F16": 2, "F32": 4}
+TYPES = {"U8": ir.DataType.UINT8, "F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
+
+
+def write_codes(
+    source: Path,
+    target: Path,
+    tensors: Mapping[str, tuple[Tensor, Format]],
+    progress: Progress = lambda n: None,
+) -> dict[str, tuple[ir.TensorProtocol, ...]]:
+    """Writes matrices `[N, K]` into one safetensors file.
+
+    Args:
+        source: the folder that the tensors' files are in.
+        target: the file to write.
+        tensors: by name the matrix, and the format to write it in.
+        progress: told the bytes read since the last call.
+
+    Returns:
+        By name the parts in the order of the format's layout, as references into the file.
+
+    Raises:
+        EngineError: a weight is not finite.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (tensor, form) in tensors.items():
+        for kind, (dtype, shape) in _layout(form, tensor).items():
+            size = prod(shape) * WIDTHS[dtype]
+            place = [offset, offset + size]
+            header[f"{name}.{kind}"] = {"dtype": dtype, "shape": shape, "data_offsets": place}
+            offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    with target.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name, (tensor, form) in tensors.items():
+            small: list[tuple[NDArray[Any], ...]] = []
+            for rows in _rows(source / tensor.file, tensor, progress):
+                if not np.isfinite(rows).all():
+                    raise EngineError(
+                        f"{name} has weights that are not finite; {form.name} has no code for them"
+                    )
+                assert form.encode is not None
+                codes, *rest = form.encode(rows)
+                out.write(np.ascontiguousarray(codes).data)
+                small.append(tuple(rest))
+            for parts in zip(*small, strict=True):
+                out.write(np.ascontiguousarray(np.concatenate(parts)).data)
+    start = 8 + len(text)
+    return {
+        name: tuple(
+            _external(target.name, f"{name}.{kind}", header[f"{name}.{kind}"], start)
+            for kind in _layout(form, tensor)
+        )
+        for name, (tensor, form) in tensors.items()
+    }
+
+
+def _layout(form: Format, tensor: Tensor) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    rows, columns = tensor.shape
+    assert form.layout is not None
+    return form.layout(rows, columns)
+
+
+def _rows(file: Path, tensor: Tensor, progress: Progress) -> Iterator[NDArray[np.float32]]:
+    """A matrix in float32, as many rows at a time as a chunk holds."""
+    count, columns = tensor.shape
+    width = BYTES[tensor.dtype]
+    step = max(1, CHUNK // (columns * width))
+    with file.open("rb") as data:
+        data.seek(tensor.offset)
+        for first in range(0, count, step):
+            raw = data.read(min(step, count - first) * columns * width)
+            wide: NDArray[np.float32] = (
+                np.frombuffer(raw, np.float32)
+                if width == 4
+                else widen(np.frombuffer(raw, np.uint16), tensor.dtype)
+            )
+            yield wide.reshape(-1, columns)
+            progress(len(raw))
+
+
+def _external(file: str, name: str, entry: dict[str, Any], start: int) -> ir.ExternalTensor:
+    begin, end = entry["data_offsets"]
+    shape = ir.Shape(entry["shape"])
+    return ir.ExternalTensor(file, start + begin, end - begin, TYPES[entry["dtype"]], shape=shape, name=name)

@@ -1,0 +1,225 @@
+"""Weight formats: rounding against its definition, the pass against float64, whole engines."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from models import onnx_runs
+from oracles import linear as oracle
+from vlkv import Engine, Question
+from vlkv.errors import EngineError
+from vlkv.storage.manifest import read
+from vlkv_export.checkpoint import Tensor
+from vlkv_export.engine import build_engine
+from vlkv_export.passes.native_linear import Stored, matrices, multiply_natively
+from vlkv_export.weights import int4, int8
+from vlkv_export.weights.codes import write_codes
+from vlkv_export.weights.convert import stored
+from vlkv_export.weights.registry import FORMATS
+
+LAYERS, EACH, NODES = 3, 7, 4
+"""Products of a layer, and the nodes that they are joined into: q, k and v; o; gate and up; down."""
+
+
+def rows_of(rng, rows, columns):
+    return (rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-3, 2, (rows, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
+def test_8_bits_are_within_half_a_step(rows, columns, rng):
+    weights = rows_of(rng, rows, columns)
+    codes, scales = int8.quantize(weights)
+    blocks = -(-columns // 32)
+    assert codes.shape == (rows, blocks, 32) and scales.shape == (rows, blocks)
+    assert (codes.reshape(rows, -1)[:, columns:] == 128).all()
+    # the largest of a block is up to 127 / 2^11 of a step beyond its code, as the scale is rounded to float16
+    step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
+    error = np.abs(oracle.widen(codes, scales, bits=8, depth=columns) - weights)
+    assert (error <= step * (0.5 + 127 * 2.0**-11)).all()
+    for row, scale in zip(weights, scales, strict=True):
+        parts = [row[at : at + 32] for at in range(0, columns, 32)]
+        np.testing.assert_allclose(
+            scale, [np.abs(part).max() / 127 for part in parts], rtol=2**-10, atol=2**-24
+        )
+
+
+def test_8_bits_of_ties_signs_and_zeros():
+    weights = np.array([[127, -127, 0.5, 1.5, -0.5, 0] + [0] * 26, [0] * 32], np.float32)
+    codes, scales = int8.quantize(weights)
+    assert scales[0].tolist() == [1]
+    assert codes[0, 0, :6].tolist() == [255, 1, 128, 130, 128, 128]
+    assert (codes[1] == 128).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
+def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
+    weights = rows_of(rng, rows, columns)
+    codes, scales, minimums = int4.quantize(weights)
+    blocks = -(-columns // 32)
+    assert codes.shape == (rows, blocks, 16) and scales.shape == minimums.shape == (rows, blocks)
+    padded = np.zeros((rows, blocks * 32))
+    padded[:, :columns] = weights
+    parts = padded.reshape(rows, blocks, 32)
+    low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
+    wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
+    # with the whole range each is within half a step, and what the rounding of 15 scales and of the minimum adds
+    bound = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + np.abs(low) * 2.0**-11 + 16 * 2.0**-24
+    assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
+
+
+def test_4_bits_keep_a_block_of_q4_1(rng):
+    scale = rng.uniform(0.001, 0.1, (7, 3, 1)).astype(np.float16).astype(np.float64)
+    minimum = (-rng.uniform(0.1, 1, (7, 3, 1))).astype(np.float16).astype(np.float64)
+    code = rng.integers(0, 16, (7, 3, 32))
+    code[..., 3], code[..., 17] = 0, 15
+    weights = (code * scale + minimum).astype(np.float32).reshape(7, 96)
+    wide = oracle.widen(*int4.quantize(weights), bits=4)
+    np.testing.assert_array_equal(wide.astype(np.float32), weights)
+
+
+def product(weight, add):
+    """A graph of one product, with a bias where `add` is given."""
+    x = ir.Value(name="x", shape=ir.Shape(("B", weight.shape[1])), type=ir.TensorType(ir.DataType.FLOAT))
+    held = [
+        ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=ir.tensor(array, name=name),
+        )
+        for name, array in (("w", weight), ("b", add))
+        if array is not None
+    ]
+    nodes = [ir.node("Transpose", [held[0]], {"perm": [1, 0]})]
+    nodes.append(ir.node("MatMul", [x, nodes[0].outputs[0]]))
+    if add is not None:
+        nodes.append(ir.node("Add", [held[1], nodes[1].outputs[0]]))
+    nodes[-1].outputs[0].name = "y"
+    nodes[-1].outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], nodes[-1].outputs, nodes=nodes, opset_imports={"": 24}, name="g")
+    for value in held:
+        graph.register_initializer(value)
+    return ir.Model(graph, ir_version=10)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(("rows", "columns", "batch"), [(70, 256, 1), (33, 40, 5), (9, 8, 40)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_are_those_of_the_stored_numbers(name, rows, columns, batch, biased, rng, tmp_path):
+    weights = rng.normal(size=(rows, columns)).astype(np.float32)
+    bias = rng.normal(size=rows).astype(np.float32) if biased else None
+    (tmp_path / "w").write_bytes(weights.tobytes())
+    tensor = Tensor("w", "w", "float32", (rows, columns), 0, weights.nbytes)
+    form = FORMATS[name]
+    places, meaning = {}, weights
+    if form.bits:
+        parts = write_codes(tmp_path, tmp_path / "codes.safetensors", {"w": (tensor, form)})["w"]
+        places = {"w": Stored(parts, form.bits)}
+        meaning = oracle.widen(*form.encode(weights), bits=form.bits, depth=columns)
+    elif name == "bfloat16":
+        meaning = weights.astype(ml_dtypes.bfloat16)
+        places = {"w": Stored((ir.tensor(meaning, name="w"),))}
+    model = product(weights, bias)
+    assert list(matrices(model)) == ["w"]
+    assert multiply_natively(model, places) == 1
+    assert [node.op_type for node in model.graph] == ["Linear"]
+    assert ("w" in model.graph.initializers) == (form.bits == 0)
+    ir.save(model, tmp_path / "model.onnx")
+    given = rng.normal(size=(batch, columns)).astype(np.float32)
+    found = onnx_runs.run(tmp_path / "model.onnx", {"x": given})["y"]
+    expected, error = oracle.linear(given, meaning.astype(np.float64), bias)
+    assert (np.abs(found - expected) <= error).all()
+
+
+def test_a_bias_that_others_read_stays_an_addition(rng):
+    model = product(rng.normal(size=(4, 32)).astype(np.float32), rng.normal(size=4).astype(np.float32))
+    result = list(model.graph)[1].outputs[0]
+    result.name, result.type = "raw", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(result)
+    assert multiply_natively(model, {}) == 1
+    assert [node.op_type for node in model.graph] == ["Linear", "Add"]
+    assert [value.name for value in model.graph.outputs] == ["y", "raw"]
+
+
+def test_every_product_of_a_decoder_is_taken(graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    assert len(stored(matrices(model).values())) == LAYERS * EACH + 1
+    assert multiply_natively(model, {}) == LAYERS * EACH + 1
+    assert [node.op_type for node in model.graph].count("Linear") == LAYERS * NODES + 1
+
+
+WORST = {"bfloat16": 0.02, "int8": 0.03, "int4": 0.5}
+"""Error of the logits over their spread: some 20 products in a row each add noise of a weight's rounding."""
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-gqa-tied", "llama-biases"])
+@pytest.mark.parametrize("weights", WORST)
+def test_engines_are_near_the_float32_one(name, weights, graphs_of, engine_of, tmp_path):
+    built = build_engine(graphs_of(name), tmp_path / "e", weights=weights)
+    assert built.weights == read(tmp_path / "e").weights == weights
+    same = (name, weights) == ("llama-biases", "bfloat16")  # its checkpoint's weights are bfloat16
+    assert (tmp_path / "e" / "model.safetensors").exists() == same
+    engine = Engine.load(tmp_path / "e", threads=1)
+    exact = engine_of(name)
+    question = Question("a b c d e f g h", policy="full", raw=True)
+    tokens = exact.generate("a b c d e f g h", policy="full", raw=True, max_new_tokens=8).token_ids
+    wanted, found = (
+        np.array([step.logits for step in one.forced(question, tokens)]) for one in (exact, engine)
+    )
+    spread = np.std(wanted - wanted.mean(axis=-1, keepdims=True))
+    error = np.sqrt(np.mean((wanted - found) ** 2))
+    assert error < WORST[weights] * spread
+    assert (error == 0) == same
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "llama-old"])
+def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine_of, checkpoint_of, tmp_path):
+    built = build_engine(graphs_of(name), tmp_path / "e")
+    assert built.weights == {"llama-biases": "bfloat16", "llama-old": "float16"}[name]
+    for path in checkpoint_of(name).glob("*.safetensors"):
+        assert (tmp_path / "e" / path.name).stat().st_ino == path.stat().st_ino
+    question = Question("a b c d", policy="full", raw=True)
+    wide, narrow = (
+        np.array([step.logits for step in one.forced(question, [5, 6, 7])])
+        for one in (engine_of(name), Engine.load(tmp_path / "e", threads=1))
+    )
+    np.testing.assert_array_equal(wide, narrow)
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    (tmp_path / "w").write_bytes(np.array([[1, np.nan]], np.float32).tobytes())
+    tensors = {"text.w": (Tensor("text.w", "w", "float32", (1, 2), 0, 8), FORMATS["int4"])}
+    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 has no code"):
+        write_codes(tmp_path, tmp_path / "codes", tensors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            {"backend": "tensorrt-rtx", "weights": "int8"},
+            "--weights int8 goes with --backend onnxruntime; for tensorrt-rtx use --dtype",
+        ),
+        (
+            {"backend": "tensorrt-rtx", "prompt_precision": "bfloat16"},
+            "--prompt-precision bfloat16 goes with --backend onnxruntime",
+        ),
+        (
+            {"operators": "functions", "weights": "int4"},
+            "--weights int4 goes with --operators native; --operators functions multiplies in float32",
+        ),
+        (
+            {"operators": "functions", "prompt_precision": "bfloat16"},
+            "--prompt-precision bfloat16 goes with --operators native",
+        ),
+        ({"weights": "int2"}, "unknown weights 'int2'; known: float32, bfloat16, float16, int8, int4"),
+        ({"prompt_precision": "int8"}, "unknown prompt precision 'int8'; known: float32, bfloat16"),
+    ],
+)
+def test_what_does_not_go_together(graphs_of, tmp_path, arguments, text):
+    with pytest.raises(EngineError, match=text):
+        build_engine(graphs_of("llama"), tmp_path / "e", **arguments)
+    assert not (tmp_path / "e").exists()

@@ -1,0 +1,37 @@
+"""Products with stored weights by their definition, in float64, and how large a float32 kernel's error may be."""
+
+import numpy as np
+
+
+def widen(weight, scales=None, zeros=None, bits=0, depth=None):
+    """The matrix [N, K] in float64 that the stored weights stand for.
+
+    bits 0: weight is [N, K] of floats; bfloat16 is given as uint16. bits 8: codes [N, G, block], of which 128 is zero.
+    bits 4: two codes a byte [N, G, block / 2], the earlier in the low bits; zeros [N, G], None: 8; float16 ones are
+    minimums, added to code * scale. scales [N, G].
+    """
+    if bits == 0:
+        if weight.dtype == np.uint16:
+            return (weight.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return weight.astype(np.float64)
+    codes = weight.astype(np.int64)
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*weight.shape[:2], 2 * weight.shape[2])
+    if zeros is not None and zeros.dtype == np.float16:
+        wide = codes * scales.astype(np.float64)[..., None] + zeros.astype(np.float64)[..., None]
+        return wide.reshape(len(weight), wide.shape[1] * wide.shape[2])[:, :depth]
+    zero = np.full(scales.shape, 128 if bits == 8 else 8) if zeros is None else zeros.astype(np.int64)
+    wide = (codes - zero[..., None]) * scales.astype(np.float64)[..., None]
+    return wide.reshape(len(weight), wide.shape[1] * wide.shape[2])[:, :depth]
+
+
+def linear(x, matrix, bias=None):
+    """Inputs x [..., K] times the matrix [N, K] -> result and error bound, both [..., N].
+
+    A weight is rounded once, then K products are added up and the bias: each rounds by half a unit of float32.
+    """
+    x = x.astype(np.float64)
+    result, magnitude = x @ matrix.T, np.abs(x) @ np.abs(matrix).T
+    if bias is not None:
+        result, magnitude = result + bias, magnitude + np.abs(bias)
+    return result, (x.shape[-1] + 4) * 2.0**-24 * magnitude + 2.0**-126
