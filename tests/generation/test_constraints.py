@@ -5,9 +5,12 @@ import warnings
 import numpy as np
 import pytest
 
-from vlkv.errors import SamplingError
+from vlkv import Question
+from vlkv.errors import PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
 from vlkv.generation.sampling import Sampling
+from vlkv.generation.sequence import prepare
+from vlkv.inputs.prompt import Prompt
 from vlkv.storage.manifest import GenerationFacts
 
 with warnings.catch_warnings():
@@ -92,3 +95,9 @@ def test_a_request_goes_before_the_checkpoint():
 def test_wrong_values(settings, text):
     with pytest.raises(SamplingError, match=text):
         Sampling(**settings)
+
+
+def test_ids_beyond_the_embedding_table(engine_of):
+    prompt = Prompt("", np.array([1, 64]), np.zeros(0, np.int64), -1)
+    with pytest.raises(PromptError, match="makes token 64; the model's embedding table has 64 rows"):
+        prepare(engine_of("llama").model, Question("x"), prompt)

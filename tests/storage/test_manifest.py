@@ -99,7 +99,7 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     m.verify(tmp_path, read)
     m.write(tmp_path, read)
     assert m.read(tmp_path) == read
-    absent = {"device": None, "weights": None, "prompt_precision": None}
+    absent = {"device": None, "weights": None, "prompt_precision": None, "generation": GENERATION}
     assert json.loads((tmp_path / m.NAME).read_text()) == good() | absent
 
 
@@ -111,6 +111,15 @@ def test_an_engine_whose_products_rounded_activations_is_refused(tmp_path: Path)
     m.read(place(tmp_path, good() | {"weights": "int8", "prompt_precision": "float32"}))
 
 
+GENERATION = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words": [],
+}
 DEVICE = {"compute_capabilities": ["8.9"], "capacity": 64, "batch": 4, "chunk": 32, "cache": "dynamic"}
 
 

@@ -83,6 +83,13 @@ def _read(folder: Path) -> Checkpoint:
     tensors = weights.select(folder, found, parts.tensors(), text.tied)
     text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
+    beyond = [index for index in added.texts if index >= text.vocab]
+    if beyond:
+        said = f"{len(beyond)} added tokens such as {show(added.texts[beyond[0]])} have ids beyond the {text.vocab}"
+        notes = (
+            *notes,
+            f"{added.path}: {said} rows of the embedding table; prompts that hold one are refused",
+        )
     if "auto_map" in config:
         code = f"{config.where}: auto_map {show(config.get('auto_map'))} names code, which is never run"
         notes = (*notes, code)

@@ -189,7 +189,12 @@ def prepare(
             f"logit_bias names token {wrong[0]}; the vocabulary has {model.manifest.text.vocab}"
         )
     prompt = prompt_of(model, question) if prompt is None else prompt
-    length, most = len(prompt.token_ids), model.manifest.text.max_positions
+    length, most, vocab = len(prompt.token_ids), model.manifest.text.max_positions, model.manifest.text.vocab
+    beyond = prompt.token_ids[prompt.token_ids >= vocab]
+    if len(beyond):
+        raise PromptError(
+            f"the tokenizer makes token {beyond[0]}; the model's embedding table has {vocab} rows"
+        )
     max_new_tokens = min(sampling.max_new_tokens, most - length)
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,12 @@ def test_generation_settings(folder: Path) -> None:
     )
     sparse.dump(path, {"suppress_tokens": [99]})
     refused(folder, "suppress_tokens is [99]; it must be ids of the vocabulary of 12")
+
+
+def test_tokens_beyond_the_embedding_table_are_told(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["added_tokens"].append({"id": 99, "content": "<far>"})
+    sparse.dump(path, values)
+    (note,) = read_checkpoint(folder).notes
+    assert "1 added tokens such as '<far>' have ids beyond the 12 rows of the embedding table" in note
