@@ -91,7 +91,9 @@ def run(
         raise EvalError(f"batch {batch} is under 1")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise EvalError(f"max-new-tokens {max_new_tokens} is under 1")
-    turns = len(make_samples(task, samples, seed, turns, data, question)[0].turns)  # arguments are checked first
+    turns = len(
+        make_samples(task, samples, seed, turns, data, question)[0].turns
+    )  # arguments are checked first
     if ablation and turns > 1:
         raise EvalError("--ablation needs a task with one question a sample")
     settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
