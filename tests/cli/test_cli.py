@@ -104,7 +104,7 @@ def test_text_streams_as_it_comes(built_of, pictures, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Out())
     with pytest.raises(SystemExit) as ended:
         main(["-q", "run", str(built_of("llama")), "--image", str(pictures[0]), "--prompt", PROMPT,
-              "--max-new-tokens", "6"])  # fmt: skip
+              "--budget", "0.1", "--max-new-tokens", "6"])  # fmt: skip
     assert not ended.value.code
     pieces = [text for text in writes if text != "flush"]
     assert len(pieces) == 7
