@@ -23,7 +23,7 @@ from vlkv.generation.result import Result
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.policies.policy import Policy, check_budget
 from vlkv.storage.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class Engine:
             prompt: the question; `<image>` in it says where a picture goes, else pictures come first.
             images: pictures as paths, encoded bytes, or Pillow images.
             **settings: the other fields of `Question`: `policy` (a name or a `Policy`; else `DEFAULT_POLICY`),
-                `budget` (share of the prompt's cache to keep; 0.1, for `full` 1), `max_new_tokens`, `temperature`
+                `budget` (share of the prompt's cache to keep; 0.1 but 64 tokens a layer at least, for `full` 1),
+                `max_new_tokens`, `temperature`
                 (0 is greedy), `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the
                 result is to hold them).
 
@@ -171,5 +172,5 @@ class Engine:
                 keys and values in memory and compresses them anew for each question.
         """
         found = resolve(policy)
-        share = default_budget(found) if budget is None else check_budget(budget, found)
+        share = None if budget is None else check_budget(budget, found)
         return Conversation(self.model, found, share, keep)

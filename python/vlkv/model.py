@@ -14,6 +14,8 @@ from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage import manifest as manifests
 from vlkv.storage.manifest import Manifest
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Model:
@@ -53,6 +55,10 @@ class Model:
     ) -> Model:
         """Opens an engine directory; the arguments and errors are those of `Engine.load`."""
         check_device(device)
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
+            raise EngineError(
+                f"threads {threads!r} is no whole number from 0, for all cores, to {MAX_THREADS}"
+            )
         manifest = manifests.read(directory)
         if manifest.kind == "lowered":
             raise EngineError(

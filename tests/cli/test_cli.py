@@ -54,7 +54,8 @@ def test_export_build_run_from_a_checkpoint(vlkv, checkpoint_of, pictures, tmp_p
     graphs, engine = tmp_path / "graphs", tmp_path / "engine"
     assert vlkv("export", checkpoint_of("llama"), "-o", graphs) == (0, "", f"wrote {graphs}\n")
     assert vlkv("build", graphs, "-o", engine) == (0, "", f"wrote {engine}\n")
-    code, out, err = vlkv("run", engine, "--image", pictures[0], "--prompt", PROMPT, "--max-new-tokens", 5)
+    code, out, err = vlkv("run", engine, "--image", pictures[0], "--prompt", PROMPT, "--max-new-tokens", 5,
+                          "--budget", 0.1)  # fmt: skip
     assert code == 0
     assert len(out.split()) >= 4
     assert out.endswith("\n")
@@ -103,7 +104,7 @@ def test_text_streams_as_it_comes(built_of, pictures, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Out())
     with pytest.raises(SystemExit) as ended:
         main(["-q", "run", str(built_of("llama")), "--image", str(pictures[0]), "--prompt", PROMPT,
-              "--max-new-tokens", "6"])  # fmt: skip
+              "--budget", "0.1", "--max-new-tokens", "6"])  # fmt: skip
     assert not ended.value.code
     pieces = [text for text in writes if text != "flush"]
     assert len(pieces) == 7

@@ -60,7 +60,9 @@ def idle(scheduler):
 
 
 def endless(**fields):
-    return Question("what is the total", max_new_tokens=LONG, temperature=2.0, seed=5, **fields)
+    return Question(
+        "what is the total", **{"budget": 0.1, "max_new_tokens": LONG, "temperature": 2.0, "seed": 5} | fields
+    )
 
 
 class Pace:
@@ -178,7 +180,7 @@ def test_running_answers_go_on_while_a_prompt_is_read(engine, pictures, pace):
 
 
 def test_pieces_are_the_text_in_threads_and_in_asyncio(engine, pictures):
-    question = Question("what is the total", pictures[:1], max_new_tokens=20)
+    question = Question("what is the total", pictures[:1], budget=0.1, max_new_tokens=20)
     whole = engine.generate_batch([question])[0].text
     with engine.scheduler(slots=3) as scheduler:
         late = scheduler.submit(question)
@@ -240,7 +242,7 @@ def test_a_deadline_ends_an_answer_with_what_it_has(engine, pace):
         assert len(running.result.token_ids) in {2, 3}
         assert idle(scheduler)
         pace.open()
-        late = scheduler.submit(Question("what", max_new_tokens=3), deadline=10 * WAIT)
+        late = scheduler.submit(Question("what", budget=0.1, max_new_tokens=3), deadline=10 * WAIT)
         assert late.wait(WAIT).finish_reason in {"stop", "length"}
         for wrong in (0, -1, float("nan")):
             with pytest.raises(SamplingError, match="deadline"):
@@ -261,7 +263,7 @@ def test_a_full_queue_is_told(engine, pace):
             ticket.cancel()
         pace.open()
         assert {ticket.wait(WAIT).finish_reason for ticket in (first, *held)} == {"cancelled"}
-        assert scheduler.submit(Question("what", max_new_tokens=2)).wait(WAIT).text is not None
+        assert scheduler.submit(Question("what", budget=0.1, max_new_tokens=2)).wait(WAIT).text is not None
 
 
 def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
@@ -278,7 +280,7 @@ def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
         with pytest.raises(MemoryLimitError, match=r"budget 1 of .* a slot of this server holds 20 tokens"):
             scheduler.submit(Question(words, budget=1.0, max_new_tokens=15))
         with pytest.raises(PromptError, match="this server takes 24 at most"):
-            scheduler.submit(Question(" ".join(["what"] * 40)))
+            scheduler.submit(Question(" ".join(["what"] * 40), budget=0.1))
         with pytest.raises(PolicyError):
             scheduler.submit(Question("what", budget=2))
         with pytest.raises(ImageError):
@@ -310,7 +312,7 @@ def test_a_slot_cuts_layers_to_its_capacity(engine, pictures):
 
 
 def test_one_request_that_fails_harms_no_other(engine, monkeypatch):
-    question = Question("what is the total", max_new_tokens=30)
+    question = Question("what is the total", budget=0.1, max_new_tokens=30)
     alone = engine.generate_batch([question])[0]
     extend, count = engine.model.backend.extend, []
 
@@ -347,7 +349,7 @@ def test_a_listener_that_goes_away_cancels(engine, pace, late):
 
 def test_closing_drains_or_aborts(engine, pace):
     scheduler = engine.scheduler(slots=1)
-    tickets = [scheduler.submit(Question("what", max_new_tokens=5)) for _ in range(3)]
+    tickets = [scheduler.submit(Question("what", budget=0.1, max_new_tokens=5)) for _ in range(3)]
     assert not scheduler.close(timeout=0.01)
     pace.open()
     assert scheduler.close(timeout=WAIT)

@@ -36,12 +36,14 @@ def inspect(
     from vlkv.policies.policy import check_budget, default_budget
 
     found = resolve(policy)
-    share = default_budget(found) if budget is None else check_budget(budget, found)
+    given = None if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
         asked = Question(prompt, tuple(image or ()), max_new_tokens=max_new_tokens, raw=raw)
+        length = len(opened.prompt(asked).token_ids)
+        share = default_budget(found, length) if given is None else given
         seen = look(opened, asked, Setting(found, share))
         bar.step("drawing")
         written = write(seen, output)

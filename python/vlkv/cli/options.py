@@ -14,7 +14,10 @@ Prompt = Annotated[
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")]
 OneBudget = Annotated[
     float | None,
-    typer.Option(help="Share of the prompt's cache to keep, in (0, 1].", show_default="0.1, full: 1"),
+    typer.Option(
+        help="Share of the prompt's cache to keep, in (0, 1].",
+        show_default="0.1, 64 tokens a layer at least; full: 1",
+    ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="No chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]

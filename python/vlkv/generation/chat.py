@@ -54,11 +54,11 @@ class Conversation:
 
     Attributes:
         policy: of all turns.
-        budget: share of the prompt's cache that is kept.
+        budget: share of the prompt's cache that is kept; None for the default of each turn's prompt.
         keep: `compressed` or `reusable`.
     """
 
-    def __init__(self, model: Model, policy: Policy, budget: float, keep: Keep) -> None:
+    def __init__(self, model: Model, policy: Policy, budget: float | None, keep: Keep) -> None:
         if keep not in get_args(Keep):
             raise PolicyError(f"unknown keep {keep!r}; known: {', '.join(get_args(Keep))}")
         self.policy, self.budget, self.keep = policy, budget, keep

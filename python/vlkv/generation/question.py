@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlkv.errors import ImageError, PromptError
 from vlkv.inputs.messages import Message
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.policies.policy import Policy
@@ -42,3 +44,21 @@ class Question:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     json_schema: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise PromptError(f"the prompt is a {type(self.prompt).__name__}; a text is wanted")
+        images: Any = self.images
+        if images is None:
+            images = ()
+        elif isinstance(images, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(
+            images, "convert"
+        ):
+            images = (images,)
+        elif isinstance(images, Iterable):
+            images = tuple(images)
+        else:
+            raise ImageError(
+                f"images is a {type(images).__name__}; a list of paths, bytes or Pillow images is wanted"
+            )
+        object.__setattr__(self, "images", images)

@@ -166,7 +166,7 @@ def prepare(
         PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
     """
     policy = resolve(question.policy)
-    budget = default_budget(policy) if question.budget is None else check_budget(question.budget, policy)
+    given = None if question.budget is None else check_budget(question.budget, policy)
     sampling = Sampling(
         temperature=question.temperature,
         top_k=question.top_k,
@@ -199,6 +199,7 @@ def prepare(
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
+    budget = default_budget(policy, length) if given is None else given
     layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
     images = read_pictures(question.images, layouts, model.manifest.image, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkv.errors import EngineError
 from vlkv.storage.manifest import Embedding
 
 
@@ -25,6 +26,11 @@ class TokenEmbedding:
 
     def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings `[S, hidden]`, float32, of token ids `[S]`."""
+        if token_ids.size and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < len(self._table):
+            wrong = token_ids[(token_ids < 0) | (token_ids >= len(self._table))].flat[0]
+            raise EngineError(
+                f"token {wrong} has no embedding, the table has {len(self._table)}: the tokenizer is not this model's"
+            )
         rows = np.asarray(self._table[token_ids])
         if self._dtype == "float16":
             rows = rows.view(np.float16).astype(np.float32)

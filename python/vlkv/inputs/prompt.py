@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout
+from vlkv.inputs.template_limits import counted, limited
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.files import reason
 from vlkv.storage.image_facts import ImageFacts
@@ -175,9 +176,11 @@ def render(template: str, messages: list[dict[str, Any]], special: dict[str, str
     `special` are the texts of `bos_token` and its like. Every failure is a `PromptError` of one line.
     """
     try:
-        return _compiled(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
-        )
+        compiled = _compiled(template)
+        with counted():
+            return compiled.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+            )
     except Exception as error:  # a template can raise whatever its expressions raise
         raise PromptError(f"chat template: {reason(error)}") from error
 
@@ -220,9 +223,10 @@ def _environment() -> jinja2.Environment:
             value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = limited(ImmutableSandboxedEnvironment)(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
+    del environment.globals["lipsum"]
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now

@@ -5,6 +5,7 @@ Source: VL-Cache (arXiv 2410.23317), the sparsity-aware layer budget.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ FLOOR = 0.01
 
 def check_share(budget: float) -> float:
     """The budget as a float; outside (0, 1] it is a `PolicyError`."""
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0.0 < budget <= 1.0:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0.0 < budget <= 1.0:
         raise PolicyError(f"budget {budget!r} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache")
     return float(budget)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from queue import SimpleQueue
 from time import monotonic
@@ -18,7 +17,7 @@ Listener = Callable[["Ticket", str | None], None]
 class Ticket:
     """An answer in the making: iterate for pieces of text, `async for` too, or `wait` for all of it.
 
-    Leaving a `with` block cancels what has not ended.
+    Leaving a `with` block or an `async for` cancels what has not ended. Whoever iterates again gets all of it again.
 
     Attributes:
         result: grows along; whole when the answer has ended. `finish_reason` is `stop`, `length`, `cancelled` or
@@ -42,15 +41,15 @@ class Ticket:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._early: deque[str | None] = deque()
+        self._told: list[str | None] = []
         self._listener: Listener | None = None
 
     def listen(self, listener: Listener) -> None:
         """Tells the listener of all that came and will come. There is one: the last. One that fails has gone away."""
         with self._lock:
             self._listener = listener
-            while self._early:
-                self._hand(listener, self._early.popleft())
+            for piece in self._told:
+                self._hand(listener, piece)
 
     def cancel(self) -> None:
         """Ends the answer; its lane is free after the step that runs now."""
@@ -89,9 +88,9 @@ class Ticket:
         try:
             while (piece := await pieces.get()) is not None:
                 yield piece
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
+        finally:
+            if not self.done:
+                self.cancel()
         self.wait()
 
     def __enter__(self) -> Ticket:
@@ -128,9 +127,8 @@ class Ticket:
     def _tell(self, piece: str | None) -> None:
         """Hands over, or keeps it for a listener to come; one that fails has gone away, which cancels."""
         with self._lock:
-            if self._listener is None:
-                self._early.append(piece)
-            else:
+            self._told.append(piece)
+            if self._listener is not None:
                 self._hand(self._listener, piece)
 
     def _hand(self, listener: Listener, piece: str | None) -> None:

@@ -1,0 +1,75 @@
+"""Arguments as a person gives them: they work where one would expect it, else one line says what is wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlkv import Engine, Question
+from vlkv.errors import EngineError, ImageError, PromptError
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.policies.builtin import POLICIES
+from vlkv.policies.policy import LEAST_TOKENS, default_budget
+
+PROMPT = "what is the total"
+
+
+@pytest.fixture(scope="module")
+def engine(engine_of):
+    return engine_of("llama")
+
+
+def test_one_picture_alone_is_a_picture(engine, pictures):
+    want = engine.generate(PROMPT, [pictures[0]], max_new_tokens=3).token_ids
+    data = pictures[0].read_bytes()
+    for given in (str(pictures[0]), pictures[0], data, bytearray(data), Image.open(pictures[0]),
+                  (pictures[0],), iter([pictures[0]])):  # fmt: skip
+        assert engine.generate(PROMPT, given, max_new_tokens=3).token_ids == want
+    assert Question(PROMPT, None).images == ()
+
+
+def test_wrong_kinds_are_one_line(built_of):
+    with pytest.raises(PromptError, match="the prompt is a NoneType; a text is wanted"):
+        Question(None)
+    with pytest.raises(PromptError, match="the prompt is a bytes"):
+        Question(b"what")
+    with pytest.raises(ImageError, match="images is a int"):
+        Question(PROMPT, 5)
+    for threads in (-1, 1.5, True, 10**6):
+        with pytest.raises(EngineError, match=r"threads .* is no whole number from 0"):
+            Engine.load(built_of("llama"), threads=threads)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_numpy_scalars_are_numbers(engine, kind):
+    found = engine.generate(PROMPT, budget=kind(0.5), temperature=kind(0), max_new_tokens=np.int64(2))
+    assert found.budget == 0.5
+    assert engine.generate(PROMPT, budget=np.int64(1), max_new_tokens=1).budget == 1
+
+
+def test_a_token_beyond_the_embedding_is_one_line(engine, built_of):
+    table = TokenEmbedding(built_of("llama"), engine.manifest.embedding)
+    size = engine.manifest.text.vocab
+    assert table.rows(np.array([], np.int64)).shape[0] == 0
+    assert table.rows(np.array([0, size - 1])).shape[0] == 2
+    for wrong in (size, -1):
+        with pytest.raises(EngineError, match=f"token {wrong} has no embedding, the table has {size}"):
+            table.rows(np.array([0, wrong]))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_short_prompt_stays_whole_where_no_budget_is_given(engine, policy):
+    found = engine.generate(PROMPT, policy=policy, max_new_tokens=2)
+    assert found.prompt_tokens < LEAST_TOKENS
+    assert found.kept_tokens == [found.prompt_tokens] * engine.manifest.text.layers
+    assert found.budget == 1
+    if policy != "full":
+        assert max(engine.generate(PROMPT, policy=policy, budget=0.1).kept_tokens) < 9
+
+
+def test_the_default_budget():
+    policy = POLICIES["vl-cache"]
+    lengths = (0, 1, 64, 65, 128, 640, 641, 100_000)
+    assert [round(default_budget(policy, n) * n) for n in lengths] == [0, 1, 64, 64, 64, 64, 64, 10_000]
+    assert default_budget(POLICIES["full"], 5000) == 1
