@@ -84,12 +84,14 @@ real: real-reader $(REAL)/plain/engine/manifest.json
 		-o $(REAL)/text $(TEXT)
 
 real-reader: $(REAL)/reader/engine/manifest.json
-	@for task in form-qa second-question form-list; do \
-		$(BIN)/vlkv eval $(REAL)/reader/engine --task $$task --policy $(REAL_POLICIES) --budget $(REAL_BUDGETS) \
-			--samples 100 -o $(REAL)/$$task $(READER) || exit; done
+	@$(BIN)/vlkv eval $(REAL)/reader/engine --task form-qa --policy $(REAL_POLICIES) --budget $(REAL_BUDGETS) \
+		--samples 40 -o $(REAL)/form-qa $(READER)
+	@for task in second-question form-list; do \
+		$(BIN)/vlkv eval $(REAL)/reader/engine --task $$task --policy full,shared-question,h2o --budget 0.5,0.2 \
+			--samples 20 -o $(REAL)/$$task $(READER) || exit; done
 
 $(REAL)/reader/checkpoint/config.json $(REAL)/plain/checkpoint/config.json: $(VENV)/tested examples/real_reader/delta.safetensors
-	@$(PIP) gguf accelerate
+	@$(PIP) gguf accelerate && rm -rf $(@D)
 	@$(BIN)/python -m examples.real_reader.join --cache $(REAL)/base -o $(@D) $(if $(findstring plain,$@),--plain)
 
 $(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
