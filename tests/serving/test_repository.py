@@ -99,7 +99,7 @@ def test_tensors_to_a_question():
     }
     question, stream = to_question(tensors, "h2o", 100)
     assert stream
-    assert (question.prompt, question.images, question.policy) == ("a b", [b"\x89PNG", b"\x89PNG"[:4]], "h2o")
+    assert (question.prompt, question.images, question.policy) == ("a b", (b"\x89PNG", b"\x89PNG"[:4]), "h2o")
     assert (question.budget, question.max_new_tokens, question.stop) == (0.1, 7, ("x", "y"))
     assert to_question({"prompt": texts("a")}, "full", 10)[1] is False
     with pytest.raises(PromptError, match="11 characters"):
