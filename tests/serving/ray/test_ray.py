@@ -54,6 +54,17 @@ def ask(client, text, data, **settings):
     return int(raw.headers["x-vlkv-replica"]), raw.parse().choices[0].message.content
 
 
+def patiently(work, seconds=60):
+    """The result, once the cluster's own proxy takes connections: a busy machine may drop some after a death."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except openai.APIConnectionError:
+            if time.monotonic() > end:
+                raise
+
+
 def form(number):
     """A picture of its own."""
     pixels = np.random.default_rng(number).integers(0, 256, (336, 336, 3), np.uint8)
@@ -88,9 +99,9 @@ def test_answers_routing_and_a_death(cluster, opened, picture):
     with pytest.raises(openai.BadRequestError, match="unknown policy"):
         ask(client, "type?", picture, extra_body={"policy": "best"})
     os.kill(replica, signal.SIGKILL)
-    other, text = ask(client, "what is the type?", picture)
+    other, text = patiently(lambda: ask(client, "what is the type?", picture))
     assert text == wanted and other != replica, "what was not yet answered is given to another replica"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     fresh = itertools.count(100)  # a picture that was seen goes where it was
-    while len({ask(client, "type?", form(next(fresh)))[0] for _ in range(8)}) < 2:
+    while len({patiently(lambda: ask(client, "type?", form(next(fresh))))[0] for _ in range(8)}) < 2:
         assert time.monotonic() < end, "the dead replica is replaced"
