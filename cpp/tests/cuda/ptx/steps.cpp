@@ -192,7 +192,11 @@ void load(Thread& t, const Instruction& i) {
   for (size_t e = 0; e < kCount; ++e) {
     T value;
     std::memcpy(&value, from + e * sizeof(T), sizeof value);
-    if constexpr (std::is_same_v<T, int32_t> || sizeof(T) >= 4)
+    // A register that is wider than what is read gets its sign (PTX ISA, "Operand Size Exceeding
+    // Instruction-Type Size").
+    if constexpr (std::is_integral_v<T> && std::is_signed_v<T>)
+      set<int64_t>(t, i.operands[e], int64_t{value});
+    else if constexpr (sizeof(T) >= 4)
       set<T>(t, i.operands[e], value);
     else
       set<uint32_t>(t, i.operands[e], value);
