@@ -3,6 +3,7 @@
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
 # make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
+# make quality   what each weight format does to a real language model's answers; needs gguf and accelerate
 # make real-reader   joins the shipped delta with a real language model's package (90 MB), asks it about pictures of forms
 # make real    the same, and texts: prose, code, chats, documents under every policy and budget
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
@@ -32,7 +33,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -97,6 +98,10 @@ $(REAL)/reader/checkpoint/config.json $(REAL)/plain/checkpoint/config.json: $(VE
 $(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
 	@$(BIN)/vlkv export $(REAL)/$*/checkpoint -o $(REAL)/$*/graphs
 	@$(BIN)/vlkv build $(REAL)/$*/graphs -o $(REAL)/$*/engine
+
+quality: $(VENV)/tested
+	@$(PIP) gguf accelerate
+	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench

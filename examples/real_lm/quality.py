@@ -2,7 +2,7 @@
 
 $ python -m examples.real_lm.quality -o out/real_lm
 
-16 texts (prose, code, chats) are teacher-forced: 32 tokens of each are read as prompts, by products of many rows, and
+17 texts (prose, code, a chat) are teacher-forced: 32 tokens of each are read as prompts, by products of many rows, and
 the next 256 are given one by one. Against float32's: how often the first choice is the same, and by how much the
 perplexity differs. Exits with 1 where a format is outside the limits of its line in LIMITS.
 """

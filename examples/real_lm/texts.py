@@ -7,7 +7,7 @@ import inspect
 from pydoc_data.topics import topics
 
 PROSE = ("assignment", "class", "execmodel", "exceptions", "naming", "operator-summary", "types")
-CODE = ("argparse", "csv", "fractions", "heapq", "shlex", "statistics", "textwrap")
+CODE = ("argparse", "calendar", "csv", "fractions", "heapq", "shlex", "statistics", "tarfile", "textwrap")
 
 _CHATS = (
     (
@@ -63,12 +63,10 @@ _CHATS = (
 
 def texts() -> dict[str, list[str]]:
     """Texts by kind."""
-    chats = [
-        "".join(
-            f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
-            for question, answer in chat
-        )
-        for chat in _CHATS
-    ]
+    chat = "".join(
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+        for turns in _CHATS
+        for question, answer in turns
+    )
     code = [inspect.getsource(importlib.import_module(name)) for name in CODE]
-    return {"prose": [topics[name] for name in PROSE], "code": code, "chat": chats}
+    return {"prose": [topics[name] for name in PROSE], "code": code, "chat": [chat]}
