@@ -73,3 +73,14 @@ def test_the_default_budget():
     lengths = (0, 1, 64, 65, 128, 640, 641, 100_000)
     assert [round(default_budget(policy, n) * n) for n in lengths] == [0, 1, 64, 64, 64, 64, 64, 10_000]
     assert default_budget(POLICIES["full"], 5000) == 1
+
+
+def test_a_later_turn_of_a_compressed_chat_has_the_budget_that_the_first_began_with(engine_of):
+    """What decoding evicts goes on under that budget, and so has to be given the slots for it."""
+    chat = engine_of("llama-old").chat("elastic")
+    first = chat.ask("what", raw=True, max_new_tokens=2)
+    later = chat.ask(
+        "is the total of the form and the date " * 12, raw=True, max_new_tokens=24, temperature=2.0
+    )
+    assert later.prompt_tokens > LEAST_TOKENS > first.prompt_tokens
+    assert first.budget == later.budget == 1.0

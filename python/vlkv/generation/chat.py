@@ -96,8 +96,10 @@ class Conversation:
         Raises:
             PromptError: a picture in a later turn where `keep` is `compressed`, or what `Engine.generate` refuses.
         """
-        question = Question(prompt, images, policy=self.policy, budget=self.budget, **settings)
         last, turn, begin = self._last, ChatTurn(prompt, len(images)), 0
+        # what decoding evicts goes on under the budget that the first turn began with
+        budget = self.budget if last is None or self.keep == "reusable" else last.budget
+        question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
         if last is None:
             sequence = prepare(self._model, question)
         else:
