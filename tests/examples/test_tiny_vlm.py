@@ -214,7 +214,7 @@ def test_demo_shows_right_answers_and_draws_what_was_kept(engine, tmp_path, caps
         panels = np.split(np.asarray(drawn.convert("RGB"), np.int16), 5, axis=1)
     example = json.loads((EXAMPLE / "example.json").read_text(encoding="utf-8"))
     result = engine.generate(
-        example["prompt"], [EXAMPLE / "example.png"], policy="vl-cache", max_new_tokens=8
+        example["prompt"], [EXAMPLE / "example.png"], policy="vl-cache", budget=0.1, max_new_tokens=8
     )
     for panel, positions in zip(panels[1:], result.positions, strict=True):
         cells = (panel != panels[0]).any(axis=2).reshape(24, 14, 24, 14).any(axis=(1, 3)).ravel()

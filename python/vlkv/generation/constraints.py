@@ -78,6 +78,6 @@ class Constraints:
         """Last tokens of bad words whose other tokens stand at the end."""
         ends = []
         for *before, last in self._words:
-            if len(before) < len(self._tokens) and self._tokens[len(self._tokens) - len(before) :] == before:
+            if len(before) <= len(self._tokens) and self._tokens[len(self._tokens) - len(before) :] == before:
                 ends.append(last)
         return ends
