@@ -94,7 +94,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             hidden=text.hidden,
             vocab=text.vocab,
             max_positions=text.max_positions,
-            sliding_window=text.sliding_window,
+            layer_windows=text.windows,
         ),
         image=checkpoint.image,
         tokens=checkpoint.tokens,

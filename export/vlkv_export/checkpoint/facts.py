@@ -94,9 +94,8 @@ class TextConfig:
 
     `norm_offset` is added to the weights of norms, `embed_scale` multiplies token embeddings, `head_norms` tells of
     norms of each head's queries and keys.
-    `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
-    token is seen, as without it. `biases` names the projections that have one,
-    of q, k, v, o, gate, up and down.
+    `windows` `[layers]` says how many tokens each layer sees, the token itself with them, 0 for all; it is empty
+    where every layer sees all. `biases` names the projections that have one, of q, k, v, o, gate, up and down.
     """
 
     architecture: str
@@ -113,10 +112,14 @@ class TextConfig:
     rope: Rope
     tied: bool
     biases: frozenset[str]
-    sliding_window: int | None
+    windows: tuple[int, ...] = ()
     norm_offset: float = 0.0
     embed_scale: float = 1.0
     head_norms: bool = False
+
+    def window(self, layer: int) -> int:
+        """Tokens that a layer sees, 0 for all."""
+        return self.windows[layer] if self.windows else 0
 
 
 @dataclass(frozen=True)

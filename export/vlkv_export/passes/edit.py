@@ -118,7 +118,7 @@ def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir
 def constant(graph: ir.Graph, name: str, values: int | list[int], dtype: ir.DataType) -> ir.Value:
     """An initializer of that name, made once."""
     if name not in graph.initializers:
-        add_initializer(graph, ir.tensor(np.array(values), dtype=dtype, name=name))
+        add_initializer(graph, ir.tensor(np.array(values, dtype.numpy()), dtype=dtype, name=name))
     return graph.initializers[name]
 
 

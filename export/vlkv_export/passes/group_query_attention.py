@@ -25,6 +25,7 @@ from vlkv_export.passes.edit import (
     producer,
     replace,
 )
+from vlkv_export.passes.within_window import window_of
 
 DIM = 8
 """ONNX Runtime's kernel takes head dimensions that are multiples of this; others stay with the standard operators."""
@@ -32,7 +33,10 @@ INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
 def use_group_query_attention(model: ir.Model) -> int:
-    """Rewrites each Attention over TensorScatters into graph inputs whose rows see all slots up to their own."""
+    """Rewrites each Attention over TensorScatters into graph inputs whose rows see the slots up to their own.
+
+    They see all of them, or the last of a sliding window.
+    """
     graph = model.graph
     found = [match for node in graph if (match := _match(node))]
     if not found:
@@ -59,7 +63,8 @@ def use_group_query_attention(model: ir.Model) -> int:
                 "kv_num_heads": match["kv_heads"],
                 "scale": node.attributes.get_float("scale"),
                 "do_rotary": 0,
-            },
+            }
+            | ({"local_window_size": match["window"]} if match["window"] else {}),
             domain=MICROSOFT,
             name=node.name,
         )
@@ -89,6 +94,13 @@ def _layer(written: ir.Value) -> int | None:
     return None if index is None else int(index.numpy())
 
 
+def _window(mask: ir.Value | None, written: ir.Value) -> int | None:
+    """The window of a mask that is `slot <= written + row`, 0 for one without; None of any other mask."""
+    bound = window_of(mask)
+    causal, window = bound or (mask, 0)
+    return window if _sees_up_to_own_slot(causal, written) else None
+
+
 def _sees_up_to_own_slot(mask: ir.Value | None, written: ir.Value) -> bool:
     """Whether the mask is `slot <= written + row`, which is what the fused operator does without one."""
     compare = producer(mask, "LessOrEqual")
@@ -113,7 +125,8 @@ def _match(node: ir.Node) -> dict[str, Any] | None:
         return None
     if layer is None or scatters[1].inputs[2] is not written:
         return None
-    if not _sees_up_to_own_slot(node.inputs[3], written):
+    window = _window(node.inputs[3], written)
+    if window is None:
         return None
     key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
     transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
@@ -123,6 +136,7 @@ def _match(node: ir.Node) -> dict[str, Any] | None:
     return {
         "attention": node,
         "layer": layer,
+        "window": window,
         "query": query[0],
         "heads": query[1],
         "key": key[0],

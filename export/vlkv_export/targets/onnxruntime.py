@@ -22,6 +22,7 @@ from vlkv_export.passes.native_attention import attend_natively
 from vlkv_export.passes.native_linear import Stored, multiply_natively, stored_weights
 from vlkv_export.passes.observed_rows import give_out_observed_rows
 from vlkv_export.passes.transposed_weights import fuse_transposed_weights
+from vlkv_export.passes.within_window import drop_windows, inside_window
 from vlkv_export.targets.spec import Options, Settings, Write
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
@@ -69,6 +70,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         return {
             "kind": "engine",
             "backend": backend,
+            # the body of Score knows no window
+            "text": manifest.text if native else inside_window(manifest.text),
             "operators": operators,
             "weights": weights or (manifest.cache_dtype if native else "float32"),
             "prompt_precision": precision,
@@ -111,6 +114,8 @@ def lower_for_onnxruntime(
         if name == "vision":
             done["multi_head_attention"] = use_multi_head_attention(model)
         if name == "decoder":
+            if not native:
+                done["within_window"] = drop_windows(model)
             done["group_query_attention"] = use_group_query_attention(model)
             if native:
                 done["native_attention"] = attend_natively(model)

@@ -98,9 +98,15 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, spare: int) -> Cache:
-        """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied."""
-        return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
+    def grown(self, spare: int, windows: Sequence[int] | None = None) -> Cache:
+        """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied.
+
+        `windows` `[L]` are the most slots of a layer, 0 for any number.
+        """
+        slots = [int(longest) + spare for longest in self.length.max(axis=1)]
+        if windows is not None:
+            slots = [min(n, most) if most else n for n, most in zip(slots, windows, strict=True)]
+        return join([self], slots)
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Each prompt's last token takes the place of another, and the length goes down by one.

@@ -31,6 +31,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.storage.image_facts import Fixed, ImageFacts
 from vlkv.storage.manifest import BYTES
 
@@ -48,11 +49,13 @@ class Sequence:
         sampling: how tokens are chosen.
         want_scores: whether the result is to hold the scores.
         grammar: what the answer must follow; None for free text.
+        open_ended: whether more turns may follow in the same cache.
 
     Attributes:
         result: grows along, from `begin` on.
         cache: what is kept of the prompt, with free slots for the answer; None before prefill, and once it is part
             of a batch.
+        windows: `[L]`, sliding windows of layers that prompt and answer go past, 0 for others.
         eviction: what decoding evicts; None for nothing.
         logits: `[V]` of the prompt's last token, after prefill.
     """
@@ -65,8 +68,10 @@ class Sequence:
     sampling: Sampling = field(default_factory=Sampling)
     want_scores: bool = False
     grammar: Grammar | None = None
+    open_ended: bool = False
     result: Result = field(init=False, default_factory=Result)
     cache: Cache | None = field(init=False, default=None)
+    windows: Windows = field(init=False, default=())
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
     _sampler: Sampler = field(init=False, repr=False)
@@ -76,7 +81,9 @@ class Sequence:
     def begin(self, model: Model) -> None:
         """Writes down what is known of the result before anything has run; nothing is generated yet."""
         length, text = len(self.prompt.token_ids), model.manifest.text
-        slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        most = length + self.max_new_tokens
+        self.windows = reached(text, None if self.open_ended else most)
+        slot = text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
@@ -84,8 +91,8 @@ class Sequence:
             policy=self.policy.name,
             budget=self.budget,
             sparsity=[0.0] * text.layers,
-            kept_tokens=[length] * text.layers,
-            cache_bytes_full=slot * (length + self.max_new_tokens),
+            kept_tokens=[kept_within(length, window) for window in self.windows],
+            cache_bytes_full=slot * sum(slots_within(most, self.windows)),
         )
         self._sampler = Sampler(self.sampling, self.grammar)
         if self.sampling.logprobs is not None:

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.image_facts import ImageFacts
 from vlkv.storage.manifest import Manifest
+from vlkv_export.passes.within_window import inside_window
 from vlkv_export.targets.spec import Options, Write
 from vlkv_export.targets.tensorrt import process
 from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
@@ -44,6 +46,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     for option, value in products.items():
         if value not in (None, "float32"):
             raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")
+    # neither the parser's layers nor the plugin's know of windows
+    manifest = msgspec.structs.replace(manifest, text=inside_window(manifest.text))
     target = resolve(backend, options.settings, options.operators, manifest)
     lower_only = options.settings.lower_only
     if not lower_only:
@@ -123,6 +127,7 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> 
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
         "backend": target.backend,
+        "text": manifest.text,
         "operators": target.operators,
         "cache_dtype": target.dtype,
         "device": target.device,

@@ -19,6 +19,7 @@ from vlkv_export.passes.half import compute_in_half
 from vlkv_export.passes.observed_rows import give_out_observed_rows
 from vlkv_export.passes.plugin_nodes import name_plugins
 from vlkv_export.passes.static_cache import fix_capacity
+from vlkv_export.passes.within_window import drop_windows
 
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that `compress` becomes, and what each does with the evicted."""
@@ -57,6 +58,7 @@ def lower_for_tensorrt(
     for name, model in models.items():
         counts[name]["dtype"] = _compute_in(model, dtype, converted)
     decoder, done = models["decoder"], counts["decoder"]
+    done["within_window"] = drop_windows(decoder)
     if in_place:
         done["attend_in_place"] = attend_in_place(decoder)
         common.RemoveUnusedNodesPass()(decoder)
