@@ -26,7 +26,9 @@ def windows(module, **fields):
 
 def test_windows_of_layers():
     assert windows(mistral, sliding_window=32) == (32,) * 4
-    assert windows(mistral, sliding_window=None) == windows(mistral) == windows(llama, sliding_window=32) == ()
+    assert (
+        windows(mistral, sliding_window=None) == windows(mistral) == windows(llama, sliding_window=32) == ()
+    )
     assert windows(mistral, sliding_window=512) == ()
     for module in (qwen2, qwen3):
         assert windows(module, **ON, max_window_layers=3) == (0, 0, 0, 32)
