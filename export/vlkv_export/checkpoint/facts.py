@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from vlkv.storage.image_facts import ImageFacts
 from vlkv.storage.manifest import GenerationFacts, TokenFacts
+from vlkv_export.checkpoint.quantisation import Scheme
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
@@ -28,6 +30,48 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Part of a matrix in codes: as `Tensor`, of any dtype that the format names."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A matrix `[outputs, inputs]` that the checkpoint holds in codes: its parts by name, and how they are laid out."""
+
+    name: str
+    shape: tuple[int, int]
+    scheme: Scheme
+    parts: dict[str, Stored]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A coded matrix as a graph directory holds it: (code - zero) * scale, N outputs, K inputs, G blocks a row.
+
+    Fields:
+        shape: `(N, K)`.
+        bits: of a code, 4 or 8.
+        codes: `[N, K]`, uint8, or two codes a byte, the earlier in the low bits.
+        scales: `[N, G]`, float16 or float32.
+        zeros: `[N, G]` uint8; None where all are 128.
+        order: `[K]` int64, which input each column multiplies; None for their own order.
+    """
+
+    shape: tuple[int, int]
+    bits: Literal[4, 8]
+    codes: Stored
+    scales: Stored
+    zeros: Stored | None = None
+    order: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -139,3 +183,7 @@ class Checkpoint:
     generation: GenerationFacts
     notes: tuple[str, ...]
     """What the checkpoint says and the engine will not do, a line each."""
+    coded: Mapping[str, Coded] = field(default_factory=dict)
+    """Matrices that are stored in codes, by canonical name; `tensors` does not have them."""
+    placed: Mapping[str, Placed] = field(default_factory=dict)
+    """The same once they lie in a graph directory."""

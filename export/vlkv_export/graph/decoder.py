@@ -15,7 +15,7 @@ FLOAT = ir.DataType.FLOAT
 def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     """The decoder of a checkpoint; inputs and outputs are listed in `docs/structure.md`."""
     text = checkpoint.text
-    b = Builder("decoder", checkpoint.tensors, dtype)
+    b = Builder("decoder", checkpoint.tensors, dtype, checkpoint.placed)
     x = b.input("inputs_embeds", FLOAT, ["B", "S", text.hidden])
     position_ids = b.input("position_ids", INT64, ["B", "S"])
     row_index = b.input("row_index", INT64, ["B", "W"])

@@ -9,6 +9,7 @@ from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
+from vlkv_export.checkpoint.quantisation import read_scheme
 from vlkv_export.checkpoint.settings import read_image_token
 from vlkv_export.models import registry
 from vlkv_export.models.spec import ImageSource, Shapes
@@ -37,7 +38,6 @@ def read_parts(config: Fields) -> Parts:
     """Read the parts of a model with the readers of the registry. Raises `CheckpointError`."""
     name = registry.find_family(config)
     family = registry.FAMILIES[name]
-    _refuse_quantised(config)
     vision = config.child("vision_config", family.vision_where_absent)
     tower = registry.TOWERS[registry.find_tower(vision, family.tower)]
     vision_config, projector = tower.read(config, vision, family.selection), family.read(config)
@@ -62,6 +62,7 @@ def _read(folder: Path) -> Checkpoint:
     _refuse_adapter(folder)
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
+    scheme = read_scheme(config, config.child("text_config"), config.child("vision_config"))
     vision, projector, text = parts.vision, parts.projector, parts.text
     family, text_model = registry.FAMILIES[parts.family], registry.TEXT_MODELS[text.architecture]
     token_id = read_image_token(config, text.vocab, family.image_token_id)
@@ -80,8 +81,13 @@ def _read(folder: Path) -> Checkpoint:
                 f"{folder}: the weights hold {found[name][0]}, config.json says that there is none; "
                 "set attention_bias or mlp_bias of text_config"
             )
-    tensors = weights.select(folder, found, parts.tensors(), text.tied)
-    text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
+    tensors, coded = weights.select(folder, found, parts.tensors(), text.tied, scheme)
+    if scheme is not None and not coded:
+        raise CheckpointError(
+            f"{config.where}: quantization_config names {scheme.method}, and no matrix of the weights is stored so; "
+            "take quantization_config out if they are floats"
+        )
+    text = replace(text, tied=tensors.get(layout.HEAD) == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
     beyond = [index for index in added.texts if index >= text.vocab]
     if beyond:
@@ -90,6 +96,8 @@ def _read(folder: Path) -> Checkpoint:
             *notes,
             f"{added.path}: {said} rows of the embedding table; prompts that hold one are refused",
         )
+    if scheme is not None:
+        notes = (*notes, *scheme.notes)
     if "auto_map" in config:
         code = f"{config.where}: auto_map {show(config.get('auto_map'))} names code, which is never run"
         notes = (*notes, code)
@@ -106,6 +114,7 @@ def _read(folder: Path) -> Checkpoint:
         files,
         settings,
         notes,
+        coded,
     )
 
 
@@ -134,14 +143,3 @@ def _refuse_adapter(folder: Path) -> None:
             f"{path}: a LoRA adapter of {show(base)}; merge it with peft (merge_and_unload, then save_pretrained) "
             "and give the merged folder, or take the adapter's files out of this one"
         )
-
-
-def _refuse_quantised(config: Fields) -> None:
-    for part in (config, config.child("text_config"), config.child("vision_config")):
-        if "quantization_config" in part:
-            method = part.get("quantization_config")
-            method = method.get("quant_method") if isinstance(method, dict) else method
-            raise CheckpointError(
-                f"{part.where}: quantization_config ({show(method)}): quantised checkpoints are not "
-                "supported; give the float32, float16 or bfloat16 checkpoint that it was made from"
-            )

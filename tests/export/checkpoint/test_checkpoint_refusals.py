@@ -82,7 +82,7 @@ def test_not_utf8(folder: Path) -> None:
         ({TEXT: {"hidden_act": "mish"}}, "hidden_act 'mish' is not supported; supported: quick_gelu, gelu"),
         ({VISION: {"hidden_act": "laplace"}}, "hidden_act 'laplace' is not supported"),
         ({"projector_hidden_act": "tanh"}, "projector_hidden_act 'tanh' is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, "('awq'): quantised checkpoints are not"),
+        ({"quantization_config": {"quant_method": "awq"}}, "names awq, and no matrix of the weights is"),
         ({TEXT: {"quantization_config": {"quant_method": "gptq"}}}, "text_config: quantization_config"),
         ({"image_token_index": 12}, "image_token_index 12 is outside the vocabulary of 12"),
         ({"image_token_id": 99}, "image_token_id 99 is outside the vocabulary of 12"),

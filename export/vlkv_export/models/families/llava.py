@@ -64,7 +64,7 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
     With a checkpoint's `image_newline` that vector is the last of the P.
     """
     config = checkpoint.vision
-    b = Builder("vision", checkpoint.tensors, dtype)
+    b = Builder("vision", checkpoint.tensors, dtype, checkpoint.placed)
     dynamic = config.image_size == 0
     size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])

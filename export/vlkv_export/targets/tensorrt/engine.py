@@ -29,6 +29,7 @@ from vlkv_export.weights.convert import (
     weight_files,
 )
 from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.widened import widened
 
 ENGINE = ".engine"
 EMBEDDING = "embedding.safetensors"
@@ -55,7 +56,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
         write_into = lower_into if lower_only else build_into
-        return write_into(source, folder, models, manifest, target, watch)
+        with widened(source, folder, models, watch) as wide:
+            return write_into(wide, folder, models, manifest, target, watch)
 
     return write
 
