@@ -189,12 +189,10 @@ def prepare(
         repetition_penalty=question.repetition_penalty,
         no_repeat_ngram_size=question.no_repeat_ngram_size,
         min_new_tokens=question.min_new_tokens,
+        suppress_tokens=question.suppress_tokens,
+        bad_words_ids=question.bad_words_ids,
     )
-    wrong = [token for token in sampling.logit_bias if token >= model.manifest.text.vocab]
-    if wrong:
-        raise SamplingError(
-            f"logit_bias names token {wrong[0]}; the vocabulary has {model.manifest.text.vocab}"
-        )
+    _check_ids(sampling, model.manifest.text.vocab)
     prompt = prompt_of(model, question) if prompt is None else prompt
     length, most, vocab = len(prompt.token_ids), model.manifest.text.max_positions, model.manifest.text.vocab
     beyond = prompt.token_ids[prompt.token_ids >= vocab]
@@ -211,3 +209,17 @@ def prepare(
     images = read_pictures(question.images, layouts, model.manifest.image, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
+
+
+def _check_ids(sampling: Sampling, vocab: int) -> None:
+    """Raises `SamplingError` for a token beyond the vocabulary, and where no token would be left."""
+    suppressed = sampling.suppress_tokens or ()
+    words = [token for word in sampling.bad_words_ids or () for token in word]
+    named = {"logit_bias": sampling.logit_bias, "suppress_tokens": suppressed, "bad_words_ids": words}
+    for name, tokens in named.items():
+        wrong = [token for token in tokens if token >= vocab]
+        if wrong:
+            raise SamplingError(f"{name} names token {wrong[0]}; the vocabulary has {vocab}")
+    single = [word[0] for word in sampling.bad_words_ids or () if len(word) == 1]
+    if len({*suppressed, *single}) >= vocab:
+        raise SamplingError(f"suppress_tokens and bad_words_ids name all {vocab} tokens; leave some")

@@ -104,7 +104,8 @@ class StreamOptions(_Record):
 class Common(msgspec.Struct, kw_only=True):
     """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are vlkv's own.
 
-    `kept` asks what was kept of the pictures. `user`, `metadata`, `store` and their like have no effect.
+    So are `repetition_penalty` and those behind it, by the names and meanings of transformers. `kept` asks what was
+    kept of the pictures. `user`, `metadata`, `store` and their like have no effect.
     """
 
     model: str = ""
@@ -124,6 +125,11 @@ class Common(msgspec.Struct, kw_only=True):
     policy: str | None = None
     budget: float | None = None
     kept: bool = False
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    suppress_tokens: list[int] | None = None
+    bad_words_ids: list[list[int]] | None = None
 
 
 class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
