@@ -110,8 +110,8 @@ def attend(
     query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
     key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
     sizes = Heads(heads, kv_heads, dim, dim**-0.5, text.window(layer))
-    y, *rest = attend_over_cache(b, query, key, value, call.rows, caches, length, sizes)
-    return b.linear(y, f"{name}.o_proj"), *rest
+    found = attend_over_cache(b, query, key, value, call.rows, caches, length, sizes)
+    return b.linear(found[0], f"{name}.o_proj"), *found[1:]
 
 
 def attend_over_cache(
