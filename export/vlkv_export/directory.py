@@ -19,6 +19,7 @@ from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
 from vlkv_export.weights.files import link_weights
+from vlkv_export.weights.merge import merge
 from vlkv_export.weights.repack import repack
 
 Report = Callable[[str], None]
@@ -51,6 +52,9 @@ def export_checkpoint(
         report("linking the weights")
         link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
         placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
+        if checkpoint.merges:
+            report("merging the adapter")
+        floats |= merge(checkpoint.folder, folder, checkpoint.tensors, checkpoint.merges)
         checkpoint = replace(checkpoint, placed=placed, tensors=checkpoint.tensors | floats)
         for name in checkpoint.tokenizer_files:
             link_or_copy(checkpoint.folder / name, folder / name)

@@ -33,6 +33,16 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """What an adapter adds to a matrix `[N, K]`: scale * B A, `a` `[r, K]` and `b` `[N, r]` in files of `folder`."""
+
+    folder: Path
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
 class Stored:
     """Part of a matrix in codes: as `Tensor`, of any dtype that the format names."""
 
@@ -185,5 +195,7 @@ class Checkpoint:
     """What the checkpoint says and the engine will not do, a line each."""
     coded: Mapping[str, Coded] = field(default_factory=dict)
     """Matrices that are stored in codes, by canonical name; `tensors` does not have them."""
+    merges: Mapping[str, Merge] = field(default_factory=dict)
+    """What an adapter adds, by the canonical name of the matrix."""
     placed: Mapping[str, Placed] = field(default_factory=dict)
     """The same once they lie in a graph directory."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
+from vlkv_export.checkpoint.adapter import base_folder, find_adapter, read_merges
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
 from vlkv_export.checkpoint.quantisation import read_scheme
@@ -59,7 +60,9 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> Checkpoint:
-    _refuse_adapter(folder)
+    adapter = find_adapter(folder)
+    if adapter is not None:
+        folder = base_folder(adapter)
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
     scheme = read_scheme(config, config.child("text_config"), config.child("vision_config"))
@@ -86,6 +89,11 @@ def _read(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{config.where}: quantization_config names {scheme.method}, and no matrix of the weights is stored so; "
             "take quantization_config out if they are floats"
+        )
+    merges = {} if adapter is None else read_merges(adapter, family.prefixes, tensors)
+    if merges.keys() & {layout.HEAD, layout.EMBEDDING} and text.tied:
+        raise CheckpointError(
+            f"{folder}: an adapter of a head that is the token embeddings too is not supported"
         )
     text = replace(text, tied=tensors.get(layout.HEAD) == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
@@ -115,6 +123,7 @@ def _read(folder: Path) -> Checkpoint:
         settings,
         notes,
         coded,
+        merges,
     )
 
 
@@ -132,14 +141,3 @@ def _config_path(folder: Path) -> Path:
     if not config:
         raise CheckpointError(f"{folder} has no config.json; {advice}")
     return path
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raise `CheckpointError` for a LoRA adapter, alone or beside weights: it would change every answer."""
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        base = Fields(read_object(path), str(path)).get("base_model_name_or_path")
-        raise CheckpointError(
-            f"{path}: a LoRA adapter of {show(base)}; merge it with peft (merge_and_unload, then save_pretrained) "
-            "and give the merged folder, or take the adapter's files out of this one"
-        )
