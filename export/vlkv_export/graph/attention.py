@@ -106,8 +106,10 @@ def attend(
     query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
     key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
     sizes = Heads(heads, kv_heads, dim, dim**-0.5)
-    y, *rest = attend_over_cache(b, query, key, value, call.rows, caches, length, sizes)
-    return b.linear(y, f"{name}.o_proj"), *rest
+    y, keys, values, score, sparsity = attend_over_cache(
+        b, query, key, value, call.rows, caches, length, sizes
+    )
+    return b.linear(y, f"{name}.o_proj"), keys, values, score, sparsity
 
 
 def attend_over_cache(
