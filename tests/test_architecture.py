@@ -34,6 +34,7 @@ RUNTIME_ROOMS = (
 
 EXPORT_SEES_OF_RUNTIME = {
     "vlkv.errors",
+    "vlkv.inputs.embedding",
     "vlkv.ops.constants",
     "vlkv.storage.files",
     "vlkv.storage.manifest",
@@ -53,7 +54,8 @@ EXPORT_PARTS = {
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
     "graphs": {"targets"},
     "engine": {"directory", "graphs", "targets", "watch", "weights"},
-    "cli": {"directory", "engine", "targets", "watch"},
+    "adopt": {"checkpoint", "directory", "graph", "ops", "passes"},
+    "cli": {"adopt", "directory", "engine", "targets", "watch"},
 }
 """Parts of `vlkv_export` and which others each may import."""
 

@@ -1,4 +1,4 @@
-"""`vlkv export` and `vlkv build`."""
+"""`vlkv export`, `vlkv adopt` and `vlkv build`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,32 @@ def export(checkpoint: Source, output: Target) -> None:
     with progress() as bar:
         export_checkpoint(
             checkpoint, output, bar.step, lambda note: notes().print(f"note: {note}", markup=False)
+        )
+        bar.done(f"wrote {output}")
+
+
+def adopt(
+    folder: Source,
+    output: Target,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="The decoder's file in the folder.", show_default="the exporter's usual name"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Run the original graph too and compare logits; takes the model's memory.")
+    ] = True,
+) -> None:
+    """Write the graphs of a decoder that onnxruntime-genai, Optimum or onnx-community exported."""
+    from vlkv_export.adopt.directory import adopt_folder
+
+    with progress() as bar:
+        adopt_folder(
+            folder,
+            output,
+            decoder,
+            check,
+            bar.step,
+            lambda note: notes().print(f"note: {note}", markup=False),
         )
         bar.done(f"wrote {output}")
 

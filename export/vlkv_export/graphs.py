@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import reason, show
+from vlkv.storage.image_facts import takes_pictures
 from vlkv.storage.manifest import Manifest
 from vlkv_export.targets.spec import GRAPHS
 
@@ -20,13 +21,14 @@ def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
         EngineError: a graph that the manifest does not list, that is no ONNX model, or whose weights lie in a file that
             the manifest does not list or beyond that file's end.
     """
-    for name in GRAPHS:
+    names = graphs_of(manifest)
+    for name in names:
         if f"{name}.onnx" not in manifest.files:
             raise EngineError(
                 f"{show(source)}: the manifest lists no {name}.onnx; export the checkpoint anew"
             )
     models = {}
-    for name in GRAPHS:
+    for name in names:
         path = source / f"{name}.onnx"
         try:
             models[name] = ir.load(path)
@@ -37,6 +39,11 @@ def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
         for tensor in _external(models[name]):
             _check(tensor, path, manifest)
     return models
+
+
+def graphs_of(manifest: Manifest) -> tuple[str, ...]:
+    """The names of a directory's graphs; a model of text alone has no vision graph."""
+    return tuple(name for name in GRAPHS if name != "vision" or takes_pictures(manifest.image))
 
 
 def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:

@@ -86,5 +86,7 @@ def test_prompts_have_their_length_and_one_picture(engine_of):
         assert not set(ids[1:].tolist()) & {*manifest.tokens.eos, manifest.tokens.bos, manifest.tokens.pad}
     again = make_prompts(manifest, length, 3, 1)
     assert all((a.prompt.token_ids == b.prompt.token_ids).all() for a, b in zip(prompts, again, strict=True))
-    assert all(a.picture.tobytes() == b.picture.tobytes() for a, b in zip(prompts, again, strict=True))
+    assert all(
+        a.pictures[0].tobytes() == b.pictures[0].tobytes() for a, b in zip(prompts, again, strict=True)
+    )
     assert (prompts[0].prompt.token_ids != prompts[1].prompt.token_ids).any()

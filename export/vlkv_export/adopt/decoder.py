@@ -1,4 +1,4 @@
-"""A foreign decoder graph as vlkv's: the inputs, outputs and attention of `docs/structure.md`, everything else as it was.
+"""A foreign decoder graph as vlkv's: inputs, outputs and attention of `docs/structure.md`, everything else as it was.
 
 The nodes move into a new graph in their order. Where a layer's attention stood, ours is built; the token embedding is
 looked up by the runtime; logits are those of each prompt's last token. What is no longer read falls away.
@@ -16,12 +16,13 @@ from vlkv_export.adopt.facts import Source
 from vlkv_export.adopt.forms import EXPECTED, FORMS, Attention
 from vlkv_export.adopt.forms.spec import Caches, refuse
 from vlkv_export.adopt.opset import raise_opset
+from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.attention import Heads, Rows, attend_over_cache, call_rows
 from vlkv_export.graph.builder import Builder
 from vlkv_export.graph.decoder import last_row
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
-DTYPES = {
+DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
@@ -45,7 +46,7 @@ class Adopted:
 
     model: ir.Model
     lookup: ir.Node
-    dtype: str
+    dtype: Dtype
     counts: dict[str, int]
     window: int | None
 
@@ -71,7 +72,9 @@ def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
     _check_inputs(made, graph)
     windows = {attention.window for attention in attentions}
     if len(windows) > 1:
-        raise CheckpointError(f"{source.graph}: layers see {sorted(map(str, windows))} tokens; expected one number for all")
+        raise CheckpointError(
+            f"{source.graph}: layers see {sorted(map(str, windows))} tokens; expected one number for all"
+        )
     counts = {"attention": len(attentions), "embedding": 1, "last_logits": 1}
     return Adopted(made, lookup, dtype, counts, windows.pop())
 
@@ -81,7 +84,8 @@ def _embedding(graph: ir.Graph) -> ir.Node:
     ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
     if ids is None:
         raise CheckpointError(
-            f"the graph has no input 'input_ids' but {[value.name for value in graph.inputs][:4]}; expected a decoder of tokens"
+            f"the graph has no input 'input_ids' but {[value.name for value in graph.inputs][:4]}; "
+            "expected a decoder of tokens"
         )
     found = [
         node
@@ -89,7 +93,9 @@ def _embedding(graph: ir.Graph) -> ir.Node:
         if node.op_type in ("Gather", "GatherBlockQuantized") and node.inputs[1] is ids
     ]
     if len(found) != 1:
-        raise CheckpointError(f"{len(found)} nodes look up 'input_ids'; expected one Gather or GatherBlockQuantized")
+        raise CheckpointError(
+            f"{len(found)} nodes look up 'input_ids'; expected one Gather or GatherBlockQuantized"
+        )
     return found[0]
 
 
@@ -97,11 +103,15 @@ def _attention(graph: ir.Graph, source: Source, layer: int) -> Attention:
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
 
-    def named(patterns: tuple[str, str], values: dict[str | None, ir.Value], kind: str) -> tuple[ir.Value, ir.Value]:
+    def named(
+        patterns: tuple[str, str], values: dict[str | None, ir.Value], kind: str
+    ) -> tuple[ir.Value, ir.Value]:
         names = [pattern % layer for pattern in patterns]
         for name in names:
             if name not in values:
-                raise CheckpointError(f"{source.graph}: no {kind} {name!r}; expected one for each of {source.layers} layers")
+                raise CheckpointError(
+                    f"{source.graph}: no {kind} {name!r}; expected one for each of {source.layers} layers"
+                )
         return values[names[0]], values[names[1]]
 
     caches = Caches(
@@ -118,13 +128,17 @@ def _attention(graph: ir.Graph, source: Source, layer: int) -> Attention:
             return found
     node = caches.present[0].producer()
     if node is None:
-        raise CheckpointError(f"{source.graph}: {caches.present[0].name!r} is not made by a node; expected {EXPECTED}")
+        raise CheckpointError(
+            f"{source.graph}: {caches.present[0].name!r} is not made by a node; expected {EXPECTED}"
+        )
     raise refuse(node, f"makes the cache {caches.present[0].name!r}; expected {EXPECTED}")
 
 
-def _dtype(cache: ir.Value) -> str:
+def _dtype(cache: ir.Value) -> Dtype:
     if cache.dtype not in DTYPES:
-        raise CheckpointError(f"caches are of {cache.dtype}; expected {', '.join(DTYPES.values())}: export with a cache of floats")
+        raise CheckpointError(
+            f"caches are of {cache.dtype}; expected {', '.join(DTYPES.values())}: export with a cache of floats"
+        )
     return DTYPES[cache.dtype]
 
 
@@ -137,7 +151,9 @@ def _move(
     position_ids = b.input("position_ids", INT64, ["B", "S"])
     row_index = b.input("row_index", INT64, ["B", "W"])
     length = b.input("length", INT64, [source.layers, "B"])
-    shapes: list[list[int | str]] = [["B", source.kv_heads, f"C_{n}", source.head_dim] for n in range(source.layers)]
+    shapes: list[list[int | str]] = [
+        ["B", source.kv_heads, f"C_{n}", source.head_dim] for n in range(source.layers)
+    ]
     caches = [
         (b.input(f"key_cache.{n}", b.dtype, shape), b.input(f"value_cache.{n}", b.dtype, shape))
         for n, shape in enumerate(shapes)
@@ -234,9 +250,13 @@ def _vocabulary(logits: ir.Value) -> ir.Node:
         if node.op_type in PRODUCTS:
             return node
         if node.op_type not in HEAD:
-            raise refuse(node, f"on the way to {logits.name!r}; expected {', '.join(sorted(PRODUCTS | HEAD))}")
+            raise refuse(
+                node, f"on the way to {logits.name!r}; expected {', '.join(sorted(PRODUCTS | HEAD))}"
+            )
         value = next((one for one in node.inputs if one is not None and one.const_value is None), None)
-    raise CheckpointError(f"output {logits.name!r} is not made by a product; expected {', '.join(sorted(PRODUCTS))}")
+    raise CheckpointError(
+        f"output {logits.name!r} is not made by a product; expected {', '.join(sorted(PRODUCTS))}"
+    )
 
 
 def _of_last_rows(b: Builder, product: ir.Node, last: ir.Value) -> None:

@@ -1,4 +1,4 @@
-"""Graphs of opset 13 to 24 in the opset of ours. Between them only these operators changed what their nodes look like."""
+"""Graphs of opset 13 to 24 in the opset of ours. Between them only these operators changed how they are written."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from vlkv_export.weights.spec import Format
 
 def linear_matrices(models: dict[str, ir.Model], *graphs: str) -> dict[str, Tensor]:
     """The weights of these graphs that `vlkv.native.Linear` can multiply with, in any of its formats."""
-    return convert.stored(weight for graph in graphs for weight in matrices(models[graph]).values())
+    held = (models[graph] for graph in graphs if graph in models)
+    return convert.stored(weight for model in held for weight in matrices(model).values())
 
 
 def store_matrices(

@@ -16,9 +16,10 @@ from vlkv.backend.base import NOTHING, Observation, ObservedQueries, ObservedSco
 from vlkv.backend.cache import HOST, Cache, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
-from vlkv.errors import EngineError
+from vlkv.errors import EngineError, ImageError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
+from vlkv.storage.image_facts import takes_pictures
 from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
@@ -46,7 +47,8 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        self._vision = _session(directory / "vision.onnx", threads, manifest.operators)
+        sees = takes_pictures(manifest.image)
+        self._vision = _session(directory / "vision.onnx", threads, manifest.operators) if sees else None
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
@@ -54,6 +56,8 @@ class OnnxRuntimeBackend:
 
     def vision(self, pixels: Float32) -> Float32:
         """See `Backend.vision`; one tile at a time, so that memory does not grow with their number."""
+        if self._vision is None:
+            raise ImageError("this engine has no vision graph: its model takes text alone")
         run = self._vision.run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]

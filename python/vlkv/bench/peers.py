@@ -28,7 +28,7 @@ from vlkv.engine import Engine
 from vlkv.errors import BenchError
 from vlkv.inputs.preprocess import pixel_values
 from vlkv.storage.files import show
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, takes_pictures
 
 PATIENCE = 3600.0
 """Seconds that an answer may take."""
@@ -126,7 +126,7 @@ class PeerArm:
 
     def _pixels(self, one: Asked) -> NDArray[np.float32]:
         (layout,) = one.prompt.pictures
-        return pixel_values(one.picture, layout, self._image)
+        return pixel_values(one.pictures[0], layout, self._image)
 
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
         """See `Arm.run`. Pixel values are made beforehand; a peer that makes its own gets the picture's file."""
@@ -136,7 +136,7 @@ class PeerArm:
             pictures = []
             for number, one in enumerate(asked):
                 pictures.append(str(Path(folder) / f"{number}.png"))
-                one.picture.save(pictures[-1])
+                one.pictures[0].save(pictures[-1])
             request = {
                 "token_ids": [one.prompt.token_ids.tolist() for one in asked],
                 "pixels": str(pixels),
@@ -226,6 +226,8 @@ def started(
             assert checkpoint is not None
             try:
                 image = engine.manifest.image
+                if not takes_pictures(image):
+                    raise BenchError(f"{peer.label} is asked about pictures; this engine takes text alone")
                 arms.append(start(peer, folder, checkpoint, threads, image, engine.decode, told))
             except BenchError as error:
                 failed[peer.label] = str(error)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlkv.errors import BenchError
-from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.layouts import Layout, lay_out
 from vlkv.ops.allocation import check_share
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
+from vlkv.storage.image_facts import ImageFacts, takes_pictures
 from vlkv.storage.manifest import Manifest
 
 QUESTION = 32
@@ -72,8 +73,7 @@ class Settings:
             raise BenchError(
                 f"policy {self.policy!r} keeps all; budgets under 1 need another, such as {DEFAULT_POLICY}"
             )
-        (layout,) = lay_out([(manifest.image.width, manifest.image.height)], manifest.image)
-        picture = len(layout.token_ids)
+        picture = sum(len(layout.token_ids) for layout in usual_picture(manifest.image))
         least = picture + QUESTION + 1
         most = manifest.text.max_positions - self.longest
         for length in self.lengths:
@@ -176,3 +176,8 @@ def _different(found: list[T], option: str) -> tuple[T, ...]:
     if len(set(found)) < len(found):
         raise BenchError(f"{option} names something twice: {', '.join(map(str, found))}")
     return tuple(found)
+
+
+def usual_picture(image: ImageFacts) -> tuple[Layout, ...]:
+    """The layout of a picture of a tile's size; nothing where the model takes text alone."""
+    return lay_out([(image.width, image.height)], image) if takes_pictures(image) else ()

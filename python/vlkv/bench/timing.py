@@ -100,7 +100,7 @@ class EngineArm:
         """The prompt under this budget, answered greedily."""
         share = self.budget.of(len(one.prompt.token_ids))
         sampling = Sampling(max_new_tokens=new_tokens)
-        return Prepared(one.prompt, [one.picture], self._policy, share, new_tokens, sampling)
+        return Prepared(one.prompt, one.pictures, self._policy, share, new_tokens, sampling)
 
     def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Float32]:
         """Logits `[V]` at the prompt's end and after each of the given tokens."""

@@ -31,7 +31,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures
 from vlkv.storage.manifest import BYTES
 
 
@@ -150,7 +150,7 @@ def prompt_of(model: Model, question: Question) -> Prompt:
 
 def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
     """Width and height of each picture; of a model whose pictures all have as many tokens they are not looked at."""
-    if isinstance(image.rule, Fixed):
+    if isinstance(image.rule, Fixed | NoPictures):
         return [(image.width, image.height)] * len(pictures)
     return [picture_size(picture) for picture in pictures]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlkv.errors import ImageError
 from vlkv.inputs.grids import Axis, best_pinpoint, padding, scaled_into
-from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, takes_pictures
 
 Array = NDArray[Any]
 SHRINK_FROM = 1.1
@@ -70,8 +70,10 @@ def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0
     """The layouts of a prompt's pictures, of their widths and heights.
 
     `others` pictures stand in earlier turns of the conversation: some models make less of each of several.
-    `ImageError`: a picture that comes out with no tokens at all.
+    `ImageError`: a picture that comes out with no tokens at all, or any where the model takes none.
     """
+    if sizes and not takes_pictures(facts):
+        raise ImageError(f"this model takes text alone; {len(sizes)} pictures were given")
     alone = len(sizes) + others == 1
     if not isinstance(facts.rule, AnyRes | Rows):
         sizes = [(facts.width, facts.height)] * len(sizes)

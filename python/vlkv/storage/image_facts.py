@@ -59,7 +59,11 @@ class Rows(Struct, frozen=True, tag="rows"):
     end_id: Id
 
 
-Rule = Fixed | AnyRes | Rows
+class NoPictures(Struct, frozen=True, tag="none"):
+    """The model takes text alone; the other fields of `ImageFacts` mean nothing. See `text_alone`."""
+
+
+Rule = Fixed | AnyRes | Rows | NoPictures
 
 
 class ImageFacts(Struct, frozen=True):
@@ -87,6 +91,33 @@ class ImageFacts(Struct, frozen=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rule: Rule = Fixed()
+
+
+def text_alone(vocab: int) -> ImageFacts:
+    """The facts of a model of text alone: an image token that no tokenizer makes and no text holds."""
+    return ImageFacts(
+        token_id=vocab,
+        token="\ufffe",
+        tile_features=1,
+        height=1,
+        width=1,
+        resize="none",
+        resize_height=0,
+        resize_width=0,
+        crop=False,
+        pad_to_square=False,
+        resample=0,
+        rescale=1.0,
+        normalize=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        rule=NoPictures(),
+    )
+
+
+def takes_pictures(image: ImageFacts) -> bool:
+    """Tell whether the model has a vision tower."""
+    return not isinstance(image.rule, NoPictures)
 
 
 def features_of(image: ImageFacts, height: int, width: int) -> int:

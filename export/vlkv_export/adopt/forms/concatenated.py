@@ -28,7 +28,11 @@ def match(caches: Caches) -> Attention | None:
         return None
     new = []
     for node, past in zip((keys, values), caches.past, strict=True):
-        if len(node.inputs) != 2 or node.inputs[0] is not past or node.attributes.get_int("axis") not in (2, -2):
+        if (
+            len(node.inputs) != 2
+            or node.inputs[0] is not past
+            or node.attributes.get_int("axis") not in (2, -2)
+        ):
             raise refuse(node, "not Concat(past, new) along the tokens of caches [B,heads,tokens,D]")
         new.append(node.inputs[1])
     key_use, key_factor = _read(keys.outputs[0])
@@ -61,7 +65,9 @@ def _read(value: ir.Value) -> tuple[ir.Node, float]:
 
 
 def _multi_head(caches: Caches, node: ir.Node, new: list[ir.Value | None], factor: float) -> Attention:
-    given = [index for index, value in enumerate(node.inputs) if value is not None and index not in (0, 1, 2, 5)]
+    given = [
+        index for index, value in enumerate(node.inputs) if value is not None and index not in (0, 1, 2, 5)
+    ]
     if node.domain != MICROSOFT or given:
         raise refuse(node, f"inputs {given} can't be taken over; expected query, key, value and a mask")
     if node.attributes.get_int("num_heads") != caches.query_heads:
@@ -165,7 +171,9 @@ def _check_mask(node: ir.Node, mask: ir.Value | None) -> None:
         seen.add(value)
         tensor = value.const_value
         if tensor is not None and tensor.dtype.is_floating_point() and tensor.size > 1:
-            raise refuse(node, f"its mask holds the weights {value.name!r}: a bias, which can't be taken over")
+            raise refuse(
+                node, f"its mask holds the weights {value.name!r}: a bias, which can't be taken over"
+            )
         maker = value.producer()
         if maker is not None and maker.op_type != "Shape":
             waiting.extend(maker.inputs)

@@ -12,7 +12,7 @@ from vlkv.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Caches:
-    """One layer's caches: graph inputs `[B,Hkv,past,D]`, graph outputs `[B,Hkv,past+S,D]`, and sizes from the folder."""
+    """One layer's caches: graph inputs `[B,Hkv,past,D]`, graph outputs `[B,Hkv,past+S,D]`; sizes from the folder."""
 
     layer: int
     past: tuple[ir.Value, ir.Value]
