@@ -12,11 +12,13 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import CheckpointError
+from vlkv_export.adopt.embedding import Lookup, find_lookup
 from vlkv_export.adopt.facts import Source
 from vlkv_export.adopt.forms import EXPECTED, FORMS, Attention
 from vlkv_export.adopt.forms.spec import Caches, refuse
 from vlkv_export.adopt.opset import raise_opset
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.checkpoint.layout import HEAD as HEAD_NAME
 from vlkv_export.graph.attention import Heads, Rows, attend_over_cache, call_rows
 from vlkv_export.graph.builder import Builder
 from vlkv_export.graph.decoder import last_row
@@ -27,7 +29,7 @@ DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
 }
-HEAD = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
+ELEMENTWISE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
 """Between the product with the vocabulary and the logits: what acts on each logit by itself."""
 PRODUCTS = {"MatMul", "MatMulNBits", "Gemm"}
 
@@ -38,17 +40,19 @@ class Adopted:
 
     Fields:
         model: the graph.
-        lookup: a node like the one that looked tokens up, which is no longer in the graph.
+        lookup: how the original looks tokens up.
         dtype: of the caches.
         counts: how many nodes of each kind were rewritten.
         window: tokens that a query sees, where the graph says so.
+        codes: whether it multiplies with quantised weights.
     """
 
     model: ir.Model
-    lookup: ir.Node
+    lookup: Lookup
     dtype: Dtype
     counts: dict[str, int]
     window: int | None
+    codes: bool
 
 
 def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
@@ -60,14 +64,11 @@ def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
     graph = foreign.graph
     raise_opset(foreign)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(foreign)
-    embedding = _embedding(graph)
-    lookup = ir.Node(
-        embedding.domain, embedding.op_type, embedding.inputs, embedding.attributes.values(), num_outputs=1
-    )
+    lookup = find_lookup(graph)
     attentions = [_attention(graph, source, layer) for layer in range(source.layers)]
     dtype = _dtype(attentions[0].caches.past[0])
     b = Builder("decoder", {}, dtype)
-    made = _move(b, graph, source, attentions, embedding)
+    made = _move(b, graph, source, attentions, lookup)
     common.RemoveUnusedNodesPass()(made)
     _check_inputs(made, graph)
     windows = {attention.window for attention in attentions}
@@ -75,28 +76,9 @@ def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
         raise CheckpointError(
             f"{source.graph}: layers see {sorted(map(str, windows))} tokens; expected one number for all"
         )
+    codes = any(node.op_type == "MatMulNBits" for node in made.graph)
     counts = {"attention": len(attentions), "embedding": 1, "last_logits": 1}
-    return Adopted(made, lookup, dtype, counts, windows.pop())
-
-
-def _embedding(graph: ir.Graph) -> ir.Node:
-    """The node that looks up `input_ids`."""
-    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
-    if ids is None:
-        raise CheckpointError(
-            f"the graph has no input 'input_ids' but {[value.name for value in graph.inputs][:4]}; "
-            "expected a decoder of tokens"
-        )
-    found = [
-        node
-        for node in ids.consumers()
-        if node.op_type in ("Gather", "GatherBlockQuantized") and node.inputs[1] is ids
-    ]
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{len(found)} nodes look up 'input_ids'; expected one Gather or GatherBlockQuantized"
-        )
-    return found[0]
+    return Adopted(made, lookup, dtype, counts, windows.pop(), codes)
 
 
 def _attention(graph: ir.Graph, source: Source, layer: int) -> Attention:
@@ -143,7 +125,7 @@ def _dtype(cache: ir.Value) -> Dtype:
 
 
 def _move(
-    b: Builder, graph: ir.Graph, source: Source, attentions: list[Attention], embedding: ir.Node
+    b: Builder, graph: ir.Graph, source: Source, attentions: list[Attention], lookup: Lookup
 ) -> ir.Model:
     """All nodes in the builder's graph, with ours in their places."""
     b.graph.opset_imports.update({name: version for name, version in graph.opset_imports.items() if name})
@@ -165,9 +147,10 @@ def _move(
     if logits is None:
         raise CheckpointError(f"{source.graph}: no output {source.logits!r}")
     product = _vocabulary(logits)
+    _name_head(product, graph)
     _take_initializers(b, graph)
     given = {value.name: value for value in graph.inputs}
-    swaps = {embedding.outputs[0]: embeds if b.dtype == FLOAT else b.op.Cast(embeds, to=b.dtype)}
+    swaps = {lookup.output: embeds if b.dtype == FLOAT else b.op.Cast(embeds, to=b.dtype)}
     if "position_ids" in given:
         swaps[given["position_ids"]] = positions
     for before, after in swaps.items():
@@ -249,9 +232,9 @@ def _vocabulary(logits: ir.Value) -> ir.Node:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in PRODUCTS:
             return node
-        if node.op_type not in HEAD:
+        if node.op_type not in ELEMENTWISE:
             raise refuse(
-                node, f"on the way to {logits.name!r}; expected {', '.join(sorted(PRODUCTS | HEAD))}"
+                node, f"on the way to {logits.name!r}; expected {', '.join(sorted(PRODUCTS | ELEMENTWISE))}"
             )
         value = next((one for one in node.inputs if one is not None and one.const_value is None), None)
     raise CheckpointError(
@@ -266,6 +249,15 @@ def _of_last_rows(b: Builder, product: ir.Node, last: ir.Value) -> None:
         raise refuse(product, "makes logits of a matrix; expected hidden states [B,S,hidden]")
     with b.scope("logits"):
         product.replace_input_with(0, b.op.Unsqueeze(b.op.GatherND(x, last, batch_dims=1), [1]))
+
+
+def _name_head(product: ir.Node, graph: ir.Graph) -> None:
+    """Gives the vocabulary's matrix the name that weight formats know it by."""
+    weight = product.inputs[1]
+    if product.op_type == "MatMul" and weight is not None and weight.is_initializer():
+        graph.initializers.pop(str(weight.name))
+        weight.name = HEAD_NAME
+        graph.register_initializer(weight)
 
 
 def _take_initializers(b: Builder, graph: ir.Graph) -> None:

@@ -110,7 +110,7 @@ def adopt_folder(
         if compared:
             report("comparing logits with the original's")
             rows = TokenEmbedding(made, manifest.embedding).rows(check.tokens(source))
-            worst = check.compare(source, made, rows, adopted.dtype)
+            worst = check.compare(source, made, rows, adopted.dtype, adopted.codes)
             tell(f"logits differ from the original's by {worst:.1e} of the largest")
     return manifest
 

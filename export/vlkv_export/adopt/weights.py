@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
 from vlkv_export.adopt.decoder import Adopted
+from vlkv_export.adopt.embedding import Lookup, all_rows
 from vlkv_export.adopt.facts import Source
 from vlkv_export.passes.edit import new_node
 
@@ -79,7 +80,8 @@ def write(
         Where the table begins in the file, and its dtype.
     """
     graph = adopted.model.graph
-    tensors = {TABLE: _table(adopted.lookup, source)}
+    table = _table(adopted.lookup, source)
+    tensors = {} if isinstance(table, str) else {TABLE: table}
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -106,59 +108,31 @@ def write(
         for tensor in tensors.values():
             out.write(tensor.tobytes())
             advance(tensor.nbytes)
-    at = start
+    offsets, at = {}, start
     for name, tensor in tensors.items():
+        offsets[name] = at
         if name != TABLE:
             graph.initializers[name].const_value = ir.ExternalTensor(
                 FILE, at, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
         at += tensor.nbytes
-    return start, tensors[TABLE].dtype
+    name = table if isinstance(table, str) else TABLE
+    return offsets[name], tensors[name].dtype
 
 
-def _table(lookup: ir.Node, source: Source) -> ir.TensorProtocol:
-    """The table `[V,hidden]` of token embeddings, in floats."""
-    tensor = None if lookup.inputs[0] is None else lookup.inputs[0].const_value
-    if tensor is None:
-        raise CheckpointError(f"{source.graph}: the token embedding's table is not a weight of the graph")
-    if lookup.op_type != "Gather":
-        return _dequantised(lookup, source)
-    if tuple(tensor.shape.numpy()) != (source.vocab, source.hidden) or tensor.dtype not in FLOATS:
+def _table(lookup: Lookup, source: Source) -> ir.TensorProtocol | str:
+    """The table `[V,hidden]` of token embeddings in floats, or the name of the turned matrix that is it."""
+    if lookup.matrix is None:
+        return all_rows(lookup, source.vocab)
+    matrix, tensor = lookup.matrix, lookup.matrix.const_value
+    shape = None if tensor is None else tuple(tensor.shape.numpy())
+    # a matrix that only products read was turned already
+    tied = lookup.turned and isinstance(tensor, ir.LazyTensor)
+    if tensor is None or tensor.dtype not in FLOATS or shape != (source.vocab, source.hidden):
+        if lookup.turned and shape == (source.hidden, source.vocab):
+            return all_rows(lookup, source.vocab)
         raise CheckpointError(
-            f"{source.graph}: the token embedding is {tensor.dtype} {list(tensor.shape.numpy())}; "
+            f"{source.graph}: the token embedding is {list(shape or ())}; "
             f"the configuration says [{source.vocab}, {source.hidden}] of floats"
         )
-    return tensor
-
-
-def _dequantised(lookup: ir.Node, source: Source) -> ir.TensorProtocol:
-    """The rows that a `GatherBlockQuantized` gives, as ONNX Runtime computes them."""
-    import onnxruntime as ort
-
-    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["N"]))
-    inputs: list[ir.Value | None] = []
-    weights: list[ir.Value] = []
-    for place, value in enumerate(lookup.inputs):
-        if place == 1:
-            inputs.append(ids)
-        elif value is None:
-            inputs.append(None)
-        else:
-            inner = ir.Value(
-                name=value.name, type=value.type, shape=value.shape, const_value=value.const_value
-            )
-            inputs.append(inner)
-            weights.append(inner)
-    node = ir.Node(lookup.domain, lookup.op_type, inputs, lookup.attributes.values(), num_outputs=1)
-    node.outputs[0].name = "rows"
-    graph = ir.Graph(
-        [ids],
-        node.outputs,
-        nodes=[node],
-        initializers=weights,
-        name="table",
-        opset_imports={"": 21, lookup.domain: 1},
-    )
-    session = ort.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
-    rows = session.run(None, {"ids": np.arange(source.vocab)})[0]
-    return ir.Tensor(rows.astype(np.float32), name=TABLE)
+    return str(matrix.name) if tied else tensor
