@@ -49,7 +49,7 @@ test-native: $(VENV)/tested
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --parallel $(WORKERS) --output-on-failure --no-tests=ignore
 
-test-python: $(VENV)/tested $(VENV)/served
+test-python: $(VENV)/tested $(VENV)/served $(VENV)/exported
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(VENV)/tested $(VENV)/served
@@ -141,6 +141,14 @@ fuzz: $(VENV)/installed
 		-DVLKV_TESTS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
 	@$(BIN)/cmake --build build/fuzz -- --quiet
 	@build/fuzz/cpp/fuzz/vlkv_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=800
+
+# The exporters that `vlkv adopt` is tested with.
+$(VENV)/exported: $(VENV)/tested constraints-exporters.txt
+	@echo "installing exporters"; grep -v "^\#" constraints-exporters.txt | while read -r folder packages; do \
+		rm -rf $(VENV)/exporters/$$folder; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/exporters/$$folder $$packages \
+			|| { rm -rf $(VENV)/exporters/$$folder; echo "no $$folder for this platform: its tests are skipped"; }; done
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build $(OUT)

@@ -54,7 +54,7 @@ EXPORT_PARTS = {
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
     "graphs": {"targets"},
     "engine": {"directory", "graphs", "targets", "watch", "weights"},
-    "adopt": {"checkpoint", "directory", "graph", "ops", "passes"},
+    "adopt": {"checkpoint", "directory", "graph", "models", "ops", "passes", "weights"},
     "cli": {"adopt", "directory", "engine", "targets", "watch"},
 }
 """Parts of `vlkv_export` and which others each may import."""
@@ -113,7 +113,7 @@ def test_there_is_something_to_look_at():
     assert len(sources("python/vlkv")) > 20
     assert len(sources("export")) > 20
     assert {path.name for path in (ROOT / "export" / "vlkv_export").iterdir() if path.is_dir()} - {"__pycache__"} == {
-        "checkpoint", "graph", "models", "ops", "passes", "targets", "weights"
+        "adopt", "checkpoint", "graph", "models", "ops", "passes", "targets", "weights"
     }  # fmt: skip
     assert len(sources("cpp", CPP)) > 10
     assert len(sources("tests/oracles")) >= 3

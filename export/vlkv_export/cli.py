@@ -32,6 +32,13 @@ def adopt(
         str | None,
         typer.Option(help="The decoder's file in the folder.", show_default="the exporter's usual name"),
     ] = None,
+    vision: Annotated[
+        Path | None,
+        typer.Option(
+            help="A LLaVA checkpoint with the same text model, for its vision tower.",
+            show_default="text alone",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option(help="Run the original graph too and compare logits; takes the model's memory.")
     ] = True,
@@ -44,6 +51,7 @@ def adopt(
             folder,
             output,
             decoder,
+            vision,
             check,
             bar.step,
             lambda note: notes().print(f"note: {note}", markup=False),
