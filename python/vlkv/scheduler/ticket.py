@@ -41,14 +41,14 @@ class Ticket:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._told: list[str | None] = []
+        self._pieces: list[str | None] = []
         self._listener: Listener | None = None
 
     def listen(self, listener: Listener) -> None:
         """Tells the listener of all that came and will come. There is one: the last. One that fails has gone away."""
         with self._lock:
             self._listener = listener
-            for piece in self._told:
+            for piece in self._pieces:
                 self._hand(listener, piece)
 
     def cancel(self) -> None:
@@ -127,7 +127,7 @@ class Ticket:
     def _tell(self, piece: str | None) -> None:
         """Hands over, or keeps it for a listener to come; one that fails has gone away, which cancels."""
         with self._lock:
-            self._told.append(piece)
+            self._pieces.append(piece)
             if self._listener is not None:
                 self._hand(self._listener, piece)
 
