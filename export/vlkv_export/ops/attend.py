@@ -8,6 +8,15 @@ from onnxscript.onnx_opset import opset24 as op
 
 from vlkv_export.ops.domain import VLKV
 
+MULTIPLE, LARGEST = 8, 256
+HEAD_SIZES = f"a multiple of {MULTIPLE} up to {LARGEST}"
+"""The head sizes that the plugin's layer supports, in words."""
+
+
+def takes_head_size(dim: int) -> bool:
+    """Whether the plugin's layer supports heads of size `dim`."""
+    return dim % MULTIPLE == 0 and 0 < dim <= LARGEST
+
 
 @script(VLKV, default_opset=op)
 def VlkvAttend(query, key, value, key_cache, value_cache, length, count, scale: float):  # noqa: N802

@@ -14,14 +14,17 @@ from onnx_ir.passes import common
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 from vlkv_export.checkpoint import Tensor
+from vlkv_export.passes import (
+    float32,
+    group_query_attention,
+    multi_head_attention,
+    native_attention,
+    native_linear,
+    observed_rows,
+    transposed_weights,
+)
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.group_query_attention import use_group_query_attention
-from vlkv_export.passes.multi_head_attention import use_multi_head_attention
-from vlkv_export.passes.native_attention import attend_natively
-from vlkv_export.passes.native_linear import Stored, multiply_natively, stored_weights
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.transposed_weights import fuse_transposed_weights
+from vlkv_export.passes.products import Stored, stored_weights
 from vlkv_export.targets.spec import Options, Settings, Write
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
@@ -106,16 +109,16 @@ def lower_for_onnxruntime(
     for name, model in models.items():
         done = counts[name] = {}
         if native:
-            done["native_linear"] = multiply_natively(model, stored, many)
-        done["float32"] = compute_in_float32(model, converted, stored_weights(model))
+            done["native_linear"] = native_linear.apply(model, stored=stored, many=many)
+        done["float32"] = float32.apply(model, converted=converted, kept=stored_weights(model))
         if name == "vision":
-            done["multi_head_attention"] = use_multi_head_attention(model)
+            done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
-            done["group_query_attention"] = use_group_query_attention(model)
+            done["group_query_attention"] = group_query_attention.apply(model)
             if native:
-                done["native_attention"] = attend_natively(model)
-                done["observed_rows"] = give_out_observed_rows(model)
-        done["transposed_weights"] = fuse_transposed_weights(model)
+                done["native_attention"] = native_attention.apply(model)
+                done["observed_rows"] = observed_rows.apply(model)
+        done["transposed_weights"] = transposed_weights.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)
         remove_unused_functions(model)

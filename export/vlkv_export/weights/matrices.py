@@ -10,7 +10,7 @@ import onnx_ir as ir
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.checkpoint.layout import EMBEDDING, HEAD
-from vlkv_export.passes.native_linear import Stored, matrices
+from vlkv_export.passes.products import Stored, matrices
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
 from vlkv_export.weights.codes import write_codes

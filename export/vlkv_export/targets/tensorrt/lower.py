@@ -8,17 +8,19 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
-from vlkv_export.passes.attend_in_place import attend_in_place
-from vlkv_export.passes.dynamic_cache import scatter_elements
+from vlkv_export.passes import (
+    attend_in_place,
+    dynamic_cache,
+    fixed_flag,
+    float32,
+    full_sort,
+    function_bodies,
+    half,
+    observed_rows,
+    plugin_nodes,
+    static_cache,
+)
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
-from vlkv_export.passes.fixed_flag import fix_flag
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.full_sort import select_without_sort
-from vlkv_export.passes.function_bodies import inline_bodies
-from vlkv_export.passes.half import compute_in_half
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.plugin_nodes import name_plugins
-from vlkv_export.passes.static_cache import fix_capacity
 
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that `compress` becomes, and what each does with the evicted."""
@@ -53,28 +55,28 @@ def lower_for_tensorrt(
     models |= {name: ir.from_proto(compress) for name in MERGING}
     counts: dict[str, dict[str, int]] = {name: {} for name in models}
     for name, merging in MERGING.items():
-        counts[name]["fixed_flag"] = fix_flag(models[name], "merge", merging)
+        counts[name]["fixed_flag"] = fixed_flag.apply(models[name], name="merge", value=merging)
     for name, model in models.items():
         counts[name]["dtype"] = _compute_in(model, dtype, converted)
     decoder, done = models["decoder"], counts["decoder"]
     if in_place:
-        done["attend_in_place"] = attend_in_place(decoder)
+        done["attend_in_place"] = attend_in_place.apply(decoder)
         common.RemoveUnusedNodesPass()(decoder)
     elif capacity is None:
-        done["dynamic_cache"] = scatter_elements(decoder)
+        done["dynamic_cache"] = dynamic_cache.apply(decoder)
     else:
-        done["static_cache"] = fix_capacity(decoder, capacity)
+        done["static_cache"] = static_cache.apply(decoder, capacity=capacity)
     if operators == "functions":
         models["score"] = _score_graph(decoder, dtype)
         counts["score"] = {}
-        done["observed_rows"] = give_out_observed_rows(decoder)
+        done["observed_rows"] = observed_rows.apply(decoder)
         common.RemoveUnusedNodesPass()(decoder)
     for name, model in models.items():
         if operators == "native":
-            counts[name]["plugin_nodes"] = name_plugins(model)
+            counts[name]["plugin_nodes"] = plugin_nodes.apply(model)
         else:
-            counts[name]["function_bodies"] = inline_bodies(model)
-            counts[name]["full_sort"] = select_without_sort(model)
+            counts[name]["function_bodies"] = function_bodies.apply(model)
+            counts[name]["full_sort"] = full_sort.apply(model)
         common.RemoveUnusedNodesPass()(model)
         remove_unused_functions(model)
     return counts
@@ -82,8 +84,8 @@ def lower_for_tensorrt(
 
 def _compute_in(model: ir.Model, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
     if dtype == ir.DataType.FLOAT:
-        return compute_in_float32(model, converted)
-    return compute_in_half(model, dtype, converted)
+        return float32.apply(model, converted=converted)
+    return half.apply(model, dtype=dtype, converted=converted)
 
 
 def _score_graph(decoder: ir.Model, dtype: ir.DataType) -> ir.Model:

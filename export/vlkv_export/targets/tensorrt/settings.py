@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
 from vlkv_export.checkpoint.facts import Dtype
-from vlkv_export.passes.attend_in_place import HEAD_SIZES, takes_head_size
+from vlkv_export.ops.attend import HEAD_SIZES, takes_head_size
 from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
 
 Caches = Literal["dynamic", "static", "in-place"]
