@@ -1,4 +1,4 @@
-"""Attention of a call's tokens over the cache that takes their keys and values: two updates and an Attention, as one.
+"""VlkvAttend: appends a call's keys and values to the cache and attends over it, as one operator.
 
 The body below is the operator's public definition: standard operators of opset 24.
 """

@@ -35,10 +35,10 @@ FLOAT32_WEIGHTS = "weights.float32.safetensors"
 
 
 def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
-    """Check the options and return what writes the engine; see `spec.Prepare`.
+    """Check the options and return the function that writes the engine; see `spec.Prepare`.
 
     Raises:
-        EngineError: an option of a device was given, or one of native products without native operators.
+        EngineError: a TensorRT option was given, or an option that needs native operators was given without them.
     """
     if options.settings != Settings():
         raise EngineError(
@@ -94,15 +94,14 @@ def lower_for_onnxruntime(
 
     Args:
         models: the graphs by name.
-        converted: float32 tensors that take the place of 16-bit initializers, by name.
+        converted: float32 tensors that replace 16-bit initializers, by name.
         operators: `native` leaves scoring, the attention of single tokens and products with weights to the runtime's
-            kernels, `functions` keeps the ONNX bodies.
-        stored: of native operators, what takes the place of matrices, by name. Others are read as they are, whatever
-            their dtype.
-        prompt_precision: of native operators, what products of many rows are computed in.
+            kernels; `functions` keeps the ONNX bodies.
+        stored: for native operators, replacements of matrices, by name. Other matrices are read in their dtype.
+        prompt_precision: for native operators, the precision of products of many rows.
 
     Returns:
-        How often each pass rewrote, by graph and pass.
+        The counts that the passes returned, by graph and pass.
     """
     native, many = operators == "native", int(prompt_precision == "bfloat16")
     counts: dict[str, dict[str, int]] = {}
@@ -134,10 +133,10 @@ def _write_others(
     written: Set[str],
     watch: Watch,
 ) -> dict[str, Tensor]:
-    """Write weights anew in float32, but for those in `as_they_are`, which operators read in the dtype they have.
+    """Convert weights to float32, except those in `as_they_are`, whose operators read the stored dtype.
 
-    Where the matrices in `written` were written anew, all others are too, so that the directory does without the
-    checkpoint's files. The table of token embeddings keeps its dtype, as its rows are read one by one.
+    If the matrices in `written` were rewritten, all other weights are too, so the directory does not need the
+    checkpoint's files. The token embedding table keeps its dtype, as its rows are read one by one.
     """
     others = {n: t for n, t in convert.all_weights(models).items() if n not in written}
     if not written:

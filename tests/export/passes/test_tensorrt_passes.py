@@ -395,7 +395,7 @@ def test_weights_beyond_float16_are_told(tmp_path):
 
     (tmp_path / "w").write_bytes(np.array([1, 65519.9, np.inf, -7e4], np.float32).tobytes())
     tensors = {"w": Tensor("w", "w", "float32", (4,), 0, 16)}
-    with pytest.raises(EngineError, match=r"w holds 7e\+04, float16 ends at 65504; use --dtype bfloat16"):
+    with pytest.raises(EngineError, match=r"w holds 7e\+04, above float16's 65504; use --dtype bfloat16"):
         write_weights(tmp_path, tmp_path / "out", tensors, set(), dtype="float16")
     tensors = {"w": Tensor("w", "w", "float32", (3,), 0, 12)}
     placed = write_weights(tmp_path, tmp_path / "out", tensors, set(), dtype="float16")["w"]

@@ -193,7 +193,7 @@ def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine
 def test_weights_that_are_not_finite(tmp_path):
     (tmp_path / "w").write_bytes(np.array([[1, np.nan]], np.float32).tobytes())
     tensors = {"text.w": (Tensor("text.w", "w", "float32", (1, 2), 0, 8), FORMATS["int4"])}
-    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 has no code"):
+    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 can't represent"):
         write_codes(tmp_path, tmp_path / "codes", tensors)
 
 

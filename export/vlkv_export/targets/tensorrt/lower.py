@@ -1,4 +1,4 @@
-"""Which passes make a graph directory's graphs fit TensorRT, and in which order."""
+"""Lowers the graphs of a graph directory for TensorRT: the passes, in their order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlkv_export.passes import (
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
 
 MERGING = {"compress": False, "compress_merge": True}
-"""The two graphs that `compress` becomes, and what each does with the evicted."""
+"""The two graphs that replace `compress`, and whether each merges evicted tokens."""
 
 
 def lower_for_tensorrt(
@@ -34,22 +34,22 @@ def lower_for_tensorrt(
     capacity: int | None = None,
     in_place: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Lowers the three graphs in place, and adds what becomes an engine of its own.
+    """Lowers the three graphs in place, and adds graphs that need engines of their own.
 
-    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the bodies of
-    functions, `score` is one too, as its builder crashes on a Loop beside Attention; the decoder then gives out the
-    observed rows.
+    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the ONNX bodies of operators,
+    `score` becomes a graph too, as the builder crashes on a Loop beside Attention; the decoder then returns the query
+    rows of the observation window.
 
     Args:
         models: the graphs by name.
-        converted: tensors in `dtype` that take the place of other initializers, by name.
-        dtype: what the graphs compute in.
-        operators: `native` keeps nodes for the plugin, `functions` takes the ONNX bodies.
+        converted: tensors of `dtype` that replace other initializers, by name.
+        dtype: the dtype of the graphs' arithmetic.
+        operators: `native` keeps nodes for the plugin, `functions` inlines the ONNX bodies.
         capacity: slots of every cache, for TensorRT's own updates in place; None for caches of any capacity.
         in_place: the plugin's layer attends, and updates caches of any capacity in place.
 
     Returns:
-        How often each pass rewrote, by graph and pass.
+        The counts that the passes returned, by graph and pass.
     """
     compress = ir.to_proto(models.pop("compress"))
     models |= {name: ir.from_proto(compress) for name in MERGING}
