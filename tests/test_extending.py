@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "extending"
-KINDS = {"model", "policy", "operator", "backend", "frontend"}
+KINDS = {"model", "policy", "operator", "backend", "frontend", "pass"}
 LINE = re.compile(r"^- (new|edit|registry): `([^`]+)`: \S.*$")
 
 
@@ -49,6 +50,25 @@ def test_each_operator_has_its_header_definition_and_oracle():
         assert operator in text
         for place in (f"export/vlkv_export/ops/{operator}.py", f"cpp/include/vlkv/{operator}.h"):
             assert (ROOT / place).is_file()
+
+
+PASS_HELPERS = {"__init__", "edit", "products"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted({path.stem for path in (ROOT / "export/vlkv_export/passes").glob("*.py")} - PASS_HELPERS),
+)
+def test_each_pass_keeps_the_contract(name):
+    """One public function, `apply(model, *, options) -> int`, that says where it applies and what it counts."""
+    module = ast.parse((ROOT / f"export/vlkv_export/passes/{name}.py").read_text())
+    public = [n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"]
+    assert [node.name for node in public] == ["apply"]
+    (apply,) = public
+    assert [argument.arg for argument in apply.args.args] == ["model"]
+    assert ast.unparse(apply.returns) == "int"
+    described = ast.get_docstring(apply) or ""
+    assert "\nApplies to: " in described and "\nReturns:\n    The number of " in described
 
 
 def test_a_policy_is_one_entry_of_its_registry():

@@ -154,7 +154,7 @@ def ask(refused, engine, *options, prompt=PROMPT):
 def test_run_no_engine(refused, graphs_of, checkpoint):
     assert "no such directory" in ask(refused, "nowhere")
     assert "holds no manifest.json" in ask(refused, checkpoint)
-    assert "make an engine of them with `vlkv build" in ask(refused, graphs_of("llama"))
+    assert "build an engine from them with `vlkv build" in ask(refused, graphs_of("llama"))
 
 
 @pytest.mark.parametrize(

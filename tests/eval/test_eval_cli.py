@@ -67,7 +67,7 @@ def test_eval_of_a_folder_and_two_turns(vlkv, shipped, picture, tmp_path):
         (["--policy", "vl-cash"], "unknown policy 'vl-cash'; known: full, vl-cache"),
         (["--policy", ","], "no policy is given"),
         (["--budget", ""], "no budget is given"),
-        (["--budget", "0.5,x"], "budget 'x' is no number"),
+        (["--budget", "0.5,x"], "budget 'x' is not a number"),
         (["--budget", "0.5,1.5"], "budget 1.5 is outside (0, 1]"),
         (["--budget", "nan"], "budget nan is outside (0, 1]"),
         (["--samples", "0"], "0 samples are outside"),

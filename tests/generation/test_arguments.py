@@ -37,7 +37,7 @@ def test_wrong_kinds_are_one_line(built_of):
     with pytest.raises(ImageError, match="images is a int"):
         Question(PROMPT, 5)
     for threads in (-1, 1.5, True, 10**6):
-        with pytest.raises(EngineError, match=r"threads .* is no whole number from 0"):
+        with pytest.raises(EngineError, match=r"threads .* is not a whole number from 0"):
             Engine.load(built_of("llama"), threads=threads)
 
 

@@ -224,7 +224,7 @@ def test_prompt_beyond_the_positions(engine):
         (PolicyError, "outside", {"budget": 1.0001}),
         (PolicyError, "outside", {"budget": float("nan")}),
         (PolicyError, "outside", {"budget": True}),
-        (PolicyError, "does not go with policy 'full'", {"policy": "full", "budget": 0.5}),
+        (PolicyError, "does not fit policy 'full'", {"policy": "full", "budget": 0.5}),
         (PolicyError, "unknown policy 'lru'; known: full, vl-cache, elastic", {"policy": "lru"}),
         (SamplingError, "temperature", {"temperature": -1.0}),
         (SamplingError, "top_k", {"top_k": -1}),

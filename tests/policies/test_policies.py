@@ -214,18 +214,18 @@ def test_rows_of_a_later_turn():
         ({"threshold": -0.1}, "threshold -0.1 is outside 0 to 1"),
         ({"floor": "much"}, "floor 'much' is outside 0 to 1"),
         ({"beta": 0.5}, "beta 0.5 is outside 1 to 1e"),
-        ({"window": 0}, "window 0 is no whole number of at least 1"),
-        ({"sinks": -1}, "sinks -1 is no whole number of at least 0"),
+        ({"window": 0}, "window 0 is not a whole number of at least 1"),
+        ({"sinks": -1}, "sinks -1 is not a whole number of at least 0"),
         ({"sinks": True}, "sinks True is no whole number"),
         ({"recent_tokens": 2.5}, "recent_tokens 2.5 is no whole number"),
-        ({"pooling": "max"}, "kernel 1 does not go with pooling 'max'"),
-        ({"kernel": 3}, "kernel 3 does not go with pooling 'none'"),
+        ({"pooling": "max"}, "kernel 1 does not fit pooling 'max'"),
+        ({"kernel": 3}, "kernel 3 does not fit pooling 'none'"),
         ({"pooling": "max", "kernel": 4}, "kernel 4 is even"),
         ({"per_head": 1}, "per_head 1 is neither True nor False"),
         ({"allocation": "sparsity"}, "allocation 'sparsity' needs observed rows"),
         ({"allocation": "all", "rows": "all"}, "allocation 'all' evicts nothing"),
-        ({"keep_observed": True}, "keep_observed True does not go with rows 'none'"),
-        ({"keep_observed": True, "rows": "all"}, "keep_observed True does not go with rows 'all'"),
+        ({"keep_observed": True}, "keep_observed True does not fit rows 'none'"),
+        ({"keep_observed": True, "rows": "all"}, "keep_observed True does not fit rows 'all'"),
     ],
     ids=str,
 )
@@ -255,7 +255,7 @@ def test_known_policies():
 def test_a_threshold_that_an_engine_of_functions_lacks(engine_of):
     policy = replace(POLICIES["vl-cache"], threshold=0.05)
     with pytest.raises(
-        PolicyError, match=r"threshold 0\.05 does not go with an engine of operators 'functions'"
+        PolicyError, match=r"threshold 0\.05 does not fit this engine of operators 'functions'"
     ):
         engine_of("llama-old", "functions").generate("what", policy=policy)
     assert engine_of("llama-old").generate("what is", policy=policy, max_new_tokens=1).policy == "vl-cache"

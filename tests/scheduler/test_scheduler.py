@@ -255,7 +255,7 @@ def test_a_full_queue_is_told(engine, pace):
         assert begun(first)
         held = [scheduler.submit(endless()) for _ in range(2)]
         with pytest.raises(
-            ServerFullError, match="server is full: 2 requests wait for 1 slots, the limit is 2"
+            ServerFullError, match="server is full: 2 requests wait for 1 lanes, the limit is 2"
         ):
             scheduler.submit(endless())
         assert scheduler.stats().refused == 1
@@ -274,10 +274,10 @@ def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
         words = " ".join(["what"] * 10)
         prompt = len(engine.prompt(Question(words)).token_ids)
         with pytest.raises(
-            MemoryLimitError, match=f"'full' needs room for {prompt} prompt and 15 new tokens.*20"
+            MemoryLimitError, match=f"'full' needs cache slots for {prompt} prompt and 15 new tokens.*20"
         ):
             scheduler.submit(Question(words, policy="full", max_new_tokens=15))
-        with pytest.raises(MemoryLimitError, match=r"budget 1 of .* a slot of this server holds 20 tokens"):
+        with pytest.raises(MemoryLimitError, match=r"budget 1 of .* a lane of this server holds 20 tokens"):
             scheduler.submit(Question(words, budget=1.0, max_new_tokens=15))
         with pytest.raises(PromptError, match="this server takes 24 at most"):
             scheduler.submit(Question(" ".join(["what"] * 40), budget=0.1))

@@ -94,7 +94,7 @@ def test_each_malformed_input_has_an_error_of_its_own(server, picture, tmp_path)
         ({"policy": "none"}, "unknown policy 'none'"),
         ({"budget": 0.0}, "budget 0.0 is outside"),
         ({"budget": 2.0}, "budget 2.0 is outside"),
-        ({"policy": "full", "budget": 0.5}, "does not go with policy 'full'"),
+        ({"policy": "full", "budget": 0.5}, "does not fit policy 'full'"),
         ({"max_tokens": 0}, "max_tokens 0 is not"),
         ({"temperature": -1.0}, "temperature -1.0 is not"),
         ({"top_p": 0.0}, "top_p 0.0 is not"),

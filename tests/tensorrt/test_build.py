@@ -130,8 +130,7 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
 
     from vlkv.storage.manifest import DeviceFacts
     from vlkv_export.ops import compress_model
-    from vlkv_export.passes.fixed_flag import fix_flag
-    from vlkv_export.passes.function_bodies import inline_bodies
+    from vlkv_export.passes import fixed_flag, function_bodies
     from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
     from vlkv_export.targets.tensorrt.shapes import profiles
 
@@ -144,8 +143,8 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
         return {"name": name, "profiles": profiles("compress", model, device, image), **paths}
 
     sorting = compress_model(kv_heads=2, head_dim=16)
-    fix_flag(sorting, "merge", False)
-    inline_bodies(sorting)
+    fixed_flag.apply(sorting, name="merge", value=False)
+    function_bodies.apply(sorting)
     with pytest.raises(EngineError, match="maximum value allowed"):
         process.build(builder, None, ("8.9",), [graph(sorting, "sorting")])
     source = graphs_of("llama")

@@ -14,7 +14,8 @@ from vlkv.errors import EngineError
 from vlkv.storage.manifest import read
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.engine import build_engine
-from vlkv_export.passes.native_linear import Stored, matrices, multiply_natively
+from vlkv_export.passes import native_linear
+from vlkv_export.passes.products import Stored, matrices
 from vlkv_export.weights import int4, int8
 from vlkv_export.weights.codes import write_codes
 from vlkv_export.weights.convert import stored
@@ -124,7 +125,7 @@ def test_products_are_those_of_the_stored_numbers(name, rows, columns, batch, bi
         places = {"w": Stored((ir.tensor(meaning, name="w"),))}
     model = product(weights, bias)
     assert list(matrices(model)) == ["w"]
-    assert multiply_natively(model, places) == 1
+    assert native_linear.apply(model, stored=places) == 1
     assert [node.op_type for node in model.graph] == ["Linear"]
     assert ("w" in model.graph.initializers) == (form.bits == 0)
     ir.save(model, tmp_path / "model.onnx")
@@ -139,7 +140,7 @@ def test_a_bias_that_others_read_stays_an_addition(rng):
     result = list(model.graph)[1].outputs[0]
     result.name, result.type = "raw", ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.append(result)
-    assert multiply_natively(model, {}) == 1
+    assert native_linear.apply(model, stored={}) == 1
     assert [node.op_type for node in model.graph] == ["Linear", "Add"]
     assert [value.name for value in model.graph.outputs] == ["y", "raw"]
 
@@ -147,7 +148,7 @@ def test_a_bias_that_others_read_stays_an_addition(rng):
 def test_every_product_of_a_decoder_is_taken(graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     assert len(stored(matrices(model).values())) == LAYERS * EACH + 1
-    assert multiply_natively(model, {}) == LAYERS * EACH + 1
+    assert native_linear.apply(model, stored={}) == LAYERS * EACH + 1
     assert [node.op_type for node in model.graph].count("Linear") == LAYERS * NODES + 1
 
 
@@ -192,7 +193,7 @@ def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine
 def test_weights_that_are_not_finite(tmp_path):
     (tmp_path / "w").write_bytes(np.array([[1, np.nan]], np.float32).tobytes())
     tensors = {"text.w": (Tensor("text.w", "w", "float32", (1, 2), 0, 8), FORMATS["int4"])}
-    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 has no code"):
+    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 can't represent"):
         write_codes(tmp_path, tmp_path / "codes", tensors)
 
 
