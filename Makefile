@@ -1,4 +1,4 @@
-# Every target installs what it needs into .venv, except test-gpu and bench-gpu.
+# Targets install what they need into .venv. test-gpu and bench-gpu install nothing.
 #
 # make demo           builds the engine of the shipped checkpoint and asks it about the shipped picture
 # make serve-demo     does the same through a real tritonserver; needs no GPU
@@ -14,8 +14,8 @@
 # make real           the same, then evaluates every policy and budget on prose, code, chats and documents
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
-# make cuda-all       compiles the CUDA kernels for all architectures, checks registers, spills and instructions of loops;
-#                     neither `make test` nor CI runs it
+# make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
+#                     Neither `make test` nor CI runs it.
 # make test-asan      runs the C++ tests under sanitizers
 # make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
 # make clean          removes what the other targets made
@@ -113,8 +113,8 @@ quality: $(VENV)/tested
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
-# Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too if TENSORRT_ROOT names
-# TensorRT's headers. Its tests also need TensorRT's runtime.
+# Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too if TENSORRT_ROOT
+# names TensorRT's headers. The plugin's tests also need TensorRT's runtime.
 $(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
 	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
 		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
