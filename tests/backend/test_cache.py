@@ -1,4 +1,4 @@
-"""The cache is really small, and decoding writes it where it lies."""
+"""The compressed cache really is small, and decoding writes it in place."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def arrays(cache):
 
 
 def base(array):
-    """The array that owns the memory of a view."""
+    """Returns the array that owns the memory of a view."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
 def spread(cache):
-    """Where each array begins and how large it is."""
+    """Returns the start and the size of each array."""
     return [(array.ctypes.data, array.nbytes) for array in arrays(cache)]
 
 

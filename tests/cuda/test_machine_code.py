@@ -1,6 +1,6 @@
-"""How many instructions the kernels' loops over tiles have: more of them, and somebody has to say why.
+"""A budget for the instructions in the kernels' loops over tiles. Whoever exceeds it has to give the reason.
 
-The build for one architecture that `make test` has, and all six by `make cuda-all`.
+`make test` checks the one architecture of its build, and `make cuda-all` checks all six.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def loops():
-    """The loop over tiles by kernel, type and architecture."""
+    """Returns the loop over tiles by kernel, type and architecture."""
     program = machine_code.cuobjdump()
     objects = sorted(BUILD.glob("cpp/CMakeFiles/vlkv_core.dir/cuda/*.cu.o"))
     if program is None or not objects:

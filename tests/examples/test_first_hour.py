@@ -1,4 +1,4 @@
-"""`examples/gpu/first_hour.sh`: a step that fails stops nothing, and the report tells of all."""
+"""`examples/gpu/first_hour.sh`: a step that fails does not stop the others, and the report lists all steps."""
 
 from __future__ import annotations
 
