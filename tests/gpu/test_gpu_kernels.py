@@ -1,4 +1,4 @@
-"""Score, Evict and Attend on the device against float64, on fresh random inputs and outputs filled with NaN."""
+"""Compares Score, Evict and Attend on the device with float64, on fresh random inputs and outputs filled with NaN."""
 
 import os
 import shutil

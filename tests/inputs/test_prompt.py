@@ -1,4 +1,4 @@
-"""Prompts equal those of transformers' LlavaProcessor, id by id."""
+"""Prompts have the same token ids as those of transformers' LlavaProcessor."""
 
 import warnings
 from functools import cache
@@ -49,7 +49,7 @@ def processor(kind: str) -> Any:
 
 
 def reference(kind: str, text: str, images: int, template: str | None) -> list[int]:
-    """Ask transformers for the ids: of the plain text, or through its chat template."""
+    """Returns the ids that transformers gives for the plain text or through its chat template."""
     if template is None:
         placed = text if "<image>" in text else "<image>\n" * images + text
         return processor(kind)(text=placed, images=[PICTURE] * images or None)["input_ids"][0]

@@ -1,4 +1,4 @@
-"""`Engine.chat`: later questions from what was kept, or from the full keys and values, scored anew."""
+"""`Engine.chat`: later questions use what was kept, or the full keys and values, which are scored anew."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(reference_of):
 
 
 def fresh_inputs(reference, ids, pictures, images):
-    """A whole conversation's embeddings for transformers; an answer may hold the image token's id as a word."""
+    """Returns a whole conversation's embeddings for transformers. An answer may hold the image token's id as a word."""
     model, config = reference.model, reference.model.config
     with torch.no_grad():
         embeds = model.get_input_embeddings()(torch.from_numpy(ids)[None])
@@ -51,7 +51,7 @@ def fresh_inputs(reference, ids, pictures, images):
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Logits of each turn's end, as they were computed."""
+    """Records the logits at the end of each turn when they are computed."""
     found = []
     for name in ("_prefill", "_extend"):
         original = getattr(Conversation, name)
@@ -88,7 +88,7 @@ def test_reusable_with_all_of_the_cache_equals_a_fresh_run(
 
 
 def sums(attention, policy, result, begin):
-    """Attention summed over the rows that a later turn observes, `[L, Hkv, T]`."""
+    """Returns attention summed over the rows that a later turn observes, `[L, Hkv, T]`."""
     length = result.prompt_tokens
     first = {"post_vision": begin, "all": 0, "last": max(0, length - policy.window), "none": length}[
         policy.rows
@@ -174,7 +174,7 @@ def test_compressed_goes_on_in_what_was_kept(
 
 
 def begun(engine, reference, chat, first, pictures):
-    """The reference's run of the first turn, cut as the engine's."""
+    """Runs the first turn in the reference and cuts it as the engine does."""
     ids = chat.token_ids[: first.prompt_tokens]
     layers, heads = engine.manifest.text.layers, engine.manifest.text.kv_heads
     every = [np.tile(np.arange(len(ids)), (heads, 1))] * layers

@@ -1,4 +1,4 @@
-"""Every family beside transformers: pixels, features, logits, greedy tokens, chunks, batches, the scheduler."""
+"""Compares every family with transformers: pixels, features, logits, greedy tokens, chunks, batches, scheduler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every = pytest.mark.parametrize("name", ALL)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Checkpoint, engine and transformers' model by name, each made once."""
+    """Returns checkpoint, engine and transformers' model by name. Each is made once."""
     base = tmp_path_factory.mktemp("families")
 
     @cache
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
 
 
 def skip_unlaid(name, prompt):
-    """A sliver has no patches at all of a pixtral picture's size; transformers fails there too."""
+    """Skips pictures so thin that Pixtral makes no patches of them. transformers fails there too."""
     if prompt == "sliver" and "pixtral" in name:
         pytest.skip("no patches")
 

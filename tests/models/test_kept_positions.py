@@ -1,4 +1,4 @@
-"""What every policy keeps of a whole checkpoint's prompt, against the papers' definitions on float64 attention."""
+"""Compares what every policy keeps of a whole checkpoint's prompt with the papers' definitions on float64 attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARGIN = 2.0**-24 * 2500**0.5 * 30
 
 @pytest.fixture(scope="module")
 def attention(engine_of, reference_of, pictures):
-    """Attention `[L, Hq, T, T]` of a shape and case in float64."""
+    """Returns the attention `[L, Hq, T, T]` of a shape and case in float64."""
     known = {}
 
     def make(name, case):
@@ -33,7 +33,7 @@ def attention(engine_of, reference_of, pictures):
 
 
 def assert_kept(result, want, scores):
-    """The same positions, but where two scores are equal within rounding."""
+    """Asserts the same positions, except where two scores are equal within rounding."""
     for got, lists, score in zip(result.positions, want, scores, strict=True):
         assert got.shape == (len(lists), len(lists[0]))
         for mine, theirs, rating in zip(got.tolist(), lists, score, strict=True):

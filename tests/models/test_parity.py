@@ -1,4 +1,4 @@
-"""Engines of all shapes against transformers, eager, float32: prompts, pictures, logits and greedy tokens."""
+"""Compares engines of all shapes with eager float32 transformers: prompts, pictures, logits and greedy tokens."""
 
 from __future__ import annotations
 

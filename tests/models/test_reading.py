@@ -1,4 +1,4 @@
-"""A prompt that is read once, under many policies: as if it were read for each."""
+"""A prompt that is prefilled once for many policies gives the same answers as one prefill for each."""
 
 from __future__ import annotations
 

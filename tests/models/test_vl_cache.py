@@ -1,7 +1,7 @@
-"""VL-Cache end to end against float64: what is scored, split, kept and then seen by decoding.
+"""VL-Cache end to end against float64: scores, split, kept tokens, and what decoding then sees.
 
-Attention comes from transformers (eager, float64); scores, sparsity, split and selection are computed here and by
-`tests/oracles`. Float32 may tell apart what lies within rounding: margins are stated beside each comparison.
+Attention comes from transformers (eager, float64). Scores, sparsity, split and selection are computed here and in
+`tests/oracles`. Float32 may differ within rounding; each comparison states its margin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("operators", ["native", "functions"])
 
 @dataclass
 class Layer:
-    """What the definition gives for one layer: score `[Hkv, S]`, pairs, those below, those too near to tell."""
+    """The definition of one layer: score `[Hkv, S]`, pairs, pairs below the threshold, pairs too near to tell."""
 
     score: np.ndarray
     pairs: int
@@ -42,7 +42,7 @@ class Layer:
 
 
 def observe(attention, kv_heads, rows):
-    """Sum `[Hq, S, S]` over the observed rows and each KV head's query heads; count weights under the threshold."""
+    """Sums `[Hq, S, S]` over observed rows and each KV head's query heads. Counts weights under the threshold."""
     heads, length, _ = attention.shape
     seen = attention[:, rows]
     score = seen.reshape(kv_heads, heads // kv_heads, len(rows), length).sum(axis=(1, 2))
@@ -55,7 +55,7 @@ def observe(attention, kv_heads, rows):
 
 @pytest.fixture(scope="module")
 def definition(engine_of, reference_of, pictures):
-    """The layers of a shape by the definition, for a prompt with two pictures and one with none."""
+    """Returns a shape's layers by the definition, for a prompt with two pictures and one with none."""
     known = {}
 
     def make(name, images):

@@ -1,4 +1,4 @@
-"""Score, each implementation against the float64 oracle."""
+"""Compares each implementation of Score with the float64 oracle."""
 
 import math
 
@@ -18,7 +18,7 @@ def inputs(rng, batch=2, query_heads=4, kv_heads=2, rows=5, slots=9, dim=8, dtyp
 
 
 def largest_logit(query, key, scale):
-    """Bound any logit, and the sum of magnitudes in its dot product."""
+    """Bounds any logit, and the sum of magnitudes in its dot product."""
     row = np.abs(query.astype(np.float64)).sum(-1).max(initial=0)
     return scale * row * np.abs(key.astype(np.float64)).max(initial=0)
 
@@ -120,7 +120,7 @@ def test_equal_keys_share_equally(implementation):
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, 0.0), (0.25, 0.5), (1.0, 0.75)])
 def test_threshold_by_hand(implementation, threshold, expected):
-    """Weights as 1 : 1/2 : 1/8 : 1/32. Under p * max are none, two of four, or all but the largest."""
+    """The weights are 1 : 1/2 : 1/8 : 1/32. Under p * max lie none, two of four, or all but the largest."""
     key = -np.log(np.array([1, 2, 8, 32], np.float32)).reshape(1, 1, 4, 1)
     _, sparsity = ops.score(
         np.ones((1, 1, 1, 1), np.float32), key, np.array([[3]]), 1.0, threshold, implementation=implementation

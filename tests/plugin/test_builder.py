@@ -1,4 +1,4 @@
-"""Graphs of one plugin node each: TensorRT for RTX builds engines from them on the CPU, ONNX Runtime runs them."""
+"""Graphs of one plugin node each: TensorRT for RTX builds engines of them on the CPU, and ONNX Runtime runs them."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def model_of(case: str, dtype: str) -> ir.Model:
 
 @pytest.fixture(scope="module")
 def built(plugin, builder, tmp_path_factory) -> process.Built:
-    """Build every case in one process."""
+    """Builds every case in one process."""
     folder = tmp_path_factory.mktemp("engines")
     graphs = []
     for case, dtype in CASES:

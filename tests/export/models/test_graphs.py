@@ -1,4 +1,4 @@
-"""The graphs themselves: valid, named as the structure page says, portable, and made of a checkpoint of any size."""
+"""The graphs are valid and portable, have the names of the structure page, and fit a checkpoint of any size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ shapes = pytest.mark.parametrize("name", tiny.SHAPES)
 
 
 def border(values):
-    """Name -> (dtype, dimensions) of inputs or outputs, in order."""
+    """Returns {name: (dtype, dimensions)} of inputs or outputs, in order."""
     described = {}
     for value in values:
         kind = value.type.tensor_type
@@ -47,7 +47,7 @@ def per_layer(text, kinds, dtype, last):
 
 @pytest.fixture(scope="module")
 def copy_of(graphs_of, tmp_path_factory):
-    """Graph directories whose weights are copies: onnx refuses to look at files that have several hard links."""
+    """Copies graph directories with their weights. onnx refuses files that have several hard links."""
     base = tmp_path_factory.mktemp("copies")
     return cache(lambda name: Path(shutil.copytree(graphs_of(name), base / name)))
 

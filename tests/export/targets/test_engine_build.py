@@ -1,4 +1,4 @@
-"""`vlkv build`: what an engine directory holds, and what can't become one."""
+"""`vlkv build`: the contents of an engine directory, and the inputs that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight formats: rounding against its definition, the pass against float64, whole engines."""
+"""Weight formats: the definition of their rounding, the pass against float64, and whole engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlkv_export.weights.convert import stored
 from vlkv_export.weights.registry import FORMATS
 
 LAYERS, EACH, NODES = 3, 7, 4
-"""Products of a layer, and the nodes that they are joined into: q, k and v; o; gate and up; down."""
+"""Products of a layer, and the nodes into which they are joined: q, k and v; o; gate and up; down."""
 
 
 def rows_of(rng, rows, columns):
@@ -81,7 +81,7 @@ def test_4_bits_keep_a_block_of_q4_1(rng):
 
 
 def product(weight, add):
-    """A graph of one product, with a bias where `add` is given."""
+    """Returns a graph of one product, with a bias if `add` is given."""
     x = ir.Value(name="x", shape=ir.Shape(("B", weight.shape[1])), type=ir.TensorType(ir.DataType.FLOAT))
     held = [
         ir.Value(
@@ -152,7 +152,7 @@ def test_every_product_of_a_decoder_is_taken(graphs_of):
 
 
 WORST = {"bfloat16": 0.02, "int8": 0.03, "int4": 0.5}
-"""Error of the logits over their spread: some 20 products in a row each add noise of a weight's rounding."""
+"""Error of the logits over their spread. Some 20 products in a row each add the noise of rounded weights."""
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-gqa-tied", "llama-biases"])
