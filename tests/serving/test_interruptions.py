@@ -1,4 +1,4 @@
-"""Many requests at a real tritonserver, clients that leave, deadlines, SIGTERM: every slot comes back."""
+"""Many requests to a real tritonserver, disconnecting clients, deadlines, SIGTERM: every lane is given back."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_200_mixed_requests_with_cancels_and_disconnects(server, grpc_client, op
 
 
 def cancelled(server):
-    """Answers that ended as cancelled, of all models."""
+    """Returns how many answers of all models ended as cancelled."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'reason="cancelled"' in line)
@@ -158,7 +158,10 @@ def test_a_timeout_ends_an_answer_with_what_it_has(server, long_answer):
 
 
 def asked_while_it_ends(server, body, count):
-    """Answers asked at once, SIGTERM when all are taken: text, last event and end of each; the moment of SIGTERM."""
+    """Asks many questions and sends SIGTERM when all are accepted.
+
+    Returns text, last event and end of each answer, and the time of SIGTERM.
+    """
     import aiohttp
 
     from vlkv.serving.triton.client import stream
