@@ -25,7 +25,7 @@ def events_of(server, body):
 
 
 def in_pieces(ask):
-    """Returns an answer of several responses. On a busy machine, pieces may be sent together as one response."""
+    """Asks until an answer has several responses. On a busy machine, pieces may be sent together as one response."""
     for _ in range(5):
         found = ask()
         if len(found) > 2:

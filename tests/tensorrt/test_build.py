@@ -25,7 +25,7 @@ COMMON = {"vision", "decoder", "compress", "compress_merge"}
 
 @pytest.fixture
 def said(monkeypatch) -> dict:
-    """Returns the builder's messages about each graph that it built."""
+    """Records the builder's messages about each graph that it builds."""
     heard: dict = {}
     build = process.build
 

@@ -37,7 +37,7 @@ def folder(graphs_of, tmp_path):
 
 
 def microsoft(change):
-    """Applies the change after declaring ONNX Runtime's own operators in the graph."""
+    """Returns the change, followed by a declaration of ONNX Runtime's own operators in the graph."""
 
     def changed(model):
         count = change(model)
