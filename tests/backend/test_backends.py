@@ -78,7 +78,7 @@ def test_the_same_answer(backend, policy, opened, pictures):
     assert want.prompt_tokens > 8
     assert got.token_ids == want.token_ids
     assert got.kept_tokens == want.kept_tokens
-    # at most one pair of a thousand too near to the threshold to tell
+    # at most one pair in a thousand is too near the threshold to tell
     np.testing.assert_allclose(got.sparsity, want.sparsity, atol=1e-3)
     for mine, theirs in zip(got.positions or [], want.positions or [], strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -157,7 +157,7 @@ def test_watched_steps_and_overwritten_slots(backend, opened, rng):
     assert seen.sparsity.shape == (text.layers, 1)
     for layer in range(text.layers):
         score = seen.scores[layer][0, :, :8]
-        # each head of a group gives its row's weights, which sum to 1
+        # each head of a group adds its row's weights, which sum to 1
         np.testing.assert_allclose(score.sum(axis=1), text.query_heads / text.kv_heads, rtol=1e-5)
         assert not seen.scores[layer][0, :, 8:].any()
     before = [to_host(found.device, array) for array in cache_.keys]

@@ -15,8 +15,8 @@ THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_
            "attend_append": 256, "attend_join": 128, "attend_rows": 128}  # fmt: skip
 BLOCKS = {"score_rows": 4, "score_columns": 4, "attend_rows": 2}
 """The required number of blocks that share a multiprocessor."""
-REGISTERS = 65536  # of a multiprocessor, and of a block at most: every architecture from 8.0 on
-SHARED = 48 << 10  # of a block without asking for more
+REGISTERS = 65536  # per multiprocessor, and at most per block, on every architecture from 8.0 on
+SHARED = 48 << 10  # per block without an explicit request for more
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -72,5 +72,5 @@ def test_nothing_spills_and_all_fits(report):
         assert stack == 0, f"{shown} for sm_{architecture} has a stack of {stack} bytes"
         assert spilled == 0, f"{shown} for sm_{architecture} spills {spilled} bytes"
         assert shared <= SHARED, shown
-        # Registers go to warps in units of 8 a thread.
+        # Warps get registers in units of 8 per thread.
         assert -(-registers // 8) * 8 * THREADS[kernel] * BLOCKS.get(kernel, 1) <= REGISTERS, shown

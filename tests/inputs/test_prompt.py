@@ -82,7 +82,7 @@ def test_ids_equal_transformers(kind: str, text: str, images: int, name: str | N
     places = text.count("<image>")
     images = places or images
     template = TEMPLATES[name] if name else None
-    # text that begins with BOS gets no second one here, without a template too
+    # text that begins with BOS gets no second one, even without a template
     assume(template is not None or not text.startswith("<s>") or (images and not places))
     prompt = build_prompt(text, layouts(images), tokenizer(kind), FACTS, chat_template=template)
     want = reference(kind, text, images, template)

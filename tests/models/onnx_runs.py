@@ -43,7 +43,7 @@ def decoder_feeds(manifest: Any, call: str, rng: np.random.Generator, dtype: Any
         "inputs_embeds": rng.normal(size=(batch, tokens, text.hidden)).astype(np.float32),
         "length": np.tile(np.array(valid, np.int64), (text.layers, 1)),
     }
-    # layers differ in what they hold, as after compression
+    # layers hold different numbers of tokens, as after compression
     if call == "step":
         feeds["length"] += np.arange(text.layers)[:, None]
     positions = np.array(valid)[:, None] + np.arange(tokens)
@@ -57,7 +57,7 @@ def decoder_feeds(manifest: Any, call: str, rng: np.random.Generator, dtype: Any
         shape = (batch, text.kv_heads, CAPACITY[layer], text.head_dim)
         for kind in ("key", "value"):
             array = rng.normal(size=shape).astype(dtype)
-            # what lies past the valid slots is anything finite
+            # slots past the valid ones hold arbitrary finite numbers
             feeds[f"{kind}_cache.{layer}"] = array
     return feeds
 
@@ -81,7 +81,7 @@ def assert_decoders_agree(first: Arrays, second: Arrays, feeds: Arrays, terms: f
         assert mine.shape == theirs.shape
         limit = 2 * ROUNDOFF * terms**0.5
         if name == "sparsity":
-            # at most one pair of a thousand too near to the threshold to tell
+            # at most one pair in a thousand is too near the threshold to tell
             np.testing.assert_allclose(mine, theirs, atol=1e-3)
         elif name in ("logits",):
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=limit * np.abs(theirs).max())

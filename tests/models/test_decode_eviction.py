@@ -112,7 +112,7 @@ def test_step_by_step(shape, operators, name, engine_of, reference_of, pictures,
             for head, theirs in enumerate(run.positions[layer]):
                 assert sorted(held[head, :valid].tolist()) == theirs
                 assert (held[head, valid:] == -1).all()
-    # it did evict, and wrote the arrays that were there
+    # it evicted, and wrote into the existing arrays
     assert int(got.cache.length.max()) < max(got.result.kept_tokens) + STEPS
     assert all(
         mine is theirs for mine, theirs in zip([*got.cache.keys, *got.cache.values], arrays, strict=True)

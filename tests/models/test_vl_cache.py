@@ -84,11 +84,11 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
         PROMPT, pictures[:images], policy="vl-cache", budget=BUDGET, max_new_tokens=1
     )
     assert result.prompt_tokens == length
-    # the measure does measure something here
+    # the measured value is not trivial here
     assert min(layer.below for layer in layers) > 0
     assert len({layer.below for layer in layers}) > 1
     for got, layer in zip(result.sparsity, layers, strict=True):
-        # a float32 share of integers; as many pairs off as are too near to the threshold
+        # a float32 share of integers, off by at most the pairs that are too near the threshold
         assert abs(got - layer.sparsity) <= layer.near / layer.pairs + 2.0**-24
 
     total = round(BUDGET * len(layers) * length)
@@ -101,7 +101,7 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
     )
     assert sum(result.kept_tokens) == total
     for got, want in zip(result.kept_tokens, real, strict=True):
-        # rounding to whole tokens, moved by the pairs that are too near
+        # rounding to whole tokens, shifted by the pairs that are too near
         slack = max(layer.near / layer.pairs for layer in layers) * length
         assert abs(got - want) < 1 + slack
 
@@ -115,7 +115,7 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
             assert mine.tolist() == sorted(set(mine.tolist()))
             assert set(range(length - recent, length)) <= set(mine.tolist())
             for lost, taken in zip(gone, extra, strict=True):
-                # another token only where the scores are equal within rounding
+                # tokens may differ only if their scores are equal within rounding
                 assert abs(score[lost] - score[taken]) <= MARGIN * max(score[lost], score[taken])
 
 

@@ -10,7 +10,7 @@ import pytest
 from oracles import attend as oracle
 from vlkv.ops.session_options import session_options
 
-UNIT = 2.0**-24  # half the distance of float32 numbers at 1
+UNIT = 2.0**-24  # half the distance between float32 numbers at 1
 NAMES = ("query", "key", "value", "key_cache", "value_cache", "last")
 RESULTS = ("result", "new_key_cache", "new_value_cache")
 

@@ -8,7 +8,7 @@ import pytest
 from oracles import score as oracle
 from vlkv import ops
 
-UNIT = 2.0**-24  # half the distance of float32 numbers at 1
+UNIT = 2.0**-24  # half the distance between float32 numbers at 1
 
 
 def inputs(rng, batch=2, query_heads=4, kv_heads=2, rows=5, slots=9, dim=8, dtype=np.float32):
@@ -37,8 +37,8 @@ def check(query, key, row_position, implementation, scale=None, threshold=0.01):
     terms = query.shape[1] // key.shape[1] * query.shape[2]
     relative = math.expm1(2 * error + 4 * UNIT * largest) + (16 + key.shape[2] + terms) * UNIT
     np.testing.assert_allclose(got, total, rtol=relative, atol=terms * 2.0**-126)
-    # Two logits' errors part a logit from its row's threshold, and a few roundings of max + ln p, or of
-    # exp, do. Of those that are nearer than that either count is right.
+    # A logit and its row's threshold differ by two logits' errors and a few roundings of max + ln p or of
+    # exp. For pairs that are nearer than that, either count is right.
     distance = 2 * error + UNIT * (largest + 4 * abs(math.log(threshold)) + 16)
     unsure = oracle.near(query, key, row_position, factor, threshold, distance)
     slack = unsure / np.maximum(pairs, 1) + 4 * UNIT

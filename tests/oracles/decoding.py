@@ -28,7 +28,7 @@ class FixedPoint:
 
     def __init__(self, entries, budget, prompt, distance=25):
         self.entries = list(entries)
-        # the first token stays, so the point lies behind it
+        # the first token stays, so the point is after it
         self.point = max(len(entries) - distance, min(1, len(entries)))
         self.size, self.prompt, self.tokens = len(entries), prompt, prompt
         self.budget = Fraction(str(budget))

@@ -76,7 +76,7 @@ def test_a_library_that_is_no_plugin(builder, plugin, tmp_path):
     text.write_text("no library" * 100)
     with pytest.raises(EngineError, match=r"text\.so is not vlkv's plugin: .*invalid ELF header"):
         process.build(builder, text)
-    # the dynamic linker may die of it
+    # this may crash the dynamic linker
     cut.write_bytes(plugin.read_bytes()[:1000])
     with pytest.raises(EngineError, match=r"loading the plugin|is not vlkv's plugin"):
         process.build(builder, cut)

@@ -30,7 +30,7 @@ FACTS = TextFacts(
     vocab=64,
     max_positions=512,
 )
-# float32 logits of 16 terms, of at most about 8 here, err by 16 * 2^-24 * 8; a weight by as much of itself
+# A float32 logit of 16 terms is at most about 8 here and errs by 16 * 2^-24 * 8. A weight has this relative error.
 MARGIN = 1e-5
 NAMES = [name for name in POLICIES if name != "full"]
 
@@ -59,7 +59,7 @@ def test_random_tensors(engine_of, rng, name, operators):
         (1, -1, 0.1, 8),
     ):
         policy = replace(POLICIES[name], window=window)
-        # layers differ in how sharply they look
+        # layers differ in how peaked their attention is
         sharp = np.linspace(1.0, 4.0, LAYERS)[:, None, None, None]
         query = (rng.normal(size=(LAYERS, HEADS * GROUP, length, DIM)) * sharp).astype(np.float32)
         key, value = (rng.normal(size=(LAYERS, HEADS, length, DIM)).astype(np.float32) for _ in range(2))
@@ -160,7 +160,7 @@ def test_pyramid_by_hand():
     np.testing.assert_allclose(pyramid(1, 0.2, 20.0), [0.2])
     policy = POLICIES["pyramidkv"]
     assert split_budget(policy, np.zeros(3), 1000, 0.2, 0).tolist() == [390, 200, 10]
-    # the window of 32 is kept by the last layer too, at the others' cost in proportion
+    # the last layer also keeps the window of 32, at the expense of the others in proportion
     assert split_budget(policy, np.zeros(3), 1000, 0.2, 32).tolist() == [375, 193, 32]
 
 
@@ -251,7 +251,7 @@ def test_known_policies():
         match="known: full, vl-cache, elastic, h2o, snapkv, pyramidkv, streaming-llm, shared-question",
     ):
         resolve("lru")
-    # every field is told about
+    # every field is described
     assert all(f"        {field.name}: " in (Policy.__doc__ or "") for field in fields(Policy))
 
 

@@ -230,7 +230,7 @@ def test_cancelling_frees_the_slot_at_once(engine, pace):
 
 def test_a_deadline_ends_an_answer_with_what_it_has(engine, pace):
     with engine.scheduler(slots=1) as scheduler:
-        for deadline in (0.2, 2, 20):  # a busy machine may need longer than that to read the prompt
+        for deadline in (0.2, 2, 20):  # a busy machine may need longer than the first to prefill the prompt
             running = scheduler.submit(endless(), deadline=deadline)
             if begun(running):
                 break

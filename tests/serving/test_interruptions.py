@@ -118,7 +118,7 @@ def leave_by_grpc(server, client, body):
 def test_a_client_that_leaves_cancels(server, grpc_client, long_answer, leave):
     body, whole = long_answer
     before = cancelled(server)
-    for _ in range(40):  # on a busy machine an answer may end before the server hears of it
+    for _ in range(40):  # on a busy machine an answer may end before the server notices
         first = settled(server)
         leave(server, grpc_client, body)
         after = settled(server, least=first["vlkv_submitted_total"] + 1)
@@ -193,7 +193,7 @@ def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_p
     repository = tmp_path / "models"
     write_repository(Settings(str(shipped), slots=4, threads=1), shipped, repository)
     body, whole = long_answer
-    for _ in range(5):  # a busy machine may let this process sleep until the answers end: that shows nothing
+    for _ in range(5):  # a busy machine may suspend this process until the answers end; try again
         with Server(repository, tmp_path / "log", grace=WAIT) as server:
             server.wait(timeout=WAIT)
             ended, asked = asked_while_it_ends(server, body, 12)

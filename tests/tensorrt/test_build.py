@@ -82,7 +82,7 @@ def test_with_the_plugin(cache, builder, plugin, graphs_of, tmp_path, said):
     ):
         data = (tmp_path / "e" / f"{graph}.engine").read_bytes()
         assert layer in data
-        # nothing of the bodies is left
+        # no node of the bodies is left
         assert "LOOP_OUTPUT" not in said[graph]["kinds"]
     assert said["decoder"]["kinds"].get("ATTENTION_INPUT", 0) == LAYERS - len(attends)
     if not cache:

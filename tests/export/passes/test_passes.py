@@ -68,7 +68,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     counts = lower_for_onnxruntime(models, {n: external(t) for n, t in placed.items()}, operators)
     half = tiny._SHAPES[name].dtype != "float32"
     native = operators == "native"
-    # native products read their weights as they are; biases become float32 with all else
+    # native products read stored weights; biases become float32 like everything else
     products = {"decoder": DECODER_WEIGHTS, "vision": 6 * TOWER_LAYERS[name] + 2}
     widened = {graph: weights[graph] - products[graph] * native if half else 0 for graph in products}
     assert counts["decoder"] == {
@@ -185,7 +185,7 @@ def test_observed_rows(name, call, folder, rng):
     queries = [f"query.{layer}" for layer in range(LAYERS)]
     assert after.keys() == (before.keys() - gone) | set(queries)
     onnx_runs.assert_decoders_agree(before, after, feeds)
-    # from the rows that it gives out, the scores can be made as the graph made them
+    # the output rows give the same scores as the graph computed
     from vlkv import ops
 
     rows = feeds["row_index"]

@@ -90,7 +90,7 @@ def test_dynamic_cache(name, call, folder, rng):
     for layer in range(LAYERS):
         for kind in ("key", "value"):
             cache = f"new_{kind}_cache.{layer}"
-            # rounding of the same sums in another order aside, nothing else may differ, in no slot
+            # except for the rounding of sums in another order, no slot may differ
             np.testing.assert_allclose(after[cache], before[cache], rtol=0, atol=1e-5)
     onnx_runs.assert_decoders_agree(before, after, feeds)
 

@@ -35,7 +35,7 @@ def test_8_bits_are_within_half_a_step(rows, columns, rng):
     blocks = -(-columns // 32)
     assert codes.shape == (rows, blocks, 32) and scales.shape == (rows, blocks)
     assert (codes.reshape(rows, -1)[:, columns:] == 128).all()
-    # the largest of a block is up to 127 / 2^11 of a step beyond its code, as the scale is rounded to float16
+    # the scale is rounded to float16, so a block's largest is up to 127 / 2^11 of a step beyond its code
     step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
     error = np.abs(oracle.widen(codes, scales, bits=8, depth=columns) - weights)
     assert (error <= step * (0.5 + 127 * 2.0**-11)).all()
@@ -65,7 +65,7 @@ def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
     parts = padded.reshape(rows, blocks, 32)
     low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
     wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
-    # with the whole range each is within half a step, and what the rounding of 15 scales and of the minimum adds
+    # each is within half a step of the range, plus the rounding of 15 scales and of the minimum
     bound = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + np.abs(low) * 2.0**-11 + 16 * 2.0**-24
     assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 

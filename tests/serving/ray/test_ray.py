@@ -102,6 +102,6 @@ def test_answers_routing_and_a_death(cluster, opened, picture):
     other, text = patiently(lambda: ask(client, "what is the type?", picture))
     assert text == wanted and other != replica, "what was not yet answered is given to another replica"
     end = time.monotonic() + 120
-    fresh = itertools.count(100)  # a picture that was seen goes where it was
+    fresh = itertools.count(100)  # a picture is routed to the replica that has seen it
     while len({patiently(lambda: ask(client, "type?", form(next(fresh))))[0] for _ in range(8)}) < 2:
         assert time.monotonic() < end, "the dead replica is replaced"
