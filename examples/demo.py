@@ -43,7 +43,7 @@ def main() -> int:
     places = engine.prompt(Question(example["prompt"], [picture])).image_positions
     draw_kept(Image.open(picture), small, places).save(target)
     console.print(
-        f"kept patches: {target} (the picture, then a column a layer; stronger where more heads kept it)"
+        f"kept patches: {target} (the picture, then one column per layer; stronger where more heads kept it)"
     )
     return int(not full.text.strip() == small.text.strip() == example["answer"])
 
