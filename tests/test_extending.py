@@ -1,4 +1,4 @@
-"""`docs/extending`: every named file is there, in a fixed form, and registries name what the pages say."""
+"""`docs/extending`: every named file exists, lines have a fixed form, and registries match the pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_files_of_a_page_are_there(kind):
     [("text", "MODEL", "TEXT_MODELS"), ("towers", "TOWER", "TOWERS"), ("families", "FAMILY", "FAMILIES")],
 )
 def test_a_model_is_one_file_and_one_line(folder, entry, registered):
-    """Modules that export an entry are those that the registry names; helpers such as `decoder.py` export none."""
+    """The registry names exactly the modules that export an entry. Helpers such as `decoder.py` export none."""
     from vlkv_export.models import registry
 
     modules = (ROOT / "export/vlkv_export/models" / folder).glob("*.py")
@@ -82,7 +82,7 @@ def test_a_policy_is_one_entry_of_its_registry():
 
 
 def test_each_backend_is_registered():
-    """Modules of `backend/` that open engines are those that the registry names."""
+    """The registry names exactly the modules of `backend/` that open engines."""
     from vlkv.backend.registry import BACKENDS
 
     modules = (ROOT / "python/vlkv/backend").glob("*.py")

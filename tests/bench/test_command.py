@@ -1,4 +1,4 @@
-"""`vlkv bench` on a whole checkpoint, alone and beside transformers in a process of its own."""
+"""`vlkv bench` on a whole checkpoint, alone and together with transformers in a process of its own."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_peer_leaves_memory_to_others(tmp_path, engine_of):
 
 @pytest.fixture
 def peer_of(engine_of, checkpoint_of, tmp_path):
-    """Transformers of this environment as a peer."""
+    """Returns a function that starts the transformers of this environment as a peer."""
     started = []
 
     def start(mode):

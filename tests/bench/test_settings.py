@@ -1,4 +1,4 @@
-"""What a benchmark is asked to run: texts to settings, and prompts of an exact length."""
+"""The settings of a benchmark: parsing texts, and making prompts of an exact length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vlkv eval` and `vlkv inspect` on the command line: what they print and write, and what they refuse in one line."""
+"""`vlkv eval` and `vlkv inspect` on the command line: their output, their files, and their one-line errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: the same for the same seed, right by the form's own fields, and every mistake named."""
+"""Tasks repeat with the same seed, their answers follow from the form's fields, and every mistake is named."""
 
 from __future__ import annotations
 

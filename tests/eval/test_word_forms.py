@@ -1,4 +1,4 @@
-"""Forms of words: by seed, drawn one word a cell, asked about like the others, and every bad file named."""
+"""Forms of words repeat by seed, hold one word per cell, and every bad file is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs of one plugin node each: TensorRT for RTX builds engines from them on the CPU, ONNX Runtime runs them."""
+"""Graphs of one plugin node each: TensorRT for RTX builds engines of them on the CPU, and ONNX Runtime runs them."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def model_of(case: str, dtype: str) -> ir.Model:
 
 @pytest.fixture(scope="module")
 def built(plugin, builder, tmp_path_factory) -> process.Built:
-    """Build every case in one process."""
+    """Builds every case in one process."""
     folder = tmp_path_factory.mktemp("engines")
     graphs = []
     for case, dtype in CASES:
@@ -76,7 +76,7 @@ def test_a_library_that_is_no_plugin(builder, plugin, tmp_path):
     text.write_text("no library" * 100)
     with pytest.raises(EngineError, match=r"text\.so is not vlkv's plugin: .*invalid ELF header"):
         process.build(builder, text)
-    # the dynamic linker may die of it
+    # this may crash the dynamic linker
     cut.write_bytes(plugin.read_bytes()[:1000])
     with pytest.raises(EngineError, match=r"loading the plugin|is not vlkv's plugin"):
         process.build(builder, cut)

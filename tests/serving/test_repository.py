@@ -1,4 +1,4 @@
-"""`vlkv triton` and what surrounds the server: repository, sizes, inputs, load figures."""
+"""`vlkv triton` and what surrounds the server: repository, sizes, inputs, figures of load tests."""
 
 from __future__ import annotations
 

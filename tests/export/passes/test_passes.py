@@ -1,4 +1,4 @@
-"""Each lowering pass: how often it rewrites, that it leaves alone what it has no right to, that results stay."""
+"""Each lowering pass: how often it rewrites, what it must leave alone, and that results stay the same."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(graphs_of, tmp_path):
 
 
 def microsoft(change):
-    """The change, with ONNX Runtime's own operators made known to the graph."""
+    """Returns the change, followed by a declaration of ONNX Runtime's own operators in the graph."""
 
     def changed(model):
         count = change(model)
@@ -54,7 +54,7 @@ def count_nodes(path, op_type):
 
 
 def unchanged(model, change):
-    """Whether the change returns 0 and leaves every byte of the model as it was."""
+    """Returns whether the change returns 0 and leaves every byte of the model as it was."""
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     return change(model) == 0 and ir.to_proto(model).SerializeToString(deterministic=True) == before
 
@@ -70,7 +70,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     counts = lower_for_onnxruntime(models, {n: external(t) for n, t in placed.items()}, operators)
     half = tiny._SHAPES[name].dtype != "float32"
     native = operators == "native"
-    # native products read their weights as they are; biases become float32 with all else
+    # native products read stored weights; biases become float32 like everything else
     products = {"decoder": DECODER_WEIGHTS, "vision": 6 * TOWER_LAYERS[name] + 2}
     widened = {graph: weights[graph] - products[graph] * native if half else 0 for graph in products}
     assert counts["decoder"] == {
@@ -112,7 +112,7 @@ def test_group_query_attention(name, call, folder, rng):
 
 
 def natively(model):
-    """Attend by the native operator, which only ONNX Runtime's form of attention becomes."""
+    """Lowers to ONNX Runtime's attention first, because only that becomes the native operator."""
     microsoft(group_query_attention.apply)(model)
     return native_attention.apply(model)
 
@@ -187,7 +187,7 @@ def test_observed_rows(name, call, folder, rng):
     queries = [f"query.{layer}" for layer in range(LAYERS)]
     assert after.keys() == (before.keys() - gone) | set(queries)
     onnx_runs.assert_decoders_agree(before, after, feeds)
-    # from the rows that it gives out, the scores can be made as the graph made them
+    # the output rows give the same scores as the graph computed
     from vlkv import ops
 
     rows = feeds["row_index"]
@@ -202,7 +202,7 @@ def test_observed_rows(name, call, folder, rng):
 
 
 def test_float32_of_a_float16_graph(folder, rng):
-    """The wide graph against the float16 one, which ONNX Runtime runs by casting: apart by float16's rounding."""
+    """Compares with the float16 graph, which ONNX Runtime runs by casting. They differ by float16's rounding."""
     graphs = folder("llama-old")
     model = ir.load(graphs / "decoder.onnx")
     halves = other_weights({"decoder": model}, "float32")
@@ -304,7 +304,7 @@ def test_layers_around_one_that_stays_keep_their_own_lengths(call, folder, rng):
 
 
 def test_cached_attention_with_another_mask_stays(graphs_of):
-    """The fused operator sees all slots up to a row's own: another mask means another result."""
+    """The fused operator lets a row see all slots up to its own, so another mask would change the result."""
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     for node in attention(model):
         visible = node.inputs[3].producer()
@@ -313,7 +313,7 @@ def test_cached_attention_with_another_mask_stays(graphs_of):
 
 
 def product(shape, perm, is_weight=True):
-    """`x @ Transpose(w)` as a model: x `[2, K]`."""
+    """Returns a model of `x @ Transpose(w)` with x `[2, K]`."""
     inner = [shape[axis] for axis in perm][-2]
     x = ir.Value(name="x", type=ir.TensorType(FLOAT), shape=ir.Shape([2, inner]))
     tensor = ir.tensor(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), name="w")

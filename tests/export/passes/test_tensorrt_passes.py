@@ -1,4 +1,4 @@
-"""The passes for TensorRT: how often each rewrites, what it leaves alone, and the same results in ONNX Runtime."""
+"""The passes for TensorRT: how often each rewrites, what it leaves alone, and equal results in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_dynamic_cache(name, call, folder, rng):
     for layer in range(LAYERS):
         for kind in ("key", "value"):
             cache = f"new_{kind}_cache.{layer}"
-            # rounding of the same sums in another order aside, nothing else may differ, in no slot
+            # except for the rounding of sums in another order, no slot may differ
             np.testing.assert_allclose(after[cache], before[cache], rtol=0, atol=1e-5)
     onnx_runs.assert_decoders_agree(before, after, feeds)
 
@@ -100,7 +100,7 @@ def test_dynamic_cache(name, call, folder, rng):
 @shapes
 @calls
 def test_attend_in_place(name, call, folder, rng):
-    """As a function the layer is the updates and the Attention; the mask and what made it are gone."""
+    """The layer's function is the two updates and the Attention. The mask and its inputs are gone."""
     graphs = folder(name)
     path, count = onnx_runs.changed(graphs, "decoder", lowered_in_place)
     assert count == count_nodes(path, "VlkvAttend") == LAYERS
@@ -168,7 +168,7 @@ def test_static_cache(name, call, folder, rng):
 @calls
 @pytest.mark.parametrize(("change", "each"), [(function_bodies.apply, 0), (plugin_nodes.apply, LAYERS)])
 def test_score_in_the_decoder(name, call, change, each, folder, rng):
-    """Bodies in place, and the plugin's nodes, which ONNX Runtime takes for functions, are exactly the function."""
+    """Inlined bodies and the plugin's nodes, which ONNX Runtime runs as functions, equal the function exactly."""
     graphs = folder(name)
     path, count = onnx_runs.changed(graphs, "decoder", change)
     assert count == LAYERS
@@ -203,7 +203,7 @@ def compress_feeds(rng, batch=2, heads=2, slots=37, dim=8, ties=False):
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
 def test_compress_lowered_to_bodies(merge, per_head, ties, rng, tmp_path):
-    """Branch taken, body in place, sort replaced: each step gives what the whole graph gave, to the bit."""
+    """Taking the branch, inlining the body and replacing the sort each keep the result to the bit."""
     whole, lowered = tmp_path / "whole.onnx", tmp_path / "lowered.onnx"
     ir.save(compress_model(), whole)
     model = compress_model()
@@ -239,7 +239,7 @@ def test_compress_with_plugin_nodes(merge, rng, tmp_path):
 
 
 def test_selection_keeps_what_the_oracle_keeps(rng, tmp_path):
-    """Against float64 NumPy, which knows nothing of either body."""
+    """Compares with float64 NumPy, which shares no code with either body."""
     model = evict_model(per_head=True, merge=False)
     assert (function_bodies.apply(model), full_sort.apply(model)) == (1, 1)
     ir.save(model, tmp_path / "evict.onnx")
@@ -251,7 +251,7 @@ def test_selection_keeps_what_the_oracle_keeps(rng, tmp_path):
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
-    """Apart by float16's rounding. ONNX Runtime does not run bfloat16 graphs, so theirs are opened only."""
+    """They differ by float16's rounding. ONNX Runtime cannot run bfloat16 graphs, so those are only opened."""
     graphs = folder(name)
     source = read(graphs).cache_dtype
     models = {graph: ir.load(graphs / f"{graph}.onnx") for graph in GRAPHS}
@@ -296,7 +296,7 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases"])
 def test_positions_are_computed_in_float32(name, graphs_of):
-    """Float16 counts to 2048, bfloat16 to 256: RoPE's angles of later positions would be wrong."""
+    """Float16 counts to 2048 and bfloat16 to 256, so RoPE's angles of later positions would be wrong."""
     model = ir.load(graphs_of(name) / "decoder.onnx")
     zeros = {key: ir.tensor(np.zeros(1, np.float16), name=key) for key in model.graph.initializers}
     half.apply(model, dtype=ir.DataType.FLOAT16, converted=zeros)

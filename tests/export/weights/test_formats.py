@@ -1,4 +1,4 @@
-"""Weight formats: rounding against its definition, the pass against float64, whole engines."""
+"""Weight formats: the definition of their rounding, the pass against float64, and whole engines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlkv_export.weights.convert import stored
 from vlkv_export.weights.registry import FORMATS
 
 LAYERS, EACH, NODES = 3, 7, 4
-"""Products of a layer, and the nodes that they are joined into: q, k and v; o; gate and up; down."""
+"""Products of a layer, and the nodes into which they are joined: q, k and v; o; gate and up; down."""
 
 
 def rows_of(rng, rows, columns):
@@ -36,7 +36,7 @@ def test_8_bits_are_within_half_a_step(rows, columns, rng):
     blocks = -(-columns // 32)
     assert codes.shape == (rows, blocks, 32) and scales.shape == (rows, blocks)
     assert (codes.reshape(rows, -1)[:, columns:] == 128).all()
-    # the largest of a block is up to 127 / 2^11 of a step beyond its code, as the scale is rounded to float16
+    # the scale is rounded to float16, so a block's largest is up to 127 / 2^11 of a step beyond its code
     step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
     error = np.abs(oracle.widen(codes, scales, bits=8, depth=columns) - weights)
     assert (error <= step * (0.5 + 127 * 2.0**-11)).all()
@@ -66,7 +66,7 @@ def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
     parts = padded.reshape(rows, blocks, 32)
     low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
     wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
-    # with the whole range each is within half a step, and what the rounding of 15 scales and of the minimum adds
+    # each is within half a step of the range, plus the rounding of 15 scales and of the minimum
     bound = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + np.abs(low) * 2.0**-11 + 16 * 2.0**-24
     assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 
@@ -82,7 +82,7 @@ def test_4_bits_keep_a_block_of_q4_1(rng):
 
 
 def product(weight, add):
-    """A graph of one product, with a bias where `add` is given."""
+    """Returns a graph of one product, with a bias if `add` is given."""
     x = ir.Value(name="x", shape=ir.Shape(("B", weight.shape[1])), type=ir.TensorType(ir.DataType.FLOAT))
     held = [
         ir.Value(
@@ -153,7 +153,7 @@ def test_every_product_of_a_decoder_is_taken(graphs_of):
 
 
 WORST = {"bfloat16": 0.02, "int8": 0.03, "int4": 0.5}
-"""Error of the logits over their spread: some 20 products in a row each add noise of a weight's rounding."""
+"""Error of the logits over their spread. Some 20 products in a row each add the noise of rounded weights."""
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-gqa-tied", "llama-biases"])
