@@ -1,4 +1,4 @@
-"""The weight files of a folder, one or sharded: every tensor that the model needs, found and checked."""
+"""Finds and checks every tensor that the model needs in a folder's weight files, one or sharded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Found = dict[str, tuple[str, str, Entry]]
 
 
 def find(folder: Path, prefixes: Prefixes) -> Found:
-    """Canonical name -> (name in the file, file name, header entry) of all tensors that belong to the model.
+    """Map the canonical name of every tensor of the model to (name in the file, file name, header entry).
 
-    `model.safetensors` comes before `model.safetensors.index.json`, as in transformers.
+    `model.safetensors` takes precedence over `model.safetensors.index.json`, as in transformers.
     Raises `CheckpointError`.
     """
     if (folder / SINGLE).exists():
@@ -65,12 +65,12 @@ def select(
     tied: bool,
     scheme: Scheme | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Coded]]:
-    """Look the tensors of `layout` up, their shapes and dtypes checked; the three dtypes may be mixed.
+    """Look up the tensors of `layout` and check their shapes and dtypes; the three dtypes may be mixed.
 
-    Of a quantised checkpoint's `scheme`, matrices that are stored in codes come as the second.
-
-    With `tied`, embedding and head stand in for each other where only one is in the files. (Where both
-    are, each is used: transformers does not tie two that differ either.) Raises `CheckpointError`.
+    With the `scheme` of a quantised checkpoint, the second result holds the matrices that are stored as codes.
+    With `tied`, the embedding also serves as the head, or the head as the embedding, if the files have only one of
+    them. (If they have both, each is used: transformers does not tie two that differ either.)
+    Raises `CheckpointError`.
     """
     if tied:
         for absent, present in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):

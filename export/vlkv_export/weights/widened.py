@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlkv.storage.files import link_or_copy
-from vlkv_export.passes.coded_matrices import find_coded, widen_codes
 from vlkv_export.watch import Watch
+from vlkv_export.weights.coded import find_coded, widen_codes
 
 FILE = "matrices.float32.safetensors"
 FOLDER = "widened"

@@ -1,4 +1,4 @@
-"""After prefill: the budget is split over layers, each layer is cut to its share, and the rest is freed."""
+"""Compression after prefill: splits the budget over layers, evicts from each layer, and frees the rest."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def split_budget(
     ceiling: Sequence[int] | None = None,
     windows: Sequence[int] = (),
 ) -> NDArray[np.int64]:
-    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
+    """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
-    `observed` is the number of observed rows: a pyramid is no narrower than those that always stay.
-    `ceiling` `[L]` is the most that each layer has slots for. `windows` `[L]` are those that the answer goes past, 0
-    for others: a layer keeps the smaller of its share and what its window lets the next token see.
+    `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
+    `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
+    answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
     """
     most = [kept_within(length, window) for window in windows or (0,) * len(sparsity)]
     if policy.keeps_all:
@@ -48,9 +48,9 @@ def split_budget(
 
 
 def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
-    """The most tokens that all layers of a prompt of `length` tokens keep together, whatever is observed.
+    """The most tokens that all layers together can keep of a prompt of `length` tokens, whatever the observation.
 
-    Windows are not looked at.
+    Sliding windows are ignored.
     """
     if policy.keeps_all:
         return layers * length
@@ -61,10 +61,10 @@ def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
 
 
 def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:
-    """Shares `[L]` of a prompt that fall evenly from the first layer to the last, `budget` on average.
+    """Shares `[L]` of a prompt that decrease linearly from the first layer to the last, with mean `budget`.
 
-    The last is budget / beta, unless the first, 2 * budget - last, were more than `most`: then the first is `most`
-    and the last is what remains, the first at the most (arXiv 2406.02069, section 4.2).
+    The last share is budget / beta, and the first 2 * budget - last. If that exceeds `most`, the first is `most` and
+    the last follows from the mean, but is at most the first (arXiv 2406.02069, section 4.2).
     """
     last = budget / beta
     first = 2 * budget - last
@@ -75,9 +75,9 @@ def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArr
 
 
 def always_kept(policy: Policy, count: int, observed: int, first: int = 0) -> tuple[int, int]:
-    """How many of a layer's `count` tokens are the prompt's first, and its last, whatever their score.
+    """How many of a layer's `count` tokens are the prompt's first and its last tokens, regardless of their scores.
 
-    `first` is the oldest position that a layer's window lets it see.
+    `first` is the oldest position that the layer's window lets it see.
     """
     sinks = min(max(0, policy.sinks - first), count)
     recent = max(round(policy.recent * count), policy.recent_tokens, observed if policy.keep_observed else 0)
@@ -95,22 +95,22 @@ def compress(
     target: Cache | None = None,
     windows: Sequence[int] = (),
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
-    """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
+    """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
     Args:
-        policy: what always stays, and whether heads choose alone.
-        cache: the whole prompt's, B = 1.
-        observer: its scores.
-        counts: tokens to keep, `[L]`.
-        capacity: slots of each layer, `[L]`: for what is kept and for new tokens.
+        policy: the tokens that always stay, and whether heads select separately.
+        cache: the cache of the whole prompt, B = 1.
+        observer: the prompt's scores.
+        counts: the number of tokens to keep, `[L]`.
+        capacity: the slots of each layer, `[L]`, for kept and new tokens.
         backend: runs the eviction.
-        keep_source: leaves the given cache as it is.
-        target: where the kept tokens go (B = 1); None makes arrays of that capacity.
-        windows: `[L]`, those that the answer goes past, 0 for others. Such a layer keeps tokens that the next one sees,
-            the same in all heads, as a token leaves all of them at once.
+        keep_source: whether to leave the given cache unchanged.
+        target: the cache that receives the kept tokens (B = 1); None allocates one.
+        windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
+            that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
 
     Returns:
-        The small cache, and per layer the kept positions `[Hkv, count]`.
+        The compressed cache, and the kept positions per layer, `[Hkv, count]`.
     """
     small = target or cache.like(capacity)
     positions = []

@@ -1,4 +1,4 @@
-"""Qwen2: grouped attention with biases in q, k and v; a sliding window in its upper layers where it says so."""
+"""Qwen2: grouped attention with biases in q, k and v, and an optional sliding window in upper layers."""
 
 from __future__ import annotations
 

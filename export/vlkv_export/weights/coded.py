@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from vlkv_export.passes.edit import add_initializer, producer
-from vlkv_export.passes.native_linear import Stored
+from vlkv_export.passes.products import Stored
 
 FLOAT = ir.DataType.FLOAT
 ROWS = 1 << 22
@@ -54,7 +54,7 @@ def find_coded(model: ir.Model) -> list[CodedMatrix]:
 
 
 def take_codes(models: dict[str, ir.Model]) -> dict[str, Stored]:
-    """Leaves a matrix of each name without content in the graphs, for `multiply_natively`; the codes by that name."""
+    """Replaces each coded matrix by a float initializer for the pass `native_linear`; returns the codes by name."""
     found: dict[str, Stored] = {}
     for model in models.values():
         for matrix in find_coded(model):
@@ -67,7 +67,7 @@ def take_codes(models: dict[str, ir.Model]) -> dict[str, Stored]:
 
 
 def _with_content(value: ir.Value, matrix: CodedMatrix) -> ir.Value:
-    """An initializer needs content; that of the codes stands in until `multiply_natively` takes the value out."""
+    """An initializer needs content; that of the codes stands in until `native_linear` takes the value out."""
     value.const_value = matrix.codes
     value.type = ir.TensorType(FLOAT)
     return value
