@@ -68,7 +68,7 @@ def test_an_engine_that_cannot_is_told_before_anything_runs(engine_of):
     for length, said in ((least - 1, f"at least {least}"), (most + 1, f"up to {most} do")):
         with pytest.raises(BenchError, match=said):
             Settings((length,), (1,), (Budget(1.0),), (3, 8)).check(manifest)
-    with pytest.raises(BenchError, match="keeps all"):
+    with pytest.raises(BenchError, match="keeps everything"):
         Settings((least,), (1,), (Budget(0.1),), (8,), policy="full").check(manifest)
 
 
