@@ -73,6 +73,25 @@ const char* type_name(nvinfer1::DataType type) noexcept;
 
 void require_rank(const char* op, const char* name, int32_t rank, int32_t wanted);
 
+// Refuses an attribute `scale` that is not a finite number above 0.
+void require_scale(const char* op, float scale);
+
+// Refuses arrays of another length than the layer's inputs and outputs, and null arrays.
+void require_counts(const char* op, const void* in, int32_t input_count, int32_t inputs, const void* out,
+                    int32_t output_count, int32_t outputs);
+
+// Refuses a number of a tensor that is outside [0, count).
+void require_position(const char* op, int32_t position, int32_t count);
+
+// Refuses null arrays in enqueue.
+void require_arrays(const char* op, const void* in, const void* out, const void* inputs, const void* outputs);
+
+// Refuses a tensor's type unless `holds`; `wanted` names the types that it may have.
+void require_type(const char* op, const char* name, bool holds, nvinfer1::DataType type, const char* wanted);
+
+// Refuses query heads that are not a multiple of the KV heads of `tensor`. -1 is a size not yet known.
+void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const char* tensor);
+
 // Sets `size` to `other`; refuses two known sizes that differ. -1 is a size not yet known.
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other);
 
