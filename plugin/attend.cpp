@@ -1,6 +1,5 @@
-// VlkvAttend: query [B, Hq, S, D], key, value [B, Hkv, S, D], key_cache, value_cache [B, Hkv, C, D], length,
-// count [B]
-// -> result [B, Hq, S, D], new_key_cache, new_value_cache, which share the caches' memory.
+// VlkvAttend: query [B, Hq, S, D], key, value [B, Hkv, S, D], key_cache, value_cache [B, Hkv, C, D],
+// length, count [B] -> result [B, Hq, S, D], new_key_cache, new_value_cache, which share the caches' memory.
 #include <algorithm>
 
 #include "common.h"
@@ -151,7 +150,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
     tensorrt::require_counts(kName, in, input_count, kInputs, out, output_count, kOutputs);
   }
 
-  // `cache` is the query's type: all but the counts have it.
+  // `cache` is the query's type, which all tensors but length and count share.
   static bool takes(int32_t tensor, DataType type, DataType cache) noexcept {
     if (tensor == kLength || tensor == kCount) return type == DataType::kINT64;
     return tensor == kQuery ? type == DataType::kHALF || type == DataType::kBF16 : type == cache;
@@ -164,7 +163,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
     tensorrt::require_type(kName, kTensors[tensor], takes(tensor, type, cache), type, wanted);
   }
 
-  // Checks types, ranks and that sizes agree. Those not known yet stay -1.
+  // Checks types, ranks and that sizes agree. Unknown sizes stay -1.
   template <class Tensors>
   static AttendRowsParams sizes(const Tensors& tensor) {
     for (int32_t i = 0; i < kInputs + kOutputs; ++i) {

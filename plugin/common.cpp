@@ -133,8 +133,8 @@ void require_type(const char* op, const char* name, bool holds, DataType type, c
 }
 
 void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const char* tensor) {
-  require(query_heads <= 0 || kv_heads <= 0 || query_heads % kv_heads == 0, op, "query has Hq = ",
-          query_heads, ", not a multiple of the ", tensor, "'s Hkv = ", kv_heads);
+  require(query_heads <= 0 || kv_heads <= 0 || query_heads % kv_heads == 0, op,
+          "query has Hq = ", query_heads, ", not a multiple of the ", tensor, "'s Hkv = ", kv_heads);
 }
 
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other) {
@@ -150,7 +150,7 @@ void* stand_in() noexcept {
 
 }  // namespace vlkv::tensorrt
 
-// TensorRT's two entry points: all that the library exports.
+// TensorRT's two entry points, the only exported functions.
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {

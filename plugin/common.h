@@ -1,4 +1,4 @@
-// What the plugins share: refusals through TensorRT's logger, attributes in and out, sizes of tensors.
+// Code that the plugins share: errors through TensorRT's logger, attributes, checks of tensors.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -15,7 +15,7 @@
 
 namespace vlkv::tensorrt {
 
-// To the logger of the engine that called, or to standard error where TensorRT has named none.
+// Logs to the calling engine's logger, or to standard error if TensorRT has not set one.
 void log_error(const char* text) noexcept;
 
 template <class... Parts>
@@ -27,7 +27,7 @@ void require(bool holds, const char* op, const Parts&... parts) {
   throw InvalidArgument(text.str());
 }
 
-// Returns what `body` returns. What it throws is logged, and `failure` returned: nothing passes a noexcept.
+// Returns the result of `body`. Logs an exception and returns `failure`, so that nothing escapes a noexcept.
 template <class Result, class Body>
 Result guarded(Result failure, Body body) noexcept {
   try {
@@ -42,7 +42,7 @@ Result guarded(Result failure, Body body) noexcept {
 
 inline constexpr int32_t kDone = 0, kRefused = 1;
 
-// As `guarded`, for methods that answer with a status.
+// Like `guarded`, for methods that return a status.
 template <class Body>
 int32_t status(Body body) noexcept {
   return guarded(kRefused, [&] {
@@ -51,7 +51,7 @@ int32_t status(Body body) noexcept {
   });
 }
 
-// Attributes that a plugin is made from. Every name must be there once, as one value of the right type.
+// The attributes of a plugin. Every name must occur once, with one value of the right type.
 class Attributes {
  public:
   Attributes(const char* op, const nvinfer1::PluginFieldCollection* fields);
@@ -92,17 +92,17 @@ void require_type(const char* op, const char* name, bool holds, nvinfer1::DataTy
 // Refuses query heads that are not a multiple of the KV heads of `tensor`. -1 is a size not yet known.
 void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const char* tensor);
 
-// Sets `size` to `other`; refuses two known sizes that differ. -1 is a size not yet known.
+// Sets `size` to `other`; refuses two known sizes that differ. -1 is an unknown size.
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other);
 
-// Strides of a tensor [B, heads, slots, dim] without gaps.
+// A view of a dense tensor [B, heads, slots, dim].
 template <class Pointer>
 BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, int64_t slots, int64_t dim) {
   return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
 }
 
-// A workspace begins on 256 bytes, as run_cuda asks; TensorRT promises no alignment. So that much more is
-// asked for.
+// run_cuda requires a workspace aligned to 256 bytes; TensorRT guarantees no alignment, so 256 bytes more are
+// requested.
 inline constexpr size_t kWorkspaceAlignment = 256;
 inline size_t with_alignment(size_t size) noexcept {
   return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
@@ -113,11 +113,11 @@ inline void* aligned(void* workspace) noexcept {
                                  kWorkspaceAlignment);
 }
 
-// Where validate() asks for a pointer before there is one.
+// A pointer for validate() before the real one is known.
 void* stand_in() noexcept;
 
-// One object has all three capabilities. `fields` is what the plugin is made from again, and points into the
-// plugin itself: copies are made from values, never from another plugin's fields.
+// One object has all three capabilities. `fields` are the serialized attributes, which point into the plugin
+// itself: copies are made from values, never from another plugin's fields.
 // Build: the version of TensorRT's building interface.
 template <class Build>
 class PluginOf : public nvinfer1::IPluginV3,
@@ -138,7 +138,7 @@ class PluginOf : public nvinfer1::IPluginV3,
       case nvinfer1::PluginCapabilityType::kRUNTIME:
         return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
     }
-    log_error("[vlkv] a capability of unknown kind was asked for; known are 0, 1 and 2");
+    log_error("[vlkv] unknown kind of capability; known are 0, 1 and 2");
     return nullptr;
   }
   const char* getPluginName() const noexcept override { return name_; }

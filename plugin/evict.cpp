@@ -1,7 +1,7 @@
 // VlkvEvict: key, value [B, Hkv, C, D], score [B, Hkv, C], length, keep, sinks, recent [B], capacity [] ->
 // new_key, new_value [B, Hkv, capacity, D], position [B, Hkv, capacity].
 //
-// capacity is a shape input: TensorRT reads its value on the host and gives it to getOutputShapes as an
+// capacity is a shape input: TensorRT reads its value on the host and passes it to getOutputShapes as an
 // expression. It is the last input, so the others have the same index whether a method counts it or not.
 #include "vlkv/evict.h"
 
@@ -124,7 +124,7 @@ class EvictPlugin final : public Plugin {
  private:
   enum : int32_t { kKey, kValue, kScore, kLength, kKeep, kSinks, kRecent, kCapacity, kInputs };
   enum : int32_t { kNewKey, kNewValue, kPosition, kOutputs };
-  static constexpr int32_t kData = kCapacity;  // inputs whose memory is read
+  static constexpr int32_t kData = kCapacity;  // the number of inputs whose memory is read
   enum class Type { kCache, kFloat32, kInt32, kInt64 };
   static constexpr const char* kInputNames[] = {"key",  "value", "score",  "length",
                                                 "keep", "sinks", "recent", "capacity"};
@@ -148,7 +148,7 @@ class EvictPlugin final : public Plugin {
     tensorrt::require_counts(kName, in, input_count, input_count, out, output_count, kOutputs);
   }
 
-  // `cache` is the key's type: the value and both new caches have the same.
+  // `cache` is the key's type, which the value and both new caches share.
   static bool takes(Type type, DataType given, DataType cache) noexcept {
     switch (type) {
       case Type::kCache:
@@ -168,7 +168,7 @@ class EvictPlugin final : public Plugin {
     tensorrt::require_type(kName, name, takes(type, given, cache), given, kTypes[static_cast<int>(type)]);
   }
 
-  // Checks types, ranks and that sizes agree. Those not known yet stay -1.
+  // Checks types, ranks and that sizes agree. Unknown sizes stay -1.
   template <class In, class Out>
   static EvictParams sizes(const In& in, const Out& out) {
     const DataType cache = in(kKey).type;

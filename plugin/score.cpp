@@ -132,7 +132,7 @@ class ScorePlugin final : public Plugin {
     tensorrt::require_counts(kName, in, input_count, kInputs, out, output_count, kOutputs);
   }
 
-  // `cache` is the query's type: the key has the same.
+  // `cache` is the query's type, which the key shares.
   static bool takes(int32_t tensor, DataType type, DataType cache) noexcept {
     switch (tensor) {
       case kQuery:
@@ -152,7 +152,7 @@ class ScorePlugin final : public Plugin {
     tensorrt::require_type(kName, kTensors[tensor], takes(tensor, type, cache), type, kTypes[tensor]);
   }
 
-  // Sizes that are not known yet stay -1.
+  // Unknown sizes stay -1.
   static ScoreParams sizes(const nvinfer1::Dims& query, const nvinfer1::Dims& key,
                            const nvinfer1::Dims& row_position) {
     require_rank(kName, "query", query.nbDims, kRanks[kQuery]);
