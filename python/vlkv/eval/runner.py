@@ -76,7 +76,9 @@ def evaluate(
     digest = engine_digest(engine.directory)
 
     def blank(sample: Sample, setting: Setting) -> Record:
-        return _blank(run, digest, sample, setting)
+        questions = [turn.question for turn in sample.turns]
+        expected = [turn.answer for turn in sample.turns]
+        return blank_record(run, digest, setting, sample.number, questions, expected)
 
     def ask(sample: Sample, missing: Sequence[Asked]) -> list[Record]:
         return (_ask_once if len(sample.turns) == 1 else _ask_turns)(engine, run, sample, missing)
@@ -122,7 +124,16 @@ def resumed(
     return found
 
 
-def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
+def blank_record(
+    run: Run,
+    digest: str,
+    setting: Setting,
+    number: int,
+    questions: list[str],
+    expected: list[str],
+    kind: str = "",
+) -> Record:
+    """The record of a sample or text under a setting before it is asked; `digest` is the engine's."""
     return Record(
         run=run.name,
         engine=digest,
@@ -130,12 +141,13 @@ def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
         digest=setting.digest,
         budget=setting.budget,
         keep=setting.keep,
-        sample=sample.number,
-        questions=[turn.question for turn in sample.turns],
-        expected=[turn.answer for turn in sample.turns],
+        sample=number,
+        questions=questions,
+        expected=expected,
         answers=[],
         exact=False,
         similarity=0.0,
+        kind=kind,
     )
 
 

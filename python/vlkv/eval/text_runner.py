@@ -11,7 +11,7 @@ from vlkv.dtypes import Float32, Float64
 from vlkv.engine import Engine
 from vlkv.errors import EvalError
 from vlkv.eval.records import Answers, Record
-from vlkv.eval.runner import Asked, Run, engine_digest, resumed
+from vlkv.eval.runner import Asked, Run, blank_record, engine_digest, resumed
 from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.texts import Text
 from vlkv.generation.question import Question
@@ -33,30 +33,12 @@ def evaluate_texts(
     digest = engine_digest(engine.directory)
 
     def blank(text: Text, setting: Setting) -> Record:
-        return _blank(run, digest, text, setting)
+        return blank_record(run, digest, setting, text.number, [text.asked or ""], [], text.kind)
 
     def ask(text: Text, missing: Sequence[Asked]) -> list[Record]:
         return _run(engine, run, text, missing)
 
     return resumed(texts, settings, answers, blank, ask, advance=advance)
-
-
-def _blank(run: Run, digest: str, text: Text, setting: Setting) -> Record:
-    return Record(
-        run=run.name,
-        engine=digest,
-        policy=setting.policy.name,
-        digest=setting.digest,
-        budget=setting.budget,
-        keep=setting.keep,
-        sample=text.number,
-        questions=[text.asked or ""],
-        expected=[],
-        answers=[],
-        exact=False,
-        similarity=0.0,
-        kind=text.kind,
-    )
 
 
 def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]]:
