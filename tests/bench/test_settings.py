@@ -41,8 +41,8 @@ def test_texts_are_read():
         (parse_budgets, "0", "outside (0, 1]"),
         (parse_budgets, "2", "outside (0, 1]"),
         (parse_budgets, "nan", "outside (0, 1]"),
-        (parse_budgets, "0t", "is not a budget"),
-        (parse_budgets, "much", "is not a budget"),
+        (parse_budgets, "0t", "not a budget"),
+        (parse_budgets, "much", "not a budget"),
         (lambda text: parse_names(text, ("hf",), "peers"), "vllm", "unknown; known: hf"),
     ],
 )
