@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 from vlkv.storage.manifest import GenerationFacts, TokenFacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -37,7 +37,7 @@ class VisionConfig:
     `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
     the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
     `prefix` tokens come before those of the patches (a class token). `select` "default" drops the first token, which
-    is the class token where there is one; "full" keeps all.
+    is the class token where there is one; "full" keeps all. `name` begins the canonical names of its tensors.
     """
 
     architecture: str
@@ -54,6 +54,7 @@ class VisionConfig:
     select: Literal["default", "full"]
     prefix: int = 1
     rope_theta: float = 0.0
+    name: str = "vision"
 
     @property
     def patches(self) -> int:
@@ -72,12 +73,21 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How the features of a video's frame are pooled before the projector: squares of `stride` x `stride` to one."""
+
+    mode: Literal["average", "max", "conv"]
+    stride: int
+
+
+@dataclass(frozen=True)
 class Projector:
     """Two linear layers with an activation between them, and a layer norm before them where `norm_eps` is given."""
 
     activation: Activation
     bias: bool
     norm_eps: float | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,3 +146,4 @@ class Checkpoint:
     generation: GenerationFacts
     notes: tuple[str, ...]
     """What the checkpoint says and the engine will not do, a line each."""
+    video: VideoFacts | None = None

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
 from vlkv_export.passes.float32 import compute_in_float32
@@ -51,7 +51,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
         matrices = store_matrices(source, folder, models, weights, watch) if native else {}
-        own = linear_matrices(models, "decoder", "vision") if native else {}
+        own = linear_matrices(models, "decoder", *vision_graphs(manifest)) if native else {}
         as_they_are = own.keys() if weights != "float32" else set()
         placed = _write_others(source, folder, models, manifest, as_they_are, matrices.keys(), watch)
         watch.step("lowering the graphs")
@@ -108,7 +108,7 @@ def lower_for_onnxruntime(
         if native:
             done["native_linear"] = multiply_natively(model, stored, many)
         done["float32"] = compute_in_float32(model, converted, stored_weights(model))
-        if name == "vision":
+        if name in ("vision", "video"):
             done["multi_head_attention"] = use_multi_head_attention(model)
         if name == "decoder":
             done["group_query_attention"] = use_group_query_attention(model)

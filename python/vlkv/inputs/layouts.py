@@ -6,8 +6,8 @@ T tokens of a picture that get features, P rows of features a tile, R rows and C
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlkv.errors import ImageError
 from vlkv.inputs.grids import Axis, best_pinpoint, padding, scaled_into
-from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, takes_pictures
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, VideoFacts, takes_pictures
 
 Array = NDArray[Any]
 SHRINK_FROM = 1.1
@@ -52,6 +52,7 @@ class Layout:
         sources: `[T, n]`, the rows of the tower's features, all tiles' one after the other, that a token is made of.
         weights: `[T, n]` float32, in what shares; None for all of one row (n = 1).
         views: the rectangles that its tokens form.
+        frame: its place among the frames of its video, from 0; None for a picture.
     """
 
     size: tuple[int, int]
@@ -64,6 +65,7 @@ class Layout:
     sources: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
     views: tuple[View, ...]
+    frame: int | None = None
 
 
 def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0) -> tuple[Layout, ...]:
@@ -78,6 +80,11 @@ def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0
     if not isinstance(facts.rule, AnyRes | Rows):
         sizes = [(facts.width, facts.height)] * len(sizes)
     return tuple(_lay_out(size, facts, alone) for size in sizes)
+
+
+def lay_out_video(frames: int, facts: VideoFacts) -> tuple[Layout, ...]:
+    """The layouts of a video's frames; the last one has the token that ends the video, where there is one."""
+    return tuple(replace(_frame(facts, place == frames - 1), frame=place) for place in range(frames))
 
 
 def pack(features: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
@@ -98,10 +105,10 @@ def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
         return _rows(size, facts, facts.rule)
     if not isinstance(facts.rule, AnyRes):
         rows, columns, skipped = _patches(facts)
-        return _one_tile(size, facts, facts.tile_features, skipped + _rectangle(rows, columns))
+        return _one_tile(size, facts, np.arange(facts.tile_features), skipped + _rectangle(rows, columns))
     if facts.rule.several == "whole" and not alone:
         view = _rectangle(facts.rule.rows, facts.rule.columns)
-        return _one_tile(size, facts, view.size + 1, view)
+        return _one_tile(size, facts, np.append(np.arange(view.size), facts.tile_features - 1), view)
     return _any_res(size, facts, facts.rule)
 
 
@@ -120,15 +127,17 @@ def _rectangle(rows: int, columns: int) -> NDArray[np.int64]:
     return np.arange(rows * columns).reshape(rows, columns)
 
 
-def _one_tile(size: tuple[int, int], facts: ImageFacts, tokens: int, view: NDArray[np.int64]) -> Layout:
-    """The first rows of one tile's features as tokens."""
+def _one_tile(
+    size: tuple[int, int], facts: ImageFacts, rows: NDArray[np.int64], view: NDArray[np.int64]
+) -> Layout:
+    """Rows of one tile's features as tokens."""
     return Layout(
         size=size,
         tiles=(facts.height, facts.width),
         scaled=(facts.width, facts.height),
-        token_ids=np.full(tokens, facts.token_id, np.int64),
-        has_features=np.ones(tokens, bool),
-        sources=np.arange(tokens)[:, np.newaxis],
+        token_ids=np.full(len(rows), facts.token_id, np.int64),
+        has_features=np.ones(len(rows), bool),
+        sources=rows[:, np.newaxis],
         views=(View(view),),
     )
 
@@ -138,19 +147,18 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
     height, width = best_pinpoint(size, rule.pinpoints)
     grid = height // facts.height, width // facts.width
     down, across = _axes(size, grid, rule)
-    per_tile, kept = rule.rows * rule.columns, (len(down.places), len(across.places))
+    per_tile, newline = rule.rows * rule.columns, facts.tile_features - 1
 
-    y, x = down.places[:, np.newaxis, :, np.newaxis], across.places[np.newaxis, :, np.newaxis, :]
-    tiles = 1 + y // rule.rows * grid[1] + x // rule.columns
-    rows = tiles * (per_tile + 1) + y % rule.rows * rule.columns + x % rule.columns
-    rows = rows.reshape(*kept, -1)
-    shares = (
-        down.shares[:, np.newaxis, :, np.newaxis] * across.shares[np.newaxis, :, np.newaxis, :]
-    ).reshape(rows.shape)
+    def row_of(y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
+        tiles: NDArray[np.int64] = 1 + y // rule.rows * grid[1] + x // rule.columns
+        return tiles * facts.tile_features + y % rule.rows * rule.columns + x % rule.columns
+
+    rows, shares = _crossed(down, across, row_of)
+    kept = rows.shape[:2]
     of_one = np.zeros(rows.shape[2], np.int64)
     of_one[0] = 1
     whole = np.arange(per_tile)[:, np.newaxis] * of_one
-    sources = _with_newlines(whole, rows, of_one * per_tile)
+    sources = _with_newlines(whole, rows, of_one * newline)
     weights = _with_newlines(whole * 0 + of_one, shares, of_one).astype(np.float32)
     view = per_tile + _rectangle(kept[0], kept[1] + 1)[:, :-1]
     pixels = facts.height / rule.rows, facts.width / rule.columns
@@ -166,6 +174,46 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
         weights=None if weights.shape[1] == 1 else weights,
         views=(View(_rectangle(rule.rows, rule.columns)), View(view, _box(down, across, pixels))),
     )
+
+
+@lru_cache(maxsize=8)
+def _frame(facts: VideoFacts, last: bool) -> Layout:
+    """A frame's tokens before those of its grid, then the grid, scaled, then the newline of the last frame."""
+    (high, wide), (rows, columns) = facts.grid, facts.scaled or facts.grid
+    sources, shares = _crossed(Axis(0, high, rows), Axis(0, wide, columns), lambda y, x: y * wide + x)
+    of_one = np.zeros(sources.shape[2], np.int64)
+    of_one[0] = 1
+    before = np.arange(facts.begin, facts.begin + facts.prefix)
+    behind = np.array([facts.newline] if last and facts.newline is not None else [], np.int64)
+    single = np.concatenate([before, behind])[:, np.newaxis] * of_one
+    inside = facts.begin + facts.prefix + sources.reshape(-1, len(of_one))
+    placed = np.concatenate([single[: facts.prefix], inside, single[facts.prefix :]])
+    weights = np.tile(of_one, (len(placed), 1)).astype(np.float32)
+    weights[facts.prefix : facts.prefix + len(inside)] = shares.reshape(-1, len(of_one))
+    size = facts.frame.width, facts.frame.height
+    return Layout(
+        size=size,
+        tiles=(facts.frame.height, facts.frame.width),
+        scaled=size,
+        token_ids=np.full(len(placed), facts.frame.token_id, np.int64),
+        has_features=np.ones(len(placed), bool),
+        sources=placed,
+        weights=None if len(of_one) == 1 else weights,
+        views=(View(facts.prefix + _rectangle(*sources.shape[:2])),),
+    )
+
+
+def _crossed(
+    down: Axis, across: Axis, row_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`[R,C,n]`: the rows of features that each place of a scaled grid is made of, and in what shares.
+
+    `row_of` takes places down and across, as arrays that broadcast, to the row of features that lies there.
+    """
+    shape = len(down.places), len(across.places), down.places.shape[1] * across.places.shape[1]
+    rows = row_of(down.places[:, np.newaxis, :, np.newaxis], across.places[np.newaxis, :, np.newaxis, :])
+    shares = down.shares[:, np.newaxis, :, np.newaxis] * across.shares[np.newaxis, :, np.newaxis, :]
+    return rows.reshape(shape), shares.reshape(shape)
 
 
 def _axes(size: tuple[int, int], grid: tuple[int, int], rule: AnyRes) -> tuple[Axis, Axis]:

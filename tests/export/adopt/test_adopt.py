@@ -53,9 +53,7 @@ def test_greedy_tokens_are_those_of_the_checkpoint(exported, tmp_path, exporter,
         assert tokens(engine, prompt) == reference(one.checkpoint, prompt, precision)
 
 
-@pytest.mark.parametrize(
-    ("kind", "precision"), [("llama", "int4"), ("llama-tied", "int4")]
-)
+@pytest.mark.parametrize(("kind", "precision"), [("llama", "int4"), ("llama-tied", "int4")])
 def test_greedy_tokens_of_4_bit_weights_are_those_of_the_original_graph(exported, tmp_path, kind, precision):
     """In ONNX Runtime, the prompt in one call and then a token a call."""
     one = exported("genai", kind, precision)
