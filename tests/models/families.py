@@ -224,11 +224,12 @@ WITH_VIDEOS = [name for name, family in FAMILIES.items() if family.frame is not 
 POOLS = {
     f"next-video-{mode}": replace(
         FAMILIES["next-video"],
+        text={"model_type": "llama"},
         config=FAMILIES["next-video"].config | {"spatial_pool_mode": mode, "spatial_pool_stride": stride},
     )
-    for mode, stride in (("max", 4), ("conv", 3))
+    for mode, stride in (("average", 2), ("max", 4), ("conv", 3))
 }
-"""Other ways to pool a frame; these are compared by their features alone."""
+"""Ways to pool a frame, with heads that TensorRT takes too; these are compared by their features alone."""
 
 
 CHAT = tiny.CHAT.replace(

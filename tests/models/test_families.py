@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models import families
 from vlkv import Engine, Question
+from vlkv.cli.main import main
+from vlkv.errors import ImageError, PromptError
 from vlkv.generation.prefill import embed
 from vlkv.generation.sequence import prepare
+from vlkv.inputs.messages import VIDEO, Message
 from vlkv.inputs.preprocess import pixel_values
 from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
@@ -175,3 +180,54 @@ def test_pooled_features(name, tmp_path, tolerance):
     sequence = prepare(engine.model, Question(families.VIDEO, videos=[frames], raw=True))
     got = embed(engine.model, sequence.prompt, sequence.images)[sequence.prompt.image_positions]
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(want))
+
+
+@pytest.mark.parametrize("name", families.WITH_VIDEOS)
+def test_every_way_to_give_a_video(name, made, tmp_path, capfd):
+    """Python, messages, a chat, batches, chunks, the scheduler and the command line answer alike."""
+    engine, _ = made(name)
+    frames = np.stack(
+        [np.asarray(families.picture("wide"))] * 3 + [np.asarray(families.picture("wide"))[::-1]]
+    )
+    np.save(tmp_path / "clip.npy", frames)
+    settings = {"policy": "full", "max_new_tokens": 12}
+    want = engine.generate("what is the total", videos=[frames], **settings)
+    pictures = [Image.fromarray(frame) for frame in frames]
+    chat = engine.chat("full", keep="reusable")
+    assert chat.ask("what is the total", videos=[pictures], max_new_tokens=12).token_ids == want.token_ids
+    later = chat.ask("what is the name", videos=[frames[:1]], max_new_tokens=12)
+    assert later.image_tokens > want.image_tokens
+    messages = (Message("user", (VIDEO, "what is the total")),)
+    question = Question("", messages=messages, videos=tmp_path / "clip.npy", **settings)
+    alone = Question("date of form", [families.picture("odd")], videos=[pictures[:1]], **settings)
+    together = engine.generate_batch([question, alone])
+    assert together[0].token_ids == want.token_ids
+    with engine.scheduler(slots=2) as scheduler:
+        tickets = [scheduler.submit(one) for one in (alone, question)]
+        assert [ticket.wait().token_ids for ticket in tickets] == [
+            result.token_ids for result in reversed(together)
+        ]
+    command = ["run", str(engine.directory), "--video", str(tmp_path / "clip.npy"), "--policy", "full"]
+    command += ["--prompt", "what is the total", "--max-new-tokens", "12", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code in (0, None)
+    assert json.loads(capfd.readouterr().out)["token_ids"] == want.token_ids
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--frames", "2"])
+    fewer = json.loads(capfd.readouterr().out)
+    two = engine.generate("what is the total", videos=[frames[[0, 2]]], **settings)
+    assert fewer["token_ids"] == two.token_ids and fewer["prompt_tokens"] == two.prompt_tokens
+
+
+def test_videos_that_are_refused(made):
+    engine, _ = made("llava-siglip-qwen2")
+    with pytest.raises(ImageError, match="this model takes pictures, no videos"):
+        engine.generate("what", videos=[[families.picture("dot")]])
+    engine, _ = made("onevision")
+    with pytest.raises(PromptError, match=r"prompt has 2 w20 for 1 given video"):
+        engine.generate("w20 what w20", videos=[[families.picture("dot")]])
+    with pytest.raises(PromptError, match=r"of them video; the model has 1024 positions"):
+        engine.generate("what", videos=[np.zeros((300, 1, 1, 3), np.uint8)])
+    with pytest.raises(ImageError, match="frames is 0"):
+        Question("what", frames=0)

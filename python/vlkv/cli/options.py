@@ -9,9 +9,22 @@ import typer
 
 EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")]
 Prompt = Annotated[
-    str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
+    str,
+    typer.Option(
+        help="The question; <image> says where a picture goes, <video> a video.", show_default=False
+    ),
 ]
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A video: GIF, WebP, .npy of frames, folder of pictures, or what PyAV decodes; may be given several times."
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(help="Most frames of a video, taken evenly.", show_default="the checkpoint's, or all"),
+]
 OneBudget = Annotated[
     float | None,
     typer.Option(

@@ -208,7 +208,7 @@ def _array_file(stream: Path | io.BytesIO, name: str) -> _Array:
         return _Array(_view(stream), name)
     except ImageError:
         raise
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError) as error:
         raise ImageError(f"{name}: damaged or truncated array: {reason(error)}") from error
 
 
