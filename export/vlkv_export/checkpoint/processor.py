@@ -44,6 +44,7 @@ KINDS = {
     "VideoLlavaImageProcessor": CLIP,
     "VideoLlavaVideoProcessor": CLIP,
     "LlavaNextVideoVideoProcessor": CLIP,
+    "LlavaNextVideoImageProcessor": CLIP,
     "LlavaOnevisionVideoProcessor": Defaults(size={"height": 384, "width": 384}, crop=False),
 }
 """Known classes of image and video processors; `Fast` and `Pil` behind a name change nothing."""

@@ -104,3 +104,13 @@ def test_pictures_alone(changed, name, file, fields, said):
     # neither pooled rows nor a tower that nothing needs
     assert found.image.tile_features == {"onevision": 10, "next-video": 37, "video-llava": 9}[name]
     assert not any(tensor.startswith("video.") for tensor in found.tensors)
+
+
+def test_one_file_of_2024_for_pictures_and_videos(changed):
+    folder = changed(
+        "next-video", "preprocessor_config.json", image_processor_type="LlavaNextVideoImageProcessor"
+    )
+    want = read_checkpoint(folder)
+    (folder / NAME).unlink()
+    found = read_checkpoint(folder)
+    assert found.video == want.video is not None and found.image == want.image

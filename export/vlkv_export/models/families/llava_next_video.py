@@ -10,7 +10,7 @@ import msgspec
 import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
-from vlkv.storage.image_facts import VideoFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Pool, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape
@@ -30,6 +30,11 @@ def read(config: Fields) -> Projector:
         if mode == known:
             return replace(llava.read(config), pool=Pool(known, stride))
     raise config.fail("spatial_pool_mode", "one of average, max and conv")
+
+
+def read_image(source: ImageSource) -> ImageFacts:
+    """Grids of tiles, by a processor that may be saved under the name that the one for videos had in 2024."""
+    return llava_next.read_image(source, ("LlavaNextImageProcessor", "LlavaNextVideoImageProcessor"))
 
 
 def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Iterator[tuple[str, Shape]]:
@@ -95,6 +100,7 @@ FAMILY = replace(
     prefixes=PREFIXES,
     image_token_id=32001,
     read=read,
+    read_image=read_image,
     tensors=tensors,
     build=build,
     read_video=read_video,
