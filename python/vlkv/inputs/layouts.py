@@ -31,10 +31,14 @@ class View:
         tokens: `[rows, columns]`, indices into the layout's tokens.
         box: left, top, right and bottom in the canvas that the grid's tiles are cut of; None for the one tile that
             holds the whole picture.
+        down, across: the rows and columns of `tokens` with which a tile begins. A token that is made of several tiles'
+            features belongs to the one of which it has most.
     """
 
     tokens: NDArray[np.int64]
     box: tuple[int, int, int, int] | None = None
+    down: tuple[int, ...] = (0,)
+    across: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +56,7 @@ class Layout:
         sources: `[T, n]`, the rows of the tower's features, all tiles' one after the other, that a token is made of.
         weights: `[T, n]` float32, in what shares; None for all of one row (n = 1).
         views: the rectangles that its tokens form.
+        apart: what its tokens are that lie in no view, in words; "" where there are none.
         frame: its place among the frames of its video, from 0; None for a picture.
     """
 
@@ -65,6 +70,7 @@ class Layout:
     sources: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
     views: tuple[View, ...]
+    apart: str = ""
     frame: int | None = None
 
 
@@ -131,6 +137,7 @@ def _one_tile(
     size: tuple[int, int], facts: ImageFacts, rows: NDArray[np.int64], view: NDArray[np.int64]
 ) -> Layout:
     """Rows of one tile's features as tokens."""
+    apart = "" if len(rows) == view.size else "class token" if view[0, 0] else "newline"
     return Layout(
         size=size,
         tiles=(facts.height, facts.width),
@@ -139,6 +146,7 @@ def _one_tile(
         has_features=np.ones(len(rows), bool),
         sources=rows[:, np.newaxis],
         views=(View(view),),
+        apart=apart,
     )
 
 
@@ -172,7 +180,11 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
         has_features=np.ones(len(sources), bool),
         sources=sources,
         weights=None if weights.shape[1] == 1 else weights,
-        views=(View(_rectangle(rule.rows, rule.columns)), View(view, _box(down, across, pixels))),
+        views=(
+            View(_rectangle(rule.rows, rule.columns)),
+            View(view, _box(down, across, pixels), _begins(down, rule.rows), _begins(across, rule.columns)),
+        ),
+        apart="row ends",
     )
 
 
@@ -200,6 +212,7 @@ def _frame(facts: VideoFacts, last: bool) -> Layout:
         sources=placed,
         weights=None if len(of_one) == 1 else weights,
         views=(View(facts.prefix + _rectangle(*sources.shape[:2])),),
+        apart=" and ".join(["class token"] * (facts.prefix > 0) + ["newline"] * len(behind)),
     )
 
 
@@ -239,6 +252,12 @@ def _box(down: Axis, across: Axis, pixels: tuple[float, float]) -> tuple[int, in
     return left, top, right, bottom
 
 
+def _begins(axis: Axis, tokens: int) -> tuple[int, ...]:
+    """The kept places with which a tile begins, of so many tokens in this direction."""
+    main = axis.places[np.arange(len(axis.places)), axis.shares.argmax(axis=1)]
+    return (0, *(np.flatnonzero(np.diff(main // tokens)) + 1).tolist())
+
+
 def _with_newlines(whole: Array, grid: Array, newline: Array) -> Array:
     """`[T, n]`: the whole picture's tokens `[P, n]`, then the grid's `[R, C, n]`, `newline` `[n]` behind each row."""
     ends = np.broadcast_to(newline, (len(grid), 1, grid.shape[2]))
@@ -269,4 +288,5 @@ def _rows(size: tuple[int, int], facts: ImageFacts, rule: Rows) -> Layout:
         has_features=has_features.reshape(-1),
         sources=np.arange(down * across)[:, np.newaxis],
         views=(View(_rectangle(down, across + 1)[:, :-1]),),
+        apart="row ends",
     )
