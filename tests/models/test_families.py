@@ -222,7 +222,7 @@ def test_every_way_to_give_a_video(name, made, tmp_path, capfd):
 
 def test_videos_that_are_refused(made):
     engine, _ = made("llava-siglip-qwen2")
-    with pytest.raises(ImageError, match="this model takes pictures, no videos"):
+    with pytest.raises(ImageError, match="this model takes no videos; give the frames as pictures"):
         engine.generate("what", videos=[[families.picture("dot")]])
     engine, _ = made("onevision")
     with pytest.raises(PromptError, match=r"prompt has 2 w20 for 1 given video"):

@@ -31,7 +31,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
 from vlkv.storage.manifest import BYTES, Manifest
 
 
@@ -165,7 +165,8 @@ def clips_of(manifest: Manifest, question: Question) -> list[Clip]:
     facts = manifest.video
     if facts is None:
         if question.videos:
-            raise ImageError("this model takes pictures, no videos; give the frames as pictures")
+            advice = "; give the frames as pictures" if takes_pictures(manifest.image) else ""
+            raise ImageError(f"this model takes no videos{advice}")
         return []
     return [(video, video.chosen(facts, question.frames)) for video in question.videos]
 
