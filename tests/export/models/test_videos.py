@@ -8,7 +8,9 @@ import shutil
 import pytest
 
 from models import families
+from vlkv_export.checkpoint.names import canonical
 from vlkv_export.models import read_checkpoint
+from vlkv_export.models.registry import FAMILIES
 
 NAME = "video_preprocessor_config.json"
 
@@ -114,3 +116,21 @@ def test_one_file_of_2024_for_pictures_and_videos(changed):
     (folder / NAME).unlink()
     found = read_checkpoint(folder)
     assert found.video == want.video is not None and found.image == want.image
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("model.image_tower.pre_layrnorm.weight", "vision.pre_layrnorm.weight"),
+        ("image_tower.vision_model.pre_layrnorm.weight", "vision.pre_layrnorm.weight"),
+        ("model.video_tower.encoder.layers.0.mlp.fc1.bias", "video.encoder.layers.0.mlp.fc1.bias"),
+        ("video_tower.vision_model.encoder.layers.0.mlp.fc1.bias", "video.encoder.layers.0.mlp.fc1.bias"),
+        ("language_model.model.norm.weight", "text.norm.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_names_of_both_generations(name, want):
+    assert canonical(name, FAMILIES["VideoLlavaForConditionalGeneration"].prefixes) == want
+    pooled = FAMILIES["LlavaNextVideoForConditionalGeneration"].prefixes
+    assert canonical("vision_resampler.pool.weight", pooled) == "resampler.pool.weight"
+    assert canonical("model.vision_resampler.pool.weight", pooled) == "resampler.pool.weight"
