@@ -1,9 +1,9 @@
-"""Tiny random checkpoints of every family, in a table: a line each, written by transformers as the published ones are.
+"""Tiny random checkpoints of every family in a table, one row each, written by transformers like published ones.
 
     from models import families
     folder = families.build("next-mistral", tmp_path / "next-mistral")
 
-The tower's tiles have 3 x 3 tokens; pictures to ask about are in `PICTURES`.
+The tower's tiles have 3 x 3 tokens. `PICTURES` has pictures to ask about.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OWN = {"return_legacy_image_output": False, "input_data_format": "channels_last"
 GRIDS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 PIXTRAL = {"model_type": "pixtral", "image_size": 150, "rope_parameters": {"rope_theta": 500.0}}
 BREAKS = ("w18", "w19")
-"""What ends a row of a pixtral picture's tokens, and the last one."""
+"""The tokens that end a row of a Pixtral picture, and the picture."""
 VIDEO = "w20"
 """What stands for a video."""
 CLIP = {"model_type": "clip_vision_model"}
@@ -61,7 +61,7 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Family:
-    """One line of the table.
+    """One row of the table.
 
     `model` is the class of transformers, `processor` makes its image processor, `config` are fields of the whole
     configuration, `generation` of `generation_config.json`. Of those that take videos, `frames` is the configuration
@@ -239,13 +239,13 @@ CHAT = tiny.CHAT.replace(
 
 
 def picture(name: str) -> Image.Image:
-    """Coloured noise blown up to the named size."""
+    """Returns coloured noise, enlarged to the named size."""
     noise = np.random.default_rng(len(name)).integers(0, 256, (9, 7, 3), np.uint8)
     return Image.fromarray(noise).resize(SIZES[name], Image.Resampling.BICUBIC)
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write the checkpoint `name` into `folder`, unless it is there, and return the folder."""
+    """Writes the checkpoint `name` into `folder`, unless it is there, and returns the folder."""
     if (folder / ".done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def tokenizer() -> Any:
 
 
 def fill(model: Any, seed: int) -> None:
-    """Random weights whose logits tell tokens apart: norms near one, embeddings of one half, layers of unit gain."""
+    """Fills in random weights whose logits distinguish tokens: norms near one, embeddings of one half, unit gain."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -328,7 +328,7 @@ class Reference:
         self.tokenizer = tokenizer()
 
     def pictures(self, images: list[Image.Image]) -> dict[str, Any]:
-        """The image processor's tensors; all pictures are one prompt's."""
+        """Returns the image processor's tensors for the pictures of one prompt."""
         nested = [images] if "onevision" in type(self.processor).__module__ else images
         legacy = OWN if "video_llava" in type(self.processor).__module__ else {}
         found = dict(self.processor(nested, return_tensors="pt", **legacy))
@@ -337,7 +337,7 @@ class Reference:
         return found
 
     def features(self, inputs: dict[str, Any]) -> list[np.ndarray]:
-        """Features `[T, hidden]` of each picture."""
+        """Returns the features `[T, hidden]` of each picture."""
         with torch.no_grad():
             packed = self.model.get_image_features(**inputs, return_dict=True).pooler_output
         return [each.double().numpy() for each in packed]
@@ -379,18 +379,18 @@ class Reference:
         return given | {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
 
     def rows(self, image: int, rows: int, columns: int) -> list[int]:
-        """A picture's tokens, as `PixtralProcessor.replace_image_token` makes them."""
+        """Returns a picture's tokens as `PixtralProcessor.replace_image_token` makes them."""
         row_end, end = self.tokenizer.convert_tokens_to_ids(list(BREAKS))
         return [*(([image] * columns + [row_end]) * rows)[:-1], end]
 
     def generate(self, inputs: dict[str, Any], tokens: int) -> list[int]:
-        """Greedy tokens of transformers' own loop."""
+        """Returns the greedy tokens of transformers' own loop."""
         with torch.no_grad():
             out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=3)
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 
     def forced(self, inputs: dict[str, Any], tokens: Any) -> np.ndarray:
-        """Logits `[1 + T, V]` of the prompt's end and after each token, which is given, not chosen."""
+        """Returns logits `[1 + T, V]` of the prompt's last token and after each given token."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config.get_text_config())

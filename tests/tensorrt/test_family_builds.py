@@ -1,4 +1,4 @@
-"""Engines of TensorRT for RTX of every family's graphs, built without a GPU."""
+"""Builds TensorRT for RTX engines of every family's graphs without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's folder, read whole: configuration, processor, tokenizer, and the headers of its weights."""
+"""Reads a checkpoint's folder: configuration, processor, tokenizer, and the headers of the weight files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlkv_export.models.spec import ImageSource, Shapes
 
 @dataclass(frozen=True)
 class Parts:
-    """What `config.json` says of a model: its family's name, and the records of its parts."""
+    """The contents of `config.json`: the family's name and the records of the model's parts."""
 
     family: str
     vision: VisionConfig
@@ -87,7 +87,7 @@ def _read(folder: Path) -> Checkpoint:
     for name in text_model.unexpected(text):
         if name in found:
             raise CheckpointError(
-                f"{folder}: the weights hold {found[name][0]}, config.json says that there is none; "
+                f"{folder}: the weights hold {found[name][0]}, but config.json says that there is none; "
                 "set attention_bias or mlp_bias of text_config"
             )
     tensors = weights.select(folder, found, parts.tensors(video is not None), text.tied)

@@ -1,4 +1,4 @@
-"""Prompts of an exact number of tokens: random words, a picture of noise, random words after it."""
+"""Prompts with an exact number of tokens: random words, a picture of noise, and more random words."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Asked:
 
 
 def make_prompts(manifest: Manifest, length: int, batch: int, seed: int = 0) -> list[Asked]:
-    """`batch` prompts of `length` tokens each, all different, the same for the same seed.
+    """Makes `batch` different prompts of `length` tokens each; equal seeds give equal prompts.
 
-    Text tokens are drawn from the vocabulary but for the special ones that the manifest names; the picture stands
+    Text tokens are drawn from the vocabulary without the special tokens that the manifest names; the picture is
     `QUESTION` tokens before the end.
     """
     image, tokens = manifest.image, manifest.tokens

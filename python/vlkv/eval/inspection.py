@@ -1,4 +1,4 @@
-"""What was kept of a prompt, by layer, KV head and patch, beside the answers with the full and the compressed cache."""
+"""Inspection of a prompt: the kept tokens by layer, KV head and patch, and the answers with both caches."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Pane:
     """A rectangle of a picture's or a frame's tokens.
 
     Fields:
-        picture: the pixels that they are of, RGB.
-        patches: `[rows, columns]`, the prompt position of each.
+        picture: the pixels that they show, RGB.
+        patches: the prompt position of each token, `[rows, columns]`.
         name: which picture or frame it is, and what of it.
         down, across: the rows and columns with which a tile begins.
     """
@@ -48,7 +48,7 @@ class Pane:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that a page shows.
+    """The contents of a page.
 
     Fields:
         question, policy, budget: what was asked, and how.
@@ -56,9 +56,9 @@ class Inspection:
             by frame.
         apart: the prompt positions of pictures' tokens that lie in no pane, such as the ends of rows, by name.
         full, small: the results with the full and with the compressed cache.
-        kept: `[L, Hkv, S]` bool, which prompt tokens each head of each layer keeps.
-        scores: `[L, Hkv, S]`, attention summed over the observed rows; zeros where nothing was observed.
-        words: text of each prompt token, None for image tokens.
+        kept: `[L, Hkv, S]` bool, the prompt tokens that each head of each layer keeps.
+        scores: `[L, Hkv, S]`, attention summed over the observation window; zeros if nothing was observed.
+        words: the text of each prompt token, None for image tokens.
     """
 
     question: str
@@ -73,7 +73,7 @@ class Inspection:
     words: list[str | None]
 
     def share(self, layer: int | None = None, head: int | None = None) -> Shares:
-        """Share of the chosen layers' and heads' caches that hold each prompt token, `[S]`."""
+        """The share `[S]` of the selected layers' and heads' caches that hold each prompt token."""
         chosen = self.kept if layer is None else self.kept[layer : layer + 1]
         chosen = chosen if head is None else chosen[:, head : head + 1]
         share: Shares = chosen.mean(axis=(0, 1))
@@ -99,12 +99,12 @@ class Inspection:
 
 
 def inspect(engine: Engine, asked: Question, setting: Setting) -> Inspection:
-    """Answers with both caches and collects what was kept.
+    """Answers with both caches and collects the kept tokens.
 
     Args:
-        engine: opened.
-        asked: its policy and budget have no effect; without a picture there is no heat map.
-        setting: policy and budget.
+        engine: the opened engine.
+        asked: the question; its policy and budget have no effect. Without a picture there is no heat map.
+        setting: the policy and the budget.
     """
     reading = engine.read(replace(asked, scores=True))
     full, small = reading.answer([FULL.variant, setting.variant])
@@ -135,7 +135,7 @@ def panes_of(
     apart: dict[str, NDArray[np.int64]] = {}
     done = 0
     for (name, picture, facts), layout in zip(_seen(prompt, asked, manifest), prompt.pictures, strict=True):
-        # where in the prompt the picture's tokens begin: its first token has features
+        # the prompt position of the picture's first token, which has features
         first = int(prompt.image_positions[done])
         done += len(layout.sources)
         whole = next(tiles(picture, layout, facts))

@@ -1,4 +1,4 @@
-"""A question to an engine, as data."""
+"""The `Question` record: one prompt with its pictures and settings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A user's text, pictures and videos to token ids, equal to Hugging Face's processors.
+"""Turns a user's text, pictures and videos into token ids, with the same results as Hugging Face's processors.
 
-Where a picture goes: at each image token (`<image>`) in the text, else all of them before the text. Videos and their
-token (`<video>`) likewise, behind the pictures.
+Pictures replace the image tokens (`<image>`) in the text; without image tokens they precede the text. Videos replace
+the video tokens (`<video>`) in the same way; without them they stand after the pictures.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def build_prompt(
         raw: take the text as it is, past the template.
         max_positions: how many positions the model has.
 
-    BOS is added as the tokenizer does it, except where the text begins with it already.
-    `PromptError`: empty; numbers of pictures and places that differ; a template that fails; lone surrogates;
-    more tokens than positions.
+    BOS is added as the tokenizer does, unless the text already begins with it. Raises `PromptError` if the text is
+    empty or has lone surrogates, the numbers of pictures and places differ, the template fails, or there are more
+    tokens than positions.
     """
     if not (text if raw else text.strip()):
         raise PromptError("the prompt is empty")
@@ -184,11 +184,11 @@ def _words(media: Sequence[Medium]) -> str:
 
 
 def _chat(text: str, media: Sequence[Medium], template: str, special: dict[str, str]) -> str:
-    """Render one user message; as a list of parts, or as a string for templates that take only strings.
+    """Render one user message, as a list of parts, or as a string for templates that accept only strings.
 
-    The last form leaves the pictures' places to the template. `image_token` is known to it, as to transformers'.
-    A template has taken a form where it has as many image tokens as there are pictures and does not print
-    the list itself; the first such rendering that holds the user's text counts, else the first at all.
+    The last form leaves the pictures' places to the template, which knows `image_token` as in transformers. A template
+    has accepted a form if the rendering has as many image tokens as pictures and does not print the list itself. The
+    first such rendering that contains the user's text is used, else the first at all.
     """
     seen = [{"type": medium.name} for medium in unplaced(text, media)]
     forms: tuple[Any, ...] = ([*seen, {"type": "text", "text": text}], plain(text, media), text)
@@ -215,9 +215,9 @@ def _chat(text: str, media: Sequence[Medium], template: str, special: dict[str, 
 
 
 def render(template: str, messages: list[dict[str, Any]], special: dict[str, str]) -> str:
-    """Render a chat template in Jinja's sandbox, with the prompt for the model's answer at the end.
+    """Render a chat template in Jinja's sandbox, with the beginning of the model's answer at the end.
 
-    `special` are the texts of `bos_token` and its like. Every failure is a `PromptError` of one line.
+    `special` holds the texts of `bos_token` and similar tokens. Every failure is a `PromptError` of one line.
     """
     try:
         compiled = _compiled(template)
@@ -225,7 +225,7 @@ def render(template: str, messages: list[dict[str, Any]], special: dict[str, str
             return compiled.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
             )
-    except Exception as error:  # a template can raise whatever its expressions raise
+    except Exception as error:  # a template can raise any exception
         raise PromptError(f"chat template: {reason(error)}") from error
 
 
@@ -236,7 +236,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """Make the environment that transformers gives chat templates; `generation` tags have no effect."""
+    """Make the environment that transformers provides for chat templates; `generation` tags have no effect."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser

@@ -1,4 +1,4 @@
-"""Videos from lists of pictures, animations, arrays of frames, or video files: counted first, decoded later."""
+"""Reads videos: lists of pictures, animations, arrays of frames and video files; frames are counted before decoding."""
 
 from __future__ import annotations
 

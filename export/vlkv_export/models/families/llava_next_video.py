@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: pictures as LLaVA-NeXT takes them; a video's frames one tile each, pooled before the projector."""
+"""LLaVA-NeXT-Video: pictures as in LLaVA-NeXT; a video frame is one tile, pooled before the projector."""
 
 from __future__ import annotations
 

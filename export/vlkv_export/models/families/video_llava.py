@@ -1,4 +1,4 @@
-"""Video-LLaVA: pictures and videos, each with a tower of its own; all features of a frame are tokens."""
+"""Video-LLaVA: pictures and video frames have a tower each; all features of a frame are tokens."""
 
 from __future__ import annotations
 
