@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
 from vlkv_export.weights.files import link_weights
+from vlkv_export.weights.merge import merge
+from vlkv_export.weights.repack import repack
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
@@ -48,6 +51,11 @@ def export_checkpoint(
     with new_directory(target) as folder:
         report("linking the weights")
         link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
+        placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
+        if checkpoint.merges:
+            report("merging the adapter")
+        floats |= merge(checkpoint.folder, folder, checkpoint.tensors, checkpoint.merges)
+        checkpoint = replace(checkpoint, placed=placed, tensors=checkpoint.tensors | floats)
         for name in checkpoint.tokenizer_files:
             link_or_copy(checkpoint.folder / name, folder / name)
         if (checkpoint.folder / FORMS).is_file():
@@ -98,7 +106,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             hidden=text.hidden,
             vocab=text.vocab,
             max_positions=text.max_positions,
-            sliding_window=text.sliding_window,
+            layer_windows=text.windows,
         ),
         image=checkpoint.image,
         video=checkpoint.video,

@@ -98,9 +98,15 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, spare: int) -> Cache:
-        """Moves the tokens to arrays with `spare` free slots behind each layer's longest prompt; empties this cache."""
-        return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
+    def grown(self, spare: int, windows: Sequence[int] | None = None) -> Cache:
+        """Moves the tokens to arrays with `spare` free slots behind each layer's longest prompt; empties this cache.
+
+        `windows` `[L]` is the most slots of each layer, 0 for any number.
+        """
+        slots = [int(longest) + spare for longest in self.length.max(axis=1)]
+        if windows is not None:
+            slots = [min(n, most) if most else n for n, most in zip(slots, windows, strict=True)]
+        return join([self], slots)
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Moves each prompt's last token to another slot, and decreases the length by one.

@@ -124,6 +124,7 @@ class Conversation:
         return tokens[:-1] if tokens and tokens[-1] in self._model.manifest.tokens.eos else tokens
 
     def _run(self, sequence: Sequence, begin: int, turn: ChatTurn) -> abc.Generator[Piece, None, None]:
+        sequence.open_ended = self.keep == "compressed"
         sequence.begin(self._model)
         if self.keep == "reusable" or self._last is None:
             self._prefill(sequence, begin)
@@ -149,7 +150,7 @@ class Conversation:
         sequence.result.seconds.vision = perf_counter() - start
         rows = observed_rows(policy, length, prompt.last_image, begin)
         if before is None:
-            whole = policy.keeps_all and self.keep == "compressed"
+            whole = policy.keeps_all and self.keep == "compressed" and not any(sequence.windows)
             new_tokens = sequence.max_new_tokens if whole else 0
             cache = Cache.empty(text, length + new_tokens, backend.store)
             observer = Observer(text, policy, length, rows, backend.threads)
@@ -174,14 +175,17 @@ class Conversation:
         """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget."""
         backend, eviction = self._model.backend, last.eviction
         done, length = last.position, sequence.result.prompt_tokens
-        cache = last.give_cache().grown(length - done)
+        windows = sequence.windows
+        cache = last.give_cache().grown(length - done, windows)
         last.cache = cache
         if eviction is not None:
             eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
         embeds = self._model.embedding.rows(sequence.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, stop in chunk_bounds(length, backend.chunk or PREFILL_CHUNK, done):
+        # a windowed layer's slots are in no order of position, and its graph masks by slots: one token at a time
+        chunk = 1 if any(windows) else backend.chunk or PREFILL_CHUNK
+        for first, stop in chunk_bounds(length, chunk, done):
             window = stop - first if eviction is not None and eviction.watches else 0
             positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()
@@ -196,11 +200,13 @@ class Conversation:
                 for number, position in enumerate(range(first, stop), 1):
                     eviction.append(held + number, position)
                 eviction.observe(seen, cache, 0, window)
+                if any(windows) and eviction.choose(cache.length[:, 0], slots[:, 0]):
+                    cache.overwrite(slots)
         sequence.result.seconds.prefill = perf_counter() - start
         while eviction is not None and eviction.choose(cache.length[:, 0], slots[:, 0]):
             cache.overwrite(slots)
         spare = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
-        last.cache, sequence.cache, sequence.eviction = None, cache.grown(spare), eviction
+        last.cache, sequence.cache, sequence.eviction = None, cache.grown(spare, windows), eviction
         if eviction is not None:
             eviction.fit([sequence.cache.capacity(layer) for layer in range(len(cache.keys))])
         sequence.logits = logits[0]

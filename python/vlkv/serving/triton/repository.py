@@ -26,8 +26,13 @@ INPUTS = (
     ("seed", "INT64", "1", True),
     ("stop", "STRING", "-1", True),
     ("stream", "BOOL", "1", True),
+    ("repetition_penalty", "FP64", "1", True),
+    ("no_repeat_ngram_size", "INT32", "1", True),
+    ("min_new_tokens", "INT32", "1", True),
+    ("suppress_tokens", "INT32", "-1", True),
+    ("bad_words_ids", "INT32", "-1", True),
 )
-"""Name, type, number of values (-1 for any), and whether the input is optional."""
+"""Name, type, number of values (-1 for any), and whether the input is optional. -1 separates `bad_words_ids`."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
