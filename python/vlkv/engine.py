@@ -64,13 +64,23 @@ class Engine:
             verify: whether every file's hash is compared with the manifest's; sizes always are.
             threads: threads of one operator; 0 takes all cores.
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
-            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT's are of a GPU.
+            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT's are of a GPU. `cuda:1` is the second GPU.
 
         Raises:
             EngineError: no engine, one of another format version, or one with a missing or changed file.
         """
         folder, library = Path(directory), Path(plugin) if plugin else None
         return cls(folder, Model.open(folder, verify=verify, threads=threads, plugin=library, device=device))
+
+    def close(self) -> None:
+        """Gives back what the engine holds, a device's memory first of all. It answers no more."""
+        self.model.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(self, prompt: str, images: Sequence[Any] = (), **settings: Any) -> Result:
         """Answers one prompt.

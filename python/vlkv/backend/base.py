@@ -135,6 +135,10 @@ class Steps(Protocol):
         """Each prompt's last token takes another's slot, and the length goes down: see `Cache.overwrite`."""
         ...
 
+    def close(self) -> None:
+        """Gives back what the loop holds; the cache stays. Nothing is stepped after that."""
+        ...
+
 
 class Backend(Protocol):
     """The graphs of an engine directory, opened.
@@ -196,4 +200,8 @@ class Backend(Protocol):
 
     def steps(self, cache: Cache) -> Steps:
         """A loop of single-token steps over that cache."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the graphs hold. Nothing is run after that."""
         ...

@@ -18,7 +18,13 @@ Array = Any
 
 
 class Store(Protocol):
-    """Where the arrays of a cache lie."""
+    """Where the arrays of a cache lie.
+
+    Attributes:
+        sets: how many sets of a cache's arrays are alive while it decodes.
+    """
+
+    sets: int
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """An array `[B, Hkv, C, D]` of any content."""
@@ -31,6 +37,8 @@ class Store(Protocol):
 
 class HostStore:
     """NumPy arrays of float32."""
+
+    sets = 1
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """See `Store.empty`. Pages that no token reaches stay untouched.
@@ -79,8 +87,8 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays that are alive, free slots included."""
-        return sum(array.nbytes for array in (*self.keys, *self.values))
+        """Bytes of the arrays that are alive while it decodes, free slots included."""
+        return self.store.sets * sum(array.nbytes for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
         """Slots of a layer (C_l)."""

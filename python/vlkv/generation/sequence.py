@@ -77,6 +77,7 @@ class Sequence:
         """Writes down what is known of the result before anything has run; nothing is generated yet."""
         length, text = len(self.prompt.token_ids), model.manifest.text
         slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        slot *= model.backend.store.sets
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
