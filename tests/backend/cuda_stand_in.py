@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import threading
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -96,18 +97,20 @@ class StandIn:
     cudaStreamCaptureMode = real.cudaStreamCaptureMode  # noqa: N815
     cudaMemPoolAttr = real.cudaMemPoolAttr  # noqa: N815
 
-    def __init__(
-        self, devices: int = 1, capability: tuple[int, int] = (8, 9), memory: int = 1 << 30
-    ) -> None:
+    def __init__(self, devices: int = 1, capability: tuple[int, int] = (8, 9), memory: int = 1 << 30) -> None:
         self._devices, self._capability, self._memory = devices, capability, memory
         self._space = mmap.mmap(
-            -1, RESERVED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            -1,
+            RESERVED,
+            flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
         )
         self._view = (ctypes.c_byte * RESERVED).from_buffer(self._space)
         self._begin = ctypes.addressof(self._view)
         self._next = self._begin
         self._starts: list[int] = []
         self._blocks: list[Block] = []
+        self._sizes: Counter[tuple[str, int]] = Counter()
         self._threads = threading.local()
         self._lock = threading.RLock()
         self.streams: dict[int, Stream] = {}
@@ -122,7 +125,7 @@ class StandIn:
 
     def bytes(self, kind: str = "device") -> int:
         """Bytes that are allocated, in the order of calls."""
-        return sum(block.size for block in self._blocks if block.kind == kind and block.live)
+        return sum(size for (found, _), size in self._sizes.items() if found == kind)
 
     def leaks(self) -> list[str]:
         """Everything that is still there."""
@@ -184,7 +187,7 @@ class StandIn:
         return (OK,)
 
     def cudaMemGetInfo(self) -> tuple[Any, int, int]:  # noqa: N802
-        used = sum(b.size for b in self._blocks if b.kind == "device" and b.live and b.device == self._current())
+        used = self._sizes["device", self._current()]
         return OK, self._memory - used, self._memory
 
     # Streams.
@@ -229,8 +232,7 @@ class StandIn:
             found.invalid = True
             self._break("memory was allocated on a stream that records")
             return NOT_IN_CAPTURE, None
-        used = sum(b.size for b in self._blocks if b.kind == "device" and b.live and b.device == found.device)
-        if used + size > self._memory:
+        if self._sizes["device", found.device] + size > self._memory:
             return NO_MEMORY, None
         return OK, self._make(size, "device", found.device)
 
@@ -246,7 +248,7 @@ class StandIn:
         block = self._whole(pointer, "device")
         if block is None:
             return (INVALID,)
-        block.live = False
+        self._end(block)
         found.queue.append(Work(lambda: self._drop(block)))
         return (OK,)
 
@@ -268,7 +270,7 @@ class StandIn:
             return (INVALID,)
         for stream in self.streams.values():
             self._flush(stream)
-        block.live = False
+        self._end(block)
         self._drop(block)
         return (OK,)
 
@@ -282,7 +284,7 @@ class StandIn:
         return (OK,)
 
     def cudaMemPoolGetAttribute(self, pool: Any, attr: Any) -> tuple[Any, int]:  # noqa: N802
-        return OK, sum(b.size for b in self._blocks if b.kind == "device" and b.live and b.device == pool)
+        return OK, self._sizes["device", pool]
 
     def cudaMemPoolTrimTo(self, pool: Any, least: int) -> tuple[Any]:  # noqa: N802
         return (OK,)
@@ -427,6 +429,7 @@ class StandIn:
             ctypes.memset(pointer, 0xFF, size)
             self._starts.append(pointer)
             self._blocks.append(Block(pointer, size, kind, device))
+            self._sizes[kind, device] += size
             return pointer
 
     def _block(self, pointer: int) -> Block | None:
@@ -443,6 +446,10 @@ class StandIn:
             return None
         return block
 
+    def _end(self, block: Block) -> None:
+        block.live = False
+        self._sizes[block.kind, block.device] -= block.size
+
     def _drop(self, block: Block) -> None:
         """Gives the pages back; the addresses stay unused."""
         first = -(-(block.pointer - self._begin) // PAGE) * PAGE
@@ -457,6 +464,8 @@ class StandIn:
             for one in work:
                 for pointer, size, _ in one.touches:
                     block = self._block(pointer) if size else None
-                    assert block is None or block.there, "memory is gone that work in the stream's order needs"
+                    assert block is None or block.there, (
+                        "memory is gone that work in the stream's order needs"
+                    )
                 one.run()
                 self.executed += 1

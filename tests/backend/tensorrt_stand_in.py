@@ -117,7 +117,9 @@ class IExecutionContext:
         least, _, most = self.engine.profiles[self.profile][name]
         if name in SHAPE_INPUTS:
             least = most = []
-        inside = len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+        inside = len(shape) == len(least) and all(
+            a <= n <= b for a, n, b in zip(least, shape, most, strict=True)
+        )
         if not inside:
             return self._say(f"{name} of shape {list(shape)} is outside the profile, {least} to {most}")
         self.shapes[name] = tuple(shape)
@@ -141,7 +143,9 @@ class IExecutionContext:
 
     def infer_shapes(self) -> list[str]:
         names = [*self.engine.inputs, *self.engine.outputs]
-        return [n for n in names if n not in self.addresses or (n in self.engine.inputs and n not in self.shapes)]
+        return [
+            n for n in names if n not in self.addresses or (n in self.engine.inputs and n not in self.shapes)
+        ]
 
     def is_stream_capturable(self, stream: int) -> bool:
         return self.memory[1] > 0

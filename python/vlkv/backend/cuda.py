@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.device.arrays import DeviceArray, copies
+from vlkv.backend.device.arrays import DeviceArray, copies, to_device
+from vlkv.backend.kernels import Kernels
+from vlkv.dtypes import Int64
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import BYTES
 
@@ -88,6 +90,7 @@ class CudaDevice:
 
     Args:
         index: the GPU's number.
+        kernels: vlkv's own, where there are any.
 
     Attributes:
         stream: the stream.
@@ -95,7 +98,8 @@ class CudaDevice:
         lost: recorded work that was not closed, likewise.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, kernels: Kernels | None = None) -> None:
+        self._kernels = kernels
         self._cuda = cuda = runtime()
         self.index = index
         self.use()
@@ -214,6 +218,10 @@ class CudaDevice:
         check(self._cuda.cudaStreamSynchronize(self.stream))
         check(self._cuda.cudaGraphExecDestroy(executable))
 
+    def mover(self, keys: list[DeviceArray], values: list[DeviceArray]) -> SlotMover | None:
+        """See `Device.mover`."""
+        return None if self._kernels is None else SlotMover(self, self._kernels, keys, values)
+
     @property
     def used(self) -> int:
         """See `Device.used`."""
@@ -274,6 +282,31 @@ class CudaDevice:
             for row in range(part.height):
                 ends = first + row * pitches[0], begin + row * pitches[1]
                 check(cuda.cudaMemcpyAsync(*ends, width, kinds, stream))
+
+
+class SlotMover:
+    """See `vlkv.backend.device.arrays.Mover`: one copy of the slots to the device, and one kernel."""
+
+    def __init__(
+        self, device: CudaDevice, kernels: Kernels, keys: list[DeviceArray], values: list[DeviceArray]
+    ) -> None:
+        batch, heads, _, dim = keys[0].shape
+        self._device, self._kernels, self._alive = device, kernels, (keys, values)
+        self._sizes = len(keys), batch, heads, dim * keys[0].itemsize
+        table = [array.pointer for array in (*keys, *values)]
+        capacity = [array.shape[2] for array in keys]
+        self._table = to_device(device, np.array([*table, *capacity], np.int64))
+        self._host: Int64 = device.pinned((len(keys) * batch * (heads + 1),), "int64")
+        self._there = device.allocate(self._host.shape, "int64")
+
+    def __call__(self, slots: Int64, last: Int64) -> None:
+        self._host[: slots.size], self._host[slots.size :] = slots.reshape(-1), last.reshape(-1)
+        device, table, there = self._device, self._table.pointer, self._there.pointer
+        device.upload(self._there, self._host)
+        arrays = table + 8 * 2 * self._sizes[0]
+        self._kernels.move_slots(
+            self._sizes, table, arrays, there, there + 8 * slots.size, int(device.stream)
+        )
 
 
 class CudaReplay:

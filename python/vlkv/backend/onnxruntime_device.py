@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import Device, DeviceArray, to_device
 from vlkv.backend.device.backend import DeviceBackend
@@ -41,7 +42,7 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
         raise EngineError(
             f"--device cuda needs onnxruntime-gpu in place of onnxruntime {ort.__version__}; pip install 'vlkv[gpu]'"
         )
-    device = CudaDevice(options.index)
+    device = CudaDevice(options.index, kernels.find())
     settings = {"device_id": str(options.index), "user_compute_stream": str(int(device.stream))}
     return device_backend(
         directory, manifest, device, "cuda", [(CUDA, settings), "CPUExecutionProvider"], options.index

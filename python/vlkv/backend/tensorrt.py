@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import DeviceArray
 from vlkv.backend.device.backend import DeviceBackend
@@ -53,9 +54,10 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
 
     log = Log()
     runtime = trt.Runtime(log)
-    if manifest.operators == "native":
-        runtime.get_plugin_registry().load_library(str(_plugin(options.plugin)))
-    device = CudaDevice(options.index)
+    plugin = _plugin(options.plugin) if manifest.operators == "native" else None
+    if plugin is not None:
+        runtime.get_plugin_registry().load_library(str(plugin))
+    device = CudaDevice(options.index, kernels.find([plugin]))
     graphs = {}
     for path in sorted(directory.glob("*.engine")):
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -120,7 +122,9 @@ class _Context:
             context.set_device_memory(self.scratch.pointer, self.scratch.nbytes)
         missing = context.infer_shapes()
         if missing:
-            raise EngineError(f"TensorRT can't run {graph.engine.name}: inputs {missing} lack a shape or an address")
+            raise EngineError(
+                f"TensorRT can't run {graph.engine.name}: inputs {missing} lack a shape or an address"
+            )
 
     def enqueue(self) -> None:
         """Runs it on the device's stream."""

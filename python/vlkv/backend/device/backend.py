@@ -46,6 +46,7 @@ class DeviceStore:
 
         Attention gives slots that hold nothing yet the weight 0, and 0 times what memory happens to hold may be NaN.
         """
+        self._device.use()
         batch, heads, slots, dim = shape
         if slots > self._limits.capacity:
             raise PromptError(
@@ -65,6 +66,7 @@ class DeviceStore:
 
     def assign(self, target: Array, source: Array) -> None:
         """Copies one view into another."""
+        self._device.use()
         self._device.copy(target, source)
 
 
@@ -198,9 +200,7 @@ class DeviceBackend:
             made["sparsity"] = self.device.allocate((text.layers, batch), "float32")
         return made
 
-    def observed(
-        self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Int64
-    ) -> list[DeviceArray]:
+    def observed(self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Int64) -> list[DeviceArray]:
         """What a call saw, for `observation`: its outputs, or made of its query rows, at slots `rows [L,B,W]`."""
         layers = range(self.text.layers)
         if self.scores:

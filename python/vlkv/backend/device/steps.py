@@ -84,11 +84,15 @@ class _Step:
         self._device, self._given = device, given
         names = ("inputs_embeds", "position_ids", "length")
         inputs = {name: given.there[name] for name in names}
-        inputs["row_index"] = given.there["row_index"] if watched else device.allocate((cache.batch, 0), "int64")
+        inputs["row_index"] = (
+            given.there["row_index"] if watched else device.allocate((cache.batch, 0), "int64")
+        )
         outputs = backend.outputs(cache, int(watched))
         written = backend.caches(*target, prefix="new_")
         caches = backend.caches(cache.keys, cache.values)
-        self._bound: list[Bound] = [backend.graphs["decoder"].bind(inputs | caches, outputs | written, DECODE)]
+        self._bound: list[Bound] = [
+            backend.graphs["decoder"].bind(inputs | caches, outputs | written, DECODE)
+        ]
         self._back = [(logits, outputs["logits"])]
         self._alive = (cache.keys, cache.values)
         self.seen: list[Float32] = []
