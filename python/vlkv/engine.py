@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vlkv.backend.cache import HOST
-from vlkv.errors import EngineError
 from vlkv.generation import sequence as sequences
 from vlkv.generation.batch import Stream, generate
 from vlkv.generation.chat import Conversation, Keep
@@ -152,14 +150,10 @@ class Engine:
         """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue.
 
         Raises:
-            EngineError: the engine's caches lie on a device; lanes are views into arrays of the host.
+            EngineError: the engine's caches lie on a device and are not updated in place.
         """
         from vlkv.scheduler import Scheduler
 
-        if self.model.backend.store is not HOST:
-            raise EngineError(
-                f"{self.directory} runs on a device; many requests at once need an engine for onnxruntime on the CPU"
-            )
         return Scheduler(self.model, **settings)
 
     def prompt(self, question: Question) -> Prompt:

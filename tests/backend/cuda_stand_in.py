@@ -1,9 +1,9 @@
 """A stand-in for `cuda.bindings.runtime`: host memory behind the driver's functions, and the driver's rules.
 
-What the driver forbids, or leaves undefined, is an error here: the call returns what the driver would, and the rule that
-was broken stands in `broken`, which tests hold to be empty. Work is done when the stream is waited for and not before,
-so that whoever reads too early reads garbage. Addresses are never used twice: what is used after it was freed is seen.
-Enumerations are those of the real package.
+What the driver forbids, or leaves undefined, is an error here: the call returns what the driver would, and the rule
+that was broken stands in `broken`, which tests hold to be empty. Work is done when the stream is waited for and not
+before, so that whoever reads too early reads garbage. Addresses are never used twice: what is used after it was freed
+is seen. Enumerations are those of the real package.
 """
 
 from __future__ import annotations

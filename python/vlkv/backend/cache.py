@@ -88,7 +88,7 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Bytes of the arrays that are alive while it decodes, free slots included."""
-        return self.store.sets * sum(array.nbytes for array in (*self.keys, *self.values))
+        return self.store.sets * sum(int(array.nbytes) for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
         """Slots of a layer (C_l)."""

@@ -300,6 +300,7 @@ class SlotMover:
         self._there = device.allocate(self._host.shape, "int64")
 
     def __call__(self, slots: Int64, last: Int64) -> None:
+        """See `Mover`."""
         self._host[: slots.size], self._host[slots.size :] = slots.reshape(-1), last.reshape(-1)
         device, table, there = self._device, self._table.pointer, self._there.pointer
         device.upload(self._there, self._host)

@@ -48,6 +48,7 @@ class Plan:
         token_bytes: a token's keys and values in one layer.
         prompt_token_bytes: a prompt token's keys and values in all layers, its scores and its embedding.
         page_bytes: pages of a lane that may be filled in part.
+        reserved: bytes of all lanes, where they are taken at once; 0 where an answer takes what it needs.
     """
 
     slots: int
@@ -57,9 +58,17 @@ class Plan:
     token_bytes: int
     prompt_token_bytes: int
     page_bytes: int
+    reserved: int = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes for what `lane_bytes` and `prefill_bytes` count."""
+        return self.memory - self.reserved
 
     def lane_bytes(self, sequence: Prepared) -> int:
-        """The most that a sequence's answer holds: the tokens that it keeps, and its new ones."""
+        """The most that a sequence's answer takes: the tokens that it keeps, and its new ones."""
+        if self.reserved:
+            return 0
         length, layers = len(sequence.prompt.token_ids), len(self.capacity)
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
@@ -94,10 +103,10 @@ class Plan:
                     "budget or fewer new tokens, or start it with more memory"
                 )
         needed = self.lane_bytes(sequence) + self.prefill_bytes(sequence)
-        if needed > self.memory:
+        if needed > self.room:
             raise MemoryLimitError(
                 f"{length} prompt tokens and {sequence.max_new_tokens} new ones under policy "
-                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.memory)}: ask for a "
+                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.room)}: ask for a "
                 "smaller budget or fewer new tokens, or start it with more memory"
             )
 
@@ -128,7 +137,7 @@ def divide(
             f"memory {show(memory)} does not hold one token's prefill and answer: that takes "
             f"{show(pages + layers * token + prompt)}"
         )
-    each = _each(min(most, free // (layers * token)) if capacity is None else capacity, layers)
+    each = each_layer(min(most, free // (layers * token)) if capacity is None else capacity, layers)
     if prompt_tokens is None:
         prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
     for what, wanted in (
@@ -142,7 +151,8 @@ def divide(
     return Plan(slots, each, prompt_tokens, memory, token, prompt, pages)
 
 
-def _each(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+def each_layer(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """Tokens of each layer, `[layers]`, from one number or from those."""
     each = (capacity,) * layers if isinstance(capacity, int) else tuple(capacity)
     if len(each) != layers:
         raise MemoryLimitError(f"capacity has {len(each)} numbers for {layers} layers")

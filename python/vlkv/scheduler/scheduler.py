@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
 from vlkv.generation.sequence import prepare
 from vlkv.inputs.pictures import Limits
 from vlkv.model import Model
+from vlkv.scheduler.device_plan import divide_device
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
 from vlkv.scheduler.stats import Stats
@@ -30,7 +32,8 @@ class Scheduler:
     Args:
         model: the opened engine.
         slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill.
+        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill. None is 1 GiB,
+            on a device four fifths of what is free.
         queue: requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
         prompt_tokens: the longest prompt to compress; None for what half the memory gives.
@@ -39,6 +42,7 @@ class Scheduler:
 
     Raises:
         MemoryLimitError: the memory does not hold what is asked for.
+        EngineError: caches on a device that can't be lanes.
     """
 
     def __init__(
@@ -46,15 +50,18 @@ class Scheduler:
         model: Model,
         *,
         slots: int = SLOTS,
-        memory: int = MEMORY,
+        memory: int | None = None,
         queue: int = QUEUE,
         capacity: int | Sequence[int] | None = None,
         prompt_tokens: int | None = None,
         chunk: int = SCHEDULED_CHUNK,
         limits: Limits = SERVED,
     ) -> None:
-        text = model.manifest.text
-        self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
+        text, asked = model.manifest.text, (capacity, prompt_tokens)
+        if isinstance(model.backend, DeviceBackend):
+            self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
+        else:
+            self.plan = divide(text, text.hidden, slots, MEMORY if memory is None else memory, *asked)
         self._model, self._queue, self._limits = model, queue, limits
         self._worker = Worker(model, self.plan, chunk)
         self._worker.start()
