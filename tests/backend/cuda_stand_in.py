@@ -71,8 +71,8 @@ class Graph:
     def __init__(self, work: list[Work]) -> None:
         self.work = work
         self.destroyed = False
-        self.marks: list[Any] = []
-        """TensorRT contexts whose calls are recorded here."""
+        self.stream: Stream | None = None
+        """Where it was launched last."""
 
 
 class Event:
@@ -126,6 +126,10 @@ class StandIn:
     def bytes(self, kind: str = "device") -> int:
         """Bytes that are allocated, in the order of calls."""
         return sum(size for (found, _), size in self._sizes.items() if found == kind)
+
+    def on(self, device: int) -> int:
+        """Bytes of one device."""
+        return self._sizes["device", device]
 
     def leaks(self) -> list[str]:
         """Everything that is still there."""
@@ -350,7 +354,7 @@ class StandIn:
         return (self._destroy(graph),)
 
     def cudaGraphExecDestroy(self, graph: Graph) -> tuple[Any]:  # noqa: N802
-        if any(stream.queue for stream in self.streams.values()):
+        if graph.stream is not None and graph.stream.queue:
             self._break("a graph was destroyed before its last run had ended")
         return (self._destroy(graph),)
 
@@ -359,6 +363,7 @@ class StandIn:
         if graph.destroyed:
             self._break("a graph was launched after its end")
             return (INVALID,)
+        graph.stream = self.streams[int(stream)]
         for work in graph.work:
             status = self.enqueue(stream, "a recorded call", work)
             if status != OK:

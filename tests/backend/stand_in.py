@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from backend.cuda_stand_in import OK, StandIn, Work
@@ -18,6 +19,8 @@ from vlkv import Engine
 from vlkv.backend import tensorrt
 from vlkv.backend.registry import Options
 from vlkv.model import Model
+from vlkv.storage.manifest import write
+from vlkv_export.directory import file_facts
 from vlkv_export.targets.tensorrt.shapes import profiles
 
 
@@ -46,6 +49,10 @@ def write_engine(source: Path, folder: Path, operators: str, cache: str, **limit
         facts = {"name": name, "onnx": str(path), "cache": cache}
         facts["profiles"] = profiles(name, model, manifest.device, manifest.image)
         (folder / f"{name}.engine").write_text(json.dumps(facts))
+    (folder / "plugin.so").touch()
+    (folder / "manifest.json").unlink()
+    manifest = msgspec.structs.replace(manifest, files=file_facts(folder, hash_weights=True))
+    write(folder, manifest)
     return manifest
 
 
@@ -92,7 +99,6 @@ def open_engine(
     """Opens it as `Engine.load` would."""
     module = Module(driver, rtx)
     plugin = folder / "plugin.so"
-    plugin.touch()
     with installed(driver, module):
         backend: Any = tensorrt.open_backend(folder, manifest, Options(plugin=plugin, index=index))
     backend.device._kernels = kernels

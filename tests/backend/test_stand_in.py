@@ -98,7 +98,8 @@ def test_steps_are_recorded_and_wait_once(opened, cpu):
         for one in (cpu, engine):
             seen = []
             asked = [prepare(one.model, Question(QUESTION, **settings))]
-            for piece in one.answers(asked, endless=True):
+            pieces = one.answers(asked, endless=True)
+            for piece in pieces:  # noqa: B007
                 seen.append(dict(driver.calls))
             found.append(piece[2].token_ids)
         assert found[0] == found[1]

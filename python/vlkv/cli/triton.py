@@ -26,6 +26,9 @@ def triton(
     threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
     instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
     gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="libvlkv_tensorrt.so, where the server finds it, for a TensorRT engine.")
+    ] = "",
     engine_path: Annotated[
         str | None, typer.Option(help="Where the server finds the engine.", show_default="its absolute path")
     ] = None,
@@ -36,7 +39,16 @@ def triton(
     except ValueError:
         raise VlkvError(f"gpus {gpus!r} is no list of numbers; 0,1 is") from None
     settings = Settings(
-        engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices
+        engine_path or str(engine.resolve()),
+        name,
+        slots,
+        memory,
+        queue,
+        policy,
+        threads,
+        instances,
+        devices,
+        plugin,
     )
     folder = write_repository(settings, engine, output)
     notes().print(f"wrote {folder}; serve it with: tritonserver --model-repository={output}", soft_wrap=True)
