@@ -111,6 +111,10 @@ class Session:
         config = self.builder.create_builder_config()
         # float32 is float32: TF32 has 10 bits of fraction, and RoPE's angles are products of positions
         config.clear_flag(trt.BuilderFlag.TF32)
+        # TensorRT for RTX: the caller gives all working memory, without which no stream can record a run
+        given = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if given is not None:
+            config.set_flag(given)
         # the plugin's VlkvAttend writes caches where they are
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if capabilities:
@@ -131,6 +135,7 @@ class Session:
             plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
             kinds=dict(Counter(layer.type.name for layer in layers)),
             tf32=config.get_flag(trt.BuilderFlag.TF32),
+            user_allocation=given is not None and config.get_flag(given),
             outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
         )
 
