@@ -32,7 +32,7 @@ PINNED_LEAST = 4096
 
 
 def runtime() -> Any:
-    """CUDA's runtime API; an `EngineError` where the package is missing."""
+    """CUDA's runtime API. Raises `EngineError` if the package is missing."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError as error:
@@ -42,7 +42,7 @@ def runtime() -> Any:
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a CUDA call returned beside its status; a failure is an `EngineError` that names it."""
+    """Returns a CUDA call's results without its status. Raises `EngineError`, which names the status, on failure."""
     status, *values = result
     if int(status) != 0:
         raise EngineError(f"CUDA failed: {status.name}")
@@ -313,7 +313,7 @@ class SlotMover:
 class CudaReplay:
     """Work that is enqueued as it is at first, as TensorRT may compile and allocate, then recorded once and launched.
 
-    Where it can't be recorded it goes on being enqueued.
+    Work that can't be recorded is always enqueued directly.
     """
 
     def __init__(self, device: CudaDevice, work: Callable[[], None]) -> None:

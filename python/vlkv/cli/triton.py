@@ -1,4 +1,4 @@
-"""`vlkv triton`: an engine's model repository for Triton Inference Server."""
+"""`vlkv triton`: writes an engine's model repository for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlkv.serving.triton.repository import Settings, write_repository
 
 
 def triton(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    engine: Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")],
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
     slots: Annotated[int, typer.Option(help="Answers that run at once.")] = SLOTS,
@@ -30,14 +30,14 @@ def triton(
         str, typer.Option(help="libvlkv_tensorrt.so, where the server finds it, for a TensorRT engine.")
     ] = "",
     engine_path: Annotated[
-        str | None, typer.Option(help="Where the server finds the engine.", show_default="its absolute path")
+        str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")
     ] = None,
 ) -> None:
     """Write a model repository that tritonserver serves."""
     try:
         devices = tuple(int(number) for number in gpus.split(",") if number)
     except ValueError:
-        raise VlkvError(f"gpus {gpus!r} is no list of numbers; 0,1 is") from None
+        raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()),
         name,

@@ -1,4 +1,4 @@
-"""Arrays in a device's memory, and what a backend needs of a device; nothing here knows which device it is.
+"""Arrays in a device's memory, and the interface of a device; nothing here depends on the kind of device.
 
 B prompts, C cache slots, Hkv key/value heads, D head dimension.
 """
@@ -18,17 +18,17 @@ from vlkv.storage.manifest import BYTES
 
 
 class DeviceMemory(Protocol):
-    """A piece of device memory, given back when nothing holds it any more."""
+    """A block of device memory, freed when nothing refers to it any more."""
 
     @property
     def pointer(self) -> int:
-        """Where it begins."""
+        """The address of the first byte."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A view of device memory with NumPy's basic slicing, which copies nothing. Strides and offset in elements."""
+    """A view of device memory with NumPy's basic slicing, which copies nothing. Strides and offset are in elements."""
 
     memory: DeviceMemory
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class DeviceArray:
 
     @property
     def pointer(self) -> int:
-        """Where the first element lies."""
+        """The address of the first element."""
         return self.memory.pointer + self.offset * BYTES[self.dtype]
 
     @property
@@ -59,7 +59,7 @@ class DeviceArray:
 
     @property
     def root(self) -> DeviceArray:
-        """The whole array that this is a view of."""
+        """The whole array that this array is a view of."""
         return self.base or self
 
     def rows(self, first: int, last: int) -> DeviceArray:
@@ -87,7 +87,7 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class Copy:
-    """Rows of `width` bytes, `height` of them: where the first begins, and how far the next one is."""
+    """A 2D copy: `height` rows of `width` bytes, with the first row's offset and the pitch of both sides."""
 
     target: int
     target_pitch: int
@@ -98,7 +98,7 @@ class Copy:
 
 
 def copies(target: DeviceArray, source: DeviceArray) -> Iterator[Copy]:
-    """The copies of rows that write one view into another of the same shape and dtype; offsets in bytes of memory."""
+    """The 2D copies that write one view into another of the same shape and dtype; offsets in bytes of memory."""
     if target.shape != source.shape or target.dtype != source.dtype:
         raise ValueError(f"{source.dtype} {source.shape} does not fit {target.dtype} {target.shape}")
     if not prod(target.shape):
@@ -150,7 +150,7 @@ class Graph(Protocol):
         outputs: Mapping[str, DeviceArray],
         profile: int = 0,
     ) -> None:
-        """Enqueues the graph on the device's stream. An input in host memory gives another its size."""
+        """Enqueues the graph on the device's stream. Inputs in host memory determine the sizes of outputs."""
         ...
 
     def bind(
@@ -201,7 +201,7 @@ class Device(Protocol):
         ...
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """An array of its own, of any content."""
+        """A new array with undefined content."""
         ...
 
     def clear(self, array: DeviceArray) -> None:
@@ -228,7 +228,7 @@ class Device(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Waits until all that was enqueued is done."""
+        """Waits until all enqueued work is done."""
         ...
 
     def replay(self, work: Callable[[], None]) -> Replay:

@@ -1,8 +1,8 @@
-"""Engines on a device: caches stay there and are bound where they lie, whatever runs the graphs.
+"""Engines on a device: caches stay in its memory and are bound to the graphs without a copy.
 
-TensorRT, TensorRT for RTX (`tensorrt.py`), and ONNX Runtime's CUDA provider (`onnxruntime_device.py`) do.
+TensorRT and TensorRT for RTX (`tensorrt.py`) or ONNX Runtime's CUDA provider (`onnxruntime_device.py`) run the graphs.
 
-The host gets logits, and of what was observed scores and sparsity; it gives embeddings and small integers.
+The host sends embeddings and small integers; it receives logits, and scores and sparsity of the observation window.
 B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
 L layers.
 """
@@ -27,7 +27,7 @@ from vlkv.storage.manifest import DeviceFacts, Manifest
 PREFILL, DECODE = 0, 1
 """The decoder's optimization profiles."""
 DEVICE_BATCH, DEVICE_CHUNK = 1024, 1024
-"""Most prompts, and most prompt tokens of a call, of an engine that was built without limits."""
+"""The most prompts, and the most prompt tokens per call, of an engine that was built without limits."""
 
 
 class DeviceStore:
@@ -42,9 +42,9 @@ class DeviceStore:
         self.sets = 1 if in_place else 2
 
     def empty(self, shape: tuple[int, ...]) -> DeviceArray:
-        """An array `[B,Hkv,C,D]` of zeros; a static engine's has all of its slots.
+        """A zeroed array `[B,Hkv,C,D]`; for a static engine C is the engine's capacity.
 
-        Attention gives slots that hold nothing yet the weight 0, and 0 times what memory happens to hold may be NaN.
+        Attention gives empty slots the weight 0, but 0 times uninitialised memory may be NaN; hence the zeros.
         """
         self._device.use()
         batch, heads, slots, dim = shape
@@ -74,10 +74,10 @@ class DeviceBackend:
     """An engine directory's graphs on a device.
 
     Args:
-        device: where everything lies.
+        device: holds all arrays.
         graphs: by name: `vision`, `decoder`, `compress`, `compress_merge`, and `score` of an engine without the plugin.
-        manifest: the engine's.
-        in_place: whether a call writes caches where it reads them; None is what the engine was built for.
+        manifest: the engine's manifest.
+        in_place: whether a call updates caches in place; None takes what the engine was built for.
     """
 
     threads = 0
@@ -169,7 +169,7 @@ class DeviceBackend:
         return DeviceSteps(self, cache)
 
     def target(self, cache: Cache) -> tuple[list[DeviceArray], list[DeviceArray]]:
-        """The arrays that a call writes a cache's keys and values into: its own, where they are updated in place."""
+        """The arrays that a call writes keys and values to: the cache's own if updated in place, else new ones."""
         if self.in_place:
             return cache.keys, cache.values
         keys, values = (
@@ -181,12 +181,12 @@ class DeviceBackend:
     def caches(
         self, keys: list[DeviceArray], values: list[DeviceArray], prefix: str = ""
     ) -> dict[str, DeviceArray]:
-        """The decoder's names for a cache's arrays."""
+        """A cache's arrays by the decoder's names for them."""
         named = {f"{prefix}key_cache.{layer}": array for layer, array in enumerate(keys)}
         return named | {f"{prefix}value_cache.{layer}": array for layer, array in enumerate(values)}
 
     def outputs(self, cache: Cache, rows: int) -> dict[str, DeviceArray]:
-        """Fresh arrays for what the decoder gives out beside the caches, with W = `rows`."""
+        """New arrays for the decoder's outputs other than the caches, with W = `rows`."""
         text, batch = self.text, cache.batch
         made = {"logits": self.device.allocate((batch, text.vocab), "float32")}
         for layer in range(text.layers):
