@@ -62,7 +62,8 @@ class Engine:
             verify: whether to compare every file's hash with the manifest; sizes are always compared.
             threads: threads of one operator; 0 uses all cores.
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
-            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT's are of a GPU. `cuda:1` is the second GPU.
+            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT engines run on a GPU.
+                `cuda:1` is the second GPU.
 
         Raises:
             EngineError: it is not an engine, has another format version, or has a missing or changed file.

@@ -18,10 +18,10 @@ Array = Any
 
 
 class Store(Protocol):
-    """Where the arrays of a cache lie.
+    """Allocates and copies the arrays of a cache.
 
     Attributes:
-        sets: how many sets of a cache's arrays are alive while it decodes.
+        sets: the number of sets of a cache's arrays that exist during decoding: two where each step writes new ones.
     """
 
     sets: int
@@ -87,7 +87,7 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays that are alive while it decodes, free slots included."""
+        """Bytes of the arrays during decoding, including free slots and without freed layers."""
         return self.store.sets * sum(int(array.nbytes) for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:

@@ -19,15 +19,15 @@ def triton(
     engine: Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")],
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
-    slots: Annotated[int, typer.Option(help="Answers that run at once.")] = SLOTS,
-    memory: Annotated[str, typer.Option(help="What caches may take, of an instance.")] = "1GiB",
-    queue: Annotated[int, typer.Option(help="Requests that may wait.")] = QUEUE,
-    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
-    instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
-    gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",
+    slots: Annotated[int, typer.Option(help="Lanes: answers that run at once.")] = SLOTS,
+    memory: Annotated[str, typer.Option(help="Most memory of an instance's caches.")] = "1GiB",
+    queue: Annotated[int, typer.Option(help="Most requests that may wait.")] = QUEUE,
+    policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
+    threads: Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")] = 0,
+    instances: Annotated[int, typer.Option(help="Processes, each with its own engine and lanes.")] = 1,
+    gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     plugin: Annotated[
-        str, typer.Option(help="libvlkv_tensorrt.so, where the server finds it, for a TensorRT engine.")
+        str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
     ] = "",
     engine_path: Annotated[
         str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")

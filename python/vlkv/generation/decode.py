@@ -27,10 +27,10 @@ class Decoder:
     """Single-token steps over one cache.
 
     Args:
-        model: runs them.
-        cache: of B sequences.
-        sequences: those, prefilled, in the cache's order.
-        steps: the loop over that cache; None makes one, which `close` gives back.
+        model: runs the steps.
+        cache: the cache of B sequences.
+        sequences: the prefilled sequences, in the cache's order.
+        steps: the loop over that cache; None makes one. `close` ends it.
 
     Attributes:
         cache: the cache of the B sequences.

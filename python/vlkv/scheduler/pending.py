@@ -28,7 +28,7 @@ class Pending:
         self._parts: Parts[None] | None = None
 
     def begin(self, model: Model, chunk: int, lanes: Lanes, lane: int) -> None:
-        """Makes ready to prefill into a lane, at most `chunk` tokens a part."""
+        """Prepares prefill into a lane, in parts of at most `chunk` tokens."""
         self.lane = lane
         self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))
 

@@ -40,14 +40,14 @@ class Plan:
     """The division of the memory; `divide` makes one.
 
     Fields:
-        slots: the most answers that run at once.
-        capacity: the most tokens of an answer in each layer, `[L]`: the kept ones of a prompt and the new ones.
-        prompt_tokens: the longest prompt that can be compressed; its whole cache is alive while it is in prefill.
-        memory: the limit, bytes. Weights and the runtime's own buffers are not in it.
-        token_bytes: a token's keys and values in one layer.
-        prompt_token_bytes: a prompt token's keys and values in all layers, its scores and its embedding.
-        page_bytes: pages of a lane that may be filled in part.
-        reserved: bytes of all lanes, where they are taken at once; 0 where an answer takes what it needs.
+        slots: the number of lanes: the most answers that run at once.
+        capacity: the most tokens of a lane in each layer, `[L]`: kept prompt tokens and new tokens.
+        prompt_tokens: the longest prompt that can be compressed; its whole cache exists during prefill.
+        memory: the limit in bytes, without weights and the runtime's own buffers.
+        token_bytes: bytes of one token's keys and values in one layer.
+        prompt_token_bytes: bytes of one prompt token's keys and values in all layers, its scores and its embedding.
+        page_bytes: bytes of a lane's pages that may be partly empty.
+        reserved: bytes of all lanes where they are allocated at the start, as on a device; else 0.
     """
 
     slots: int
@@ -61,11 +61,11 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """Bytes for what `lane_bytes` and `prefill_bytes` count."""
+        """Bytes that are left for what `lane_bytes` and `prefill_bytes` count."""
         return self.memory - self.reserved
 
     def lane_bytes(self, sequence: Prepared) -> int:
-        """The most that a sequence's answer takes: the tokens that it keeps, and its new ones."""
+        """The most bytes that a sequence's lane adds to `reserved`: its kept prompt tokens and its new tokens."""
         if self.reserved:
             return 0
         length, layers = len(sequence.prompt.token_ids), len(self.capacity)
@@ -151,7 +151,7 @@ def divide(
 
 
 def each_layer(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
-    """Tokens of each layer, `[layers]`, from one number or from those."""
+    """The tokens of each layer, from one number or from one per layer."""
     each = (capacity,) * layers if isinstance(capacity, int) else tuple(capacity)
     if len(each) != layers:
         raise MemoryLimitError(f"capacity has {len(each)} numbers for {layers} layers")

@@ -34,18 +34,18 @@ class Scheduler:
 
     Args:
         model: the opened engine.
-        slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill. None is 1 GiB,
-            on a device four fifths of what is free.
-        queue: requests that may wait.
-        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
-        prompt_tokens: the longest prompt to compress; None for what half the memory gives.
-        chunk: prompt tokens between two steps.
-        limits: of a request's pictures.
+        slots: the number of lanes: the most answers that run at once. On a device at most the engine's `--max-batch`.
+        memory: bytes that caches may occupy: all lanes, and the whole cache of the one prompt in prefill. None is
+            1 GiB, on a device four fifths of its free memory.
+        queue: the most requests that may wait.
+        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
+        prompt_tokens: the longest prompt that can be compressed; None for what half the memory allows.
+        chunk: the most prompt tokens between two decode steps.
+        limits: limits of a request's pictures.
 
     Raises:
-        MemoryLimitError: the memory does not hold what is asked for.
-        EngineError: caches on a device that can't be lanes.
+        MemoryLimitError: the memory is too small for the other arguments.
+        EngineError: the engine's caches are on a device and are not updated in place.
     """
 
     def __init__(

@@ -7,24 +7,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import NOTHING, Observation
 from vlkv.backend.cache import Cache
-from vlkv.backend.device.arrays import Bound, Device, DeviceArray, Replay
+from vlkv.backend.device.arrays import Bound, Device, DeviceArray, Graph, Mover, Replay
 from vlkv.dtypes import Float32, Int64
-from vlkv.storage.manifest import BYTES
-
-if TYPE_CHECKING:
-    from vlkv.backend.device.backend import DeviceBackend
+from vlkv.storage.manifest import BYTES, TextFacts
 
 DECODE = 1
 """The decoder's optimization profile."""
 ALIGNED = 256
 """Bytes that arrays in one piece of memory are aligned to."""
+
+
+Pair = tuple[list[DeviceArray], list[DeviceArray]]
+"""Keys and values, a device array per layer."""
+
+
+class Opened(Protocol):
+    """What steps need of a backend; see `vlkv.backend.device.backend.DeviceBackend`."""
+
+    device: Device
+    graphs: Mapping[str, Graph]
+    text: TextFacts
+    scores: bool
+    in_place: bool
+
+    def target(self, cache: Cache) -> Pair:
+        """The arrays that a call writes."""
+        ...
+
+    def caches(
+        self, keys: list[DeviceArray], values: list[DeviceArray], prefix: str = ""
+    ) -> dict[str, DeviceArray]:
+        """The decoder's names for them."""
+        ...
+
+    def outputs(self, cache: Cache, rows: int) -> dict[str, DeviceArray]:
+        """New arrays for the decoder's other outputs."""
+        ...
+
+    def score_arrays(
+        self, outputs: Mapping[str, DeviceArray], cache: Cache, layer: int
+    ) -> tuple[dict[str, DeviceArray], dict[str, DeviceArray]]:
+        """Inputs and outputs of the score graph."""
+        ...
+
+    def observation(self, seen: list[Float32]) -> Observation:
+        """What was observed, from the arrays that were read back."""
+        ...
 
 
 class Packed:
@@ -40,9 +75,9 @@ class Packed:
         for name, (shape, dtype) in sizes.items():
             places[name] = end
             end += -(-prod(shape) * BYTES[dtype] // ALIGNED) * ALIGNED
-        self._host: NDArray[Any] = device.pinned((end // 4,), "int32")
+        self._host: NDArray[np.int32] = device.pinned((end // 4,), "int32")
         self._there = device.allocate((end // 4,), "int32")
-        self.host: dict[str, NDArray[Any]] = {}
+        self.host: dict[str, NDArray[np.generic]] = {}
         self.there: dict[str, DeviceArray] = {}
         for name, (shape, dtype) in sizes.items():
             begin, size = places[name], prod(shape) * BYTES[dtype]
@@ -73,10 +108,10 @@ class _Step:
 
     def __init__(
         self,
-        backend: DeviceBackend,
+        backend: Opened,
         given: Packed,
         cache: Cache,
-        target: tuple[list[DeviceArray], list[DeviceArray]],
+        target: Pair,
         logits: Float32,
         watched: bool,
     ) -> None:
@@ -101,7 +136,7 @@ class _Step:
         self.capturable = all(bound.capturable for bound in self._bound)
 
     def _observe(
-        self, backend: DeviceBackend, outputs: Mapping[str, DeviceArray], cache: Cache, layers: range
+        self, backend: Opened, outputs: Mapping[str, DeviceArray], cache: Cache, layers: range
     ) -> None:
         if backend.scores:
             found = [*(outputs[f"score.{layer}"] for layer in layers), outputs["sparsity"]]
@@ -140,7 +175,7 @@ class DeviceSteps:
         observation: of the last step that watched.
     """
 
-    def __init__(self, backend: DeviceBackend, cache: Cache) -> None:
+    def __init__(self, backend: Opened, cache: Cache) -> None:
         self._backend, self._cache, device, text = backend, cache, backend.device, backend.text
         batch, rows = cache.batch, {}
         self.logits: Float32 = device.pinned((batch, text.vocab), "float32")
@@ -160,7 +195,7 @@ class DeviceSteps:
         self._sets = [(cache.keys, cache.values), backend.target(cache)]
         self._now = 0
         self._steps: dict[tuple[int, bool], tuple[_Step, Replay]] = {}
-        self._moves: dict[int, Any] = {}
+        self._moves: dict[int, Mover | None] = {}
 
     def step(
         self,

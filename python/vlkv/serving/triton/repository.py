@@ -44,12 +44,12 @@ class Settings:
     Fields:
         engine: the engine directory, by its path on the server.
         name: the model's name.
-        slots, memory, queue: of an instance's scheduler.
-        policy: where a request names none.
-        threads: of one operator; 0 takes all cores.
-        instances: how many processes serve the model, each with an engine and slots of its own.
-        gpus: one instance group on these, so that each has `instances` processes; without, on the CPU.
-        plugin: `libvlkv_tensorrt.so`, as the server sees it, for a TensorRT engine built with it.
+        slots, memory, queue: settings of each instance's scheduler.
+        policy: the policy of requests that name none.
+        threads: threads of one operator; 0 uses all cores.
+        instances: the number of processes that serve the model, on each GPU, each with its own engine and lanes.
+        gpus: the devices of the instance group; empty for the CPU.
+        plugin: path of `libvlkv_tensorrt.so` on the server, for a TensorRT engine that uses the plugin.
     """
 
     engine: str
@@ -130,15 +130,8 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = (
-        "engine",
-        "slots",
-        "memory",
-        "queue",
-        "policy",
-        "threads",
-        *(["plugin"] if settings.plugin else []),
-    )
+    names = ["engine", "slots", "memory", "queue", "policy", "threads"]
+    names += ["plugin"] if settings.plugin else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names
