@@ -153,6 +153,10 @@ class Steps(Protocol):
         """Moves each prompt's last token to another slot and decreases the length: see `Cache.overwrite`."""
         ...
 
+    def close(self) -> None:
+        """Gives back what the loop holds; the cache stays. Nothing is stepped after that."""
+        ...
+
 
 class Backend(Protocol):
     """The opened graphs of an engine directory.
@@ -214,4 +218,8 @@ class Backend(Protocol):
 
     def steps(self, cache: Cache) -> Steps:
         """Prepares single-token steps over the cache."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the graphs hold. Nothing is run after that."""
         ...

@@ -85,6 +85,7 @@ class Sequence:
         most = length + self.max_new_tokens
         self.windows = reached(text, None if self.open_ended else most)
         slot = text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        slot *= model.backend.store.sets
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
