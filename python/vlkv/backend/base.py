@@ -153,6 +153,10 @@ class Steps(Protocol):
         """Moves each prompt's last token to another slot and decreases the length: see `Cache.overwrite`."""
         ...
 
+    def close(self) -> None:
+        """Gives back what the loop holds; the cache stays. Nothing is stepped after that."""
+        ...
+
 
 class Backend(Protocol):
     """The opened graphs of an engine directory.
@@ -167,8 +171,8 @@ class Backend(Protocol):
     store: Store
     chunk: int
 
-    def vision(self, pixels: Float32) -> Float32:
-        """Returns the features `[N,P,hidden]` of N tiles, given as `pixel_values [N,3,height,width]`."""
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
+        """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`, by `graph`: `vision` or `video`."""
         ...
 
     def extend(
@@ -214,4 +218,8 @@ class Backend(Protocol):
 
     def steps(self, cache: Cache) -> Steps:
         """Prepares single-token steps over the cache."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the graphs hold. Nothing is run after that."""
         ...

@@ -18,7 +18,13 @@ Array = Any
 
 
 class Store(Protocol):
-    """Allocates and copies the arrays of a cache."""
+    """Allocates and copies the arrays of a cache.
+
+    Attributes:
+        sets: the number of sets of a cache's arrays that exist during decoding: two where each step writes new ones.
+    """
+
+    sets: int
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A new array `[B, Hkv, C, D]` with undefined content."""
@@ -31,6 +37,8 @@ class Store(Protocol):
 
 class HostStore:
     """Stores caches as float32 NumPy arrays."""
+
+    sets = 1
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """See `Store.empty`. Pages are only allocated when tokens are written to them.
@@ -79,8 +87,8 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays, including free slots and without freed layers."""
-        return sum(array.nbytes for array in (*self.keys, *self.values))
+        """Bytes of the arrays during decoding, including free slots and without freed layers."""
+        return self.store.sets * sum(int(array.nbytes) for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
         """The slots of a layer, C_l."""

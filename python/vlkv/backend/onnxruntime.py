@@ -19,8 +19,7 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError, ImageError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
-from vlkv.storage.image_facts import takes_pictures
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"
@@ -47,18 +46,20 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        sees = takes_pictures(manifest.image)
-        self._vision = _session(directory / "vision.onnx", threads, manifest.operators) if sees else None
+        self._vision = {
+            name: _session(directory / f"{name}.onnx", threads, manifest.operators)
+            for name in vision_graphs(manifest)
+        }
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
-    def vision(self, pixels: Float32) -> Float32:
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """See `Backend.vision`; runs one tile at a time, so that memory does not grow with their number."""
-        if self._vision is None:
+        if graph not in self._vision:
             raise ImageError("this engine has no vision graph: its model takes text alone")
-        run = self._vision.run
+        run = self._vision[graph].run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]
         )
@@ -122,6 +123,9 @@ class OnnxRuntimeBackend:
     def steps(self, cache: Cache) -> OnnxRuntimeSteps:
         """See `Backend.steps`."""
         return OnnxRuntimeSteps(self, cache)
+
+    def close(self) -> None:
+        """See `Backend.close`; the sessions go with the backend."""
 
     def bind(self, embeds: Float32, positions: Int64, row_index: Int64, cache: Cache) -> Any:
         """Binds the decoder to these inputs and to the cache, which is updated in place."""
@@ -200,6 +204,9 @@ class OnnxRuntimeSteps:
     def overwrite(self, slots: Int64) -> None:
         """See `vlkv.backend.base.Steps.overwrite`."""
         self._cache.overwrite(slots)
+
+    def close(self) -> None:
+        """See `vlkv.backend.base.Steps.close`; bindings go with the loop."""
 
     def _binding(self, rows: Int64) -> Any:
         binding = self._backend.bind(self._embeds, self._positions, rows, self._cache)

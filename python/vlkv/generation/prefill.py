@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL.Image import Image
 
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
@@ -104,11 +104,13 @@ def _embedding(
     embeds = model.embedding.rows(prompt.token_ids)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
-        name = f"picture {number} of {len(images)}"
-        pixels = pixel_values(picture, layout, model.manifest.image, name)
+        name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
+        if layout.frame is not None and model.manifest.video is not None:
+            graph, facts = model.manifest.video.graph, model.manifest.video.frame
+        pixels = pixel_values(picture, layout, facts, name)
         features = []
         for tile in range(len(pixels)):
-            features.append(model.backend.vision(pixels[tile : tile + 1]))
+            features.append(model.backend.vision(pixels[tile : tile + 1], graph))
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
@@ -192,7 +194,7 @@ def cut(
     if sequence.want_scores:
         result.scores = [score[0] for score in observer.scores]
     result.cache_bytes = cache.bytes
-    if lane is not None:
+    if lane is not None and lane.store is HOST:
         array = lane.keys[0]
         token = 2 * array.shape[1] * array.shape[3] * array.itemsize
         result.cache_bytes = token * sum(capacity)

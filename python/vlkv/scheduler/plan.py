@@ -49,6 +49,7 @@ class Plan:
         prompt_token_bytes: bytes of one prompt token's keys and values in all layers, its scores and its embedding.
         page_bytes: bytes of a lane's pages that may be partly empty.
         text: the sizes of the text model; layers with a sliding window hold at most the window.
+        reserved: bytes of all lanes where they are allocated at the start, as on a device; else 0.
     """
 
     slots: int
@@ -59,9 +60,17 @@ class Plan:
     prompt_token_bytes: int
     page_bytes: int
     text: TextFacts
+    reserved: int = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left for what `lane_bytes` and `prefill_bytes` count."""
+        return self.memory - self.reserved
 
     def lane_bytes(self, sequence: Prepared) -> int:
-        """The most bytes that a sequence's lane occupies: its kept prompt tokens and its new tokens."""
+        """The most bytes that a sequence's lane adds to `reserved`: its kept prompt tokens and its new tokens."""
+        if self.reserved:
+            return 0
         length, layers = len(sequence.prompt.token_ids), len(self.capacity)
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
@@ -110,10 +119,10 @@ class Plan:
                     "budget or fewer new tokens, or start it with more memory"
                 )
         needed = self.lane_bytes(sequence) + self.prefill_bytes(sequence)
-        if needed > self.memory:
+        if needed > self.room:
             raise MemoryLimitError(
                 f"{length} prompt tokens and {sequence.max_new_tokens} new ones under policy "
-                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.memory)}: ask for a "
+                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.room)}: ask for a "
                 "smaller budget or fewer new tokens, or start it with more memory"
             )
 
@@ -146,7 +155,7 @@ def divide(
         )
     if capacity is None:
         capacity = _level(free // token, most, reached(text, None))
-    each = tuple(map(min, _each(capacity, layers), slots_within(most, reached(text, None))))
+    each = tuple(map(min, each_layer(capacity, layers), slots_within(most, reached(text, None))))
     if prompt_tokens is None:
         prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
     for what, wanted in (
@@ -169,7 +178,8 @@ def _level(total: int, most: int, windows: Windows) -> int:
     return low
 
 
-def _each(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+def each_layer(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """The tokens of each layer, from one number or from one per layer."""
     each = (capacity,) * layers if isinstance(capacity, int) else tuple(capacity)
     if len(each) != layers:
         raise MemoryLimitError(f"capacity has {len(each)} numbers for {layers} layers")

@@ -89,7 +89,8 @@ class Service:
         assert isinstance(asked, ChatRequest)
         self._check_model(asked)
         questions = await of_chat(asked, self.pictures.read, self.settings.policy)
-        pictures = len(questions[0].images) if asked.kept else 0
+        maps = asked.kept and not questions[0].videos
+        pictures = len(questions[0].images) if maps else 0
         return await self._answer(request, asked, questions, Chat(self.settings.model, self.word, pictures))
 
     async def completion(self, request: Request) -> Response:
