@@ -142,7 +142,7 @@ def test_nan_of_one_answer_does_not_reach_the_next(opened):
 
     make, _ = opened
     engine = make("host")
-    question = Question("what is the total", budget=0.5, max_new_tokens=5)
+    question = Question("what is the total", policy="full", max_new_tokens=5)
     alone = engine.generate_batch([question])[0]
     with engine.scheduler(slots=1, memory=1 << 24) as scheduler:
         lanes = scheduler._worker._lanes
