@@ -49,10 +49,12 @@ def tokenizer_json(folder: Path, config: Fields) -> bytes:
             "transformers (not AutoTokenizer): CLASS.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     texts = [piece.text for piece in pieces]
+    prefix = config.boolean("add_prefix_space", bool(normalizer.get(3, 1)))
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     tokenizer = {
         "version": "1.0",
         "added_tokens": _added(folder, pieces, config),
-        **_marks(bool(normalizer.get(3, 1)), config),
+        **_marks(prefix, config),
         "post_processor": _around(texts, config),
         "decoder": {
             "type": "Sequence",
@@ -60,7 +62,7 @@ def tokenizer_json(folder: Path, config: Fields) -> bytes:
                 {"type": "Replace", "pattern": {"String": MARK}, "content": " "},
                 {"type": "ByteFallback"},
                 {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                *strip,
             ],
         },
         "model": {
@@ -113,7 +115,7 @@ def _merges(pieces: list[Piece]) -> list[list[str]]:
 
 def _marks(prefix: bool, config: Fields) -> dict[str, Any]:
     """How spaces become marks: with `legacy`, which is the default, one stands before each text between tokens too."""
-    if not config.boolean("add_prefix_space", prefix):
+    if not prefix:
         return {"normalizer": _replaced(), "pre_tokenizer": None}
     if config.boolean("legacy", True):
         steps = [{"type": "Prepend", "prepend": MARK}, _replaced()]

@@ -163,6 +163,14 @@ def test_behind_a_special_token(legacy: bool, tmp_path: Path) -> None:
     assert (second == first) == legacy and "".join(second).startswith("\u2581") == legacy
 
 
+def test_no_space_before_a_text(tmp_path: Path) -> None:
+    tokenizer = converted(pieces(tmp_path, add_prefix_space=False))
+    for text in ("the picture", " the picture"):
+        ids = tokenizer.encode(text).ids[1:]
+        assert tokenizer.decode(ids) == text
+        assert ("".join(tokenizer.encode(text).tokens[1:]).startswith("\u2581")) == text.startswith(" ")
+
+
 def test_bos_eos_and_more_tokens(tmp_path: Path) -> None:
     decoder = {"480": {"content": "<image>"}, "481": {"content": "<pad>", "normalized": True}}
     config = {"add_bos_token": False, "add_eos_token": True, "added_tokens_decoder": decoder}

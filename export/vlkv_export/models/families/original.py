@@ -154,7 +154,7 @@ def merge_type(config: Fields) -> str:
     """Return `mm_patch_merge_type`, which goes with `image_aspect_ratio`. Raises `CheckpointError`."""
     merge = config.string("mm_patch_merge_type", "flat")
     ratio = config.string("image_aspect_ratio", "square")
-    # a spatial_unpad picture of one tile has a newline too, which is in no published checkpoint
+    # no published checkpoint combines them otherwise
     if (ratio, merge) not in (("square", "flat"), ("pad", "flat"), ("anyres", "spatial_unpad")):
         raise CheckpointError(
             f"{config.where}: image_aspect_ratio {show(ratio)} with mm_patch_merge_type {show(merge)} is not "
@@ -197,7 +197,7 @@ def template(config: Fields, added: AddedTokens) -> tuple[str, str]:
     """Choose the conversation that the original code would, and its name there."""
     if "LlavaMistralForCausalLM" in (config.get("architectures") or [config.get("model_type")]):
         return MISTRAL_INSTRUCT, "mistral_instruct"
-    if "<|im_start|>" in added.texts.values():
+    if {"<|im_start|>", "<|im_end|>"} & set(added.texts.values()):
         return CHATML, "chatml_direct"
     return VICUNA, "llava_v1"
 
