@@ -76,7 +76,7 @@ class AddedTokens:
 
     def image_token(self, token_id: int, medium: str = "image") -> str:
         """Return the image token's text; one of the vocabulary is made an added token. Raises `CheckpointError`."""
-        if token_id not in self.texts:
+        if token_id not in self.texts and medium == "image":
             from tokenizers import AddedToken
 
             text = self._loaded().id_to_token(token_id)
@@ -85,7 +85,7 @@ class AddedTokens:
         if token_id in self.texts:
             return self.texts[token_id]
         raise CheckpointError(
-            f"{self.path} has no token of id {token_id}, config.json's {medium} token; "
+            f"{self.path} has no added token of id {token_id}, config.json's {medium} token; "
             f"add it to the tokenizer as a special token (<{medium}>)"
         )
 

@@ -199,7 +199,7 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     assert set(files[2:]) == {"special_tokens_map.json", "added_tokens.json"}
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     sparse.dump(folder / "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": model})
-    with pytest.raises(CheckpointError, match="no token of id 9"):
+    with pytest.raises(CheckpointError, match="no added token of id 9"):
         read_checkpoint(folder)
     (folder / "tokenizer.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="is not a tokenizer"):

@@ -110,7 +110,7 @@ def test_added_tokens_that_are_wrong(config: dict[str, Any], saved: Path, tmp_pa
 
 
 def test_no_token_of_that_id(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no token of id 999"):
+    with pytest.raises(CheckpointError, match="no added token of id 999"):
         AddedTokens(saved).image_token(999)
 
 
