@@ -14,13 +14,27 @@ Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help
 DEVICE = "TensorRT"
 
 
-def export(checkpoint: Source, output: Target) -> None:
-    """Write the graphs of a Hugging Face LLaVA checkpoint; its weights are linked, not copied."""
+def export(
+    checkpoint: Source,
+    output: Target,
+    tower: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="The folder of the vision tower, for checkpoints of the original LLaVA, which name it only.",
+        ),
+    ] = None,
+) -> None:
+    """Write the graphs of a LLaVA checkpoint; its weights are linked, not copied."""
     from vlkv_export.directory import export_checkpoint
 
     with progress() as bar:
         export_checkpoint(
-            checkpoint, output, bar.step, lambda note: notes().print(f"note: {note}", markup=False)
+            checkpoint,
+            output,
+            bar.step,
+            lambda note: notes().print(f"note: {note}", markup=False, soft_wrap=True),
+            tower,
         )
         bar.done(f"wrote {output}")
 

@@ -18,7 +18,6 @@ from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
-from vlkv_export.weights.files import link_weights
 from vlkv_export.weights.merge import merge
 from vlkv_export.weights.repack import repack
 
@@ -29,7 +28,11 @@ FORMS = "forms.json"
 
 
 def export_checkpoint(
-    source: Path, target: Path, report: Report = lambda step: None, tell: Report = lambda note: None
+    source: Path,
+    target: Path,
+    report: Report = lambda step: None,
+    tell: Report = lambda note: None,
+    tower: Path | None = None,
 ) -> Manifest:
     """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
 
@@ -38,19 +41,21 @@ def export_checkpoint(
         target: the graph directory to make.
         report: called with the name of each step as it begins.
         tell: called with a note on each setting of the checkpoint that the engine will not honour.
+        tower: the folder of the vision tower, for checkpoints of the original LLaVA.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
         EngineError: `target` exists and is not a directory of vlkv.
     """
     report("reading the checkpoint")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, tower)
     for note in checkpoint.notes:
         tell(note)
     dtype = compute_dtype(checkpoint)
     with new_directory(target) as folder:
         report("linking the weights")
-        link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
+        for name, path in checkpoint.weight_files().items():
+            link_or_copy(path, folder / name)
         placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
         if checkpoint.merges:
             report("merging the adapter")
@@ -58,6 +63,8 @@ def export_checkpoint(
         checkpoint = replace(checkpoint, placed=placed, tensors=checkpoint.tensors | floats)
         for name in checkpoint.tokenizer_files:
             link_or_copy(checkpoint.folder / name, folder / name)
+        for name, data in checkpoint.written.items():
+            (folder / name).write_bytes(data)
         if (checkpoint.folder / FORMS).is_file():
             link_or_copy(checkpoint.folder / FORMS, folder / FORMS)
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):

@@ -39,7 +39,7 @@ class Model:
     def of(cls, directory: Path, manifest: Manifest, backend: Backend) -> Model:
         """The model of a directory whose graphs are already open."""
         embedding = TokenEmbedding(directory, manifest.embedding)
-        tokenizer = Tokenizer.load(directory, manifest.tokens)
+        tokenizer = Tokenizer.load(directory, manifest.tokens, manifest.image)
         grammars = Grammars(directory, manifest.text.vocab, manifest.tokens.eos)
         return cls(backend, embedding, tokenizer, manifest, grammars)
 

@@ -151,12 +151,12 @@ FAMILIES = {
         "LlavaForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _siglip, FULL
     ),
     "llava-clip-gemma": Family(
-        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 24}, _clip, {}, "bfloat16"
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 100}, _clip, {}, "bfloat16"
     ),
     "llava-clip-qwen3": Family(
         "LlavaForConditionalGeneration",
         CLIP,
-        {"model_type": "qwen3", "head_dim": 24},
+        {"model_type": "qwen3", "head_dim": 36},
         _clip,
         generation={
             "repetition_penalty": 1.3,
@@ -167,6 +167,23 @@ FAMILIES = {
             "bad_words_ids": [[12], [14, 20]],
             "eos_token_id": [2, 25],
         },
+    ),
+    "llava-clip-phi3": Family(
+        "LlavaForConditionalGeneration",
+        CLIP,
+        {
+            "model_type": "phi3",
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.25, 1.5, 1.6, 1.7, 1.8, 2.0],
+                "long_factor": [2.0] * 8,
+            },
+        },
+        _clip,
+        dtype="bfloat16",
     ),
     "llava-pixtral-mistral": Family(
         "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL

@@ -49,6 +49,7 @@ def good() -> dict[str, Any]:
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "rule": {"type": "fixed"},
+            "spliced": False,
         },
         "tokens": {"bos": 1, "eos": [2], "pad": None},
         "embedding": {

@@ -136,20 +136,29 @@ class Pool:
 
 @dataclass(frozen=True)
 class Projector:
-    """Two linear layers with an activation between them; a layer norm before them if `norm_eps` is given."""
+    """Linear layers with an activation between them; a layer norm before them if `norm_eps` is given.
+
+    `newline` says that the checkpoint has a vector that ends rows of features.
+    """
 
     activation: Activation
     bias: bool
     norm_eps: float | None = None
     pool: Pool | None = None
+    layers: int = 2
+    newline: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Rotary embedding: angles are position * `inv_freq` (float32 `[D/2]`); cos and sin times `attention_factor`."""
+    """Rotary embedding: angles are position * `inv_freq` (float32 `[D/2]`); cos and sin times `attention_factor`.
+
+    `positions` is the number of positions that the frequencies hold for, if it is below the model's.
+    """
 
     inv_freq: np.ndarray
     attention_factor: float
+    positions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,3 +219,12 @@ class Checkpoint:
     """What an adapter adds, by the canonical name of the matrix."""
     placed: Mapping[str, Placed] = field(default_factory=dict)
     """The same once they lie in a graph directory."""
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    """Weight files outside `folder`, by the name that `tensors` use."""
+    written: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that replace those of the folder, by name."""
+
+    def weight_files(self) -> dict[str, Path]:
+        """Return the path of each weight file, by its name in `tensors`."""
+        names = sorted({tensor.file for tensor in self.tensors.values()})
+        return {name: self.elsewhere.get(name, self.folder / name) for name in names}

@@ -40,8 +40,8 @@ def find(folder: Path, prefixes: Prefixes) -> Found:
         )
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise CheckpointError(
-            f"{folder} holds PyTorch files but no {SINGLE}; load it with transformers and "
-            "save it with save_pretrained(..., safe_serialization=True)"
+            f"{folder} holds PyTorch files but no {SINGLE}; write it anew with `python examples/to_safetensors.py "
+            "FOLDER` of vlkv's repository"
         )
     else:
         raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")

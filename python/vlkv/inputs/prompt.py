@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout
 from vlkv.inputs.template_limits import counted, limited
-from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.inputs.tokenizer import SPLICE, Tokenizer
 from vlkv.storage.files import reason
 from vlkv.storage.image_facts import ImageFacts, VideoFacts
 
@@ -55,7 +55,7 @@ class Medium:
     Fields:
         name: what errors and templates call one: `image` or `video`.
         token: the text that stands for one.
-        token_id: its id.
+        token_id: its id in a tokenised text.
         given: the layouts of each: one of a picture, one a frame of a video.
     """
 
@@ -78,7 +78,8 @@ def media_of(
     video: VideoFacts | None = None,
 ) -> tuple[Medium, ...]:
     """A prompt's pictures, and its videos where the model takes some."""
-    found = [Medium("image", image.token, image.token_id, [(layout,) for layout in pictures])]
+    place = SPLICE if image.spliced else image.token_id
+    found = [Medium("image", image.token, place, [(layout,) for layout in pictures])]
     if video is not None:
         found.append(Medium("video", video.frame.token, video.frame.token_id, videos))
     return tuple(found)

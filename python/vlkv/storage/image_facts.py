@@ -72,6 +72,8 @@ class ImageFacts(Struct, frozen=True):
     of features that the vision graph returns for such a tile. The other fields define the preparation of a picture of
     one tile: with `resize="shortest_edge"` the shorter side becomes `resize_height`; with `crop` the middle
     `height x width` is cut out; `pad_to_square` comes before both. `rescale` is 1 if the processor does not rescale.
+    `spliced` says that the tokenizer does not know `token`: a prompt is split at it, the pieces are tokenised
+    separately, and `token_id` only fills the places of the pictures.
     """
 
     token_id: Id
@@ -90,6 +92,7 @@ class ImageFacts(Struct, frozen=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rule: Rule = Fixed()
+    spliced: bool = False
 
 
 def text_alone(vocab: int) -> ImageFacts:

@@ -78,6 +78,7 @@ def test_not_utf8(folder: Path) -> None:
         ({"model_type": "llava_next"}, "and model_type 'llava_next' disagree; LlavaForConditionalG"),
         ({"architectures": None, "model_type": "qwen2_vl"}, "model_type 'qwen2_vl' is not supported"),
         ({VISION: {"model_type": "dinov2"}}, "vision tower 'dinov2' is not supported; supported: clip_"),
+        ({TEXT: {"model_type": "gemma2"}}, "is not supported (it caps attention scores, which"),
         ({TEXT: {"model_type": "bloom"}}, "text model 'bloom' is not supported; supported: llama, mistral"),
         ({TEXT: {"hidden_act": "mish"}}, "hidden_act 'mish' is not supported; supported: quick_gelu, gelu"),
         ({VISION: {"hidden_act": "laplace"}}, "hidden_act 'laplace' is not supported"),
@@ -125,7 +126,22 @@ def test_adapters_are_never_ignored(folder: Path, tmp_path: Path) -> None:
     refused(alone, "an adapter of 'some/llava' without")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+POINTED = (
+    "config.json",
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", POINTED)
 def test_git_lfs_pointers(folder: Path, name: str) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     refused(folder, f"{name} is a Git LFS pointer, not the file; fetch it with `git lfs pull`")
@@ -146,8 +162,10 @@ def test_other_weight_files(folder: Path, name: str, text: str) -> None:
 
 def test_code_is_never_run_and_that_is_told(folder: Path) -> None:
     sparse.dump(folder / "config.json", sparse.SMALL | {"auto_map": {"AutoModel": "evil.Model"}})
-    (note,) = read_checkpoint(folder).notes
-    assert "auto_map" in note and "never run" in note
+    sparse.dump(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Words", None]}})
+    notes = read_checkpoint(folder).notes
+    assert len(notes) == 2 and all("auto_map" in note and "never run" in note for note in notes)
+    assert "config.json" in notes[0] and "tokenizer_config.json" in notes[1]
 
 
 def test_generation_settings(folder: Path) -> None:
@@ -170,4 +188,12 @@ def test_tokens_beyond_the_embedding_table_are_told(folder: Path) -> None:
     values["added_tokens"].append({"id": 99, "content": "<far>"})
     sparse.dump(path, values)
     (note,) = read_checkpoint(folder).notes
-    assert "1 added tokens such as '<far>' have ids beyond the 12 rows of the embedding table" in note
+    said = (
+        "ids up to 99, 1 of them added tokens such as '<far>', are beyond the 12 rows of the embedding table"
+    )
+    assert said in note
+    values["added_tokens"].pop()
+    values["model"]["vocab"] = {"a": 3, "b": 12}
+    sparse.dump(path, values)
+    (note,) = read_checkpoint(folder).notes
+    assert "ids up to 12, are beyond" in note

@@ -48,10 +48,13 @@ def read(config: Fields) -> Projector:
 
 
 def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the projector."""
+    """Names and shapes of the projector and, where there is one, of the newline."""
     features = vision.hidden * len(vision.feature_layers)
-    yield from linear("projector.linear_1", text.hidden, features, projector.bias)
-    yield from linear("projector.linear_2", text.hidden, text.hidden, projector.bias)
+    for layer in range(1, projector.layers + 1):
+        yield from linear(f"projector.linear_{layer}", text.hidden, features, projector.bias)
+        features = text.hidden
+    if projector.newline:
+        yield NEWLINE, (text.hidden,)
 
 
 def read_image(source: ImageSource) -> ImageFacts:
@@ -91,9 +94,10 @@ def graph_of(
             name, eps = "projector.projector_layernorm", checkpoint.projector.norm_eps
             weight, bias = b.weight(f"{name}.weight"), b.weight(f"{name}.bias")
             features = b.op.LayerNormalization(features, weight, bias, epsilon=eps)
-        features = b.linear(features, "projector.linear_1")
-        features = activate(b, features, checkpoint.projector.activation)
-        features = b.linear(features, "projector.linear_2")
+        for layer in range(1, checkpoint.projector.layers + 1):
+            if layer > 1:
+                features = activate(b, features, checkpoint.projector.activation)
+            features = b.linear(features, f"projector.linear_{layer}")
     if b.has(NEWLINE):
         features = b.op.Concat(features, _newlines(b, pixels, checkpoint.text.hidden), axis=1)
     features = b.op.Cast(features, to=ir.DataType.FLOAT)

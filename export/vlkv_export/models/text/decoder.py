@@ -39,6 +39,7 @@ class Defaults:
     head_dim: int | None = None
     activation: str = "silu"
     tied: bool = False
+    eps: float = 1e-6
 
 
 def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
@@ -63,6 +64,8 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
         raise CheckpointError(f"{text.where}: head_dim {head_dim} is odd; rotary embedding needs an even one")
     positions = text.integer("max_position_embeddings", defaults.max_positions, high=1 << 30)
     layers = text.integer("num_hidden_layers", defaults.layers, high=MAX_LAYERS)
+    rope = read_rope(text, head_dim, positions)
+    positions = positions if rope.positions is None else min(positions, rope.positions)
     return TextConfig(
         architecture=defaults.architecture,
         hidden=hidden,
@@ -72,10 +75,10 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
         head_dim=head_dim,
         intermediate=text.integer("intermediate_size", defaults.intermediate),
         activation=read_activation(text, "hidden_act", defaults.activation),
-        eps=text.number("rms_norm_eps", 1e-6, high=1.0),
+        eps=text.number("rms_norm_eps", defaults.eps, high=1.0),
         vocab=text.integer("vocab_size", defaults.vocab),
         max_positions=positions,
-        rope=read_rope(text, head_dim, positions),
+        rope=rope,
         tied=config.boolean("tie_word_embeddings", False)
         or text.boolean("tie_word_embeddings", defaults.tied),
         biases=biases,
