@@ -98,9 +98,30 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, spare: int) -> Cache:
-        """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied."""
-        return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
+    def grow(self, spare: int) -> None:
+        """Gives each layer new arrays with `spare` free slots behind its longest prompt.
+
+        It goes array by array, so that the cache is whole wherever it is interrupted.
+        """
+        for kind in (self.keys, self.values):
+            for layer, longest in enumerate(self.length.max(axis=1).tolist()):
+                kind[layer] = self._resized(kind[layer], layer, longest + spare)
+
+    def copy(self, spare: int) -> Cache:
+        """The same tokens in arrays of their own, with `spare` free slots behind each layer's longest prompt."""
+        most = self.length.max(axis=1).tolist()
+        keys, values = (
+            [self._resized(array, layer, most[layer] + spare) for layer, array in enumerate(kind)]
+            for kind in (self.keys, self.values)
+        )
+        return Cache(keys, values, self.length.copy(), self.store)
+
+    def _resized(self, array: Array, layer: int, slots: int) -> Array:
+        batch, heads, _, dim = array.shape
+        other = self.store.empty((batch, heads, slots, dim))
+        for row, valid in enumerate(self.length[layer].tolist()):
+            self.store.assign(other[row, :, :valid], array[row, :, :valid])
+        return other
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Each prompt's last token takes the place of another, and the length goes down by one.

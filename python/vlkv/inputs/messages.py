@@ -151,7 +151,7 @@ def next_prompt(
         ids = tokenizer.encode(tail, add_special_tokens=False)
     else:
         whole, end = _continued(before.text, turns, manifest.chat_template, image.token, special)
-        ids = _encoded_from(whole, end, tokenizer)
+        ids = encoded_from(whole, end, tokenizer)
     done = [*before.token_ids.tolist(), *answer_ids]
     more = expand(whole, np.array(ids, np.int64), pictures, image, None)
     token_ids = np.concatenate([np.array(done, np.int64), more.token_ids])
@@ -198,7 +198,7 @@ def _messages(turns: Sequence[ChatTurn], token: str, as_parts: bool) -> list[dic
     return messages
 
 
-def _encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
+def encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
     """Ids of the text from `end` on, as they come inside the whole where the tokenizer lets them be told apart."""
     first = tokenizer.encode(whole[:end], add_special_tokens=False)
     both = tokenizer.encode(whole, add_special_tokens=False)

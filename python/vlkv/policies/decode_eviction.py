@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from math import floor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,12 @@ class Eviction:
             _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
         ]
 
+    def copy(self) -> Eviction:
+        """The same state, to go on from without changing this one."""
+        twin = copy(self)
+        twin.positions = [layer.copy() for layer in self.positions]
+        return twin
+
     def observe(self, seen: Observation, cache: Cache, row: int, window: int = 1) -> None:
         """Adds what the newest `window` tokens attended to; `row` is the prompt's place in the batch."""
 
@@ -142,6 +149,12 @@ class Oldest(Eviction):
             point = max(sinks, count - policy.distance) if policy.decode == "fixed_point" else sinks
             self._queues.append(deque(range(point, count)))
 
+    def copy(self) -> Oldest:
+        """See `Eviction.copy`."""
+        twin = cast(Oldest, super().copy())
+        twin._queues = [queue.copy() for queue in self._queues]
+        return twin
+
     def append(self, length: Int64, position: int) -> None:
         """See `Eviction.append`."""
         super().append(length, position)
@@ -187,6 +200,12 @@ class Lowest(Eviction):
         for positions, score in zip(kept, scores, strict=True):
             found = np.take_along_axis(score[0], positions.astype(np.int64), axis=1)
             self.scores.append(np.pad(found, ((0, 0), (0, spare)))[np.newaxis])
+
+    def copy(self) -> Lowest:
+        """See `Eviction.copy`."""
+        twin = cast(Lowest, super().copy())
+        twin.scores = [score.copy() for score in self.scores]
+        return twin
 
     def fit(self, capacity: Sequence[int]) -> None:
         """See `Eviction.fit`."""
