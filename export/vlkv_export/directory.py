@@ -10,23 +10,32 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import hash_file, link_or_copy
+from vlkv.storage.files import copy_file, hash_file
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
-from vlkv_export.weights.files import link_weights
+from vlkv_export.watch import Watch
+from vlkv_export.weights.files import place_weights
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 FORMS = "forms.json"
 """What the forms hold that a checkpoint reads, for `vlkv eval`: taken along where it is."""
+LINKED = (
+    "the weights are hard links: until the engine is built, do not write to the checkpoint's files; "
+    "onnx.load and onnx.checker refuse such files, --copy writes others"
+)
 
 
 def export_checkpoint(
-    source: Path, target: Path, report: Report = lambda step: None, tell: Report = lambda note: None
+    source: Path,
+    target: Path,
+    report: Report = lambda step: None,
+    tell: Report = lambda note: None,
+    copy: Watch | None = None,
 ) -> Manifest:
     """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
 
@@ -34,7 +43,9 @@ def export_checkpoint(
         source: a Hugging Face folder.
         target: the graph directory to make.
         report: told the name of each step as it begins.
-        tell: told what the checkpoint says and the engine will not do, a line each.
+        tell: told what the checkpoint says and the engine will not do, and what links to its weights mean, a line each.
+        copy: told of progress where the weights are to be copied. None has them cloned where the file system can, else
+            hard-linked.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
@@ -47,11 +58,13 @@ def export_checkpoint(
     dtype = compute_dtype(checkpoint)
     with new_directory(target) as folder:
         report("linking the weights")
-        link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
+        files = {tensor.file for tensor in checkpoint.tensors.values()}
+        if place_weights(checkpoint.folder, folder, files, copy or Watch(), copy is None):
+            tell(LINKED)
         for name in checkpoint.tokenizer_files:
-            link_or_copy(checkpoint.folder / name, folder / name)
+            copy_file(checkpoint.folder / name, folder / name)
         if (checkpoint.folder / FORMS).is_file():
-            link_or_copy(checkpoint.folder / FORMS, folder / FORMS)
+            copy_file(checkpoint.folder / FORMS, folder / FORMS)
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")

@@ -22,8 +22,20 @@ class _Added(msgspec.Struct):
     content: str
 
 
+class _Vocabulary(msgspec.Struct):
+    vocab: Any = None
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id: a mapping from texts to ids, or a list of texts."""
+        if isinstance(self.vocab, dict):
+            return 1 + max((index for index in self.vocab.values() if isinstance(index, int)), default=-1)
+        return len(self.vocab) if isinstance(self.vocab, list) else 0
+
+
 class _Tokenizer(msgspec.Struct):
     added_tokens: list[_Added] = []
+    model: _Vocabulary = msgspec.field(default_factory=_Vocabulary)
 
 
 def tokenizer_files(folder: Path) -> tuple[str, ...]:
@@ -37,7 +49,7 @@ def tokenizer_files(folder: Path) -> tuple[str, ...]:
 
 
 class AddedTokens:
-    """The added tokens of `tokenizer.json`: texts by id. Raises `CheckpointError`."""
+    """The added tokens of `tokenizer.json`: texts by id; `vocabulary` ids are beside them. Raises `CheckpointError`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / TOKENIZER
@@ -47,6 +59,7 @@ class AddedTokens:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
         self.texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}
+        self.vocabulary = tokenizer.model.size
 
     def id_of(self, text: str) -> int:
         """Return the id of a token's text. Raises `CheckpointError`."""

@@ -83,6 +83,11 @@ def _read(folder: Path) -> Checkpoint:
     tensors = weights.select(folder, found, parts.tensors(), text.tied)
     text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
+    if added.vocabulary > text.vocab:
+        raise CheckpointError(
+            f"{added.path} has ids up to {added.vocabulary - 1}, the embedding table has {text.vocab} rows: "
+            "the tokenizer is another model's"
+        )
     beyond = [index for index in added.texts if index >= text.vocab]
     if beyond:
         said = f"{len(beyond)} added tokens such as {show(added.texts[beyond[0]])} have ids beyond the {text.vocab}"

@@ -25,7 +25,7 @@ from vlkv_export.passes.transposed_weights import fuse_transposed_weights
 from vlkv_export.targets.spec import Options, Settings, Write
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.files import place_weights, write_weights
 from vlkv_export.weights.matrices import linear_matrices, store_matrices
 
 FLOAT32_WEIGHTS = "weights.float32.safetensors"
@@ -65,7 +65,9 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
             convert.embedding(placed[convert.TABLE], scale) if convert.TABLE in placed else manifest.embedding
         )
         written = {path.name for path in folder.iterdir()}
-        link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
+        place_weights(
+            source, folder, (convert.weight_files(models) | {table.file}) - written, watch, options.link
+        )
         return {
             "kind": "engine",
             "backend": backend,

@@ -1,8 +1,9 @@
-"""Weights on their way into a directory: linked as they are, or written once more in another dtype."""
+"""Weights on their way into a directory: linked or copied as they are, or written once more in another dtype."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import ml_dtypes
 import numpy as np
 
 from vlkv.errors import EngineError
-from vlkv.storage.files import link_or_copy
+from vlkv.storage.files import clone_file, copy_file, link_or_copy, show
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.watch import Watch
 
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
+GIB = 1 << 30
 ALIGNMENT = 64
 FLOAT16_END = 65520.0
 """From here on rounding to float16 gives infinity."""
@@ -24,10 +27,39 @@ FLOAT16_END = 65520.0
 Progress = Callable[[int], None]
 
 
-def link_weights(source: Path, target: Path, files: Iterable[str]) -> None:
-    """Hard-links the named weight files into `target`; copies them where that crosses file systems."""
-    for name in files:
-        link_or_copy(source / name, target / name)
+def copy_weights(source: Path, target: Path, files: Iterable[str], watch: Watch) -> None:
+    """Weight files of one's own: clones where the file system has them, else copies.
+
+    Raises:
+        EngineError: the disk has too little space, which is looked at before anything is copied; or a copy failed.
+    """
+    left = [name for name in files if not clone_file(source / name, target / name)]
+    if not left:
+        return
+    size = sum((source / name).stat().st_size for name in left)
+    free = shutil.disk_usage(target).free
+    if size > free:
+        raise EngineError(
+            f"{show(target.parent)} has {free / GIB:.1f} GiB free and the weights are {size / GIB:.1f} GiB"
+        )
+    watch.step("copying the weights")
+    watch.total(size)
+    for name in left:
+        copy_file(source / name, target / name, watch.data)
+
+
+def place_weights(source: Path, target: Path, files: Iterable[str], watch: Watch, link: bool) -> bool:
+    """Brings weight files into `target`, as clones where the file system has them.
+
+    Else they are copies, or with `link` hard links if these do not cross file systems. Returns whether any is a link.
+    Errors are those of `copy_weights`.
+    """
+    names = sorted(files)
+    if not link:
+        copy_weights(source, target, names, watch)
+        return False
+    linked = [link_or_copy(source / name, target / name) for name in names]
+    return any(linked)
 
 
 def widen(bits: np.ndarray, dtype: str) -> np.ndarray:

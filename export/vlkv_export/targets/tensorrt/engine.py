@@ -26,7 +26,7 @@ from vlkv_export.weights.convert import (
     other_weights,
     weight_files,
 )
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.files import place_weights, write_weights
 
 ENGINE = ".engine"
 EMBEDDING = "embedding.safetensors"
@@ -50,8 +50,9 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         check_builder(target)
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
-        write_into = lower_into if lower_only else build_into
-        return write_into(source, folder, models, manifest, target, watch)
+        if lower_only:
+            return lower_into(source, folder, models, manifest, target, watch, options.link)
+        return build_into(source, folder, models, manifest, target, watch)
 
     return write
 
@@ -84,9 +85,10 @@ def lower_into(
     manifest: Manifest,
     target: Resolved,
     watch: Watch,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
-    _lowered(source, folder, models, manifest.image, target, watch)
+    _lowered(source, folder, models, manifest.image, target, watch, link)
     return {"kind": "lowered"} | _facts(source, folder, manifest, target)
 
 
@@ -137,8 +139,12 @@ def _lowered(
     image: ImageFacts,
     target: Resolved,
     watch: Watch,
+    link: bool = True,
 ) -> list[dict[str, Any]]:
-    """Writes the lowered graphs beside their weights; what the builder has to know of each."""
+    """Writes the lowered graphs beside their weights; what the builder has to know of each.
+
+    `link` lets weights be hard links: the builder has them read before it ends.
+    """
     others = other_weights(models, target.dtype)
     placed = {}
     if others:
@@ -160,5 +166,5 @@ def _lowered(
         ir.save(model, path)
         ranges = profiles(name, model, target.device, image)
         graphs.append({"name": name, "onnx": str(path), "profiles": ranges})
-    link_weights(source, folder, sorted(weight_files(models) - {CONVERTED}))
+    place_weights(source, folder, weight_files(models) - {CONVERTED}, watch, link)
     return graphs
