@@ -110,7 +110,9 @@ def test_a_full_disk_is_told_before_the_copy(checkpoint, tmp_path, monkeypatch, 
         lambda: build_engine(tmp_path / "graphs", tmp_path / "engine"),
         lambda: export_checkpoint(checkpoint, tmp_path / "copied", copy=Watch()),
     ):
-        with pytest.raises(EngineError, match=r"has 0\.0 GiB free and the weights are 0\.0 GiB"):
+        with pytest.raises(
+            EngineError, match=r"No space left on device: 0\.0 GiB are free, the weights take 0\.0 GiB"
+        ):
             make()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "checkpoint", "graphs"]
 

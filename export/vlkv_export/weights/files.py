@@ -40,7 +40,8 @@ def copy_weights(source: Path, target: Path, files: Iterable[str], watch: Watch)
     free = shutil.disk_usage(target).free
     if size > free:
         raise EngineError(
-            f"{show(target.parent)} has {free / GIB:.1f} GiB free and the weights are {size / GIB:.1f} GiB"
+            f"{show(target.parent)}: No space left on device: {free / GIB:.1f} GiB are free, "
+            f"the weights take {size / GIB:.1f} GiB"
         )
     watch.step("copying the weights")
     watch.total(size)

@@ -42,6 +42,19 @@ def reason(error: BaseException) -> str:
     return show((lines[0] if lines else type(error).__name__)[:200])
 
 
+def text_path(path: Path) -> str:
+    """Return the path as text for a library that takes UTF-8 only. A path that is not is an `EngineError`."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = os.fsencode(path)[len(os.fsencode(text[: error.start]))]
+        raise EngineError(
+            f"{show(path)}: this path is not UTF-8, its byte 0x{byte:02x} begins no character; rename what it names"
+        ) from error
+    return text
+
+
 def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Return a file's SHA-256 in lower-case hexadecimal, read in pieces.
 
