@@ -19,6 +19,7 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
+from vlkv.storage.files import text_path
 from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
@@ -223,8 +224,9 @@ class OnnxRuntimeSteps:
 def _session(path: Path, threads: int, operators: str = "functions") -> Any:
     options = session_options(threads, operators)
     options.log_severity_level = 3
+    name = text_path(path)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None

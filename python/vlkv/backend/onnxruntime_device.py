@@ -19,6 +19,7 @@ from vlkv.backend.device.arrays import Device, DeviceArray, to_device
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
+from vlkv.storage.files import text_path
 from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
@@ -53,7 +54,7 @@ def device_backend(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     sessions = {
-        name: ort.InferenceSession(str(directory / f"{name}.onnx"), options, providers=providers)
+        name: ort.InferenceSession(text_path(directory / f"{name}.onnx"), options, providers=providers)
         for name in NAMES
     }
     graphs = {name: _Graph(session, device, kind) for name, session in sessions.items()}

@@ -8,9 +8,6 @@ from typing import Annotated
 import typer
 
 EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")]
-Prompt = Annotated[
-    str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
-]
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")]
 OneBudget = Annotated[
     float | None,

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
+from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Raw, Threads
+from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.engine import Engine
 from vlkv.generation.batch import Stream
 from vlkv.generation.question import MAX_NEW_TOKENS
@@ -21,7 +22,8 @@ CHECKPOINT = "the checkpoint's"
 
 def run(
     engine: EngineFolder,
-    prompt: Prompt,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     image: Pictures = None,
     policy: Annotated[
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
@@ -53,6 +55,7 @@ def run(
     plugin: Plugin = None,
 ) -> None:
     """Answer a question about pictures."""
+    question = read_prompt(prompt, prompt_file)
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
@@ -65,7 +68,7 @@ def run(
 
         bar.step("reading the prompt")
         stream = opened.stream(
-            prompt,
+            question,
             list(image or ()),
             progress=prefilled,
             policy=policy,

@@ -12,7 +12,7 @@ from vlkv.scheduler.plan import SLOTS, divide
 from vlkv.serving.size import parse_size
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import show, write_bytes
+from vlkv.storage.files import show, text_path, write_bytes
 
 INPUTS = (
     ("prompt", "STRING", "1", False),
@@ -76,6 +76,7 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
         raise EngineError(f"{show(engine)} holds graphs; make an engine of them with `vlkv build`")
+    text_path(Path(settings.engine))
     resolve(settings.policy)
     for name, value in (("queue", settings.queue), ("instances", settings.instances)):
         if value < 1:
