@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vlkv.storage.directories import new_directory
+from vlkv.storage.directories import check_apart, new_directory
 from vlkv.storage.files import copy_file, hash_file
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 from vlkv_export.checkpoint import Checkpoint
@@ -56,6 +56,7 @@ def export_checkpoint(
     for note in checkpoint.notes:
         tell(note)
     dtype = compute_dtype(checkpoint)
+    check_apart(checkpoint.folder, target)
     with new_directory(target) as folder:
         report("linking the weights")
         files = {tensor.file for tensor in checkpoint.tensors.values()}

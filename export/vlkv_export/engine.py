@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from vlkv.errors import EngineError
-from vlkv.storage.directories import check_target, new_directory
+from vlkv.storage.directories import check_apart, check_target, new_directory
 from vlkv.storage.files import copy_file
 from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export.directory import WEIGHTS, file_facts
@@ -67,6 +67,7 @@ def build_engine(
         held = "an engine" if manifest.kind == "engine" else "lowered graphs"
         raise EngineError(f"{source} holds {held}; vlkv build takes a graph directory that vlkv export wrote")
     check_target(target)
+    check_apart(source, target)
     write_into = TARGETS[backend](backend, options, manifest)
     verify(source, manifest)
     with new_directory(target) as folder:

@@ -126,3 +126,24 @@ def test_the_commands(vlkv, checkpoint, tmp_path, clones):
     for more, one in (((), True), (("--link",), clones)):
         assert vlkv("build", tmp_path / "graphs", "-o", tmp_path / "engine", *more)[0] == 0
         assert (links(tmp_path / "engine") == {1}) == one
+
+
+def test_a_source_is_not_replaced(checkpoint, tmp_path):
+    export_checkpoint(checkpoint, tmp_path / "out")
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    shutil.move(checkpoint, tmp_path / "out" / "checkpoint")
+    shutil.copytree(
+        tmp_path / "out", tmp_path / "out" / "graphs", ignore=shutil.ignore_patterns("checkpoint")
+    )
+    (tmp_path / "link").symlink_to("out")
+    for make in (
+        lambda: build_engine(tmp_path / "out", tmp_path / "out"),
+        lambda: build_engine(tmp_path / "out", tmp_path / "link"),
+        lambda: build_engine(tmp_path / "out" / "graphs", tmp_path / "out"),
+        lambda: export_checkpoint(tmp_path / "out" / "checkpoint", tmp_path / "out"),
+    ):
+        with pytest.raises(EngineError, match="which it would replace"):
+            make()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        [*before, "checkpoint", "graphs"]
+    )

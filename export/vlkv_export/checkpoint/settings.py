@@ -21,7 +21,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Configured names to the functions that they are; the four that compute GELU by tanh are one function."""
 
-MAX_LAYERS = 1024
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
 

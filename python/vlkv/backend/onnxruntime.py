@@ -19,7 +19,7 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
-from vlkv.storage.files import text_path
+from vlkv.storage.files import show, text_path
 from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
@@ -28,6 +28,10 @@ SHRINK = "memory.enable_memory_arena_shrinkage"
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxRuntimeBackend:
     """Opens the graphs on the CPU: see `vlkv.backend.registry`."""
+    if options.plugin is not None:
+        raise EngineError(
+            f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
+        )
     return OnnxRuntimeBackend(directory, manifest, options.threads)
 
 

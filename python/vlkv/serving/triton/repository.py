@@ -81,6 +81,9 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     for name, value in (("queue", settings.queue), ("instances", settings.instances)):
         if value < 1:
             raise VlkvError(f"{name} {value} is under 1")
+    for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
+        if value < 0:
+            raise VlkvError(f"{name} {value} is under 0")
     divide(manifest.text, manifest.text.hidden, settings.slots, parse_size(settings.memory))
     folder = target / settings.name
     if _is_ours(folder):
