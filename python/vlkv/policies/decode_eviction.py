@@ -26,6 +26,11 @@ from vlkv.policies.compress import always_kept
 from vlkv.policies.policy import Policy
 
 Positions = list[NDArray[np.int32]]
+LEAST_HELD = 256
+"""Where nothing of a prompt is evicted, budget 1, decoding evicts nothing before a layer holds so many tokens.
+
+A short prompt has that budget where none is given. If it evicted at once, its words would make way for its answer's.
+"""
 
 
 def share(budget: float, tokens: int) -> int:
@@ -37,10 +42,15 @@ def slots_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int
     """Slots behind the kept ones that `new_tokens` of an answer need: one spare where each overwrites an older one."""
     if policy.decode == "append":
         return new_tokens
-    growth = 0
+    growth = most_held(budget, prompt_tokens) - prompt_tokens
     if policy.decode == "fixed_point":
         growth = share(budget, prompt_tokens + new_tokens) - share(budget, prompt_tokens)
     return min(new_tokens, growth + 1)
+
+
+def most_held(budget: float, kept: int) -> int:
+    """Tokens that a layer which kept so many of its prompt holds before decoding evicts."""
+    return max(kept, LEAST_HELD) if budget == 1.0 else kept
 
 
 def evicting(
@@ -66,7 +76,7 @@ def evicting(
     if policy.decode == "append":
         return None
     if policy.decode == "lowest":
-        return Lowest(policy, kept, scores, spare, threads)
+        return Lowest(policy, budget, kept, scores, spare, threads)
     return Oldest(policy, budget, prompt_tokens, kept, spare)
 
 
@@ -142,9 +152,12 @@ class Oldest(Eviction):
         self._share = budget if policy.decode == "fixed_point" else 0.0
         self._tokens = prompt_tokens
         self._first = share(self._share, prompt_tokens)
-        self._counts = [layer.shape[1] for layer in kept]
+        counts = [layer.shape[1] for layer in kept]
+        self._counts = counts
+        if policy.decode == "sliding":
+            self._counts = [most_held(budget, count) for count in counts]
         self._queues = []
-        for count in self._counts:
+        for count in counts:
             sinks, _ = always_kept(policy, count, 0)
             point = max(sinks, count - policy.distance) if policy.decode == "fixed_point" else sinks
             self._queues.append(deque(range(point, count)))
@@ -190,11 +203,17 @@ class Lowest(Eviction):
     watches = True
 
     def __init__(
-        self, policy: Policy, kept: Positions, scores: list[Float32], spare: int, threads: int
+        self,
+        policy: Policy,
+        budget: float,
+        kept: Positions,
+        scores: list[Float32],
+        spare: int,
+        threads: int,
     ) -> None:
         super().__init__(kept, spare)
         self._policy, self._threads = policy, threads
-        self._counts = [layer.shape[1] for layer in kept]
+        self._counts = [most_held(budget, layer.shape[1]) for layer in kept]
         self._recent = [always_kept(policy, count, 0)[1] for count in self._counts]
         self.scores = []
         for positions, score in zip(kept, scores, strict=True):
