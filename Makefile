@@ -8,6 +8,7 @@
 # make real    the same, and texts: prose, code, chats, documents under every policy and budget
 # make bench-ops   the native operators: floors, ONNX bodies, prefill
 # make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
+# make lowest   the demo in an environment of the lowest versions that pyproject.toml permits
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make cuda-all   the CUDA kernels for every architecture: registers, spills, instructions of their loops
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
@@ -33,7 +34,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -102,6 +103,15 @@ $(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
 quality: $(VENV)/tested
 	@$(PIP) gguf accelerate
 	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm
+
+lowest:
+	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest/venv
+	@$(PYTHON) tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
+	@$(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(OUT)/lowest/constraints.txt '.[export]'
+	@$(OUT)/lowest/venv/bin/vlkv export $(CHECKPOINT) -o $(OUT)/lowest/graphs
+	@$(OUT)/lowest/venv/bin/vlkv build $(OUT)/lowest/graphs -o $(OUT)/lowest/engine
+	@$(OUT)/lowest/venv/bin/python examples/demo.py $(OUT)/lowest/engine -o $(OUT)/lowest
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
