@@ -1,4 +1,4 @@
-"""Checkpoints, graphs and engines of the tiny shapes, each made once a session and worker, when first asked for."""
+"""Checkpoints, graphs and engines of the tiny shapes. Each is made on first use, once per session and worker."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.steps import prefilled, tolerance  # noqa: F401 (fixtures)
 from native_build import driver, plugin  # noqa: F401 (fixtures)
 from vlkv import Engine
 

@@ -1,4 +1,4 @@
-"""`vlkv export`: a checkpoint's graph directory."""
+"""`vlkv export`: writes the graph directory of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest
 from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
-from vlkv_export.models import build_decoder, build_vision, read_checkpoint
+from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
 from vlkv_export.watch import Watch
 from vlkv_export.weights.files import place_weights
@@ -23,7 +23,7 @@ from vlkv_export.weights.files import place_weights
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 FORMS = "forms.json"
-"""What the forms hold that a checkpoint reads, for `vlkv eval`: taken along where it is."""
+"""The word list of a checkpoint's forms, for `vlkv eval`; it is copied if the checkpoint has one."""
 LINKED = (
     "the weights are hard links: until the engine is built, do not write to the checkpoint's files; "
     "onnx.load and onnx.checker refuse such files, --copy writes others"
@@ -42,14 +42,14 @@ def export_checkpoint(
     Args:
         source: a Hugging Face folder.
         target: the graph directory to make.
-        report: told the name of each step as it begins.
-        tell: told what the checkpoint says and the engine will not do, and what links to its weights mean, a line each.
-        copy: told of progress where the weights are to be copied. None has them cloned where the file system can, else
-            hard-linked.
+        report: called with the name of each step as it begins.
+        tell: called with a note on each setting of the checkpoint that the engine will not honour,
+            and of what links to its weights mean.
+        copy: told of the progress of copying the weights. None clones them if the file system can, else links them.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
-        EngineError: `target` exists and is no directory of vlkv's.
+        EngineError: `target` exists and is not a directory of vlkv.
     """
     report("reading the checkpoint")
     checkpoint = read_checkpoint(source)
@@ -69,6 +69,10 @@ def export_checkpoint(
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")
+        video = build_video(checkpoint, dtype)
+        if video is not None:
+            report("building the video graph")
+            ir.save(video, folder / "video.onnx")
         report("building the compress graph")
         ir.save(
             compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim),
@@ -80,7 +84,7 @@ def export_checkpoint(
 
 
 def compute_dtype(checkpoint: Checkpoint) -> Dtype:
-    """The dtype of most of the text model's weights, by number of elements."""
+    """The dtype of most elements of the text model's weights."""
     sizes: Counter[Dtype] = Counter()
     for name, tensor in checkpoint.tensors.items():
         if name.startswith("text."):
@@ -89,7 +93,7 @@ def compute_dtype(checkpoint: Checkpoint) -> Dtype:
 
 
 def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
-    """The manifest of a graph directory whose files lie in `folder`."""
+    """The manifest of a graph directory whose files are in `folder`."""
     text = checkpoint.text
     table = checkpoint.tensors["text.embed_tokens.weight"]
     vocab, hidden = table.shape
@@ -111,6 +115,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             sliding_window=text.sliding_window,
         ),
         image=checkpoint.image,
+        video=checkpoint.video,
         tokens=checkpoint.tokens,
         generation=checkpoint.generation,
         embedding=Embedding(
@@ -134,7 +139,7 @@ def versions(*packages: str) -> dict[str, str]:
 def file_facts(
     folder: Path, *, hash_weights: bool, report: Report = lambda step: None
 ) -> dict[str, FileFacts]:
-    """Size and hash of every file; weights of a graph directory are not hashed, they are the checkpoint's own."""
+    """Size and hash of every file. A graph directory's weights are the checkpoint's own files and are not hashed."""
     facts = {}
     for path in _files(folder):
         report(f"hashing {path.name}")

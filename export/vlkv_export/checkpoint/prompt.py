@@ -1,4 +1,4 @@
-"""Tokenizer files, the ids that start and end a text, the image token, and the chat template."""
+"""Reads the tokenizer's files, the BOS, EOS and padding ids, the image token, and the chat template."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Tokenizer(msgspec.Struct):
 
 
 def tokenizer_files(folder: Path) -> tuple[str, ...]:
-    """Names of the tokenizer's files. Raises `CheckpointError` without a `tokenizer.json`."""
+    """Names of the tokenizer's files. Raises `CheckpointError` if there is no `tokenizer.json`."""
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(
             f"{folder} has no {TOKENIZER}; make one with transformers: "
@@ -69,20 +69,20 @@ class AddedTokens:
         raise CheckpointError(f"{self.path} has no added token {show(text)}, which pictures need")
 
 
-def image_token(added: AddedTokens, token_id: int) -> str:
-    """Find the text of the image token among the added tokens. Raises `CheckpointError`."""
+def image_token(added: AddedTokens, token_id: int, medium: str = "image") -> str:
+    """Find the text of the image token, or another medium's, among the added tokens. Raises `CheckpointError`."""
     if token_id in added.texts:
         return added.texts[token_id]
     raise CheckpointError(
-        f"{added.path} has no added token of id {token_id}, config.json's image token; "
-        "add it to the tokenizer as a special token (<image>)"
+        f"{added.path} has no added token of id {token_id}, config.json's {medium} token; "
+        f"add it to the tokenizer as a special token (<{medium}>)"
     )
 
 
 def read_tokens(folder: Path, config: Fields, vocab: int, defaults: Defaults) -> TokenFacts:
-    """BOS, EOS and padding: `generation_config.json` first, then `config.json`, then its `text_config`.
+    """Read BOS, EOS and padding: from `generation_config.json`, else `config.json`, else its `text_config`.
 
-    `defaults` are the class's where none of them says anything. Padding outside of the vocabulary counts as none.
+    `defaults` are the class's, for ids that no file names. A padding id outside the vocabulary counts as none.
     """
     sources = [config, config.child("text_config")]
     path = folder / "generation_config.json"
@@ -106,10 +106,10 @@ def _ids(sources: list[Fields], name: str, vocab: int, default: int | None) -> t
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Read the chat template, or None; the first place that has one, as in transformers.
+    """Read the chat template from the first file that has one, in transformers' order; None without one.
 
-    `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
-    `tokenizer_config.json`. Of several templates, the one named `default`.
+    The order is `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
+    `tokenizer_config.json`. Of several templates the one named `default` is taken.
     """
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).exists():

@@ -1,4 +1,4 @@
-"""Settings that towers, projectors and text models share: activations, feature layers, and limits of sizes."""
+"""Settings that towers, projectors and text models share: activations, feature layers, and size limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
 }
-"""Configured names to the functions that they are; the four that compute GELU by tanh are one function."""
+"""Activations by their names in configurations; four of the names mean the tanh approximation of GELU."""
 
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
@@ -36,7 +36,7 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
 
 
 def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -> tuple[int, ...]:
-    """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
+    """Return the hidden states that `vision_feature_layer` selects, counted from 0. Raises `CheckpointError`."""
     names = ("vision_feature_layer", "vision_feature_layers")
     value = next((config.get(name) for name in names if name in config), None)
     value = default if value is None else value
@@ -50,9 +50,9 @@ def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -
     return tuple(index + layers + 1 if index < 0 else index for index in given)
 
 
-def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:
-    """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
-    name = "image_token_id" if "image_token_id" in config else "image_token_index"
+def read_image_token(config: Fields, vocab: int, default: int = 32000, medium: str = "image") -> int:
+    """Return the id that stands for a picture: `image_token_id` or `image_token_index`; or that of another medium."""
+    name = f"{medium}_token_id" if f"{medium}_token_id" in config else f"{medium}_token_index"
     value = config.integer(name, default, low=0)
     if value >= vocab:
         raise CheckpointError(f"{config.where}: {name} {value} is outside the vocabulary of {vocab}")

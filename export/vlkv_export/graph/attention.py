@@ -1,4 +1,4 @@
-"""Self-attention over a cache that is updated in place, and what it attended to.
+"""Self-attention over a cache that is updated in place, and the score of the observation window.
 
 B prompts, S tokens of this call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension.
 """
@@ -18,7 +18,7 @@ INT64 = ir.DataType.INT64
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one call: their numbers `[S]`, and which of them are observed `[B,W]`."""
+    """The rows of one call: their numbers `[S]`, and the indices `[B,W]` of the observed rows."""
 
     number: ir.Value
     observed: ir.Value
@@ -88,8 +88,8 @@ def attend(
     Args:
         b: the builder.
         x: normalised hidden states `[B,S,hidden]`.
-        call: what the layers share.
-        layer: its number.
+        call: the values that the layers share.
+        layer: the layer's number.
         caches: keys and values `[B,Hkv,C,D]`.
         length: valid slots before this call `[B]`.
         text: the text model's sizes.
@@ -106,8 +106,10 @@ def attend(
     query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
     key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
     sizes = Heads(heads, kv_heads, dim, dim**-0.5)
-    y, *rest = attend_over_cache(b, query, key, value, call.rows, caches, length, sizes)
-    return b.linear(y, f"{name}.o_proj"), *rest
+    y, keys, values, score, sparsity = attend_over_cache(
+        b, query, key, value, call.rows, caches, length, sizes
+    )
+    return b.linear(y, f"{name}.o_proj"), keys, values, score, sparsity
 
 
 def attend_over_cache(
@@ -120,14 +122,14 @@ def attend_over_cache(
     length: ir.Value,
     heads: Heads,
 ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value, ir.Value]:
-    """The part of attention that knows of the cache; the lowering passes look for exactly these nodes.
+    """Attention over the cache; graph passes match exactly these nodes.
 
     Args:
         b: the builder.
         query: `[B,S,Hq*D]`, with positions.
         key: `[B,S,Hkv*D]`, with positions.
         value: `[B,S,Hkv*D]`.
-        rows: of the call.
+        rows: the rows of the call.
         caches: keys and values `[B,Hkv,C,D]`.
         length: valid slots before this call `[B]`.
         heads: the layer's sizes.
@@ -154,12 +156,12 @@ def attend_over_cache(
 
 
 def _head_norm(b: Builder, x: ir.Value, name: str, heads: int, text: TextConfig) -> ir.Value:
-    """Each head's `[B,S,heads*D]` normed by itself."""
+    """Normalise each head of `[B,S,heads*D]` separately."""
     x = b.op.Reshape(x, [0, 0, heads, text.head_dim])
     x = b.op.RMSNormalization(x, b.weight(f"{name}.weight"), epsilon=text.eps)
     return b.op.Reshape(x, [0, 0, heads * text.head_dim])
 
 
 def _split(b: Builder, x: ir.Value, heads: int, dim: int) -> ir.Value:
-    """`[B,S,heads*D]` to `[B,heads,S,D]`."""
+    """Reshape `[B,S,heads*D]` to `[B,heads,S,D]`."""
     return b.op.Transpose(b.op.Reshape(x, [0, 0, heads, dim]), perm=[0, 2, 1, 3])

@@ -1,4 +1,4 @@
-"""`vlkv inspect`: what was kept of a picture, as a page and as PNGs."""
+"""`vlkv inspect`: the kept patches of a picture, as a page and as PNGs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, progress
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Raw, Threads
+from vlkv.cli.options import (
+    Device,
+    EngineFolder,
+    Frames,
+    NoVerify,
+    OneBudget,
+    Pictures,
+    Plugin,
+    Raw,
+    Threads,
+    Videos,
+)
 from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.policies.builtin import DEFAULT_POLICY
 
@@ -19,6 +30,8 @@ def inspect(
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     image: Pictures = None,
+    video: Videos = None,
+    frames: Frames = None,
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
@@ -44,7 +57,14 @@ def inspect(
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
-        asked = Question(question, tuple(image or ()), max_new_tokens=max_new_tokens, raw=raw)
+        asked = Question(
+            question,
+            tuple(image or ()),
+            max_new_tokens=max_new_tokens,
+            raw=raw,
+            videos=tuple(video or ()),
+            frames=frames,
+        )
         length = len(opened.prompt(asked).token_ids)
         share = default_budget(found, length) if given is None else given
         seen = look(opened, asked, Setting(found, share))
@@ -53,4 +73,6 @@ def inspect(
     out = answers()
     out.print(f"full cache: {seen.full.text}", soft_wrap=True)
     out.print(f"{seen.policy}, budget {seen.budget:g}: {seen.small.text}", soft_wrap=True)
+    for line in seen.counts():
+        out.print(line, soft_wrap=True)
     out.print(f"{written[0]} and {len(written) - 1} pictures", soft_wrap=True)

@@ -12,7 +12,10 @@ from vlkv.errors import PromptError
 from vlkv.storage.files import reason, show
 
 Prompt = Annotated[
-    str | None, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
+    str | None,
+    typer.Option(
+        help="The question; <image> says where a picture goes, <video> a video.", show_default=False
+    ),
 ]
 PromptFile = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""`vlkv triton`: an engine's model repository for Triton Inference Server."""
+"""`vlkv triton`: writes an engine's model repository for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from vlkv.serving.triton.repository import Settings, write_repository
 
 
 def triton(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    engine: Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")],
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
-    slots: Annotated[int, typer.Option(help="Answers that run at once.")] = SLOTS,
-    memory: Annotated[str, typer.Option(help="What caches may take, of an instance.")] = "1GiB",
-    queue: Annotated[int, typer.Option(help="Requests that may wait.")] = QUEUE,
-    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
-    instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
-    gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",
+    slots: Annotated[int, typer.Option(help="Lanes: answers that run at once.")] = SLOTS,
+    memory: Annotated[str, typer.Option(help="Most memory of an instance's caches.")] = "1GiB",
+    queue: Annotated[int, typer.Option(help="Most requests that may wait.")] = QUEUE,
+    policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
+    threads: Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")] = 0,
+    instances: Annotated[int, typer.Option(help="Processes, each with its own engine and lanes.")] = 1,
+    gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     engine_path: Annotated[
-        str | None, typer.Option(help="Where the server finds the engine.", show_default="its absolute path")
+        str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")
     ] = None,
 ) -> None:
     """Write a model repository that tritonserver serves."""
     try:
         devices = tuple(int(number) for number in gpus.split(",") if number)
     except ValueError:
-        raise VlkvError(f"gpus {gpus!r} is no list of numbers; 0,1 is") from None
+        raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices
     )

@@ -1,10 +1,11 @@
-"""Asks every sample under every setting, and writes down what comes."""
+"""Asks every sample under every setting, and records the answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,16 +25,19 @@ from vlkv.storage.files import hash_file
 from vlkv.storage.manifest import NAME as MANIFEST
 
 BATCH = 32
+Item = TypeVar("Item")
+Asked = tuple[Setting, Record]
+"""A setting that has to be asked, and its record without results."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is asked, and how.
+    """The description of a run.
 
     Fields:
-        name: task, data, seed and turns as a text: records of another one are none of this.
-        new_tokens: most tokens of an answer.
-        batch: most settings that decode together, an engine's own limit aside; memory grows with it.
+        name: task, data, seed and turns as a text; records with another name belong to another run.
+        new_tokens: the most tokens of an answer.
+        batch: the most settings that decode together, within the engine's limit; memory grows with it.
         hits: whether cache hit rates are measured.
     """
 
@@ -46,14 +50,14 @@ class Run:
 def run_name(
     task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None, words: str | None = None
 ) -> str:
-    """The name of a `Run`; a folder's is that of its lines, wherever they lie."""
+    """The name of a `Run`; a folder's name depends on its lines, not on its path."""
     where = f" {hash_file(data_file(data))[:16]}" if data is not None else ""
     asked = f" asked {words!r}" if words is not None else ""
     return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}"
 
 
 def engine_digest(directory: Path) -> str:
-    """The manifest holds every file's hash."""
+    """The digest of the manifest, which holds every file's hash."""
     return hash_file(directory / MANIFEST)[:16]
 
 
@@ -65,19 +69,54 @@ def evaluate(
     answers: Answers,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Record]:
-    """Records of all settings and samples, those that `answers` knew already with them.
+    """Returns the records of all settings and samples, including those that `answers` already had.
 
-    `advance` is told how many records are there after each sample.
+    `advance` is called with the number of new records after each sample.
     """
     digest = engine_digest(engine.directory)
+
+    def blank(sample: Sample, setting: Setting) -> Record:
+        questions = [turn.question for turn in sample.turns]
+        expected = [turn.answer for turn in sample.turns]
+        return blank_record(run, digest, setting, sample.number, questions, expected)
+
+    def ask(sample: Sample, missing: Sequence[Asked]) -> list[Record]:
+        return (_ask_once if len(sample.turns) == 1 else _ask_turns)(engine, run, sample, missing)
+
+    def usable(record: Record) -> bool:
+        return not run.hits or record.hit is not None
+
+    return resumed(samples, settings, answers, blank, ask, usable, advance)
+
+
+def resumed(
+    items: Sequence[Item],
+    settings: Sequence[Setting],
+    answers: Answers,
+    blank: Callable[[Item, Setting], Record],
+    ask: Callable[[Item, Sequence[Asked]], list[Record]],
+    usable: Callable[[Record], bool] = lambda record: True,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Record]:
+    """Returns one record per item and setting: the usable ones that `answers` has, and new ones, which it then keeps.
+
+    Args:
+        items: samples or texts.
+        settings: the settings of each item.
+        answers: the records of an earlier run.
+        blank: makes the record of an item and setting without results; its key identifies it.
+        ask: fills the blank records of one item's missing settings.
+        usable: whether an earlier record has all figures that this run needs.
+        advance: called with the number of records after each item.
+    """
     found: list[Record] = []
-    for sample in samples:
-        asked = [(setting, _blank(run, digest, sample, setting)) for setting in settings]
-        records = {setting: record for setting, blank in asked if (record := _known(answers, blank, run))}
-        missing = [(setting, blank) for setting, blank in asked if setting not in records]
+    for item in items:
+        asked = [(setting, blank(item, setting)) for setting in settings]
+        known = ((setting, answers.get(empty.key)) for setting, empty in asked)
+        records = {setting: record for setting, record in known if record is not None and usable(record)}
+        missing = [(setting, empty) for setting, empty in asked if setting not in records]
         if missing:
-            ask = _ask_once if len(sample.turns) == 1 else _ask_turns
-            new = ask(engine, run, sample, missing)
+            new = ask(item, missing)
             answers.add(new)
             records.update(zip((setting for setting, _ in missing), new, strict=True))
         found += [records[setting] for setting in settings]
@@ -85,12 +124,16 @@ def evaluate(
     return found
 
 
-def _known(answers: Answers, blank: Record, run: Run) -> Record | None:
-    record = answers.get(blank.key)
-    return None if record is not None and run.hits and record.hit is None else record
-
-
-def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
+def blank_record(
+    run: Run,
+    digest: str,
+    setting: Setting,
+    number: int,
+    questions: list[str],
+    expected: list[str],
+    kind: str = "",
+) -> Record:
+    """The record of a sample or text under a setting before it is asked; `digest` is the engine's."""
     return Record(
         run=run.name,
         engine=digest,
@@ -98,12 +141,13 @@ def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
         digest=setting.digest,
         budget=setting.budget,
         keep=setting.keep,
-        sample=sample.number,
-        questions=[turn.question for turn in sample.turns],
-        expected=[turn.answer for turn in sample.turns],
+        sample=number,
+        questions=questions,
+        expected=expected,
         answers=[],
         exact=False,
         similarity=0.0,
+        kind=kind,
     )
 
 
@@ -124,10 +168,8 @@ def _with(record: Record, **fields: object) -> Record:
     return Record(**(values | fields))
 
 
-def _ask_once(
-    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
-) -> list[Record]:
-    """The prompt is read once for each choice of observed rows; its settings decode together."""
+def _ask_once(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) -> list[Record]:
+    """Prefills the prompt once per observation window; its settings decode together."""
     question = Question(sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens)
     reading = engine.read(question)
     full = reading.answer([FULL.variant])[0]
@@ -156,7 +198,7 @@ def _ask_once(
 def _forced(
     reading: SharedPrompt, settings: Sequence[Setting], tokens: Sequence[int]
 ) -> list[tuple[float, int]]:
-    """For each setting, the sum of -ln p of the given tokens, and how many of them are its first choice."""
+    """For each setting, the sum of -ln p of the given tokens, and the number of them that are its first choice."""
     loss, agreed = np.zeros(len(settings)), np.zeros(len(settings), np.int64)
     steps = reading.forced([setting.variant for setting in settings], tokens[:-1])
     for token, logits in zip(tokens, steps, strict=True):
@@ -166,15 +208,13 @@ def _forced(
 
 
 def _attention(engine: Engine, question: Question, full: Result) -> list[list[np.ndarray]]:
-    """What each token of the full cache's answer attended to."""
+    """The attention of each token of the full cache's answer."""
     steps = engine.forced(replace(question, policy="full"), full.token_ids[:-1], attention=True)
     return [step.attention for step in steps if step.attention is not None]
 
 
-def _ask_turns(
-    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
-) -> list[Record]:
-    """A conversation for each setting; the last answer counts."""
+def _ask_turns(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) -> list[Record]:
+    """Runs a conversation for each setting; the last answer counts."""
     pictures = sample.pictures()
     records = []
     for setting, blank in asked:

@@ -1,8 +1,8 @@
-"""A conversation about pictures: later questions go on from what is in memory.
+"""A conversation about pictures: later turns reuse the cache of the earlier ones.
 
-`compressed` goes on in the compressed cache: what a turn adds is appended, positions keep counting, and what decoding
-evicts goes on to be evicted. `reusable` holds the full keys and values: each question's rows score them anew, and its
-answer comes from a compressed copy, as it would if the whole conversation were run from its beginning.
+`compressed` continues in the compressed cache: a turn appends its tokens, positions keep counting, and eviction during
+decoding continues. `reusable` keeps the full keys and values: each question scores them anew and is answered from a
+compressed copy, so its answer equals that of the whole conversation run from its beginning.
 
 A turn is taken with its first token, whole or not at all, and its answer up to the last whole token. Whatever
 interrupts one, the next question finds the conversation there. Nothing is put back when it happens: a turn works on
@@ -12,7 +12,7 @@ copies of what it could spoil, and the next one puts right what it finds (`_sett
 from __future__ import annotations
 
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -26,8 +26,7 @@ from vlkv.generation.decode import Piece, decode
 from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sequence import Sequence, prepare, sizes_of
-from vlkv.inputs.layouts import lay_out
+from vlkv.generation.sequence import Sequence, prepare, seen_by
 from vlkv.inputs.messages import ChatTurn, encoded_from, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
@@ -40,12 +39,12 @@ Keep = Literal["compressed", "reusable"]
 
 @dataclass
 class FullCache:
-    """The full keys and values of the prompts so far, answers included once they were part of one.
+    """The full keys and values of the conversation so far, up to the last question.
 
     Attributes:
-        embeds: `[S, hidden]`, what was run.
+        embeds: the embeddings `[S, hidden]` of its tokens.
         cache: S tokens; slot n holds token n.
-        observer: what was added up of them.
+        observer: the scores that were added up over these tokens.
     """
 
     embeds: Float32
@@ -69,11 +68,11 @@ class State:
 
 
 class Conversation:
-    """Made by `Engine.chat`.
+    """A conversation with one engine; `Engine.chat` makes one.
 
     Attributes:
-        policy: of all turns.
-        budget: share of the prompt's cache that is kept; None for the default of each turn's prompt.
+        policy: the policy of all turns.
+        budget: the share of the prompt's cache to keep; None for the default of each turn's prompt.
         keep: `compressed` or `reusable`.
     """
 
@@ -92,7 +91,7 @@ class Conversation:
         if state is None:
             return []
         *earlier, last = state.turns
-        return [*earlier, ChatTurn(last.text, last.images, state.last.result.text)]
+        return [*earlier, replace(last, answer=state.last.result.text)]
 
     @property
     def token_ids(self) -> Int64:
@@ -103,35 +102,35 @@ class Conversation:
         return np.concatenate([last.prompt.token_ids, np.array(self._said(last)[0], np.int64)])
 
     def ask(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Result:
-        """Answers the next question; the arguments are those of `Engine.generate` but for policy and budget."""
+        """Answers the next question. Takes the arguments of `Engine.generate` except policy and budget."""
         stream = self.stream(prompt, images, **settings)
         for _ in stream:
             pass
         return stream.result
 
     def stream(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Stream:
-        """The same, piece by piece. The next question may come before the answer is done; it is then cut there.
+        """Streams the answer to the next question. Asking again before the answer has ended cuts it there.
 
         Raises:
-            PromptError: a picture in a later turn where `keep` is `compressed`, or what `Engine.generate` refuses.
+            PromptError: a later turn has a picture and `keep` is `compressed`, or `Engine.generate` refuses the prompt.
         """
         self._settle()
-        last = None if self._state is None else self._state.last
-        turn, begin = ChatTurn(prompt, len(images)), 0
-        # what decoding evicts goes on under the budget that the first turn began with
+        last, begin = (None if self._state is None else self._state.last), 0
+        # eviction continues under the budget that the first turn began with
         budget = self.budget if last is None or self.keep == "reusable" else last.budget
         question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
+        turn = ChatTurn(prompt, len(question.images), videos=len(question.videos))
         if last is None:
             sequence = prepare(self._model, question)
         else:
-            if len(images) and self.keep == "compressed":
+            if (turn.images or turn.videos) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")
             model, said = self._model, self._said(last)[0]
-            image, known = model.manifest.image, last.prompt.pictures
-            pictures = lay_out(sizes_of(images, image), image, len(known))
+            known = sum(layout.frame is None for layout in last.prompt.pictures)
+            media = seen_by(model.manifest, question, known)
             turns = [*self.turns, turn]
             whole, begin = next_prompt(
-                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, pictures
+                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, media
             )
             sequence = prepare(model, question, whole)
         if self._running is not None:
@@ -180,7 +179,7 @@ class Conversation:
             full = self._prefill(sequence, begin)
         else:
             self._extend(state.last, sequence)
-        sequence.images = ()  # later turns need what was made of the pictures only
+        sequence.images = ()  # later turns need the pictures' features only
         piece = sequence.take(sequence.logits)
         self._state = State((*self.turns, turn), sequence, full)
         del state
@@ -189,7 +188,7 @@ class Conversation:
         yield from decode(self._model, sequence.cache, [sequence], careful=self.keep == "compressed")
 
     def _prefill(self, sequence: Sequence, begin: int) -> FullCache | None:
-        """Runs what is new behind the full cache, and cuts a copy of it; the first turn has nothing before it.
+        """Runs the new tokens behind the full cache, which is empty in the first turn, and compresses a copy of it.
 
         Slots behind the full cache's tokens are free, so that nothing is lost where this is interrupted.
         """
@@ -218,7 +217,7 @@ class Conversation:
                 observer = before.observer.grown(length, rows)
             else:
                 observer = Observer(text, policy, length, rows, backend.threads)
-                # rows of an earlier turn are run once more, in the slots where they are
+                # rows of the observation window that lie in an earlier turn are run again, in their slots
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old
         sequence.logits = run_rows(self._model, embeds, old, cache, observer, sequence.result.seconds)
@@ -272,7 +271,7 @@ class Conversation:
         self._describe(last.result, sequence, sequence.cache)
 
     def _describe(self, before: Result, sequence: Sequence, cache: Cache) -> None:
-        """What the result says of a later turn: the slots that hold a token when its question has been run."""
+        """Fills in the result of a later turn: the tokens that the cache holds once the question has been run."""
         result = sequence.result
         result.sparsity = before.sparsity
         result.kept_tokens = cache.length[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""A prompt's first pass: its pictures and tokens through the decoder in chunks, then its cache cut to the budget."""
+"""Prefill: a prompt's pictures and tokens run in chunks, then its cache is compressed to the budget."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import Observer, observed_rows
 
 PREFILL_CHUNK = 1024
-"""Prompt tokens of a call: 512 to 2048 are equally fast, a long prompt in one piece is slower and takes more memory."""
+"""Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 Parts = Generator[int, None, T]
-"""Work part by part, with the prompt tokens done after each."""
+"""A generator that does a part of its work at each `next` and yields the number of prompt tokens done."""
 
 
 def chunk_bounds(length: int, chunk: int = PREFILL_CHUNK, begin: int = 0) -> list[tuple[int, int]]:
-    """Equal parts of at most `chunk` tokens of those from `begin` to `length`."""
+    """Divides the tokens from `begin` to `length` into equal parts of at most `chunk` tokens."""
     parts = -(-(length - begin) // chunk)
     edges = [begin + (length - begin) * part // parts for part in range(parts + 1)]
     return list(pairwise(edges))
@@ -42,7 +42,7 @@ def chunk_bounds(length: int, chunk: int = PREFILL_CHUNK, begin: int = 0) -> lis
 def prefill(
     model: Model, sequence: Sequence, progress: Progress | None = None, chunk: int = PREFILL_CHUNK
 ) -> None:
-    """Runs one prompt to its end; `progress` gets the tokens done and in all. See `prefilling`."""
+    """Runs one prompt to its end; `progress` is called with the tokens done and their total. See `prefilling`."""
     length = len(sequence.prompt.token_ids)
     advance = None if progress is None else (lambda done: progress(done, length))
     finish(prefilling(model, sequence, chunk), advance)
@@ -51,17 +51,16 @@ def prefill(
 def prefilling(
     model: Model, sequence: Sequence, chunk: int = PREFILL_CHUNK, lane: Cache | None = None
 ) -> Parts[None]:
-    """Runs one prompt part by part: a picture's tile, or a chunk of tokens, between one `next` and another.
+    """Runs one prompt part by part: each `next` runs one tile of a picture or one chunk of tokens.
 
-    At the end the sequence has its cache, logits and eviction, and its result is whole but for the answer. Closing
-    the generator lets go of everything that it holds.
+    At the end the sequence has its cache, logits and eviction, and its result is complete except for the answer.
+    Closing the generator releases everything that it holds.
 
     Args:
         model: the opened engine.
         sequence: the prompt and its policy.
-        chunk: most tokens of a call.
-        lane: where the cache is to end (B = 1), for a layer's kept tokens and the answer; None makes arrays of that
-            size.
+        chunk: the most tokens of a call.
+        lane: the cache (B = 1) that receives the kept tokens and the answer; None allocates one of the size needed.
     """
     sequence.begin(model)
     length, policy, text, backend = (
@@ -80,7 +79,7 @@ def prefilling(
 
 
 def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
-    """Runs all parts; `progress` gets the tokens done after each."""
+    """Runs all parts; `progress` is called with the tokens done after each."""
     while True:
         try:
             done = next(parts)
@@ -92,23 +91,25 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
 
 
 def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
-    """Embeddings `[S, hidden]` of the prompt, image features in the places of image tokens."""
+    """Embeddings `[S, hidden]` of the prompt, with image features in place of image tokens."""
     return finish(_embedding(model, prompt, images, Seconds()))
 
 
 def _embedding(
     model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
 ) -> Parts[Float32]:
-    """The same, a tile a part."""
+    """`embed`, one tile per part."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
-        name = f"picture {number} of {len(images)}"
-        pixels = pixel_values(picture, layout, model.manifest.image, name)
+        name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
+        if layout.frame is not None and model.manifest.video is not None:
+            graph, facts = model.manifest.video.graph, model.manifest.video.frame
+        pixels = pixel_values(picture, layout, facts, name)
         features = []
         for tile in range(len(pixels)):
-            features.append(model.backend.vision(pixels[tile : tile + 1]))
+            features.append(model.backend.vision(pixels[tile : tile + 1], graph))
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
@@ -122,9 +123,9 @@ def _embedding(
 def run_rows(
     model: Model, embeds: Float32, begin: int, cache: Cache, observer: Observer, spent: Seconds
 ) -> Float32:
-    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds those before.
+    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds the earlier rows.
 
-    The observer gets those of its rows that are run. Returns logits `[V]` of the last token.
+    The observer receives the rows of its window that run. Returns logits `[V]` of the last token.
     """
     return finish(_running(model, embeds, begin, cache, observer, spent, PREFILL_CHUNK))
 
@@ -138,7 +139,7 @@ def _running(
     spent: Seconds,
     chunk: int,
 ) -> Parts[Float32]:
-    """The same, a chunk a part."""
+    """`run_rows`, one chunk per part."""
     length, rows, backend = len(embeds), observer.rows, model.backend
     for first, last in chunk_bounds(length, min(chunk, backend.chunk or chunk), begin):
         start = perf_counter()
@@ -164,10 +165,10 @@ def cut(
     keep_source: bool = False,
     lane: Cache | None = None,
 ) -> None:
-    """Cuts a whole prompt's cache to the sequence's budget: the sequence gets what is kept, and what decoding evicts.
+    """Compresses a whole prompt's cache to the sequence's budget, and gives the sequence its cache and eviction.
 
-    The given cache is emptied, unless `keep_source`. Without anything to evict it is the sequence's as it is. With a
-    `lane` the tokens go there, and the part of it counts that they and the answer may fill.
+    The given cache is emptied, unless `keep_source`. A policy that keeps everything takes it over as it is. With a
+    `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
     budget, length = sequence.budget, result.prompt_tokens

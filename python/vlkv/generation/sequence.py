@@ -1,7 +1,7 @@
 """`Sequence`: one prompt and its answer, from the prepared prompt to the last token.
 
-Prefill gives it a cache and its first logits, decoding takes it token by token. A conversation extends one, `fork`
-copies one, `forced` feeds one, the scheduler batches them. L layers, V vocabulary.
+Prefill gives it a cache and its first logits; decoding adds tokens. A conversation extends a sequence, `fork` copies
+one, `forced` feeds one, and the scheduler batches them. L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
-from vlkv.errors import PromptError, SamplingError
+from vlkv.errors import ImageError, PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
 from vlkv.generation.points import Point
 from vlkv.generation.question import Question
@@ -23,18 +23,18 @@ from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
-from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.layouts import lay_out, lay_out_video
 from vlkv.inputs.messages import build_chat
-from vlkv.inputs.pictures import Limits, read_pictures
-from vlkv.inputs.prompt import Prompt, build_prompt
+from vlkv.inputs.pictures import Clip, Limits, read_visuals
+from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.model import Model
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts
-from vlkv.storage.manifest import BYTES
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
+from vlkv.storage.manifest import BYTES, Manifest
 
 
 @dataclass(eq=False)
@@ -43,20 +43,21 @@ class Sequence:
 
     Fields:
         prompt: its token ids.
-        images: pictures, or the pixel values `[tiles,3,height,width]` of each; prefill needs them, nothing after it.
+        images: pictures, or the pixel values `[tiles,3,height,width]` of each and of videos' frames; prefill needs
+            them, nothing after it.
         policy: how its cache is kept.
         budget: the share of the prompt's cache to keep.
-        max_new_tokens: the most tokens of the answer; with the prompt at most as many as the model has positions.
+        max_new_tokens: the most tokens of the answer; prompt and answer together fit the model's positions.
         sampling: how tokens are chosen.
-        want_scores: whether the result is to hold the scores.
-        grammar: what the answer must follow; None for free text.
+        want_scores: whether the result includes the scores.
+        grammar: the grammar that the answer must follow; None for free text.
 
     Attributes:
-        result: grows along, from `begin` on.
-        cache: what is kept of the prompt, with free slots for the answer; None before prefill, and once it is part
-            of a batch.
-        eviction: what decoding evicts; None for nothing.
-        logits: `[V]` of the prompt's last token, after prefill.
+        result: the result so far; `begin` makes it.
+        cache: the kept prompt tokens, with free slots for the answer; None before prefill, and after the cache became
+            part of a batch.
+        eviction: the eviction during decoding; None if nothing is evicted.
+        logits: the logits `[V]` of the prompt's last token, after prefill.
         points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
     """
 
@@ -80,7 +81,7 @@ class Sequence:
     _stopping: Stopping = field(init=False, repr=False)
 
     def begin(self, model: Model) -> None:
-        """Writes down what is known of the result before anything has run; nothing is generated yet."""
+        """Makes the result, with the fields that are known before prefill."""
         length, text = len(self.prompt.token_ids), model.manifest.text
         slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
         self.result = Result(
@@ -124,16 +125,16 @@ class Sequence:
 
     @property
     def last_token(self) -> int:
-        """The token to decode from."""
+        """The newest token, which the next step runs."""
         return self.result.token_ids[-1]
 
     @property
     def position(self) -> int:
-        """Where the next token to run stands; positions keep counting, whatever is evicted."""
+        """The position of the next token to run; eviction does not change positions."""
         return self.result.prompt_tokens + max(0, len(self.result.token_ids) - 1)
 
     def take(self, logits: Float32) -> str:
-        """Picks a token from logits `[V]`; returns the text that is certain now."""
+        """Chooses a token from logits `[V]`; returns the text that has become certain."""
         token = self._sampler.pick(self._constraints.apply(logits))
         self._constraints.push(token)
         self.result.token_ids.append(token)
@@ -145,7 +146,7 @@ class Sequence:
         return piece
 
     def give_cache(self) -> Cache:
-        """The cache, which is no longer this sequence's own."""
+        """Hands the cache over; the sequence no longer holds it."""
         if self.cache is None:
             raise RuntimeError("the sequence has no cache: it was not prefilled, or is part of a batch")
         cache, self.cache = self.cache, None
@@ -153,15 +154,13 @@ class Sequence:
 
 
 def prompt_of(model: Model, question: Question) -> Prompt:
-    """The token ids of a question. Of its pictures no more is read than their sizes, and that only where they count."""
-    image = model.manifest.image
+    """The prompt of a question. Of its pictures only the sizes are read, and only if the prompt depends on them."""
+    media = seen_by(model.manifest, question)
     if question.messages:
-        layouts = lay_out(sizes_of(question.images, image), image)
-        return build_chat(question.messages, layouts, model.tokenizer, model.manifest)
+        return build_chat(question.messages, media, model.tokenizer, model.manifest)
     return build_prompt(
         question.prompt,
-        lay_out(sizes_of(question.images, image), image),
-        image=image,
+        media,
         tokenizer=model.tokenizer,
         chat_template=model.manifest.chat_template,
         max_positions=model.manifest.text.max_positions,
@@ -169,9 +168,33 @@ def prompt_of(model: Model, question: Question) -> Prompt:
     )
 
 
+def seen_by(manifest: Manifest, question: Question, others: int = 0) -> tuple[Medium, ...]:
+    """A question's pictures and videos, laid out; `others` pictures stand in earlier turns.
+
+    Raises:
+        ImageError: a video for a model that takes none, or one that can't be opened.
+    """
+    image = manifest.image
+    pictures = lay_out(sizes_of(question.images, image), image, others)
+    clips = clips_of(manifest, question)
+    videos = [lay_out_video(len(chosen), manifest.video) for _, chosen in clips if manifest.video is not None]
+    return media_of(pictures, image, videos, manifest.video)
+
+
+def clips_of(manifest: Manifest, question: Question) -> list[Clip]:
+    """A question's videos, opened, and which frames of each the model is shown. The same errors."""
+    facts = manifest.video
+    if facts is None:
+        if question.videos:
+            advice = "; give the frames as pictures" if takes_pictures(manifest.image) else ""
+            raise ImageError(f"this model takes no videos{advice}")
+        return []
+    return [(video, video.chosen(facts, question.frames)) for video in question.videos]
+
+
 def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
-    """Width and height of each picture; of a model whose pictures all have as many tokens they are not looked at."""
-    if isinstance(image.rule, Fixed):
+    """Width and height of each picture; the tile's, without a look at the picture, if every picture is one tile."""
+    if isinstance(image.rule, Fixed | NoPictures):
         return [(image.width, image.height)] * len(pictures)
     return [picture_size(picture) for picture in pictures]
 
@@ -179,12 +202,12 @@ def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, 
 def prepare(
     model: Model, question: Question, prompt: Prompt | None = None, limits: Limits | None = None
 ) -> Sequence:
-    """The sequence of a question, checked; `prompt` is its prompt where that is known already.
+    """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
-    `limits` are those of its pictures, which are decoded here, one at a time.
+    `limits` applies to the pictures, which are decoded here, one at a time.
 
     Raises:
-        PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
+        PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
     """
     policy = resolve(question.policy)
     given = None if question.budget is None else check_budget(question.budget, policy)
@@ -221,7 +244,9 @@ def prepare(
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
     budget = default_budget(policy, length) if given is None else given
-    layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
-    images = read_pictures(question.images, layouts, model.manifest.image, limits or Limits())
+    clips = clips_of(model.manifest, question)
+    new = len(question.images) + sum(len(chosen) for _, chosen in clips)
+    layouts = prompt.pictures[len(prompt.pictures) - new :]
+    images = read_visuals(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)

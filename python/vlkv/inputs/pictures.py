@@ -1,8 +1,8 @@
-"""A request's pictures, from their sources to pixel values: their sizes are known before any is decoded."""
+"""Reads a request's pictures and videos as pixel values; all sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,22 @@ from vlkv.errors import ImageError
 from vlkv.inputs.image import MAX_PIXELS, decoded_pixels, open_image
 from vlkv.inputs.layouts import Layout
 from vlkv.inputs.preprocess import pixel_values
+from vlkv.inputs.video import Video
 from vlkv.storage.image_facts import Fixed, ImageFacts
+from vlkv.storage.manifest import Manifest
+
+Clip = tuple[Video, Sequence[int]]
+"""A video and which of its frames the model is shown."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that is decoded for one request.
+    """Limits of the pictures of one request.
 
     Fields:
-        picture: pixels of a picture.
-        request: pixels of all pictures of a request; None for any number.
-        count: pictures of a request; None for any number.
+        picture: the most pixels of a picture.
+        request: the most pixels of all pictures of a request; None for no limit.
+        count: the most pictures of a request; None for no limit.
     """
 
     picture: int = MAX_PIXELS
@@ -32,13 +37,48 @@ class Limits:
 def read_pictures(
     sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
 ) -> list[Float32]:
-    """Pixel values `[tiles,3,height,width]` of each; one picture at a time is decoded and made small.
+    """The pixel values `[tiles,3,height,width]` of each picture; they are decoded and resized one at a time.
 
     Raises:
-        ImageError: a picture that can't be read, or more pixels than `limits`, told from the headers of all.
+        ImageError: a picture can't be read, or the headers show more pixels than `limits`.
     """
-    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
-    least = [max(*sides, *layout.scaled) for layout in layouts]
+    _count(sources, layouts, facts, limits)
+    return _read(sources, layouts, facts, limits)
+
+
+def read_visuals(
+    images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> list[Float32]:
+    """The same of pictures and of videos' frames, in the order of `layouts`, in which they stand in the prompt."""
+    pictures = [layout for layout in layouts if layout.frame is None]
+    total = _count(images, pictures, facts.image, limits)
+    for number, (video, chosen) in enumerate(clips, 1):
+        total += video.frames.pixels(chosen, limits.picture)
+        if limits.request is not None and total > limits.request:
+            raise ImageError(
+                f"the request has {total / 1e6:.6g} megapixels up to video {number} of {len(clips)}, "
+                f"the limit is {limits.request / 1e6:.6g}; give fewer or smaller frames"
+            )
+    read, frames = iter(_read(images, pictures, facts.image, limits)), _frames(clips, layouts, facts, limits)
+    return [next(read) if layout.frame is None else next(frames) for layout in layouts]
+
+
+def _frames(
+    clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> Iterator[Float32]:
+    """Pixel values of all videos' frames."""
+    shown = iter([layout for layout in layouts if layout.frame is not None])
+    for number, (video, chosen) in enumerate(clips, 1):
+        for image in video.frames.images(chosen, limits.picture):
+            assert facts.video is not None
+            layout = next(shown)
+            name = f"frame {layout.frame} of video {number} of {len(clips)}"
+            yield pixel_values(image, layout, facts.video.frame, name)
+
+
+def _count(sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits) -> int:
+    """How many pixels are decoded of pictures. Raises `ImageError` for more than `limits`."""
+    least = _least(layouts, facts)
     total = 0
     for number, source in enumerate(sources, 1):
         if limits.count is not None and number > limits.count:
@@ -49,6 +89,19 @@ def read_pictures(
                 f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
                 f"the limit is {limits.request / 1e6:.6g}"
             )
+    return total
+
+
+def _least(layouts: Sequence[Layout], facts: ImageFacts) -> list[int]:
+    """The shortest side that is of use, of each picture."""
+    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
+    return [max(*sides, *layout.scaled) for layout in layouts]
+
+
+def _read(
+    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
+) -> list[Float32]:
+    least = _least(layouts, facts)
 
     def read(number: int) -> Float32:
         name, layout = f"picture {number + 1} of {len(sources)}", layouts[number]
@@ -60,10 +113,10 @@ def read_pictures(
 
 
 def _check_shape(size: tuple[int, int], layout: Layout, facts: ImageFacts, name: str) -> None:
-    """Refuse a picture that came out turned: a PNG may say that only behind its pixels."""
+    """Raise `ImageError` for a picture that turned out rotated: a PNG may state its orientation after its pixels."""
     if isinstance(facts.rule, Fixed):
         return
-    # a large picture is read at a fraction of its size, up to an eighth
+    # a large picture is decoded at a fraction of its size, down to an eighth
     if abs(size[0] * layout.size[1] - size[1] * layout.size[0]) > 8 * sum(layout.size):
         said = f"its header says {layout.size[0]} x {layout.size[1]}, {size[0]} x {size[1]} came out"
         raise ImageError(f"{name}: {said}; save it anew")

@@ -1,4 +1,4 @@
-"""One request on its way through the scheduler: in the queue, in prefill, among the running answers."""
+"""One request inside the scheduler: first in the queue, then in prefill, then among the running answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from vlkv.scheduler.ticket import Ticket
 
 
 class Pending:
-    """What ties a sequence to those who wait for it.
+    """A sequence together with the ticket of its caller.
 
     Attributes:
-        ticket, sequence: whose it is, and what it is.
-        lane: where its cache is to end, once its prefill has begun.
-        prefill_seconds: spent in its prefill so far.
+        ticket: receives the answer.
+        sequence: the prompt and its answer.
+        lane: the lane that receives its cache; -1 before prefill begins.
+        prefill_seconds: time spent in its prefill so far.
     """
 
     def __init__(self, ticket: Ticket, sequence: Sequence) -> None:
@@ -27,12 +28,12 @@ class Pending:
         self._parts: Parts[None] | None = None
 
     def begin(self, model: Model, chunk: int, lanes: LaneCache, lane: int) -> None:
-        """Makes ready to prefill into a lane, at most `chunk` tokens a part."""
+        """Prepares prefill into a lane, in parts of at most `chunk` tokens."""
         self.lane = lane
         self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))
 
     def advance(self) -> bool:
-        """Runs one part of the prefill; whether it was the last."""
+        """Runs one part of the prefill; returns whether it was the last."""
         assert self._parts is not None
         start = perf_counter()
         try:
@@ -46,7 +47,7 @@ class Pending:
         return False
 
     def close(self) -> None:
-        """Lets go of all that the prefill holds."""
+        """Releases everything that the prefill holds."""
         if self._parts is not None:
             self._parts.close()
             self._parts = None

@@ -18,27 +18,30 @@ from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
 SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
-"""Lower than the command line's, as many requests are decoded at once; a large JPEG counts as what is decoded."""
+"""Limits of a request's pictures, lower than the command line's: a server decodes many requests' pictures at once.
+
+A large JPEG counts with the pixels that are decoded of it.
+"""
 
 
 class Scheduler:
-    """Answers over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
+    """Answers requests over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
 
-    Prompts are prefilled one at a time, in chunks between the steps of running answers. A greedy answer is the one that
-    `Engine.generate` gives, whatever else runs, unless a lane cuts a layer's share (`capacity`).
+    Prompts are prefilled one at a time, in chunks between the steps of running answers. A greedy answer equals that of
+    `Engine.generate`, whatever else runs, unless `capacity` limits a layer's share of the budget.
 
     Args:
         model: the opened engine.
-        slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill.
-        queue: requests that may wait.
-        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
-        prompt_tokens: the longest prompt to compress; None for what half the memory gives.
-        chunk: prompt tokens between two steps.
-        limits: of a request's pictures.
+        slots: the number of lanes: the most answers that run at once.
+        memory: bytes that caches may occupy: all lanes, and the whole cache of the one prompt in prefill.
+        queue: the most requests that may wait.
+        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
+        prompt_tokens: the longest prompt that can be compressed; None for what half the memory allows.
+        chunk: the most prompt tokens between two decode steps.
+        limits: limits of a request's pictures.
 
     Raises:
-        MemoryLimitError: the memory does not hold what is asked for.
+        MemoryLimitError: the memory is too small for the other arguments.
     """
 
     def __init__(
@@ -60,17 +63,17 @@ class Scheduler:
         self._worker.start()
 
     def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
-        """Puts a question into the queue. Text and pictures are made ready here, in the caller's thread.
+        """Puts a question into the queue. The caller's thread prepares its text and pictures.
 
         Args:
             question: the prompt, its pictures and how to answer.
-            deadline: seconds from now after which the answer ends with what it has.
+            deadline: seconds from now after which the answer ends with the tokens that it has.
 
         Raises:
-            ServerFullError: too many wait already, or the scheduler is closed.
-            MemoryLimitError: it can never run here.
-            SamplingError: a deadline that is no number above 0.
-            PromptError, ImageError, PolicyError: what was given can't be used.
+            ServerFullError: too many requests wait, or the scheduler is closed.
+            MemoryLimitError: the request needs more memory than the plan has.
+            SamplingError: the deadline is not a number above 0.
+            PromptError, ImageError, PolicyError: the question is invalid.
         """
         if deadline is not None and not deadline > 0:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
@@ -87,18 +90,21 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs and takes requests."""
+        """Whether the thread runs and accepts requests."""
         return self._worker.is_alive() and not self._worker.draining
 
     def stats(self) -> Stats:
-        """The counters, as a copy."""
+        """A copy of the counters."""
         found = copy(self._worker.stats)
         found.finished = found.finished.copy()
         found.waiting = len(self._worker.queue)
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
-        """Takes no more requests, and ends: with `drain` after all answers, else at once. True when it has ended."""
+        """Accepts no more requests and ends the thread: with `drain` after all answers have ended, else at once.
+
+        Returns whether the thread has ended within `timeout` seconds.
+        """
         worker = self._worker
         with worker.changed:
             worker.draining = True
@@ -121,6 +127,6 @@ class Scheduler:
             if waiting >= self._queue:
                 self._worker.stats.refused += 1
                 raise ServerFullError(
-                    f"server is full: {waiting} requests wait for {self.plan.slots} slots, the limit is "
+                    f"server is full: {waiting} requests wait for {self.plan.slots} lanes, the limit is "
                     f"{self._queue}; try again later"
                 )

@@ -1,4 +1,4 @@
-"""The thread that owns the backend: a part of a prompt, then a step of all running answers, over and over."""
+"""The thread that owns the backend; it alternates a part of one prompt's prefill and a step of all running answers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 
 SCHEDULED_CHUNK = 256
-"""Prompt tokens between two steps: as fast as larger chunks, and running answers wait a quarter as long."""
+"""Prompt tokens between two steps: as fast as chunks of 1024, and running answers wait a quarter as long."""
 
 
 class Worker(threading.Thread):
-    """Takes requests from `queue` until it is stopped.
+    """Runs the requests of `queue` until it is stopped.
 
     Args:
-        model: the opened engine; no other thread uses its backend meanwhile.
-        plan: how many lanes of which size.
-        chunk: most prompt tokens between two steps.
+        model: the opened engine; no other thread may use its backend meanwhile.
+        plan: the number of lanes and their size.
+        chunk: the most prompt tokens between two steps.
 
     Attributes:
         changed: guards `queue` and `draining`, and is notified when they change.
-        queue: who waits.
-        draining: no one may be put into the queue any more, and the thread ends when all is done.
-        aborting: what is there ends at once.
+        queue: the waiting requests.
+        draining: the queue accepts no more requests, and the thread ends when all are done.
+        aborting: every request ends at once.
         stats: the counters.
     """
 
@@ -47,12 +47,12 @@ class Worker(threading.Thread):
         self._plan = plan
 
     def wake(self) -> None:
-        """Makes an idle thread look again."""
+        """Wakes an idle thread."""
         with self.changed:
             self.changed.notify_all()
 
     def run(self) -> None:
-        """The thread's work."""
+        """The thread's loop."""
         try:
             while self._wait():
                 self._round()
@@ -70,7 +70,7 @@ class Worker(threading.Thread):
         self.stats.own_seconds += perf_counter() - start - (self._accounted() - spent)
 
     def _wait(self) -> bool:
-        """Sleeps while there is nothing to do; false when there will be nothing more."""
+        """Waits until there is work; returns False when there will be no more."""
         with self.changed:
             while not (self._batch.running or self._prefill or self.queue):
                 if self.draining:
@@ -83,7 +83,7 @@ class Worker(threading.Thread):
         return stats.prefill_seconds + stats.step_seconds + stats.pick_seconds
 
     def _sweep(self) -> None:
-        """Ends the cancelled and the late, wherever they are."""
+        """Ends cancelled requests and those past their deadline, wherever they are."""
         late = [(one, reason) for one in self._batch.running if (reason := self._over(one.ticket))]
         for one, reason in late:
             self._batch.remove(one)
@@ -103,7 +103,7 @@ class Worker(threading.Thread):
         return "cancelled" if self.aborting else ticket.over(monotonic())
 
     def _fail_all(self, error: BaseException) -> None:
-        """Lets no one wait for an answer that will not come."""
+        """Ends every request with the error, so that no caller waits forever."""
         with self.changed:
             self.draining = True
             waiting = list(self.queue)
@@ -113,7 +113,7 @@ class Worker(threading.Thread):
             one.ticket.end(error=error)
 
     def _begin(self) -> None:
-        """Begins to prefill the next prompt where a lane is free and no other is in prefill."""
+        """Begins to prefill the next prompt if a lane is free and no other prompt is in prefill."""
         place = len(self._batch.running)
         if self._prefill or place == self._lanes.lanes:
             return
@@ -126,13 +126,13 @@ class Worker(threading.Thread):
         self._prefill = one
 
     def _fits(self, one: Pending) -> bool:
-        """Whether the memory holds it beside the running answers; alone every request that was taken does."""
+        """Whether the memory holds it beside the running answers. An accepted request always fits when it is alone."""
         used = sum(self._plan.lane_bytes(other.sequence) for other in self._batch.running)
         wanted = self._plan.lane_bytes(one.sequence) + self._plan.prefill_bytes(one.sequence)
         return used + wanted <= self._plan.memory
 
     def _advance(self) -> None:
-        """One part of the prompt; after the last it joins the running answers with its first token."""
+        """Runs one part of the prompt; after the last part the sequence joins the running answers."""
         one = self._prefill
         if one is None:
             return
@@ -164,7 +164,7 @@ class Worker(threading.Thread):
         self._batch.add(one)
 
     def _step(self) -> None:
-        """One token for every running answer."""
+        """Decodes one token for every running answer."""
         if not self._batch.running:
             return
         try:
@@ -191,7 +191,7 @@ class Worker(threading.Thread):
             self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:
-        """Tells the end; what it held is free and counted before anyone hears of it."""
+        """Ends a ticket. Its memory is free and counted before the caller learns of the end."""
         self._count()
         if error is not None:
             self.stats.failed += 1

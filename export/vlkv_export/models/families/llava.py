@@ -1,9 +1,9 @@
-"""LLaVA 1.5: a picture is one square, its features go through a projector of two layers."""
+"""LLaVA 1.5: a picture is one square tile, and a two-layer projector maps its features to the text model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -18,6 +18,7 @@ from vlkv_export.graph.builder import Builder
 from vlkv_export.models.spec import Family, ImageSource, Tower
 
 NEWLINE = "image_newline"
+Widen = Callable[[Builder, ir.Value, Checkpoint], ir.Value]
 VISION_WHERE_ABSENT: dict[str, object] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -26,7 +27,7 @@ VISION_WHERE_ABSENT: dict[str, object] = {
     "image_size": 336,
     "patch_size": 14,
 }
-"""What `LlavaConfig` makes its tower when there is no `vision_config` at all."""
+"""The tower that `LlavaConfig` assumes if there is no `vision_config` at all."""
 
 PREFIXES = (
     (re.compile(r"(?:model\.)?(?:language_model\.)?lm_head\."), "lm_head."),
@@ -35,7 +36,7 @@ PREFIXES = (
     (re.compile(r"(?:model\.)?multi_modal_projector\."), "projector."),
     (re.compile(r"(?:model\.)?image_newline$"), "image_newline"),
 )
-"""Both generations of names that transformers wrote."""
+"""Tensor name prefixes of both generations of transformers."""
 
 
 def read(config: Fields) -> Projector:
@@ -54,21 +55,37 @@ def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Ite
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """Every picture is one tile."""
+    """Read the image facts: every picture is one tile."""
     return read_one_tile(source.processor, source.vision, source.token)
 
 
 def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
-    """The `vision` graph: tiles `[N,3,H,W]` to features `[N,P,hidden]`.
+    """Build the `vision` graph: tiles `[N,3,H,W]` to features `[N,P,hidden]`.
 
-    With a checkpoint's `image_newline` that vector is the last of the P.
+    If the checkpoint has an `image_newline`, that vector is the last of the P.
     """
-    config = checkpoint.vision
-    b = Builder("vision", checkpoint.tensors, dtype)
+    return graph_of(checkpoint, dtype, tower, checkpoint.vision, checkpoint.image.tile_features)
+
+
+def graph_of(
+    checkpoint: Checkpoint,
+    dtype: str,
+    tower: Tower,
+    config: VisionConfig,
+    rows: int,
+    widen: Widen | None = None,
+) -> ir.Model:
+    """The graph of a tower and the projector, named like the tower; it gives `rows` features a tile.
+
+    `widen` takes the tower's features to those that the projector gets.
+    """
+    b = Builder(config.name, checkpoint.tensors, dtype)
     dynamic = config.image_size == 0
     size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])
     features = tower.build(b, pixels, config)
+    if widen is not None:
+        features = widen(b, features, checkpoint)
     with b.scope("projector"):
         if checkpoint.projector.norm_eps is not None:
             name, eps = "projector.projector_layernorm", checkpoint.projector.norm_eps
@@ -80,13 +97,13 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
     if b.has(NEWLINE):
         features = b.op.Concat(features, _newlines(b, pixels, checkpoint.text.hidden), axis=1)
     features = b.op.Cast(features, to=ir.DataType.FLOAT)
-    shape = ["N", "P" if dynamic else checkpoint.image.tile_features, checkpoint.text.hidden]
+    shape = ["N", "P" if dynamic else rows, checkpoint.text.hidden]
     b.output(features, "image_features", ir.DataType.FLOAT, shape)
     return b.model()
 
 
 def _newlines(b: Builder, pixels: ir.Value, hidden: int) -> ir.Value:
-    """The newline vector once a tile `[N,1,hidden]`."""
+    """The newline vector, repeated for each tile: `[N,1,hidden]`."""
     newline = b.op.Reshape(b.weight(NEWLINE), [1, 1, hidden])
     return b.op.Expand(newline, b.op.Concat(b.op.Shape(pixels, start=0, end=1), [1, hidden], axis=0))
 

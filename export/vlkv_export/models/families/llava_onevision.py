@@ -1,20 +1,22 @@
-"""LLaVA-OneVision: LLaVA-NeXT's grids of up to 36 tiles, scaled down where they have too many tokens."""
+"""LLaVA-OneVision: LLaVA-NeXT's grids with up to 36 tiles; large grids and video frames are scaled down."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
+import msgspec
+
 from vlkv.errors import CheckpointError
-from vlkv.storage.image_facts import AnyRes, ImageFacts
+from vlkv.storage.image_facts import AnyRes, ImageFacts, VideoFacts
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.checkpoint.processor import read_grids, read_pinpoints
+from vlkv_export.checkpoint.processor import read_frame, read_grids, read_pinpoints, read_sampling
 from vlkv_export.models.families import llava_next
 from vlkv_export.models.spec import ImageSource, Selection
 
 SIDES = range(384, 2305, 384)
 PINPOINTS = tuple((height, width) for height in SIDES for width in SIDES)
-"""What `LlavaOnevisionConfig` and its image processor assume."""
+"""The grids that `LlavaOnevisionConfig` and its image processor assume if the checkpoint names none."""
 VISION_WHERE_ABSENT: dict[str, object] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -26,7 +28,7 @@ VISION_WHERE_ABSENT: dict[str, object] = {
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """Grids of tiles for a picture that is alone; each of several is one tile."""
+    """Read the image facts: a single picture becomes a grid of tiles; each of several pictures is one tile."""
     side = llava_next.grid_side(source.config, source.vision)
     pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
     tiles = read_most_tiles(source.config)
@@ -36,7 +38,7 @@ def read_image(source: ImageSource) -> ImageFacts:
 
 
 def read_most_tiles(config: Fields) -> int:
-    """Return the number in `vision_aspect_ratio`, `anyres_max_9` for one. Raises `CheckpointError`."""
+    """Return the number in `vision_aspect_ratio`, which is 9 in `anyres_max_9`. Raises `CheckpointError`."""
     value = config.string("vision_aspect_ratio", "anyres_max_9")
     match = re.fullmatch(r"anyres_max_(\d{1,4})", value)
     if match is None or int(match.group(1)) == 0:
@@ -44,6 +46,20 @@ def read_most_tiles(config: Fields) -> int:
             f"{config.where}: vision_aspect_ratio {show(value)} is not supported; supported: anyres_max_N"
         )
     return int(match.group(1))
+
+
+def read_video(source: ImageSource) -> VideoFacts:
+    """Frames of one tile each, scaled to half its rows and columns after the projector; a newline ends the video."""
+    side = llava_next.grid_side(source.config, source.vision)
+    frame = read_frame(source.processor, source.vision, source.token, "LlavaOnevisionVideoProcessor")
+    small = -(-side // 2)
+    return VideoFacts(
+        frame=msgspec.structs.replace(frame, tile_features=side * side + 1),
+        grid=(side, side),
+        scaled=(small, small),
+        newline=side * side,
+        **read_sampling(source.processor),
+    )
 
 
 FAMILY = replace(
@@ -55,4 +71,6 @@ FAMILY = replace(
     read_image=read_image,
     selection=Selection(-1, "full"),
     image_token_id=151646,
+    read_video=read_video,
+    video_token_id=151647,
 )

@@ -1,21 +1,21 @@
-"""Pictures of requests: data URIs, and URLs of hosts that the server allows. Never a path of this machine."""
+"""Pictures of requests: data URIs, and URLs of hosts that the server allows; never local paths."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import aiohttp
 
+from vlkv.errors import ImageError
 from vlkv.serving.openai.protocol import RequestError
+from vlkv.serving.wire import from_base64
 
 MAX_URL_BYTES = 32 << 20
-"""The largest file that is fetched from a URL."""
+"""The most bytes of a file fetched from a URL."""
 FETCH_SECONDS = 20.0
-"""How long a fetch may take, redirects included."""
+"""The most seconds of a fetch, including redirects."""
 
 
 def from_data_uri(uri: str) -> bytes:
@@ -26,31 +26,33 @@ def from_data_uri(uri: str) -> bytes:
     form, *options = head[len("data:") :].split(";")
     if form and not form.startswith("image/"):
         raise RequestError(
-            f"image_url is a data URI of {form!a:.60}; image/png is one of a picture", param="image_url"
+            f"image_url is a data URI of {form!a:.60}; a picture has a type such as image/png",
+            param="image_url",
         )
     if "base64" not in options:
         return unquote_to_bytes(body)
     try:
-        return base64.b64decode(body, validate=False)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(
-            f"image_url: base64 of {len(body)} characters is damaged: {error}", param="image_url"
-        ) from None
+        decoded = from_base64(body.encode("ascii", "replace"))
+    except ImageError as error:
+        raise RequestError(f"image_url: {error}", param="image_url") from None
+    if decoded is None:
+        raise RequestError(f"image_url: {len(body)} characters are not base64", param="image_url")
+    return decoded
 
 
 class Pictures:
     """Reads the pictures of requests.
 
     Args:
-        hosts: names of hosts from which pictures may be fetched; `*` allows every one.
-        max_bytes: the largest file.
+        hosts: names of hosts that pictures may be fetched from; `*` allows every host.
+        max_bytes: the most bytes of a file.
     """
 
     def __init__(self, hosts: Sequence[str] = (), max_bytes: int = MAX_URL_BYTES) -> None:
         self._hosts, self._max_bytes = frozenset(hosts), max_bytes
 
     async def read(self, url: str) -> bytes:
-        """The file behind a data URI or an allowed URL; a `RequestError` for anything else."""
+        """Reads the file of a data URI or an allowed URL. Raises `RequestError` for anything else."""
         if url[:5].lower() == "data:":
             return from_data_uri(url)
         self._check(url)

@@ -1,4 +1,4 @@
-"""A request's fields to questions: one for each choice that it asks for."""
+"""Converts a request into questions, one for each choice that it requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vlkv.generation.question import Question
-from vlkv.inputs.messages import PICTURE, Message
+from vlkv.inputs.messages import PICTURE, VIDEO, Message
 from vlkv.serving.openai.protocol import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -18,42 +18,47 @@ from vlkv.serving.openai.protocol import (
     CompletionRequest,
     RequestError,
     TextPart,
+    VideoPart,
 )
 from vlkv.serving.wire import check_images
 
 Read = Callable[[str], Awaitable[bytes]]
 MAX_TOKENS = 16
-"""Of a completion that does not say how many, as OpenAI's."""
+"""The default of a completion's `max_tokens`, as in OpenAI's API."""
 
 
 async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Question]:
-    """The questions of a chat completion, a choice each.
+    """The questions of a chat completion, one per choice.
 
     Args:
-        request: as it was sent.
+        request: the request.
         read: turns a picture's URL into its file.
-        policy: where the request names none.
+        policy: the policy if the request names none.
 
     Raises:
-        RequestError: no messages, too many pictures, or a setting that is not supported.
+        RequestError: no messages, too many pictures and frames, or a setting that is not supported.
     """
     if not request.messages:
         raise RequestError("messages is empty; give at least one message of role 'user'", param="messages")
     if request.messages[-1].role != "user":
         raise RequestError("the last message's role must be 'user'", param="messages")
-    messages, urls = [], []
+    messages, urls, clips = [], [], []
     for message in request.messages:
         parts: list[Any] = []
         for part in [TextPart(text=message.content)] if isinstance(message.content, str) else message.content:
             if isinstance(part, TextPart):
                 parts.append(part.text)
+            elif isinstance(part, VideoPart):
+                parts.append(VIDEO)
+                clips.append(part.video)
             else:
                 parts.append(PICTURE)
                 urls.append(part.image_url.url)
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
-    check_images(len(urls))
+    check_images(len(urls) + sum(map(len, clips)))
     images = tuple([await read(url) for url in urls])
+    videos = [[await read(url) for url in frames] for frames in clips]
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     settings = _settings(request, policy)
     if limit is not None:
@@ -65,16 +70,16 @@ async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Questio
     schema = _schema(request)
     if schema is not None:
         settings["json_schema"] = schema
-    return _choices(Question("", images, messages=tuple(messages), **settings), request)
+    return _choices(Question("", images, messages=tuple(messages), videos=videos, **settings), request)
 
 
 def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
-    """The questions of a completion: each prompt as it is, a choice each."""
+    """The questions of a completion, one per prompt and choice; prompts are used without a template."""
     if request.echo:
         raise RequestError("echo is not supported", param="echo", code="unsupported_parameter")
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not 1 <= len(prompts) <= MAX_CHOICES:
-        raise RequestError(f"{len(prompts)} prompts; 1 to {MAX_CHOICES} are taken", param="prompt")
+        raise RequestError(f"{len(prompts)} prompts; 1 to {MAX_CHOICES} are allowed", param="prompt")
     settings = _settings(request, policy)
     settings["max_new_tokens"] = _positive(
         MAX_TOKENS if request.max_tokens is None else request.max_tokens, "max_tokens"
@@ -103,7 +108,7 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
     try:
         return {int(token): bias for token, bias in given.items()}
     except ValueError:
-        raise RequestError("logit_bias has a key that is no token id", param="logit_bias") from None
+        raise RequestError("logit_bias has a key that is not a token id", param="logit_bias") from None
 
 
 def _positive(value: int, name: str) -> int:
@@ -130,7 +135,7 @@ def _schema(request: ChatRequest) -> str | None:
 
 
 def _choices(question: Question, request: Common) -> list[Question]:
-    """`n` choices; with a seed each has one of its own, so that they differ."""
+    """The `n` choices of a question; with a seed each choice has a seed of its own, so that they differ."""
     count = 1 if request.n is None else request.n
     if not 1 <= count <= MAX_CHOICES:
         raise RequestError(f"n {count} is outside 1 to {MAX_CHOICES}", param="n")

@@ -1,4 +1,4 @@
-"""A Triton model repository for an engine: `config.pbtxt`, and a module that names the model's class."""
+"""Writes a Triton model repository for an engine: `config.pbtxt`, and a module that names the model's class."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INPUTS = (
     ("stop", "STRING", "-1", True),
     ("stream", "BOOL", "1", True),
 )
-"""Name, type, number of values (-1 any), whether it may be left out."""
+"""Name, type, number of values (-1 for any), and whether the input is optional."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
@@ -39,16 +39,16 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What `config.pbtxt` says of a model.
+    """The settings in a model's `config.pbtxt`.
 
     Fields:
-        engine: the engine directory, as the server sees it.
+        engine: the engine directory, by its path on the server.
         name: the model's name.
-        slots, memory, queue: of an instance's scheduler.
-        policy: where a request names none.
-        threads: of one operator; 0 takes all cores.
-        instances: how many processes serve the model, each with an engine and slots of its own.
-        gpus: one instance group on these, else on the CPU.
+        slots, memory, queue: settings of each instance's scheduler.
+        policy: the policy of requests that name none.
+        threads: threads of one operator; 0 uses all cores.
+        instances: the number of processes that serve the model, each with its own engine and lanes.
+        gpus: the devices of the instance group; empty for the CPU.
     """
 
     engine: str
@@ -65,17 +65,17 @@ class Settings:
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     """Writes `target/NAME/{config.pbtxt,1/model.py}`, whole or not at all; returns the model's folder.
 
-    Other models of a repository stay; one of this name that `vlkv` wrote gets the new configuration.
+    Other models of the repository stay; a model of this name that `vlkv` wrote gets the new configuration.
 
     Raises:
-        VlkvError: no engine there, settings that can't work for it, a name that can't be a model's, or a folder of
-            that name that is someone else's.
+        VlkvError: there is no engine, the settings do not fit it, the name is invalid, or a folder of that name was
+            not written by vlkv.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", settings.name) is None:
-        raise VlkvError(f"model name {settings.name!a:.60} is not of letters, digits, '_', '-' and '.'")
+        raise VlkvError(f"model name {settings.name!a:.60} may have letters, digits, '_', '-' and '.' only")
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
-        raise EngineError(f"{show(engine)} holds graphs; make an engine of them with `vlkv build`")
+        raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
     text_path(Path(settings.engine))
     resolve(settings.policy)
     for name, value in (("queue", settings.queue), ("instances", settings.instances)):
@@ -102,7 +102,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def config(settings: Settings) -> str:
-    """`config.pbtxt`."""
+    """The text of `config.pbtxt`."""
     inputs = ",\n".join(
         f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {count} ]{" optional: true" if optional else ""} }}'
         for name, kind, count, optional in INPUTS
@@ -130,5 +130,5 @@ instance_group [ {{ count: {settings.instances} kind: {place} }} ]
 
 
 def _quote(text: str) -> str:
-    """A text between quotes of protobuf's text format."""
+    """Quotes a text for protobuf's text format."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
