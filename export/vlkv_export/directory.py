@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vlkv_export.models import build_decoder, build_video, build_vision, read_ch
 from vlkv_export.ops import compress_model
 from vlkv_export.watch import Watch
 from vlkv_export.weights.files import place_weights
+from vlkv_export.weights.merge import merge
+from vlkv_export.weights.repack import repack
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
@@ -62,6 +65,11 @@ def export_checkpoint(
         files = {tensor.file for tensor in checkpoint.tensors.values()}
         if place_weights(checkpoint.folder, folder, files, copy or Watch(), copy is None):
             tell(LINKED)
+        placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
+        if checkpoint.merges:
+            report("merging the adapter")
+        floats |= merge(checkpoint.folder, folder, checkpoint.tensors, checkpoint.merges)
+        checkpoint = replace(checkpoint, placed=placed, tensors=checkpoint.tensors | floats)
         for name in checkpoint.tokenizer_files:
             copy_file(checkpoint.folder / name, folder / name)
         if (checkpoint.folder / FORMS).is_file():
@@ -112,7 +120,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             hidden=text.hidden,
             vocab=text.vocab,
             max_positions=text.max_positions,
-            sliding_window=text.sliding_window,
+            layer_windows=text.windows,
         ),
         image=checkpoint.image,
         video=checkpoint.video,

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vlkv.backend.cache import HOST
-from vlkv.errors import EngineError
 from vlkv.generation import sequence as sequences
 from vlkv.generation.batch import Stream, generate
 from vlkv.generation.chat import Conversation, Keep
@@ -65,12 +63,23 @@ class Engine:
             threads: threads of one operator; 0 uses all cores.
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
             device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT engines run on a GPU.
+                `cuda:1` is the second GPU.
 
         Raises:
             EngineError: it is not an engine, has another format version, or has a missing or changed file.
         """
         folder, library = Path(directory), Path(plugin) if plugin else None
         return cls(folder, Model.open(folder, verify=verify, threads=threads, plugin=library, device=device))
+
+    def close(self) -> None:
+        """Gives back what the engine holds, a device's memory first of all. It answers no more."""
+        self.model.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(self, prompt: str, images: Sequence[Any] = (), **settings: Any) -> Result:
         """Answers one prompt.
@@ -144,14 +153,10 @@ class Engine:
         """Serves many requests at once, in a thread of its own; `settings` are the arguments of `Scheduler`.
 
         Raises:
-            EngineError: the engine's caches are on a device; a scheduler's lanes are views of host arrays.
+            EngineError: the engine's caches lie on a device and are not updated in place.
         """
         from vlkv.scheduler import Scheduler
 
-        if self.model.backend.store is not HOST:
-            raise EngineError(
-                f"{self.directory} runs on a device; many requests at once need an engine for onnxruntime on the CPU"
-            )
         return Scheduler(self.model, **settings)
 
     def prompt(self, question: Question) -> Prompt:

@@ -171,6 +171,35 @@ FAMILIES = {
     "llava-pixtral-mistral": Family(
         "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL
     ),
+    "llava-clip-mistral-window": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "mistral", "sliding_window": 16}, _clip
+    ),
+    "next-siglip-qwen2-window": Family(
+        "LlavaNextForConditionalGeneration",
+        SIGLIP,
+        {
+            "model_type": "qwen2",
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "max_window_layers": 1,
+        },
+        _next,
+        NEXT | FULL,
+    ),
+    "llava-clip-qwen3-window": Family(
+        "LlavaForConditionalGeneration",
+        CLIP,
+        {
+            "model_type": "qwen3",
+            "head_dim": 20,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        _clip,
+    ),
     "vipllava": Family(
         "VipLlavaForConditionalGeneration",
         CLIP,

@@ -30,6 +30,7 @@ def good() -> dict[str, Any]:
             "vocab": 10,
             "max_positions": 64,
             "sliding_window": None,
+            "layer_windows": [],
         },
         "image": {
             "token_id": 3,

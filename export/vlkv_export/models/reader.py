@@ -10,8 +10,10 @@ import msgspec
 from vlkv.errors import CheckpointError
 from vlkv.storage.image_facts import VideoFacts
 from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
+from vlkv_export.checkpoint.adapter import base_folder, find_adapter, read_merges
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
+from vlkv_export.checkpoint.quantisation import read_scheme
 from vlkv_export.checkpoint.settings import read_image_token
 from vlkv_export.models import registry
 from vlkv_export.models.spec import ImageSource, Shapes
@@ -44,7 +46,6 @@ def read_parts(config: Fields) -> Parts:
     """Read the parts of a model with the readers of the registry. Raises `CheckpointError`."""
     name = registry.find_family(config)
     family = registry.FAMILIES[name]
-    _refuse_quantised(config)
     vision = config.child("vision_config", family.vision_where_absent)
     tower = registry.TOWERS[registry.find_tower(vision, family.tower)]
     vision_config, projector = tower.read(config, vision, family.selection), family.read(config)
@@ -66,9 +67,12 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> Checkpoint:
-    _refuse_adapter(folder)
+    adapter = find_adapter(folder)
+    if adapter is not None:
+        folder = base_folder(adapter)
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     parts = read_parts(config)
+    scheme = read_scheme(config, config.child("text_config"), config.child("vision_config"))
     vision, projector, text = parts.vision, parts.projector, parts.text
     family, text_model = registry.FAMILIES[parts.family], registry.TEXT_MODELS[text.architecture]
     token_id = read_image_token(config, text.vocab, family.image_token_id)
@@ -90,8 +94,18 @@ def _read(folder: Path) -> Checkpoint:
                 f"{folder}: the weights hold {found[name][0]}, but config.json says that there is none; "
                 "set attention_bias or mlp_bias of text_config"
             )
-    tensors = weights.select(folder, found, parts.tensors(video is not None), text.tied)
-    text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
+    tensors, coded = weights.select(folder, found, parts.tensors(video is not None), text.tied, scheme)
+    if scheme is not None and not coded:
+        raise CheckpointError(
+            f"{config.where}: quantization_config names {scheme.method}, and no matrix of the weights is stored so; "
+            "take quantization_config out if they are floats"
+        )
+    merges = {} if adapter is None else read_merges(adapter, family.prefixes, tensors)
+    if merges.keys() & {layout.HEAD, layout.EMBEDDING} and text.tied:
+        raise CheckpointError(
+            f"{folder}: an adapter of a head that is the token embeddings too is not supported"
+        )
+    text = replace(text, tied=tensors.get(layout.HEAD) == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
     if added.vocabulary > text.vocab:
         raise CheckpointError(
@@ -106,6 +120,8 @@ def _read(folder: Path) -> Checkpoint:
             *notes,
             f"{added.path}: {said} rows of the embedding table; prompts that hold one are refused",
         )
+    if scheme is not None:
+        notes = (*notes, *scheme.notes)
     if "auto_map" in config:
         code = f"{config.where}: auto_map {show(config.get('auto_map'))} names code, which is never run"
         notes = (*notes, code)
@@ -123,6 +139,8 @@ def _read(folder: Path) -> Checkpoint:
         settings,
         notes,
         video,
+        coded,
+        merges,
     )
 
 
@@ -157,25 +175,3 @@ def _config_path(folder: Path) -> Path:
     if not config:
         raise CheckpointError(f"{folder} has no config.json; {advice}")
     return path
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Raise `CheckpointError` for a LoRA adapter, alone or beside weights: it would change every answer."""
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        base = Fields(read_object(path), str(path)).get("base_model_name_or_path")
-        raise CheckpointError(
-            f"{path}: a LoRA adapter of {show(base)}; merge it with peft (merge_and_unload, then save_pretrained) "
-            "and give the merged folder, or take the adapter's files out of this one"
-        )
-
-
-def _refuse_quantised(config: Fields) -> None:
-    for part in (config, config.child("text_config"), config.child("vision_config")):
-        if "quantization_config" in part:
-            method = part.get("quantization_config")
-            method = method.get("quant_method") if isinstance(method, dict) else method
-            raise CheckpointError(
-                f"{part.where}: quantization_config ({show(method)}): quantised checkpoints are not "
-                "supported; give the float32, float16 or bfloat16 checkpoint that it was made from"
-            )

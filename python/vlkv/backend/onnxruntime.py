@@ -129,6 +129,9 @@ class OnnxRuntimeBackend:
         """See `Backend.steps`."""
         return OnnxRuntimeSteps(self, cache)
 
+    def close(self) -> None:
+        """See `Backend.close`; the sessions go with the backend."""
+
     def bind(self, embeds: Float32, positions: Int64, row_index: Int64, cache: Cache) -> Any:
         """Binds the decoder to these inputs and to the cache, which is updated in place."""
         binding = self._decoder.io_binding()
@@ -206,6 +209,9 @@ class OnnxRuntimeSteps:
     def overwrite(self, slots: Int64) -> None:
         """See `vlkv.backend.base.Steps.overwrite`."""
         self._cache.overwrite(slots)
+
+    def close(self) -> None:
+        """See `vlkv.backend.base.Steps.close`; bindings go with the loop."""
 
     def _binding(self, rows: Int64) -> Any:
         binding = self._backend.bind(self._embeds, self._positions, rows, self._cache)

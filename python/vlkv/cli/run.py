@@ -22,6 +22,7 @@ from vlkv.cli.options import (
 )
 from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.engine import Engine
+from vlkv.errors import SamplingError
 from vlkv.generation.batch import Stream
 from vlkv.generation.question import MAX_NEW_TOKENS
 from vlkv.policies.builtin import DEFAULT_POLICY
@@ -58,6 +59,18 @@ def run(
     min_new_tokens: Annotated[
         int | None, typer.Option(help="Least tokens to generate.", show_default=CHECKPOINT)
     ] = None,
+    suppress_token: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="A token id that never comes; may be given several times.", show_default=CHECKPOINT
+        ),
+    ] = None,
+    bad_word_ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Token ids such as 5,17 that never come in a row; several times.", show_default=CHECKPOINT
+        ),
+    ] = None,
     raw: Raw = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     no_verify: NoVerify = False,
@@ -93,6 +106,8 @@ def run(
             repetition_penalty=repetition_penalty,
             no_repeat_ngram_size=no_repeat_ngram_size,
             min_new_tokens=min_new_tokens,
+            suppress_tokens=suppress_token or None,
+            bad_words_ids=[_ids(word) for word in bad_word_ids or ()] or None,
             raw=raw,
             videos=list(video or ()),
             frames=frames,
@@ -111,6 +126,13 @@ def run(
         sys.stdout.flush()
     sys.stdout.write("\n")
     notes().print(summary(stream), style="dim", soft_wrap=True)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SamplingError(f"--bad-word-ids {text!a:.80} is no list of token ids, such as 5,17") from None
 
 
 def summary(stream: Stream) -> str:

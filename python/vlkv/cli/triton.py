@@ -26,6 +26,9 @@ def triton(
     threads: Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")] = 0,
     instances: Annotated[int, typer.Option(help="Processes, each with its own engine and lanes.")] = 1,
     gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
+    ] = "",
     engine_path: Annotated[
         str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")
     ] = None,
@@ -36,7 +39,16 @@ def triton(
     except ValueError:
         raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
-        engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices
+        engine_path or str(engine.resolve()),
+        name,
+        slots,
+        memory,
+        queue,
+        policy,
+        threads,
+        instances,
+        devices,
+        plugin,
     )
     folder = write_repository(settings, engine, output)
     notes().print(f"wrote {folder}; serve it with: tritonserver --model-repository={output}", soft_wrap=True)

@@ -173,6 +173,7 @@ class Conversation:
         return [*tokens[:whole], *encoded_from(text, shown, tokenizer)], whole
 
     def _run(self, sequence: Sequence, begin: int, turn: ChatTurn) -> abc.Generator[Piece, None, None]:
+        sequence.open_ended = self.keep == "compressed"
         sequence.begin(self._model)
         state, full = self._state, None
         if self.keep == "reusable" or state is None:
@@ -204,7 +205,7 @@ class Conversation:
         sequence.result.seconds.vision = perf_counter() - start
         rows = observed_rows(policy, length, prompt.last_image, begin)
         if before is None:
-            whole = policy.keeps_all and self.keep == "compressed"
+            whole = policy.keeps_all and self.keep == "compressed" and not any(sequence.windows)
             new_tokens = sequence.max_new_tokens if whole else 0
             cache = Cache.empty(text, length + new_tokens, backend.store)
             observer = Observer(text, policy, length, rows, backend.threads)
@@ -226,25 +227,28 @@ class Conversation:
         return FullCache(embeds, cache, observer) if keep else None
 
     def _extend(self, last: Sequence, sequence: Sequence) -> None:
-        """Runs what is new behind the compressed cache; what decoding evicts makes way for it.
+        """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget.
 
         Where something is evicted this works on a copy; else new tokens go to free slots of the cache itself.
         """
         backend, length, cache = self._model.backend, sequence.result.prompt_tokens, last.cache
         assert cache is not None
+        windows = sequence.windows
         ran = min(self._said(last)[1], len(last.result.token_ids) - 1)
         done = last.result.prompt_tokens + ran
         eviction = None if last.eviction is None else last.eviction.copy()
         if eviction is None:
             cache.length[:, 0] = np.array(last.result.kept_tokens) + ran
-            cache.grow(length - done)
+            cache.grow(length - done, windows)
         else:
-            cache = cache.copy(length - done)
+            cache = cache.copy(length - done, windows)
             eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
         embeds = self._model.embedding.rows(sequence.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, stop in chunk_bounds(length, backend.chunk or PREFILL_CHUNK, done):
+        # a windowed layer's slots are in no order of position, and its graph masks by slots: one token at a time
+        chunk = 1 if any(windows) else backend.chunk or PREFILL_CHUNK
+        for first, stop in chunk_bounds(length, chunk, done):
             window = stop - first if eviction is not None and eviction.watches else 0
             positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()
@@ -259,11 +263,13 @@ class Conversation:
                 for number, position in enumerate(range(first, stop), 1):
                     eviction.append(held + number, position)
                 eviction.observe(seen, cache, 0, window)
+                if any(windows) and eviction.choose(cache.length[:, 0], slots[:, 0]):
+                    cache.overwrite(slots)
         sequence.result.seconds.prefill = perf_counter() - start
         while eviction is not None and eviction.choose(cache.length[:, 0], slots[:, 0]):
             cache.overwrite(slots)
         spare = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
-        cache.grow(spare)
+        cache.grow(spare, windows)
         sequence.cache, sequence.eviction = cache, eviction
         if eviction is not None:
             eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])

@@ -6,12 +6,13 @@ B sequences, V vocabulary, L layers, Hkv key/value heads.
 from __future__ import annotations
 
 from collections import abc
+from contextlib import closing
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Observation
+from vlkv.backend.base import Observation, Steps
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32, Int64
 from vlkv.generation.points import Point
@@ -32,6 +33,7 @@ class Decoder:
         sequences: the prefilled sequences, in the cache's order.
         careful: whether a sequence (B = 1) that evicts can be taken back to its last whole token, by its `points`.
             Then the caller settles each step once its token is taken.
+        steps: the loop over that cache; None makes one. `close` ends it.
 
     Attributes:
         cache: the cache of the B sequences.
@@ -39,12 +41,17 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Model, cache: Cache, sequences: abc.Sequence[Sequence], careful: bool = False
+        self,
+        model: Model,
+        cache: Cache,
+        sequences: abc.Sequence[Sequence],
+        steps: Steps | None = None,
+        careful: bool = False,
     ) -> None:
         self.cache, self.sequences = cache, list(sequences)
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
         self._embedding = model.embedding
-        self._steps = model.backend.steps(cache)
+        self._steps = steps or model.backend.steps(cache)
         evictions = [sequence.eviction for sequence in sequences]
         self._evictions = [(row, eviction) for row, eviction in enumerate(evictions) if eviction is not None]
         self._watched = np.array([eviction is not None and eviction.watches for eviction in evictions])
@@ -115,6 +122,10 @@ class Decoder:
             sequence.points = [Point(last.tokens, self.cache.length.copy(), None, last.eviction)]
             sequence.eviction = last.eviction
 
+    def close(self) -> None:
+        """Gives back what the steps hold; the cache stays."""
+        self._steps.close()
+
     def attention(self, row: int) -> list[Float32]:
         """The attention of a sequence's newest token to the valid slots, per layer `[Hkv, C]`.
 
@@ -138,21 +149,21 @@ def decode(
     active = np.array([not sequence.done for sequence in sequences])
     if not active.any():
         return
-    decoder = Decoder(model, cache, sequences, careful)
     seconds = 0.0
-    while active.any():
-        start = perf_counter()
-        tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
-        logits = decoder.run(tokens, active)
-        pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
-        decoder.settle()
-        seconds += perf_counter() - start
-        for number, piece in pieces:
-            result = sequences[number].result
-            active[number] = not sequences[number].done
-            result.seconds.decode = seconds
-            result.tokens_per_second = (len(result.token_ids) - 1) / seconds
-            yield number, piece, result
+    with closing(Decoder(model, cache, sequences, careful=careful)) as decoder:
+        while active.any():
+            start = perf_counter()
+            tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
+            logits = decoder.run(tokens, active)
+            pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+            decoder.settle()
+            seconds += perf_counter() - start
+            for number, piece in pieces:
+                result = sequences[number].result
+                active[number] = not sequences[number].done
+                result.seconds.decode = seconds
+                result.tokens_per_second = (len(result.token_ids) - 1) / seconds
+                yield number, piece, result
 
 
 def feed(
@@ -166,9 +177,8 @@ def feed(
 
     `watch` observes each token of each sequence, for `Decoder.attention`.
     """
-    decoder, active = Decoder(model, cache, sequences), np.ones(len(sequences), np.bool_)
-    for token in tokens:
-        yield (
-            decoder.step(np.full(len(sequences), token, np.int64), active, active if watch else None),
-            decoder,
-        )
+    active = np.ones(len(sequences), np.bool_)
+    with closing(Decoder(model, cache, sequences)) as decoder:
+        for token in tokens:
+            given = np.full(len(sequences), token, np.int64)
+            yield decoder.step(given, active, active if watch else None), decoder

@@ -18,6 +18,7 @@ from vlkv.generation.prefill import prefill
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
+from vlkv.policies.windows import reached
 
 MOST_LOSS = 700.0
 """The largest mean loss of a token whose exponential is still finite."""
@@ -61,6 +62,10 @@ class Forced:
         if attention and policy.decode != "append":
             raise PolicyError(
                 f"policy {policy.name!r}: attention is given for decode 'append' only, not {policy.decode!r}"
+            )
+        if attention and any(reached(text, len(sequence.prompt.token_ids) + len(tokens))):
+            raise PolicyError(
+                f"attention is given inside a sliding window of {text.layer_windows} tokens only: give fewer tokens"
             )
         self.result = Result()
         self._model, self._tokens, self._attention = model, tokens, attention

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL.Image import Image
 
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
@@ -72,8 +72,9 @@ def prefilling(
     embeds = yield from _embedding(model, sequence.prompt, sequence.images, sequence.result.seconds)
     rows = observed_rows(policy, length, sequence.prompt.last_image)
     observer = Observer(text, policy, length, rows, backend.threads)
-    new_tokens = sequence.max_new_tokens if policy.keeps_all else 0
-    cache = lane if policy.keeps_all and lane else Cache.empty(text, length + new_tokens, backend.store)
+    stays = policy.keeps_all and not any(sequence.windows)
+    new_tokens = sequence.max_new_tokens if stays else 0
+    cache = lane if stays and lane else Cache.empty(text, length + new_tokens, backend.store)
     sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
     cut(model, sequence, cache, observer, lane=lane)
 
@@ -171,25 +172,39 @@ def cut(
     `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
-    budget, length = sequence.budget, result.prompt_tokens
+    budget, length, windows = sequence.budget, result.prompt_tokens, sequence.windows
     spare = slots_for(policy, budget, length, sequence.max_new_tokens)
     sequence.eviction = None
-    if not policy.keeps_all or keep_source:
+    capacity = [length + spare] * len(windows)
+    if not policy.keeps_all or keep_source or any(windows):
         rows = len(observer.rows)
-        ceiling = None if lane is None else [lane.capacity(n) - spare for n in range(len(lane.keys))]
-        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling)
-        cache, kept = compress(policy, cache, observer, counts, spare, backend, keep_source, lane)
-        scores = observer.scores
-        sequence.eviction = evicting(policy, budget, length, kept, scores, spare, backend.threads)
+        ceiling = None if lane is None else ceilings(lane, spare, length, windows)
+        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling, windows)
+        capacity = [
+            min(kept + spare, window) if window else kept + spare
+            for kept, window in zip(counts.tolist(), windows, strict=True)
+        ]
+        cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
+        scores, threads = observer.scores, backend.threads
+        sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)
         result.sparsity = observer.sparsity.tolist()
         result.kept_tokens = counts.tolist()
-        result.positions = None if policy.keeps_all else kept
+        result.positions = None if policy.keeps_all and not any(windows) else kept
         result.seconds.compress += perf_counter() - start
     if sequence.want_scores:
         result.scores = [score[0] for score in observer.scores]
     result.cache_bytes = cache.bytes
-    if lane is not None:
+    if lane is not None and lane.store is HOST:
         array = lane.keys[0]
         token = 2 * array.shape[1] * array.shape[3] * array.itemsize
-        result.cache_bytes = token * sum(kept + spare for kept in result.kept_tokens)
+        result.cache_bytes = token * sum(capacity)
     sequence.cache = cache
+
+
+def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -> list[int]:
+    """The most prompt tokens that each layer of a lane has slots for, `[L]`; one that holds its window holds any."""
+    slots = [lane.capacity(layer) for layer in range(len(lane.keys))]
+    return [
+        length if window and held >= window else held - spare
+        for held, window in zip(slots, windows, strict=True)
+    ]

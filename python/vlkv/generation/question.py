@@ -38,6 +38,8 @@ class Question:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     min_new_tokens: int | None = None
+    suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
     raw: bool = False
     scores: bool = False
     messages: Sequence[Message] = ()

@@ -33,6 +33,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
 from vlkv.storage.manifest import BYTES, Manifest
 
@@ -51,11 +52,13 @@ class Sequence:
         sampling: how tokens are chosen.
         want_scores: whether the result includes the scores.
         grammar: the grammar that the answer must follow; None for free text.
+        open_ended: whether more turns may follow in the same cache.
 
     Attributes:
         result: the result so far; `begin` makes it.
         cache: the kept prompt tokens, with free slots for the answer; None before prefill, and after the cache became
             part of a batch.
+        windows: the sliding windows `[L]` that prompt and answer exceed, 0 for other layers.
         eviction: the eviction during decoding; None if nothing is evicted.
         logits: the logits `[V]` of the prompt's last token, after prefill.
         points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
@@ -69,8 +72,10 @@ class Sequence:
     sampling: Sampling = field(default_factory=Sampling)
     want_scores: bool = False
     grammar: Grammar | None = None
+    open_ended: bool = False
     result: Result = field(init=False, default_factory=Result)
     cache: Cache | None = field(init=False, default=None)
+    windows: Windows = field(init=False, default=())
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
     points: list[Point] = field(init=False, default_factory=list)
@@ -83,7 +88,10 @@ class Sequence:
     def begin(self, model: Model) -> None:
         """Makes the result, with the fields that are known before prefill."""
         length, text = len(self.prompt.token_ids), model.manifest.text
-        slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        most = length + self.max_new_tokens
+        self.windows = reached(text, None if self.open_ended else most)
+        slot = text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        slot *= model.backend.store.sets
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
@@ -91,8 +99,8 @@ class Sequence:
             policy=self.policy.name,
             budget=self.budget,
             sparsity=[0.0] * text.layers,
-            kept_tokens=[length] * text.layers,
-            cache_bytes_full=slot * (length + self.max_new_tokens),
+            kept_tokens=[kept_within(length, window) for window in self.windows],
+            cache_bytes_full=slot * sum(slots_within(most, self.windows)),
         )
         self._sampler = Sampler(self.sampling, self.grammar)
         if self.sampling.logprobs is not None:
@@ -226,12 +234,10 @@ def prepare(
         repetition_penalty=question.repetition_penalty,
         no_repeat_ngram_size=question.no_repeat_ngram_size,
         min_new_tokens=question.min_new_tokens,
+        suppress_tokens=question.suppress_tokens,
+        bad_words_ids=question.bad_words_ids,
     )
-    wrong = [token for token in sampling.logit_bias if token >= model.manifest.text.vocab]
-    if wrong:
-        raise SamplingError(
-            f"logit_bias names token {wrong[0]}; the vocabulary has {model.manifest.text.vocab}"
-        )
+    _check_ids(sampling, model.manifest.text.vocab)
     prompt = prompt_of(model, question) if prompt is None else prompt
     length, most, vocab = len(prompt.token_ids), model.manifest.text.max_positions, model.manifest.text.vocab
     beyond = prompt.token_ids[prompt.token_ids >= vocab]
@@ -250,3 +256,17 @@ def prepare(
     images = read_visuals(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
+
+
+def _check_ids(sampling: Sampling, vocab: int) -> None:
+    """Raises `SamplingError` for a token beyond the vocabulary, and where no token would be left."""
+    suppressed = sampling.suppress_tokens or ()
+    words = [token for word in sampling.bad_words_ids or () for token in word]
+    named = {"logit_bias": sampling.logit_bias, "suppress_tokens": suppressed, "bad_words_ids": words}
+    for name, tokens in named.items():
+        wrong = [token for token in tokens if token >= vocab]
+        if wrong:
+            raise SamplingError(f"{name} names token {wrong[0]}; the vocabulary has {vocab}")
+    single = [word[0] for word in sampling.bad_words_ids or () if len(word) == 1]
+    if len({*suppressed, *single}) >= vocab:
+        raise SamplingError(f"suppress_tokens and bad_words_ids name all {vocab} tokens; leave some")

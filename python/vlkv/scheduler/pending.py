@@ -7,7 +7,7 @@ from time import perf_counter
 from vlkv.generation.prefill import Parts, prefilling
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.lanes import Lanes
 from vlkv.scheduler.ticket import Ticket
 
 
@@ -27,7 +27,7 @@ class Pending:
         self.prefill_seconds = 0.0
         self._parts: Parts[None] | None = None
 
-    def begin(self, model: Model, chunk: int, lanes: LaneCache, lane: int) -> None:
+    def begin(self, model: Model, chunk: int, lanes: Lanes, lane: int) -> None:
         """Prepares prefill into a lane, in parts of at most `chunk` tokens."""
         self.lane = lane
         self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
 from vlkv.generation.sequence import prepare
 from vlkv.inputs.pictures import Limits
 from vlkv.model import Model
+from vlkv.scheduler.device_plan import divide_device
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
 from vlkv.scheduler.stats import Stats
@@ -32,8 +34,9 @@ class Scheduler:
 
     Args:
         model: the opened engine.
-        slots: the number of lanes: the most answers that run at once.
-        memory: bytes that caches may occupy: all lanes, and the whole cache of the one prompt in prefill.
+        slots: the number of lanes: the most answers that run at once. On a device at most the engine's `--max-batch`.
+        memory: bytes that caches may occupy: all lanes, and the whole cache of the one prompt in prefill. None is
+            1 GiB, on a device four fifths of its free memory.
         queue: the most requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
         prompt_tokens: the longest prompt that can be compressed; None for what half the memory allows.
@@ -42,6 +45,7 @@ class Scheduler:
 
     Raises:
         MemoryLimitError: the memory is too small for the other arguments.
+        EngineError: the engine's caches are on a device and are not updated in place.
     """
 
     def __init__(
@@ -49,15 +53,18 @@ class Scheduler:
         model: Model,
         *,
         slots: int = SLOTS,
-        memory: int = MEMORY,
+        memory: int | None = None,
         queue: int = QUEUE,
         capacity: int | Sequence[int] | None = None,
         prompt_tokens: int | None = None,
         chunk: int = SCHEDULED_CHUNK,
         limits: Limits = SERVED,
     ) -> None:
-        text = model.manifest.text
-        self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
+        text, asked = model.manifest.text, (capacity, prompt_tokens)
+        if isinstance(model.backend, DeviceBackend):
+            self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
+        else:
+            self.plan = divide(text, text.hidden, slots, MEMORY if memory is None else memory, *asked)
         self._model, self._queue, self._limits = model, queue, limits
         self._worker = Worker(model, self.plan, chunk)
         self._worker.start()

@@ -8,7 +8,7 @@ from time import monotonic, perf_counter
 
 from vlkv.model import Model
 from vlkv.scheduler.batch import Batch
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.lanes import lanes_of
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.stats import Stats
@@ -41,7 +41,7 @@ class Worker(threading.Thread):
         self.draining = self.aborting = False
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
         self._model, self._chunk = model, chunk
-        self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
+        self._lanes = lanes_of(model, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
         self._prefill: Pending | None = None
         self._plan = plan
@@ -59,6 +59,8 @@ class Worker(threading.Thread):
         except BaseException as error:
             self._fail_all(error)
             raise
+        finally:
+            self._lanes.close()
 
     def _round(self) -> None:
         start, spent = perf_counter(), self._accounted()
@@ -129,7 +131,7 @@ class Worker(threading.Thread):
         """Whether the memory holds it beside the running answers. An accepted request always fits when it is alone."""
         used = sum(self._plan.lane_bytes(other.sequence) for other in self._batch.running)
         wanted = self._plan.lane_bytes(one.sequence) + self._plan.prefill_bytes(one.sequence)
-        return used + wanted <= self._plan.memory
+        return used + wanted <= self._plan.room
 
     def _advance(self) -> None:
         """Runs one part of the prompt; after the last part the sequence joins the running answers."""

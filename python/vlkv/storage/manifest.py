@@ -42,7 +42,11 @@ Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class TextFacts(Struct, frozen=True):
-    """The text model's sizes."""
+    """The text model's sizes.
+
+    `layer_windows` `[L]` says how many tokens each layer sees, the token itself with them, 0 for all. It is empty where
+    every layer sees all. Engines of earlier versions have `sliding_window`, and no more positions than that.
+    """
 
     architecture: str
     layers: Size
@@ -53,6 +57,7 @@ class TextFacts(Struct, frozen=True):
     vocab: Size
     max_positions: Size
     sliding_window: Size | None = None
+    layer_windows: tuple[Id, ...] = ()
 
 
 class TokenFacts(Struct, frozen=True):
@@ -198,6 +203,11 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     need(text.layers <= MAX_LAYERS, f"text: layers {text.layers} are more than {MAX_LAYERS}")
     groups = f"query_heads {text.query_heads} is no multiple of kv_heads {text.kv_heads}"
     need(text.query_heads % text.kv_heads == 0, f"text: {groups}")
+    windows = text.layer_windows
+    seen = (
+        f"layer_windows {list(windows)} is not a window of at least 2, or 0, for each of {text.layers} layers"
+    )
+    need(not windows or (len(windows) == text.layers and 1 not in windows), f"text: {seen}")
     shape = f"{list(table.shape)} is not [vocab, hidden] = [{text.vocab}, {text.hidden}]"
     need(table.shape == (text.vocab, text.hidden), f"embedding: shape {shape}")
     wrong = problem(manifest.image)

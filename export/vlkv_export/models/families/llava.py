@@ -79,7 +79,7 @@ def graph_of(
 
     `widen` takes the tower's features to those that the projector gets.
     """
-    b = Builder(config.name, checkpoint.tensors, dtype)
+    b = Builder(config.name, checkpoint.tensors, dtype, checkpoint.placed)
     dynamic = config.image_size == 0
     size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx_ir as ir
 
 from vlkv.errors import EngineError
@@ -16,6 +17,7 @@ from vlkv_export.targets.tensorrt import process
 from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
 from vlkv_export.targets.tensorrt.settings import Resolved, resolve
 from vlkv_export.targets.tensorrt.shapes import profiles
+from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights.convert import (
     DTYPES,
@@ -27,6 +29,7 @@ from vlkv_export.weights.convert import (
     weight_files,
 )
 from vlkv_export.weights.files import place_weights, write_weights
+from vlkv_export.weights.widened import widened
 
 ENGINE = ".engine"
 EMBEDDING = "embedding.safetensors"
@@ -44,15 +47,18 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     for option, value in products.items():
         if value not in (None, "float32"):
             raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")
+    # neither the parser's layers nor the plugin's know of windows
+    manifest = msgspec.structs.replace(manifest, text=inside_window(manifest.text))
     target = resolve(backend, options.settings, options.operators, manifest)
     lower_only = options.settings.lower_only
     if not lower_only:
         check_builder(target)
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
-        if lower_only:
-            return lower_into(source, folder, models, manifest, target, watch, options.link)
-        return build_into(source, folder, models, manifest, target, watch)
+        with widened(source, folder, models, watch) as wide:
+            if lower_only:
+                return lower_into(wide, folder, models, manifest, target, watch, options.link)
+            return build_into(wide, folder, models, manifest, target, watch)
 
     return write
 
@@ -125,6 +131,7 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> 
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
         "backend": target.backend,
+        "text": manifest.text,
         "operators": target.operators,
         "cache_dtype": target.dtype,
         "device": target.device,

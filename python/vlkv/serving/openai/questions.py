@@ -23,6 +23,20 @@ from vlkv.serving.openai.protocol import (
 from vlkv.serving.wire import check_images
 
 Read = Callable[[str], Awaitable[bytes]]
+SAME = (
+    "budget",
+    "temperature",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "suppress_tokens",
+    "bad_words_ids",
+)
+"""Fields that a question has by the same name."""
 MAX_TOKENS = 16
 """The default of a completion's `max_tokens`, as in OpenAI's API."""
 
@@ -91,7 +105,7 @@ def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
 
 def _settings(request: Common, policy: str) -> dict[str, Any]:
     found: dict[str, Any] = {"policy": policy if request.policy is None else request.policy}
-    for name in ("budget", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"):
+    for name in SAME:
         value = getattr(request, name)
         if value is not None:
             found[name] = value

@@ -35,6 +35,8 @@ class TritonPythonModel:
                 given["engine"],
                 verify=given.get("verify", "true") == "true",
                 threads=int(given.get("threads", 0)),
+                plugin=given.get("plugin"),
+                device=device_of(args),
             )
             settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
             if "memory" in given:
@@ -77,9 +79,15 @@ class TritonPythonModel:
         if hasattr(self, "_exchange"):
             self._scheduler.close(drain=True)
             self._exchange.close()
+            self._engine.close()
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
+
+
+def device_of(args: dict[str, str]) -> str:
+    """Where an instance runs, as Triton's instance group says: `cpu`, or `cuda` with its number."""
+    return f"cuda:{args['model_instance_device_id']}" if args.get("model_instance_kind") == "GPU" else "cpu"
 
 
 def _deadline(request: Any) -> float | None:

@@ -26,8 +26,13 @@ INPUTS = (
     ("seed", "INT64", "1", True),
     ("stop", "STRING", "-1", True),
     ("stream", "BOOL", "1", True),
+    ("repetition_penalty", "FP64", "1", True),
+    ("no_repeat_ngram_size", "INT32", "1", True),
+    ("min_new_tokens", "INT32", "1", True),
+    ("suppress_tokens", "INT32", "-1", True),
+    ("bad_words_ids", "INT32", "-1", True),
 )
-"""Name, type, number of values (-1 for any), and whether the input is optional."""
+"""Name, type, number of values (-1 for any), and whether the input is optional. -1 separates `bad_words_ids`."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
@@ -47,8 +52,9 @@ class Settings:
         slots, memory, queue: settings of each instance's scheduler.
         policy: the policy of requests that name none.
         threads: threads of one operator; 0 uses all cores.
-        instances: the number of processes that serve the model, each with its own engine and lanes.
+        instances: the number of processes that serve the model, on each GPU, each with its own engine and lanes.
         gpus: the devices of the instance group; empty for the CPU.
+        plugin: path of `libvlkv_tensorrt.so` on the server, for a TensorRT engine that uses the plugin.
     """
 
     engine: str
@@ -60,6 +66,7 @@ class Settings:
     threads: int = 0
     instances: int = 1
     gpus: tuple[int, ...] = ()
+    plugin: str = ""
 
 
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
@@ -84,7 +91,12 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
         if value < 0:
             raise VlkvError(f"{name} {value} is under 0")
-    divide(manifest.text, manifest.text.hidden, settings.slots, parse_size(settings.memory))
+    memory = parse_size(settings.memory)
+    _check_place(manifest, settings.gpus)
+    if not settings.gpus:
+        divide(manifest.text, manifest.text.hidden, settings.slots, memory)
+    elif settings.slots < 1:
+        raise VlkvError(f"slots {settings.slots} is under 1")
     folder = target / settings.name
     if _is_ours(folder):
         write_bytes(folder / "config.pbtxt", config(settings).encode())
@@ -94,6 +106,24 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
         (fresh / "1").mkdir()
         (fresh / "1" / "model.py").write_text(MODEL)
     return folder
+
+
+def _check_place(manifest: manifests.Manifest, gpus: tuple[int, ...]) -> None:
+    """Refuses GPUs that can't be, and an engine that does not run there, or only there."""
+    if len(set(gpus)) < len(gpus) or any(number < 0 for number in gpus):
+        raise VlkvError(f"gpus {','.join(map(str, gpus))}: device numbers are from 0, and each is named once")
+    compiled = manifest.backend != "onnxruntime"
+    if compiled and not gpus:
+        raise EngineError(f"an engine for {manifest.backend} runs on a GPU: name it with --gpus 0")
+    if gpus and not compiled and manifest.operators != "functions":
+        raise EngineError(
+            "--gpus needs an engine whose operators are in its graphs: build it with --operators functions"
+        )
+    if compiled and manifest.device is not None and manifest.device.cache != "in-place":
+        raise EngineError(
+            f"this engine's caches are {manifest.device.cache}; many requests at once need caches that are updated "
+            "in place at any size: build it with --cache in-place"
+        )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -109,7 +139,8 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = ("engine", "slots", "memory", "queue", "policy", "threads")
+    names = ["engine", "slots", "memory", "queue", "policy", "threads"]
+    names += ["plugin"] if settings.plugin else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names
