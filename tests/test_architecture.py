@@ -50,7 +50,7 @@ EXPORT_PARTS = {
     "passes": {"graph", "ops"},
     "watch": set(),
     "weights": {"checkpoint", "passes", "watch"},
-    "directory": {"checkpoint", "graph", "models", "ops", "weights"},
+    "directory": {"checkpoint", "graph", "models", "ops", "watch", "weights"},
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
     "graphs": {"targets"},
     "engine": {"directory", "graphs", "targets", "watch", "weights"},

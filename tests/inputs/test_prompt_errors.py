@@ -96,7 +96,8 @@ def test_a_megabyte_is_too_long_and_no_crash() -> None:
 
 
 def test_lone_surrogates() -> None:
-    assert "lone surrogate U+DCFF" in refusal("a\udcff", chat_template=LLAVA)
+    assert "lone surrogate U+D800" in refusal("a\ud800", chat_template=LLAVA)
+    assert "is the byte 0xff, which is not UTF-8" in refusal("a\udcff", chat_template=LLAVA)
 
 
 @pytest.mark.parametrize(

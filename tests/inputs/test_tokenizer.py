@@ -202,7 +202,7 @@ def test_special_tokens_are_read_and_not_shown() -> None:
     assert "".join(streamed("byte-fallback", ids)) == "the"
 
 
-@pytest.mark.parametrize("text", ["a\udc80b", "\ud83d"])
+@pytest.mark.parametrize("text", ["a\ud800b", "\ud83d"])
 def test_lone_surrogates_are_told(text: str) -> None:
     with pytest.raises(PromptError, match=rf"character {len(text) // 2} is the lone surrogate U\+D"):
         tokenizer("byte-level").encode(text)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import link_or_copy
+from vlkv.storage.files import copy_file
 from vlkv.storage.image_facts import text_alone
 from vlkv.storage.manifest import (
     FORMAT_VERSION,
@@ -81,7 +81,7 @@ def adopt_folder(
         report("writing the weights")
         offset, dtype = adopted_weights.write(adopted, source, made)
         for name in texts.files:
-            link_or_copy(texts.folder / name, made / name)
+            copy_file(texts.folder / name, made / name)
         for name, data in texts.written.items():
             (made / name).write_bytes(data)
         if sight is not None:

@@ -21,7 +21,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Activations by their names in configurations; four of the names mean the tanh approximation of GELU."""
 
-MAX_LAYERS = 1024
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
 

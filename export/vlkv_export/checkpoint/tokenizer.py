@@ -46,6 +46,7 @@ class AddedTokens:
         path: the file that they are of.
         config: the fields of `tokenizer_config.json`.
         texts: by id.
+        vocabulary: one more than the largest id of the tokens that were not added.
         largest: the largest id of all tokens, -1 where there are none.
         written: a `tokenizer.json` in the place of the folder's, None where that is used as it is.
     """
@@ -62,7 +63,8 @@ class AddedTokens:
             self._data = self.written = sentencepiece.tokenizer_json(folder, config)
         else:
             raise CheckpointError(f"{folder} has neither {NAME} nor {sentencepiece.NAME}; {_advice(folder)}")
-        self.texts, self.largest = self._parsed()
+        self.texts, self.vocabulary = self._parsed()
+        self.largest = max(self.vocabulary - 1, *self.texts, -1)
         missing = list(_missing(config, set(self.texts.values())))
         if missing:
             self._add(missing)
@@ -103,8 +105,7 @@ class AddedTokens:
             raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
         texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}
         vocab = tokenizer.model.vocab
-        pieces = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
-        return texts, max(pieces, *texts, -1)
+        return texts, len(vocab) if isinstance(vocab, list) else max(vocab.values(), default=-1) + 1
 
     def _loaded(self) -> Tokenizer:
         from tokenizers import Tokenizer
@@ -122,7 +123,8 @@ class AddedTokens:
         for token in tokens:
             tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
         self._data = self.written = tokenizer.to_str().encode()
-        self.texts, self.largest = self._parsed()
+        self.texts, self.vocabulary = self._parsed()
+        self.largest = max(self.vocabulary - 1, *self.texts, -1)
 
 
 def _missing(config: Fields, known: set[str]) -> Iterator[AddedToken]:

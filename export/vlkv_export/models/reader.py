@@ -131,6 +131,11 @@ def _read(folder: Path, tower: Path | None) -> Checkpoint:
         *(scheme.notes if scheme is not None else ()),
         *_notes((config, single, combined, added.config), added, text.vocab),
     ]
+    if added.vocabulary > text.vocab:
+        raise CheckpointError(
+            f"{added.path} has ids up to {added.vocabulary - 1}, the embedding table has {text.vocab} rows: "
+            "the tokenizer is another model's"
+        )
     return Checkpoint(
         folder,
         name,

@@ -31,7 +31,7 @@ from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
 from vlkv_export.weights.coded import find_coded, take_codes
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.files import place_weights, write_weights
 from vlkv_export.weights.matrices import linear_matrices, store_matrices
 from vlkv_export.weights.widened import widened
 
@@ -85,7 +85,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
             convert.embedding(placed[convert.TABLE], scale) if convert.TABLE in placed else manifest.embedding
         )
         written = {path.name for path in folder.iterdir()}
-        link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
+        others = (convert.weight_files(models) | {table.file}) - written
+        place_weights({name: source / name for name in sorted(others)}, folder, watch, options.link)
         return {
             "kind": "engine",
             "backend": backend,

@@ -106,15 +106,38 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, spare: int, windows: Sequence[int] | None = None) -> Cache:
-        """Moves the tokens to arrays with `spare` free slots behind each layer's longest prompt; empties this cache.
+    def grow(self, spare: int, windows: Sequence[int] | None = None) -> None:
+        """Gives each layer new arrays with `spare` free slots behind its longest prompt.
 
-        `windows` `[L]` is the most slots of each layer, 0 for any number.
+        It goes array by array, so that the cache is whole wherever it is interrupted. `windows` `[L]` is the most slots
+        of each layer, 0 for any number.
         """
+        slots = self._slots(spare, windows)
+        for kind in (self.keys, self.values):
+            for layer, wanted in enumerate(slots):
+                kind[layer] = self._resized(kind[layer], layer, wanted)
+
+    def copy(self, spare: int, windows: Sequence[int] | None = None) -> Cache:
+        """The same tokens in arrays of their own, with as many slots as `grow` gives."""
+        slots = self._slots(spare, windows)
+        keys, values = (
+            [self._resized(array, layer, slots[layer]) for layer, array in enumerate(kind)]
+            for kind in (self.keys, self.values)
+        )
+        return Cache(keys, values, self.length.copy(), self.store)
+
+    def _slots(self, spare: int, windows: Sequence[int] | None) -> list[int]:
         slots = [int(longest) + spare for longest in self.length.max(axis=1)]
         if windows is not None:
             slots = [min(n, most) if most else n for n, most in zip(slots, windows, strict=True)]
-        return join([self], slots)
+        return slots
+
+    def _resized(self, array: Array, layer: int, slots: int) -> Array:
+        batch, heads, _, dim = array.shape
+        other = self.store.empty((batch, heads, slots, dim))
+        for row, valid in enumerate(self.length[layer].tolist()):
+            self.store.assign(other[row, :, :valid], array[row, :, :valid])
+        return other
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Moves each prompt's last token to another slot, and decreases the length by one.

@@ -19,6 +19,7 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError, ImageError
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
+from vlkv.storage.files import show, text_path
 from vlkv.storage.manifest import Manifest, vision_graphs
 
 CPU = "cpu"
@@ -27,6 +28,10 @@ SHRINK = "memory.enable_memory_arena_shrinkage"
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxRuntimeBackend:
     """Opens the graphs on the CPU: see `vlkv.backend.registry`."""
+    if options.plugin is not None:
+        raise EngineError(
+            f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
+        )
     return OnnxRuntimeBackend(directory, manifest, options.threads)
 
 
@@ -234,8 +239,9 @@ class OnnxRuntimeSteps:
 def _session(path: Path, threads: int, operators: str = "functions") -> Any:
     options = session_options(threads, operators)
     options.log_severity_level = 3
+    name = text_path(path)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None

@@ -20,6 +20,7 @@ from vlkv.backend.device.arrays import Device, DeviceArray, to_device
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
+from vlkv.storage.files import text_path
 from vlkv.storage.manifest import Manifest, vision_graphs
 
 CUDA = "CUDAExecutionProvider"
@@ -63,7 +64,7 @@ def device_backend(
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     sessions = {}
     for name in (*vision_graphs(manifest), *NAMES):
-        session = ort.InferenceSession(str(directory / f"{name}.onnx"), options, providers=providers)
+        session = ort.InferenceSession(text_path(directory / f"{name}.onnx"), options, providers=providers)
         found = session.get_providers()
         if wanted not in found:
             device.close()

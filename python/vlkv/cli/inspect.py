@@ -16,18 +16,19 @@ from vlkv.cli.options import (
     OneBudget,
     Pictures,
     Plugin,
-    Prompt,
     Raw,
     Threads,
     Videos,
 )
+from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 
 def inspect(
     engine: EngineFolder,
-    prompt: Prompt,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     image: Pictures = None,
     video: Videos = None,
     frames: Frames = None,
@@ -49,6 +50,7 @@ def inspect(
     from vlkv.policies.builtin import resolve
     from vlkv.policies.policy import check_budget, default_budget
 
+    question = read_prompt(prompt, prompt_file)
     found = resolve(policy)
     given = None if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:
@@ -56,7 +58,7 @@ def inspect(
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
         asked = Question(
-            prompt,
+            question,
             tuple(image or ()),
             max_new_tokens=max_new_tokens,
             raw=raw,

@@ -8,12 +8,6 @@ from typing import Annotated
 import typer
 
 EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")]
-Prompt = Annotated[
-    str,
-    typer.Option(
-        help="The question; <image> says where a picture goes, <video> a video.", show_default=False
-    ),
-]
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.")]
 Videos = Annotated[
     list[Path] | None,

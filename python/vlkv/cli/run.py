@@ -16,11 +16,11 @@ from vlkv.cli.options import (
     OneBudget,
     Pictures,
     Plugin,
-    Prompt,
     Raw,
     Threads,
     Videos,
 )
+from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.engine import Engine
 from vlkv.errors import SamplingError
 from vlkv.generation.batch import Stream
@@ -34,7 +34,8 @@ CHECKPOINT = "the checkpoint's"
 
 def run(
     engine: EngineFolder,
-    prompt: Prompt,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     image: Pictures = None,
     video: Videos = None,
     frames: Frames = None,
@@ -78,6 +79,7 @@ def run(
     plugin: Plugin = None,
 ) -> None:
     """Answer a question about pictures and videos."""
+    question = read_prompt(prompt, prompt_file)
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
@@ -90,7 +92,7 @@ def run(
 
         bar.step("reading the prompt")
         stream = opened.stream(
-            prompt,
+            question,
             list(image or ()),
             progress=prefilled,
             policy=policy,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vlkv.backend.base import Observation, Steps
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32, Int64
+from vlkv.generation.points import Point
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
@@ -30,6 +31,8 @@ class Decoder:
         model: runs the steps.
         cache: the cache of B sequences.
         sequences: the prefilled sequences, in the cache's order.
+        careful: whether a sequence (B = 1) that evicts can be taken back to its last whole token, by its `points`.
+            Then the caller settles each step once its token is taken.
         steps: the loop over that cache; None makes one. `close` ends it.
 
     Attributes:
@@ -38,7 +41,12 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Model, cache: Cache, sequences: abc.Sequence[Sequence], steps: Steps | None = None
+        self,
+        model: Model,
+        cache: Cache,
+        sequences: abc.Sequence[Sequence],
+        steps: Steps | None = None,
+        careful: bool = False,
     ) -> None:
         self.cache, self.sequences = cache, list(sequences)
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
@@ -51,6 +59,11 @@ class Decoder:
         layers, batch = cache.length.shape
         heads = cache.keys[0].shape[1]
         self._slots = np.full((layers, batch, heads), -1, np.int64)
+        self._drops = False
+        self._careful = careful and bool(self._evictions)
+        if self._careful:
+            eviction = self._evictions[0][1]
+            self.sequences[0].points = [Point(0, cache.length.copy(), None, eviction)]
 
     @property
     def observation(self) -> Observation:
@@ -64,23 +77,50 @@ class Decoder:
 
         `watched` `[B]` marks sequences to observe in addition to those whose policy observes; see `observation`.
         """
+        logits = self.run(tokens, active, watched)
+        self.settle()
+        return logits
+
+    def run(
+        self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
+    ) -> Float32:
+        """The same, but for what it evicts: that is chosen, and goes with `settle`."""
         asked = watched
         if self._watches:
             asked = self._watched & active if watched is None else (self._watched & active) | watched
             asked = asked if asked.any() else None
+        if self._careful:
+            self._evictions = [(0, self.sequences[0].points[-1].eviction.copy())]
         logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked)
-        drops = False
+        self._drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1
             if active[row]:
                 eviction.append(self.cache.length[:, row], int(self.positions[row]))
                 if eviction.watches:
                     eviction.observe(self.observation, self.cache, row)
-                drops |= eviction.choose(self.cache.length[:, row], self._slots[:, row])
-        if drops:
-            self._steps.overwrite(self._slots)
+                self._drops |= eviction.choose(self.cache.length[:, row], self._slots[:, row])
+        if self._careful:
+            self._note()
         self.positions += active
         return logits
+
+    def _note(self) -> None:
+        """Notes where the sequence stands if the token that comes of this step is taken."""
+        sequence = self.sequences[0]
+        slots = self._slots.copy() if self._drops else None
+        before, eviction = sequence.points[-1], self._evictions[0][1]
+        sequence.points = [before, Point(before.tokens + 1, self.cache.length.copy(), slots, eviction)]
+
+    def settle(self) -> None:
+        """Drops what the last step evicts."""
+        if self._drops:
+            self._steps.overwrite(self._slots)
+        if self._careful:
+            sequence = self.sequences[0]
+            last = sequence.points[-1]
+            sequence.points = [Point(last.tokens, self.cache.length.copy(), None, last.eviction)]
+            sequence.eviction = last.eviction
 
     def close(self) -> None:
         """Gives back what the steps hold; the cache stays."""
@@ -99,18 +139,24 @@ class Decoder:
         return found
 
 
-def decode(model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> abc.Iterator[Piece]:
-    """Decodes sequences that have their first token until all are done; yields after each token of each sequence."""
+def decode(
+    model: Model, cache: Cache, sequences: abc.Sequence[Sequence], careful: bool = False
+) -> abc.Iterator[Piece]:
+    """Decodes sequences that have their first token until all are done; yields after each token of each sequence.
+
+    `careful`: see `Decoder`.
+    """
     active = np.array([not sequence.done for sequence in sequences])
     if not active.any():
         return
     seconds = 0.0
-    with closing(Decoder(model, cache, sequences)) as decoder:
+    with closing(Decoder(model, cache, sequences, careful=careful)) as decoder:
         while active.any():
             start = perf_counter()
             tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
-            logits = decoder.step(tokens, active)
+            logits = decoder.run(tokens, active)
             pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+            decoder.settle()
             seconds += perf_counter() - start
             for number, piece in pieces:
                 result = sequences[number].result

@@ -55,9 +55,9 @@ class Forced:
             raise PromptError(
                 f"{len(tokens)} given tokens are more than the {most} positions behind the prompt"
             )
-        wrong = [token for token in tokens if not 0 <= token < text.vocab]
-        if wrong:
-            raise PromptError(f"token {wrong[0]} is outside 0 to {text.vocab - 1}")
+        for token in tokens:
+            if not isinstance(token, int | np.integer) or not 0 <= token < text.vocab:
+                raise PromptError(f"token {token!a:.80} is no id from 0 to {text.vocab - 1}")
         policy = sequence.policy
         if attention and policy.decode != "append":
             raise PolicyError(

@@ -17,6 +17,7 @@ from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
 from vlkv.errors import ImageError, PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
+from vlkv.generation.points import Point
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
@@ -26,6 +27,7 @@ from vlkv.inputs.layouts import lay_out, lay_out_video
 from vlkv.inputs.messages import build_chat
 from vlkv.inputs.pictures import Clip, Limits, read_visuals
 from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
+from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.model import Model
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
@@ -59,6 +61,7 @@ class Sequence:
         windows: the sliding windows `[L]` that prompt and answer exceed, 0 for other layers.
         eviction: the eviction during decoding; None if nothing is evicted.
         logits: the logits `[V]` of the prompt's last token, after prefill.
+        points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
     """
 
     prompt: Prompt
@@ -75,6 +78,9 @@ class Sequence:
     windows: Windows = field(init=False, default=())
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
+    points: list[Point] = field(init=False, default_factory=list)
+    _tokenizer: Tokenizer = field(init=False, repr=False)
+    _ends: set[int] = field(init=False, repr=False)
     _sampler: Sampler = field(init=False, repr=False)
     _constraints: Constraints = field(init=False, repr=False)
     _stopping: Stopping = field(init=False, repr=False)
@@ -101,9 +107,24 @@ class Sequence:
             self.result.logprobs = []
         settings, eos = self.sampling.merged(model.manifest.generation), model.manifest.tokens.eos
         self._constraints = Constraints(settings, self.prompt.token_ids, eos)
-        tokenizer, stop = model.tokenizer, self.sampling.stop
-        ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
-        self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
+        self._tokenizer = model.tokenizer
+        self._ends = {*model.manifest.tokens.eos, *model.tokenizer.special_ids(self.sampling.stop)}
+        self._stopping = self._begun()
+
+    def _begun(self) -> Stopping:
+        return Stopping(self._tokenizer.detokenizer(), self._ends, self.sampling.stop, self.max_new_tokens)
+
+    def restore_text(self) -> None:
+        """Makes the text what the tokens say, wherever taking one was interrupted."""
+        stopping = self._begun()
+        self.result.text = "".join([stopping.push(token) for token in self.result.token_ids])
+        self.result.finish_reason, self._stopping = stopping.finish_reason or "", stopping
+
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the answer ends with an end token, or with the special token of a stop text."""
+        tokens = self.result.token_ids
+        return bool(tokens) and tokens[-1] in self._ends
 
     @property
     def done(self) -> bool:

@@ -165,7 +165,7 @@ def next_prompt(
         ids = tokenizer.encode(tail, add_special_tokens=False)
     else:
         whole, end = _continued(before.text, turns, manifest.chat_template, media, special)
-        ids = _encoded_from(whole, end, tokenizer)
+        ids = encoded_from(whole, end, tokenizer)
     done = [*before.token_ids.tolist(), *answer_ids]
     more = expand(whole, np.array(ids, np.int64), media, None)
     token_ids = np.concatenate([np.array(done, np.int64), more.token_ids])
@@ -212,7 +212,7 @@ def _messages(turns: Sequence[ChatTurn], media: Sequence[Medium], as_parts: bool
     return messages
 
 
-def _encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
+def encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
     """The ids of the text from `end` on, tokenised within the whole text if there is a token boundary at `end`."""
     first = tokenizer.encode(whole[:end], add_special_tokens=False)
     both = tokenizer.encode(whole, add_special_tokens=False)

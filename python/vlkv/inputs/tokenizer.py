@@ -85,6 +85,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             where = f"character {error.start} is the lone surrogate U+{code:04X}"
+            if 0xDC80 <= code <= 0xDCFF:  # what Python makes of bytes of a command line
+                where = f"character {error.start} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8"
             raise PromptError(f"prompt is not text: {where}") from error
         first, *others = [text] if self._spliced is None else text.split(self._spliced)
         ids: list[int] = self._backend.encode(first, add_special_tokens=add_special_tokens).ids

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from math import floor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,11 @@ from vlkv.policies.policy import Policy
 from vlkv.policies.windows import Windows, kept_within
 
 Positions = list[NDArray[np.int32]]
+LEAST_HELD = 256
+"""Where nothing of a prompt is evicted, budget 1, decoding evicts nothing before a layer holds so many tokens.
+
+A short prompt has that budget where none is given. If it evicted at once, its words would make way for its answer's.
+"""
 
 
 def share(budget: float, tokens: int) -> int:
@@ -38,10 +44,15 @@ def slots_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int
     """The slots that `new_tokens` of an answer need behind the kept ones: one, if each overwrites an older token."""
     if policy.decode == "append":
         return new_tokens
-    growth = 0
+    growth = most_held(budget, prompt_tokens) - prompt_tokens
     if policy.decode == "fixed_point":
         growth = share(budget, prompt_tokens + new_tokens) - share(budget, prompt_tokens)
     return min(new_tokens, growth + 1)
+
+
+def most_held(budget: float, kept: int) -> int:
+    """Tokens that a layer which kept so many of its prompt holds before decoding evicts."""
+    return max(kept, LEAST_HELD) if budget == 1.0 else kept
 
 
 def evicting(
@@ -69,7 +80,7 @@ def evicting(
     if policy.decode == "append":
         return Eviction(kept, capacity, windows) if any(windows) else None
     if policy.decode == "lowest":
-        return Lowest(policy, kept, scores, capacity, threads, windows)
+        return Lowest(policy, budget, kept, scores, capacity, threads, windows)
     return Oldest(policy, budget, prompt_tokens, kept, capacity, windows)
 
 
@@ -100,6 +111,12 @@ class Eviction:
         self.positions = [
             _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
         ]
+
+    def copy(self) -> Eviction:
+        """The same state, to go on from without changing this one."""
+        twin = copy(self)
+        twin.positions = [layer.copy() for layer in self.positions]
+        return twin
 
     def observe(self, seen: Observation, cache: Cache, row: int, window: int = 1) -> None:
         """Adds the attention of the newest `window` tokens; `row` is the prompt's row in the batch."""
@@ -166,12 +183,21 @@ class Oldest(Eviction):
         self._share = budget if policy.decode == "fixed_point" else 0.0
         self._tokens = prompt_tokens
         self._first = share(self._share, prompt_tokens)
-        self._counts = [layer.shape[1] for layer in kept]
+        counts = [layer.shape[1] for layer in kept]
+        self._counts = counts
+        if policy.decode == "sliding":
+            self._counts = [most_held(budget, count) for count in counts]
         self._queues = []
-        for count, window in zip(self._counts, windows, strict=True):
+        for count, window in zip(counts, windows, strict=True):
             sinks, _ = always_kept(policy, count, 0, prompt_tokens - kept_within(prompt_tokens, window))
             point = max(sinks, count - policy.distance) if policy.decode == "fixed_point" else sinks
             self._queues.append(deque(range(point, count)))
+
+    def copy(self) -> Oldest:
+        """See `Eviction.copy`."""
+        twin = cast(Oldest, super().copy())
+        twin._queues = [queue.copy() for queue in self._queues]
+        return twin
 
     def append(self, length: Int64, position: int) -> None:
         """See `Eviction.append`."""
@@ -217,6 +243,7 @@ class Lowest(Eviction):
     def __init__(
         self,
         policy: Policy,
+        budget: float,
         kept: Positions,
         scores: list[Float32],
         capacity: Sequence[int],
@@ -225,12 +252,18 @@ class Lowest(Eviction):
     ) -> None:
         super().__init__(kept, capacity, windows)
         self._policy, self._threads = policy, threads
-        self._counts = [layer.shape[1] for layer in kept]
+        self._counts = [most_held(budget, layer.shape[1]) for layer in kept]
         self._recent = [always_kept(policy, count, 0)[1] for count in self._counts]
         self.scores = []
         for positions, score, held in zip(kept, scores, capacity, strict=True):
             found = np.take_along_axis(score[0], positions.astype(np.int64), axis=1)
             self.scores.append(_fitted(found, held, 0.0)[np.newaxis])
+
+    def copy(self) -> Lowest:
+        """See `Eviction.copy`."""
+        twin = cast(Lowest, super().copy())
+        twin.scores = [score.copy() for score in self.scores]
+        return twin
 
     def fit(self, capacity: Sequence[int]) -> None:
         """See `Eviction.fit`."""

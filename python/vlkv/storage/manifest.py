@@ -35,6 +35,8 @@ MAX_BYTES = 16 << 20
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """Bytes of one element, by dtype."""
 
+MAX_LAYERS = 1024
+"""More than any model has; a manifest that says more would keep the runtime busy with names."""
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -198,6 +200,7 @@ def check(manifest: Manifest, name: str = NAME) -> None:
             raise EngineError(f"{name}: {text}")
 
     text, table, files = manifest.text, manifest.embedding, manifest.files
+    need(text.layers <= MAX_LAYERS, f"text: layers {text.layers} are more than {MAX_LAYERS}")
     groups = f"query_heads {text.query_heads} is no multiple of kv_heads {text.kv_heads}"
     need(text.query_heads % text.kv_heads == 0, f"text: {groups}")
     windows = text.layer_windows

@@ -182,6 +182,16 @@ def test_generation_settings(folder: Path) -> None:
     refused(folder, "suppress_tokens is [99]; it must be ids of the vocabulary of 12")
 
 
+@pytest.mark.parametrize("vocab", [{"a": 0, "b": 12}, [["a", 0.0]] * 13])
+def test_another_models_tokenizer(folder: Path, vocab: object) -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    sparse.dump(path, values | {"model": {"vocab": vocab}})
+    refused(folder, "has ids up to 12, the embedding table has 12 rows: the tokenizer is another model's")
+    sparse.dump(path, values | {"model": {"vocab": {"a": 0, "b": 11}}})
+    read_checkpoint(folder)
+
+
 def test_tokens_beyond_the_embedding_table_are_told(folder: Path) -> None:
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())

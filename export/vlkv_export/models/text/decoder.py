@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlkv.errors import CheckpointError
+from vlkv.storage.manifest import MAX_LAYERS
 from vlkv_export.checkpoint.facts import TextConfig
 from vlkv_export.checkpoint.fields import Fields, show
 from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape, linear
 from vlkv_export.checkpoint.rope import read_rope
-from vlkv_export.checkpoint.settings import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, read_activation
+from vlkv_export.checkpoint.settings import MAX_HEAD_DIM, MAX_HEADS, read_activation
 
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down")

@@ -9,12 +9,12 @@ from typing import Literal
 import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
+from vlkv.storage.manifest import MAX_LAYERS
 from vlkv_export.checkpoint.facts import VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape, linear, norm
 from vlkv_export.checkpoint.settings import (
     MAX_HEADS,
-    MAX_LAYERS,
     read_activation,
     read_feature_layers,
 )

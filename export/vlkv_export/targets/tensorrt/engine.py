@@ -28,7 +28,7 @@ from vlkv_export.weights.convert import (
     other_weights,
     weight_files,
 )
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.files import place_weights, write_weights
 from vlkv_export.weights.widened import widened
 
 ENGINE = ".engine"
@@ -55,9 +55,10 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         check_builder(target)
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
-        write_into = lower_into if lower_only else build_into
         with widened(source, folder, models, watch) as wide:
-            return write_into(wide, folder, models, manifest, target, watch)
+            if lower_only:
+                return lower_into(wide, folder, models, manifest, target, watch, options.link)
+            return build_into(wide, folder, models, manifest, target, watch)
 
     return write
 
@@ -90,9 +91,10 @@ def lower_into(
     manifest: Manifest,
     target: Resolved,
     watch: Watch,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Writes lowered graphs, their weights and the embedding table into `folder`; otherwise like `build_into`."""
-    _lowered(source, folder, models, manifest.image, target, watch)
+    _lowered(source, folder, models, manifest.image, target, watch, link)
     return {"kind": "lowered"} | _facts(source, folder, manifest, target)
 
 
@@ -144,8 +146,12 @@ def _lowered(
     image: ImageFacts,
     target: Resolved,
     watch: Watch,
+    link: bool = True,
 ) -> list[dict[str, Any]]:
-    """Writes the lowered graphs and their weights; returns what the builder needs to know of each graph."""
+    """Writes the lowered graphs and their weights; returns what the builder needs to know of each graph.
+
+    `link` lets weights be hard links: the builder reads them before it ends.
+    """
     others = other_weights(models, target.dtype)
     placed = {}
     if others:
@@ -167,5 +173,6 @@ def _lowered(
         ir.save(model, path)
         ranges = profiles(name, model, target.device, image)
         graphs.append({"name": name, "onnx": str(path), "profiles": ranges})
-    link_weights(source, folder, sorted(weight_files(models) - {CONVERTED}))
+    own = sorted(weight_files(models) - {CONVERTED})
+    place_weights({name: source / name for name in own}, folder, watch, link)
     return graphs

@@ -12,7 +12,7 @@ from vlkv.scheduler.plan import SLOTS, divide
 from vlkv.serving.size import parse_size
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import show, write_bytes
+from vlkv.storage.files import show, text_path, write_bytes
 
 INPUTS = (
     ("prompt", "STRING", "1", False),
@@ -83,10 +83,14 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
         raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
+    text_path(Path(settings.engine))
     resolve(settings.policy)
     for name, value in (("queue", settings.queue), ("instances", settings.instances)):
         if value < 1:
             raise VlkvError(f"{name} {value} is under 1")
+    for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
+        if value < 0:
+            raise VlkvError(f"{name} {value} is under 0")
     memory = parse_size(settings.memory)
     _check_place(manifest, settings.gpus)
     if not settings.gpus:
