@@ -48,5 +48,9 @@ class ServerFullError(VlkvError):
     """Too many requests wait already, or none is taken any more; the same request may do later."""
 
 
+class ServerStoppedError(VlkvError):
+    """A thread of the server has ended by an error: what it held is lost, and no request is answered any more."""
+
+
 class BenchError(VlkvError):
     """A benchmark that can't be run as asked, or a peer that can't."""

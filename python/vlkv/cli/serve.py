@@ -94,7 +94,7 @@ def serve(
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
-        scheduler.close(drain=False)
+        scheduler.close(drain=False, timeout=GRACE)
 
 
 def _close(scheduler: Any) -> None:

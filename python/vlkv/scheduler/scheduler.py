@@ -17,6 +17,8 @@ from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
+CLOSE_SECONDS = 60.0
+"""How long leaving a `with` block waits for the step that runs; a thread that hangs does not hang others."""
 SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
 """Lower than the command line's, as many requests are decoded at once; a large JPEG counts as what is decoded."""
 
@@ -68,6 +70,7 @@ class Scheduler:
 
         Raises:
             ServerFullError: too many wait already, or the scheduler is closed.
+            ServerStoppedError: its thread has ended by an error.
             MemoryLimitError: it can never run here.
             SamplingError: a deadline that is no number above 0.
             PromptError, ImageError, PolicyError: what was given can't be used.
@@ -95,6 +98,7 @@ class Scheduler:
         found = copy(self._worker.stats)
         found.finished = found.finished.copy()
         found.waiting = len(self._worker.queue)
+        found.alive = int(self.alive)
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
@@ -111,10 +115,12 @@ class Scheduler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close(drain=False)
+        self.close(drain=False, timeout=CLOSE_SECONDS)
 
     def _admit(self) -> None:
         with self._worker.changed:
+            if self._worker.died is not None:
+                raise self._worker.died
             if self._worker.draining:
                 raise ServerFullError("the server is shutting down and takes no more requests")
             waiting = len(self._worker.queue)

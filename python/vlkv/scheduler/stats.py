@@ -17,6 +17,7 @@ class Stats:
         finished: ended requests by finish reason.
         prompt_tokens, image_tokens, kept_tokens: of prompts prefilled; kept ones are the mean over layers, summed.
         generated_tokens: of all answers.
+        alive: 1 while the scheduler takes requests, else 0.
         slots, slots_used, waiting: now; a prompt in prefill uses one of the slots, which are lanes.
         cache_bytes: of the tokens that running answers keep and may yet add, now.
         cache_bytes_limit: the most that caches may take.
@@ -35,6 +36,7 @@ class Stats:
     image_tokens: int = 0
     kept_tokens: int = 0
     generated_tokens: int = 0
+    alive: int = 0
     slots: int = 0
     slots_used: int = 0
     waiting: int = 0

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
+from vlkv.errors import ServerStoppedError
 from vlkv.model import Model
 from vlkv.scheduler.batch import Batch
 from vlkv.scheduler.lanes import LaneCache
@@ -13,6 +14,7 @@ from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
+from vlkv.storage.files import reason
 
 SCHEDULED_CHUNK = 256
 """Prompt tokens between two steps: as fast as larger chunks, and running answers wait a quarter as long."""
@@ -31,6 +33,7 @@ class Worker(threading.Thread):
         queue: who waits.
         draining: no one may be put into the queue any more, and the thread ends when all is done.
         aborting: what is there ends at once.
+        died: the error that ended the thread, if one did.
         stats: the counters.
     """
 
@@ -39,6 +42,7 @@ class Worker(threading.Thread):
         self.changed = threading.Condition()
         self.queue: deque[Pending] = deque()
         self.draining = self.aborting = False
+        self.died: ServerStoppedError | None = None
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
         self._model, self._chunk = model, chunk
         self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
@@ -59,6 +63,9 @@ class Worker(threading.Thread):
         except BaseException as error:
             self._fail_all(error)
             raise
+        finally:
+            with self.changed:
+                self.draining = True
 
     def _round(self) -> None:
         start, spent = perf_counter(), self._accounted()
@@ -104,13 +111,19 @@ class Worker(threading.Thread):
 
     def _fail_all(self, error: BaseException) -> None:
         """Lets no one wait for an answer that will not come."""
+        died = ServerStoppedError(f"the scheduler has stopped by an error: {reason(error)}")
         with self.changed:
-            self.draining = True
+            self.draining, self.died = True, died
             waiting = list(self.queue)
             self.queue.clear()
         prefill = [self._prefill] if self._prefill else []
-        for one in (*self._batch.running, *prefill, *waiting):
-            one.ticket.end(error=error)
+        lost = [*self._batch.running, *prefill, *waiting]
+        self._prefill = None
+        self._batch.running.clear()
+        self._count()
+        self.stats.failed += len(lost)
+        for one in lost:
+            one.ticket.end(error=died)
 
     def _begin(self) -> None:
         """Begins to prefill the next prompt where a lane is free and no other is in prefill."""
@@ -121,9 +134,13 @@ class Worker(threading.Thread):
             if not self.queue or not self._fits(self.queue[0]):
                 return
             one = self.queue.popleft()
+            self._prefill = one  # before anything can go wrong with it
         one.ticket.started = monotonic()
-        one.begin(self._model, self._chunk, self._lanes, place)
-        self._prefill = one
+        try:
+            one.begin(self._model, self._chunk, self._lanes, place)
+        except Exception as error:
+            self._drop_prefill()
+            self._finish(one.ticket, error=error)
 
     def _fits(self, one: Pending) -> bool:
         """Whether the memory holds it beside the running answers; alone every request that was taken does."""
@@ -187,7 +204,8 @@ class Worker(threading.Thread):
     def _drop_prefill(self) -> None:
         if self._prefill is not None:
             self._prefill.close()
-            self._lanes.release(self._prefill.lane)
+            if self._prefill.lane >= 0:
+                self._lanes.release(self._prefill.lane)
             self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:

@@ -17,6 +17,7 @@ COUNTERS = {
     "own_seconds": "Seconds that the scheduler itself took.",
 }
 GAUGES = {
+    "alive": "1 while requests are taken, 0 once the scheduler has stopped.",
     "slots": "Answers that can run at once.",
     "slots_used": "Answers that run, and the prompt that is read.",
     "waiting": "Requests in the queue.",

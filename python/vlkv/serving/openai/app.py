@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlkv.engine import Engine
-from vlkv.errors import EngineError
+from vlkv.errors import EngineError, ServerStoppedError
 from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
@@ -278,6 +278,8 @@ def failed(error: BaseException) -> RequestError:
     kind = error_kind(error)
     if kind is ErrorKind.FULL:
         return RequestError(error_text(error), status=503, kind="server_error", code="server_full")
+    if isinstance(error, ServerStoppedError):
+        return RequestError(error_text(error), status=503, kind="server_error", code="server_stopped")
     if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
         return RequestError(error_text(error))
     return RequestError(f"the server failed: {type(error).__name__}", status=500, kind="server_error")
@@ -302,7 +304,7 @@ def make_app(
                 found = failed(error)
                 if found.status == 500:
                     LOG.exception("request %s failed", number)
-                headers = {"Retry-After": "1"} if found.status == 503 else None
+                headers = {"Retry-After": "1"} if found.code == "server_full" else None
                 reply = as_json(found.body(), found.status, headers)
             reply.headers["x-request-id"] = number if number.isprintable() else ""
             service.metrics.request(request.scope["route"].path, reply.status_code)

@@ -8,7 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlkv.engine import Engine
-from vlkv.errors import SamplingError, VlkvError
+from vlkv.errors import SamplingError, ServerStoppedError, VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
 from vlkv.serving.size import parse_size
@@ -19,6 +19,10 @@ from vlkv.serving.triton.metrics import Metrics
 CHARACTERS_A_TOKEN = 32
 """No text of natural language has more; what is longer than that times the model's positions is not tokenized."""
 MICRO = 1e-6
+DRAIN_SECONDS = 300.0
+"""How long running answers may go on when the model is unloaded; tritonserver's own `--exit-timeout-secs` is 30 s."""
+END_SECONDS = 10.0
+"""How long a thread may take to end after that."""
 
 
 class TritonPythonModel:
@@ -39,6 +43,7 @@ class TritonPythonModel:
             settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
             if "memory" in given:
                 settings["memory"] = parse_size(given["memory"])
+            self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)
         except VlkvError as error:
             raise pb_utils.TritonModelException(f"vlkv: {error}") from None
@@ -46,8 +51,7 @@ class TritonPythonModel:
         self._longest = CHARACTERS_A_TOKEN * engine.manifest.text.max_positions
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = Metrics(pb_utils, labels)
-        self._exchange = Exchange(pb_utils, self._count)
-        self._exchange.start()
+        self._exchange = self._exchanging()
         plan = self._scheduler.plan
         pb_utils.Logger.log_info(
             f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
@@ -56,6 +60,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests; answers come later."""
+        self._revive()
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -73,10 +78,29 @@ class TritonPythonModel:
                 self._exchange.fail(sender, error)
 
     def finalize(self) -> None:
-        """Lets running answers end, then stops."""
-        if hasattr(self, "_exchange"):
-            self._scheduler.close(drain=True)
-            self._exchange.close()
+        """Lets running answers end, then stops. Nothing makes it wait longer than its limits."""
+        if not hasattr(self, "_exchange"):
+            return
+        if not self._scheduler.close(drain=True, timeout=DRAIN_SECONDS):
+            pb_utils.Logger.log_error(f"vlkv: answers still run after {DRAIN_SECONDS:g} s; they are ended")
+            self._scheduler.close(drain=False, timeout=END_SECONDS)
+        self._exchange.close(END_SECONDS, ServerStoppedError("the server has shut down"))
+
+    def _exchanging(self) -> Exchange:
+        exchange = Exchange(pb_utils, self._count)
+        exchange.start()
+        return exchange
+
+    def _revive(self) -> None:
+        """Puts a new thread in the place of one that an error has ended: Triton itself would never know."""
+        if not self._scheduler.alive:
+            pb_utils.Logger.log_error("vlkv: the scheduler had stopped; a new one begins")
+            self._scheduler.close(drain=False, timeout=END_SECONDS)
+            self._scheduler = self._engine.scheduler(**self._settings)
+            self._metrics.restart()
+        if not self._exchange.is_alive():
+            pb_utils.Logger.log_error("vlkv: the sending thread had stopped; a new one begins")
+            self._exchange = self._exchanging()
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
