@@ -181,7 +181,7 @@ class Conversation:
         embeds = self._model.embedding.rows(sequence.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, stop in chunk_bounds(length, backend.chunk or PREFILL_CHUNK, done):
+        for first, stop in chunk_bounds(length, PREFILL_CHUNK, done, most=backend.chunk):
             window = stop - first if eviction is not None and eviction.watches else 0
             positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()

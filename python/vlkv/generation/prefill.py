@@ -26,16 +26,45 @@ from vlkv.policies.observe import Observer, observed_rows
 PREFILL_CHUNK = 1024
 """Prompt tokens of a call: 512 to 2048 are equally fast, a long prompt in one piece is slower and takes more memory."""
 
+GRAIN = 64
+"""Chunks end at multiples of so many tokens, counted from the first observed one, and none has fewer: then their size
+changes no bit. Fewer than 20 rows take other kernels, and scores are added in blocks of 64 rows."""
+
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+Chunk = int | Callable[[], int]
 Parts = Generator[int, None, T]
 """Work part by part, with the prompt tokens done after each."""
 
 
-def chunk_bounds(length: int, chunk: int = PREFILL_CHUNK, begin: int = 0) -> list[tuple[int, int]]:
-    """Equal parts of at most `chunk` tokens of those from `begin` to `length`."""
-    parts = -(-(length - begin) // chunk)
-    edges = [begin + (length - begin) * part // parts for part in range(parts + 1)]
+def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 0) -> int:
+    """Where a chunk ends that begins at token `first` of `length`.
+
+    Args:
+        first: its first token.
+        length: of the prompt.
+        chunk: how many tokens are wanted; it has up to 2 `GRAIN` - 1 more, so that none is too small.
+        origin: the first observed token; ends are multiples of `GRAIN` from there.
+        most: the most that the backend takes; 0 for any number.
+    """
+    chunk = min(chunk, most or chunk)
+    grain = min(GRAIN, chunk)
+    end = first + chunk
+    end -= (end - origin) % grain
+    if end - first < grain:
+        end += grain
+    if length - end < grain:
+        end = length
+    return min(end, first + most) if most else end
+
+
+def chunk_bounds(
+    length: int, chunk: int = PREFILL_CHUNK, begin: int = 0, origin: int = 0, most: int = 0
+) -> list[tuple[int, int]]:
+    """The chunks of the tokens from `begin` to `length`: see `chunk_end`."""
+    edges = [begin]
+    while edges[-1] < length:
+        edges.append(chunk_end(edges[-1], length, chunk, origin, most))
     return list(pairwise(edges))
 
 
@@ -49,7 +78,7 @@ def prefill(
 
 
 def prefilling(
-    model: Model, sequence: Sequence, chunk: int = PREFILL_CHUNK, lane: Cache | None = None
+    model: Model, sequence: Sequence, chunk: Chunk = PREFILL_CHUNK, lane: Callable[[], Cache] | None = None
 ) -> Parts[None]:
     """Runs one prompt part by part: a picture's tile, or a chunk of tokens, between one `next` and another.
 
@@ -59,9 +88,9 @@ def prefilling(
     Args:
         model: the opened engine.
         sequence: the prompt and its policy.
-        chunk: most tokens of a call.
-        lane: where the cache is to end (B = 1), for a layer's kept tokens and the answer; None makes arrays of that
-            size.
+        chunk: tokens of a call; a function is asked before each.
+        lane: gives the place where the cache is to end (B = 1), for a layer's kept tokens and the answer; it is asked
+            once, when the first of them are to be written. None makes arrays of that size.
     """
     sequence.begin(model)
     length, policy, text, backend = (
@@ -74,9 +103,10 @@ def prefilling(
     rows = observed_rows(policy, length, sequence.prompt.last_image)
     observer = Observer(text, policy, length, rows, backend.threads)
     new_tokens = sequence.max_new_tokens if policy.keeps_all else 0
-    cache = lane if policy.keeps_all and lane else Cache.empty(text, length + new_tokens, backend.store)
+    place = lane() if policy.keeps_all and lane else None
+    cache = place or Cache.empty(text, length + new_tokens, backend.store)
     sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
-    cut(model, sequence, cache, observer, lane=lane)
+    cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
 def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
@@ -136,12 +166,15 @@ def _running(
     cache: Cache,
     observer: Observer,
     spent: Seconds,
-    chunk: int,
+    chunk: Chunk,
 ) -> Parts[Float32]:
     """The same, a chunk a part."""
     length, rows, backend = len(embeds), observer.rows, model.backend
-    for first, last in chunk_bounds(length, min(chunk, backend.chunk or chunk), begin):
-        start = perf_counter()
+    first, last = begin, begin
+    while last < length:
+        start, first = perf_counter(), last
+        wanted = chunk if isinstance(chunk, int) else chunk()
+        last = chunk_end(first, length, wanted, rows.start if rows else 0, backend.chunk)
         seen = np.arange(max(first, rows.start), min(last, rows.stop), dtype=np.int64)
         positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
         logits, observation = backend.extend(

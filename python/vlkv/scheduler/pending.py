@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
+from vlkv.backend.cache import Cache
 from vlkv.generation.prefill import Parts, prefilling
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.ticket import Ticket
 
 
@@ -16,33 +18,52 @@ class Pending:
 
     Attributes:
         ticket, sequence: whose it is, and what it is.
-        lane: where its cache is to end, once its prefill has begun.
+        lane: where its cache lies or is to end; -1 until its first tokens are to be written there.
+        view: that lane as a cache, from then on.
+        left: prompt tokens that are not prefilled yet.
+        passed: how many requests have gone before it that came later.
+        lane_bytes, prefill_bytes: what its answer takes at most, and its prefill beside that.
         prefill_seconds: spent in its prefill so far.
+        token_seconds: of a prompt token, in its last chunk; 0 before it.
     """
 
-    def __init__(self, ticket: Ticket, sequence: Sequence) -> None:
+    def __init__(self, ticket: Ticket, sequence: Sequence, plan: Plan) -> None:
         self.ticket, self.sequence = ticket, sequence
         self.lane = -1
-        self.prefill_seconds = 0.0
+        self.view: Cache | None = None
+        self.left = len(sequence.prompt.token_ids)
+        self.passed = 0
+        self.lane_bytes, self.prefill_bytes = plan.lane_bytes(sequence), plan.prefill_bytes(sequence)
+        self.prefill_seconds = self.token_seconds = 0.0
+        self._chunk = 1
         self._parts: Parts[None] | None = None
 
-    def begin(self, model: Model, chunk: int, lanes: LaneCache, lane: int) -> None:
-        """Makes ready to prefill into a lane, at most `chunk` tokens a part."""
-        self.lane = lane
-        self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))
+    def begin(self, model: Model, lane: Callable[[Pending], Cache]) -> None:
+        """Makes ready to prefill; `lane` gives it the lane where its cache is to end."""
 
-    def advance(self) -> bool:
-        """Runs one part of the prefill; whether it was the last."""
+        def take() -> Cache:
+            self.view = lane(self)
+            return self.view
+
+        self._parts = prefilling(model, self.sequence, lambda: self._chunk, take)
+
+    def advance(self, chunk: int) -> bool:
+        """Runs one part of the prefill, a picture's tile or about `chunk` tokens; whether it was the last."""
         assert self._parts is not None
+        self._chunk = chunk
         start = perf_counter()
         try:
-            next(self._parts)
+            done = next(self._parts)
         except StopIteration:
             self._parts = None
             self.sequence.images = ()  # nothing needs the pictures while the answer runs
             return True
         finally:
-            self.prefill_seconds += perf_counter() - start
+            spent = perf_counter() - start
+            self.prefill_seconds += spent
+        if done:
+            before, self.left = self.left, len(self.sequence.prompt.token_ids) - done
+            self.token_seconds = spent / max(1, before - self.left)
         return False
 
     def close(self) -> None:

@@ -26,17 +26,18 @@ SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
 class Scheduler:
     """Answers over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
 
-    Prompts are prefilled one at a time, in chunks between the steps of running answers. A greedy answer is the one that
-    `Engine.generate` gives, whatever else runs, unless a lane cuts a layer's share (`capacity`).
+    Prompts are prefilled in chunks between the steps of running answers, for 1.5 times as long as these take; a short
+    prompt passes a long one (`vlkv.scheduler.prefills`). A greedy answer is the one that `Engine.generate` gives,
+    whatever else runs, unless a lane cuts a layer's share (`capacity`).
 
     Args:
         model: the opened engine.
         slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole cache of the one prompt in prefill.
+        memory: bytes that caches may take: all lanes, and the whole caches of the prompts in prefill.
         queue: requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
         prompt_tokens: the longest prompt to compress; None for what half the memory gives.
-        chunk: prompt tokens between two steps.
+        chunk: the most prompt tokens between two steps.
         limits: of a request's pictures.
 
     Raises:
@@ -84,7 +85,7 @@ class Scheduler:
         with self._worker.changed:
             self._admit()
             self._worker.stats.submitted += 1
-            self._worker.queue.append(Pending(ticket, sequence))
+            self._worker.queue.append(Pending(ticket, sequence, self.plan))
             self._worker.changed.notify_all()
         return ticket
 

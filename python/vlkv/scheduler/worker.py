@@ -12,12 +12,13 @@ from vlkv.scheduler.batch import Batch
 from vlkv.scheduler.lanes import LaneCache
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
+from vlkv.scheduler.prefills import Prefills
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 from vlkv.storage.files import reason
 
 SCHEDULED_CHUNK = 256
-"""Prompt tokens between two steps: as fast as larger chunks, and running answers wait a quarter as long."""
+"""The most prompt tokens between two steps: as fast as larger chunks."""
 
 
 class Worker(threading.Thread):
@@ -26,7 +27,7 @@ class Worker(threading.Thread):
     Args:
         model: the opened engine; no other thread uses its backend meanwhile.
         plan: how many lanes of which size.
-        chunk: most prompt tokens between two steps.
+        chunk: the most prompt tokens between two steps.
 
     Attributes:
         changed: guards `queue` and `draining`, and is notified when they change.
@@ -44,11 +45,10 @@ class Worker(threading.Thread):
         self.draining = self.aborting = False
         self.died: ServerStoppedError | None = None
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
-        self._model, self._chunk = model, chunk
+        self._model = model
         self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
-        self._prefill: Pending | None = None
-        self._plan = plan
+        self._prefills = Prefills(self._lanes, plan, chunk, model.manifest.operators != "native")
 
     def wake(self) -> None:
         """Makes an idle thread look again."""
@@ -79,7 +79,7 @@ class Worker(threading.Thread):
     def _wait(self) -> bool:
         """Sleeps while there is nothing to do; false when there will be nothing more."""
         with self.changed:
-            while not (self._batch.running or self._prefill or self.queue):
+            while not (self._batch.running or self._prefills.running or self.queue):
                 if self.draining:
                     return False
                 self.changed.wait()
@@ -95,10 +95,10 @@ class Worker(threading.Thread):
         for one, reason in late:
             self._batch.remove(one)
             self._finish(one.ticket, reason)
-        if self._prefill and (reason := self._over(self._prefill.ticket)):
-            ticket = self._prefill.ticket
-            self._drop_prefill()
-            self._finish(ticket, reason)
+        stuck = [(one, reason) for one in self._prefills.running if (reason := self._over(one.ticket))]
+        for one, reason in stuck:
+            self._prefills.drop(one)
+            self._finish(one.ticket, reason)
         with self.changed:
             gone = [(one, reason) for one in self.queue if (reason := self._over(one.ticket))]
             for one, _ in gone:
@@ -116,9 +116,8 @@ class Worker(threading.Thread):
             self.draining, self.died = True, died
             waiting = list(self.queue)
             self.queue.clear()
-        prefill = [self._prefill] if self._prefill else []
-        lost = [*self._batch.running, *prefill, *waiting]
-        self._prefill = None
+        lost = [*self._batch.running, *self._prefills.running, *waiting]
+        self._prefills.running.clear()
         self._batch.running.clear()
         self._count()
         self.stats.failed += len(lost)
@@ -126,42 +125,35 @@ class Worker(threading.Thread):
             one.ticket.end(error=died)
 
     def _begin(self) -> None:
-        """Begins to prefill the next prompt where a lane is free and no other is in prefill."""
-        place = len(self._batch.running)
-        if self._prefill or place == self._lanes.lanes:
-            return
-        with self.changed:
-            if not self.queue or not self._fits(self.queue[0]):
+        """Begins to prefill whoever may; it is known as such before anything can go wrong with it."""
+        while True:
+            with self.changed:
+                one = self._prefills.choose(self.queue, self._batch.running)
+            if one is None:
                 return
-            one = self.queue.popleft()
-            self._prefill = one  # before anything can go wrong with it
-        one.ticket.started = monotonic()
-        try:
-            one.begin(self._model, self._chunk, self._lanes, place)
-        except Exception as error:
-            self._drop_prefill()
-            self._finish(one.ticket, error=error)
-
-    def _fits(self, one: Pending) -> bool:
-        """Whether the memory holds it beside the running answers; alone every request that was taken does."""
-        used = sum(self._plan.lane_bytes(other.sequence) for other in self._batch.running)
-        wanted = self._plan.lane_bytes(one.sequence) + self._plan.prefill_bytes(one.sequence)
-        return used + wanted <= self._plan.memory
+            one.ticket.started = monotonic()
+            try:
+                one.begin(self._model, lambda it: self._prefills.take(it, len(self._batch.running)))
+            except Exception as error:
+                self._prefills.drop(one)
+                self._finish(one.ticket, error=error)
 
     def _advance(self) -> None:
-        """One part of the prompt; after the last it joins the running answers with its first token."""
-        one = self._prefill
+        """One part of a prompt; after the last it joins the running answers with its first token."""
+        answers = bool(self._batch.running)
+        one = self._prefills.next()
         if one is None:
             return
         before = one.prefill_seconds
         try:
-            ready = one.advance()
-            self.stats.prefill_seconds += one.prefill_seconds - before
+            ready = one.advance(self._prefills.tokens(one, self._batch.seconds if answers else 0.0))
+            spent = one.prefill_seconds - before
+            self.stats.prefill_seconds += spent
+            self._prefills.spent(one, spent, answers)
             if ready:
-                self._prefill = None
                 self._join(one)
         except Exception as error:
-            self._drop_prefill()
+            self._prefills.drop(one)
             self._finish(one.ticket, error=error)
 
     def _join(self, one: Pending) -> None:
@@ -175,14 +167,17 @@ class Worker(threading.Thread):
         ticket.push(piece)
         if sequence.done:
             sequence.cache = None
-            self._lanes.release(one.lane)
+            self._prefills.drop(one)
             self._finish(ticket)
             return
+        self._prefills.vacate(len(self._batch.running), one)
         self._batch.add(one)
+        self._prefills.remove(one)
 
     def _step(self) -> None:
         """One token for every running answer."""
         if not self._batch.running:
+            self._prefills.idle()
             return
         try:
             for one, piece, error in self._batch.step():
@@ -195,18 +190,12 @@ class Worker(threading.Thread):
                 if error is not None or one.sequence.done:
                     self._batch.remove(one)
                     self._finish(ticket, error=error)
+            self._prefills.stepped(self._batch.seconds)
         except Exception as error:
             tickets = [one.ticket for one in self._batch.running]
             self._batch.clear()
             for ticket in tickets:
                 self._finish(ticket, error=error)
-
-    def _drop_prefill(self) -> None:
-        if self._prefill is not None:
-            self._prefill.close()
-            if self._prefill.lane >= 0:
-                self._lanes.release(self._prefill.lane)
-            self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:
         """Tells the end; what it held is free and counted before anyone hears of it."""
@@ -219,5 +208,5 @@ class Worker(threading.Thread):
 
     def _count(self) -> None:
         running, stats = self._batch.running, self.stats
-        stats.slots_used = len(running) + (self._prefill is not None)
+        stats.slots_used = len(running) + len(self._prefills.running)
         stats.cache_bytes = sum(one.sequence.result.cache_bytes for one in running)

@@ -1,0 +1,149 @@
+"""The prompts in prefill: which one begins, which one goes on, how much of it, and in which lane it lies.
+
+A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
+steps, over any time longer than a part: an answer's tokens take at most 1 + `SHARE` times as long as without it. How
+many tokens a part has follows from how long the last ones took.
+
+The oldest prompt and the shortest go on by turns, so that a short one waits for one part of a long one, and a long one
+has half of the time whatever comes. A second prompt begins only where it is less than half as long as what is left of
+those before it: prompts of one length go one after the other, and their caches are not all alive at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from vlkv.backend.cache import Cache
+from vlkv.generation.prefill import GRAIN
+from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.pending import Pending
+from vlkv.scheduler.plan import Plan
+
+SHARE = 1.5
+"""Seconds of prefill for a second of decode steps, while answers run."""
+IDLE_SECONDS = 0.05
+"""Of a part where no answer runs: how long a prompt that comes then waits."""
+MOST = 4
+"""Prompts in prefill at once."""
+PASSES = 16
+"""How many later requests may go before one that the memory does not hold yet."""
+
+
+class Prefills:
+    """See the module.
+
+    Args:
+        lanes: where caches end.
+        plan: what they may take.
+        chunk: the most tokens of a part.
+        equal: whether parts are to have `chunk` tokens each, for operators that round once a part.
+
+    Attributes:
+        running: prompts in prefill, in the order in which they began.
+    """
+
+    def __init__(self, lanes: LaneCache, plan: Plan, chunk: int, equal: bool) -> None:
+        self.running: list[Pending] = []
+        self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
+        self._debt = 0.0
+        self._oldest_next = False
+        self._token_seconds = 0.0
+
+    def choose(self, queue: deque[Pending], answers: list[Pending]) -> Pending | None:
+        """Who may begin now; it is then no longer in the queue, and in `running`."""
+        if not queue or len(self.running) >= MOST or len(self.running) + len(answers) >= self._lanes.lanes:
+            return None
+        used = sum(one.lane_bytes for one in answers)
+        used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
+        free = self._plan.memory - used
+        head = queue[0]
+        fits = [one for one in queue if one.lane_bytes + one.prefill_bytes <= free]
+        if self.running:
+            fits = [one for one in fits if 2 * one.left < min(other.left for other in self.running)]
+        elif fits and fits[0] is head:
+            fits = [head]
+        elif head.passed >= PASSES:
+            return None
+        if not fits:
+            return None
+        found = min(fits, key=lambda one: one.left)
+        if found is not head:
+            head.passed += 1
+        queue.remove(found)
+        self.running.append(found)
+        return found
+
+    def next(self) -> Pending | None:
+        """Whose part is to run now; None where answers have to go on first."""
+        if not self.running or self._debt > 0:
+            return None
+        self._oldest_next = not self._oldest_next
+        if self._oldest_next:
+            return min(self.running, key=lambda one: one.left)
+        return min(self.running, key=lambda one: one.ticket.submitted)
+
+    def tokens(self, one: Pending, step_seconds: float) -> int:
+        """How many of its tokens to run: what takes `SHARE` steps, or `IDLE_SECONDS` where none runs (0)."""
+        if self._equal:
+            return self._chunk
+        known = one.token_seconds or self._token_seconds
+        if not known:
+            return min(GRAIN, self._chunk)
+        wanted = int((SHARE * step_seconds or IDLE_SECONDS) / known)
+        return min(max(wanted - wanted % GRAIN, GRAIN), self._chunk)
+
+    def spent(self, one: Pending, seconds: float, answers: bool) -> None:
+        """Counts a part that ran; while answers run it is to be made good by their steps."""
+        self._token_seconds = one.token_seconds or self._token_seconds
+        self._debt = self._debt + seconds if answers else 0.0
+
+    def stepped(self, seconds: float) -> None:
+        """Counts a decode step."""
+        self._debt = max(0.0, self._debt - SHARE * seconds)
+
+    def idle(self) -> None:
+        """No answer runs: there is no one to be slowed."""
+        self._debt = 0.0
+
+    def remove(self, one: Pending) -> None:
+        """Takes it out; its lane is another matter."""
+        self.running.remove(one)
+
+    def drop(self, one: Pending) -> None:
+        """Takes it out, with all that it holds."""
+        one.close()
+        if one.lane >= 0:
+            self._lanes.release(one.lane)
+        self.remove(one)
+
+    def take(self, one: Pending, place: int) -> Cache:
+        """A lane for a prompt: `place`, the one behind the running answers, for a prompt that is about to join them.
+
+        A cache that is kept whole is written from the start, and lies wherever a lane is free.
+        """
+        if one.sequence.policy.keeps_all:
+            held = {other.lane for other in self.running}
+            place = next(lane for lane in range(place, self._lanes.lanes) if lane not in held)
+        else:
+            self.vacate(place, one)
+        one.lane = place
+        return self._lanes.one(place)
+
+    def vacate(self, place: int, one: Pending) -> None:
+        """Makes `place` free for one that joins the answers: who is in prefill there gets its lane, or a free one."""
+        for other in self.running:
+            if other is one or other.lane != place or other.view is None:
+                continue
+            held = {each.lane for each in self.running}
+            spare, length = one.lane, np.zeros_like(other.view.length[:, 0])
+            if spare < 0:
+                spare = next(lane for lane in range(place, self._lanes.lanes) if lane not in held)
+            elif one.sequence.cache is not None:
+                length = one.sequence.cache.length[:, 0]
+            self._lanes.exchange(place, other.view.length[:, 0], spare, length)
+            self._lanes.point(other.view, spare)
+            other.lane = spare
+            if one.lane >= 0:
+                one.lane = place
