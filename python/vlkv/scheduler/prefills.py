@@ -101,7 +101,7 @@ class Prefills:
 
     def stepped(self, seconds: float) -> None:
         """Counts a decode step."""
-        self._debt = max(0.0, self._debt - SHARE * seconds)
+        self._debt = max(-SHARE * seconds, self._debt - SHARE * seconds)
 
     def idle(self) -> None:
         """No answer runs: there is no one to be slowed."""
