@@ -7,6 +7,7 @@ copies one, `forced` feeds one, the scheduler batches them. L layers, V vocabula
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
-from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.layouts import Layout, lay_out
 from vlkv.inputs.messages import build_chat
 from vlkv.inputs.pictures import Limits, read_pictures
 from vlkv.inputs.prompt import Prompt, build_prompt
@@ -33,6 +34,9 @@ from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
 from vlkv.storage.image_facts import Fixed, ImageFacts
 from vlkv.storage.manifest import BYTES
+
+Read = Callable[[abc.Sequence[Any], abc.Sequence[Layout], ImageFacts, Limits], abc.Sequence[Float32]]
+"""Turns pictures into pixel values, as `vlkv.inputs.pictures.read_pictures` does."""
 
 
 @dataclass(eq=False)
@@ -156,11 +160,15 @@ def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, 
 
 
 def prepare(
-    model: Model, question: Question, prompt: Prompt | None = None, limits: Limits | None = None
+    model: Model,
+    question: Question,
+    prompt: Prompt | None = None,
+    limits: Limits | None = None,
+    read: Read = read_pictures,
 ) -> Sequence:
     """The sequence of a question, checked; `prompt` is its prompt where that is known already.
 
-    `limits` are those of its pictures, which are decoded here, one at a time.
+    `limits` are those of its pictures, which `read` decodes, one at a time.
 
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
@@ -201,6 +209,6 @@ def prepare(
     check_threshold(policy, model.manifest)
     budget = default_budget(policy, length) if given is None else given
     layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
-    images = read_pictures(question.images, layouts, model.manifest.image, limits or Limits())
+    images = read(question.images, layouts, model.manifest.image, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)

@@ -29,6 +29,30 @@ class Limits:
     count: int | None = None
 
 
+def measure_pictures(
+    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
+) -> list[int]:
+    """How many pixels are decoded of each picture: `read_pictures` without reading more than headers."""
+    least, found, total = _least(layouts, facts), [], 0
+    for number, source in enumerate(sources, 1):
+        if limits.count is not None and number > limits.count:
+            raise ImageError(f"the request has {len(sources)} pictures, the limit is {limits.count}")
+        found.append(decoded_pixels(source, limit=limits.picture, least=least[number - 1]))
+        total += found[-1]
+        if limits.request is not None and total > limits.request:
+            raise ImageError(
+                f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
+                f"the limit is {limits.request / 1e6:.6g}"
+            )
+    return found
+
+
+def _least(layouts: Sequence[Layout], facts: ImageFacts) -> list[int]:
+    """The shortest side of each picture that is of use."""
+    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
+    return [max(*sides, *layout.scaled) for layout in layouts]
+
+
 def read_pictures(
     sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
 ) -> list[Float32]:
@@ -37,18 +61,8 @@ def read_pictures(
     Raises:
         ImageError: a picture that can't be read, or more pixels than `limits`, told from the headers of all.
     """
-    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
-    least = [max(*sides, *layout.scaled) for layout in layouts]
-    total = 0
-    for number, source in enumerate(sources, 1):
-        if limits.count is not None and number > limits.count:
-            raise ImageError(f"the request has {len(sources)} pictures, the limit is {limits.count}")
-        total += decoded_pixels(source, limit=limits.picture, least=least[number - 1])
-        if limits.request is not None and total > limits.request:
-            raise ImageError(
-                f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
-                f"the limit is {limits.request / 1e6:.6g}"
-            )
+    measure_pictures(sources, layouts, facts, limits)
+    least = _least(layouts, facts)
 
     def read(number: int) -> Float32:
         name, layout = f"picture {number + 1} of {len(sources)}", layouts[number]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from copy import copy
+from typing import Any
 
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
-from vlkv.generation.sequence import prepare
-from vlkv.inputs.pictures import Limits
+from vlkv.generation.sequence import Sequence, prepare
+from vlkv.inputs.pictures import Limits, measure_pictures, read_pictures
 from vlkv.model import Model
 from vlkv.scheduler.pending import Pending
+from vlkv.scheduler.pixels import PIXEL_MEMORY, Held, Pixels, held_bytes
 from vlkv.scheduler.plan import MEMORY, SLOTS, divide
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
@@ -39,6 +41,7 @@ class Scheduler:
         prompt_tokens: the longest prompt to compress; None for what half the memory gives.
         chunk: the most prompt tokens between two steps.
         limits: of a request's pictures.
+        pixel_memory: bytes that the pictures of waiting requests may take, as pixels.
 
     Raises:
         MemoryLimitError: the memory does not hold what is asked for.
@@ -51,19 +54,23 @@ class Scheduler:
         slots: int = SLOTS,
         memory: int = MEMORY,
         queue: int = QUEUE,
-        capacity: int | Sequence[int] | None = None,
+        capacity: int | abc.Sequence[int] | None = None,
         prompt_tokens: int | None = None,
         chunk: int = SCHEDULED_CHUNK,
         limits: Limits = SERVED,
+        pixel_memory: int = PIXEL_MEMORY,
     ) -> None:
         text = model.manifest.text
         self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
         self._model, self._queue, self._limits = model, queue, limits
+        self._pixels = Pixels(pixel_memory)
         self._worker = Worker(model, self.plan, chunk)
         self._worker.start()
 
     def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
         """Puts a question into the queue. Text and pictures are made ready here, in the caller's thread.
+
+        What can be refused is refused before a picture is decoded.
 
         Args:
             question: the prompt, its pictures and how to answer.
@@ -80,14 +87,43 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        sequence = prepare(self._model, question, limits=self._limits)
+        asked: list[tuple[Any, Any, Any, Any]] = []
+
+        def later(*given: Any) -> tuple[()]:
+            asked.append(given)
+            return ()
+
+        sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
-        with self._worker.changed:
-            self._admit()
-            self._worker.stats.submitted += 1
-            self._worker.queue.append(Pending(ticket, sequence, self.plan))
-            self._worker.changed.notify_all()
+        one = Pending(
+            ticket, sequence, self.plan, self._read(sequence, *asked[0]) if question.images else None
+        )
+        try:
+            with self._worker.changed:
+                self._admit()
+                self._worker.stats.submitted += 1
+                self._worker.queue.append(one)
+                self._worker.changed.notify_all()
+        except BaseException:
+            one.close()
+            raise
         return ticket
+
+    def _read(self, sequence: Sequence, sources: Any, layouts: Any, facts: Any, limits: Limits) -> Held:
+        """Decodes the pictures of a sequence when there is room for them; what they hold from now on."""
+        most = max(measure_pictures(sources, layouts, facts, limits))
+        try:
+            held = self._pixels.hold(held_bytes(layouts))
+        except ServerFullError:
+            self._worker.stats.refused += 1
+            raise
+        try:
+            with self._pixels.decoding(most):
+                sequence.images = read_pictures(sources, layouts, facts, limits)
+        except BaseException:
+            held.release()
+            raise
+        return held
 
     @property
     def alive(self) -> bool:
@@ -100,6 +136,7 @@ class Scheduler:
         found.finished = found.finished.copy()
         found.waiting = len(self._worker.queue)
         found.alive = int(self.alive)
+        found.pixel_bytes = self._pixels.held
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:

@@ -21,6 +21,7 @@ class Stats:
         slots, slots_used, waiting: now; a prompt in prefill uses one of the slots, which are lanes.
         cache_bytes: of the tokens that running answers keep and may yet add, now.
         cache_bytes_limit: the most that caches may take.
+        pixel_bytes: of the pictures of requests that wait or are in prefill, now.
         steps: decode steps.
         rows: answers in these steps, summed.
         prefill_seconds, step_seconds, pick_seconds: in the graphs over prompts; in decode steps of the backend;
@@ -42,6 +43,7 @@ class Stats:
     waiting: int = 0
     cache_bytes: int = 0
     cache_bytes_limit: int = 0
+    pixel_bytes: int = 0
     steps: int = 0
     rows: int = 0
     prefill_seconds: float = 0.0

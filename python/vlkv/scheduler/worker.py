@@ -104,6 +104,7 @@ class Worker(threading.Thread):
             for one, _ in gone:
                 self.queue.remove(one)
         for one, reason in gone:
+            one.close()
             self._finish(one.ticket, reason)
 
     def _over(self, ticket: Ticket) -> str | None:
@@ -122,7 +123,10 @@ class Worker(threading.Thread):
         self._count()
         self.stats.failed += len(lost)
         for one in lost:
-            one.ticket.end(error=died)
+            try:
+                one.close()
+            finally:
+                one.ticket.end(error=died)
 
     def _begin(self) -> None:
         """Begins to prefill whoever may; it is known as such before anything can go wrong with it."""

@@ -22,6 +22,7 @@ GAUGES = {
     "slots_used": "Answers that run, and the prompt that is read.",
     "waiting": "Requests in the queue.",
     "cache_bytes": "Cache that running answers hold, room for new tokens included.",
+    "pixel_bytes": "Pixels of requests whose pictures are not read yet.",
     "cache_bytes_limit": "The most that caches may take.",
 }
 REASONS = ("stop", "length", "cancelled", "deadline")

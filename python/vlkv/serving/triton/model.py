@@ -12,8 +12,9 @@ from vlkv.errors import SamplingError, ServerStoppedError, VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
 from vlkv.serving.size import parse_size
+from vlkv.serving.triton.admission import Admission
 from vlkv.serving.triton.exchange import Exchange
-from vlkv.serving.triton.inputs import to_question
+from vlkv.serving.triton.inputs import Tensors, to_question
 from vlkv.serving.triton.metrics import Metrics
 
 CHARACTERS_A_TOKEN = 32
@@ -52,6 +53,7 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = Metrics(pb_utils, labels)
         self._exchange = self._exchanging()
+        self._admission = Admission(self._submit, self._refuse)
         plan = self._scheduler.plan
         pb_utils.Logger.log_info(
             f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
@@ -69,18 +71,28 @@ class TritonPythonModel:
                     tensor = pb_utils.get_input_tensor_by_name(request, name)
                     if tensor is not None:
                         tensors[name] = tensor.as_numpy()
-                question, stream = to_question(tensors, self._policy, self._longest)
-                ticket = self._scheduler.submit(question, deadline=_deadline(request))
-                self._exchange.follow(ticket, sender, stream)
+                self._admission.admit(tensors, _deadline(request), sender)
             except Exception as error:
-                if not isinstance(error, VlkvError):
-                    pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
-                self._exchange.fail(sender, error)
+                self._refuse(sender, error)
+
+    def _submit(self, tensors: Tensors, deadline: float | None, sender: Any) -> None:
+        """Puts a request into the queue; with pictures that takes as long as decoding them."""
+        try:
+            question, stream = to_question(tensors, self._policy, self._longest)
+            self._exchange.follow(self._scheduler.submit(question, deadline=deadline), sender, stream)
+        except Exception as error:
+            self._refuse(sender, error)
+
+    def _refuse(self, sender: Any, error: BaseException) -> None:
+        if not isinstance(error, VlkvError):
+            pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
+        self._exchange.fail(sender, error)
 
     def finalize(self) -> None:
         """Lets running answers end, then stops. Nothing makes it wait longer than its limits."""
         if not hasattr(self, "_exchange"):
             return
+        self._admission.close(END_SECONDS)
         if not self._scheduler.close(drain=True, timeout=DRAIN_SECONDS):
             pb_utils.Logger.log_error(f"vlkv: answers still run after {DRAIN_SECONDS:g} s; they are ended")
             self._scheduler.close(drain=False, timeout=END_SECONDS)
