@@ -61,3 +61,36 @@ def test_a_dead_thread_is_replaced(installed, shipped, opened, tmp_path):
             assert server.ready()
         assert server.metrics()["vlkv_alive"] == 1
     assert server.process.returncode == 0
+
+
+def test_instances_share_the_cores(installed, shipped, opened, tmp_path):
+    import os
+    import re
+
+    from vlkv.ops.cores import usable_cores
+    from vlkv.serving.triton.repository import Settings, write_repository
+    from vlkv.serving.triton.server import Server
+
+    write_repository(Settings(str(shipped), slots=4, instances=2), shipped, tmp_path / "models")
+    whole = opened.generate("what is the type?", max_new_tokens=4).text
+    with Server(tmp_path / "models", tmp_path / "log", grace=5) as server:
+        server.wait(timeout=WAIT)
+        for _ in range(4):
+            status, text = post(server, "generate", {"prompt": "what is the type?", "max_tokens": 4})
+            assert (status, json.loads(text)["text"]) == (200, whole)
+        said = re.findall(r"bytes, (\w+) threads", server.log.read_text())
+        assert said == [str(max(1, usable_cores() // 2))] * 2
+        cores = [len(os.sched_getaffinity(pid)) for pid in threads_of(server.process.pid)]
+        assert min(cores) == len(os.sched_getaffinity(0)), "no thread is bound to a core"
+
+
+def threads_of(server):
+    """Threads of the model's processes, the server's children."""
+    from pathlib import Path
+
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == server:
+                yield from (int(task.name) for task in (stat.parent / "task").iterdir())
+        except OSError:
+            continue

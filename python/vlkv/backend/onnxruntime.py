@@ -17,6 +17,7 @@ from vlkv.backend.cache import HOST, Cache, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError
+from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
 from vlkv.storage.manifest import Manifest
@@ -27,7 +28,7 @@ SHRINK = "memory.enable_memory_arena_shrinkage"
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxRuntimeBackend:
     """Opens the graphs on the CPU: see `vlkv.backend.registry`."""
-    return OnnxRuntimeBackend(directory, manifest, options.threads)
+    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads())
 
 
 class OnnxRuntimeBackend:

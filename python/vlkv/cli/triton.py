@@ -23,7 +23,9 @@ def triton(
     memory: Annotated[str, typer.Option(help="What caches may take, of an instance.")] = "1GiB",
     queue: Annotated[int, typer.Option(help="Requests that may wait.")] = QUEUE,
     policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
-    threads: Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads of one operator; 0 divides the cores by the instances.")
+    ] = 0,
     instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
     gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",
     engine_path: Annotated[

@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 from vlkv.engine import Engine
 from vlkv.errors import SamplingError, ServerStoppedError, VlkvError
+from vlkv.ops.cores import divided_threads
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
 from vlkv.serving.size import parse_size
@@ -39,7 +40,7 @@ class TritonPythonModel:
             engine = Engine.load(
                 given["engine"],
                 verify=given.get("verify", "true") == "true",
-                threads=int(given.get("threads", 0)),
+                threads=int(given.get("threads", 0)) or divided_threads(_instances(config)),
             )
             settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
             if "memory" in given:
@@ -54,10 +55,10 @@ class TritonPythonModel:
         self._metrics = Metrics(pb_utils, labels)
         self._exchange = self._exchanging()
         self._admission = Admission(self._submit, self._refuse)
-        plan = self._scheduler.plan
+        plan, threads = self._scheduler.plan, engine.model.backend.threads or "all"
         pb_utils.Logger.log_info(
             f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
-            f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes"
+            f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes, {threads} threads"
         )
 
     def execute(self, requests: list[Any]) -> None:
@@ -116,6 +117,12 @@ class TritonPythonModel:
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
+
+
+def _instances(config: dict[str, Any]) -> int:
+    """Processes that serve the model on this machine."""
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups)
 
 
 def _deadline(request: Any) -> float | None:

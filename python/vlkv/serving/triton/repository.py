@@ -46,7 +46,7 @@ class Settings:
         name: the model's name.
         slots, memory, queue: of an instance's scheduler.
         policy: where a request names none.
-        threads: of one operator; 0 takes all cores.
+        threads: of one operator; 0 divides the cores by the instances.
         instances: how many processes serve the model, each with an engine and slots of its own.
         gpus: one instance group on these, else on the CPU.
     """
