@@ -284,7 +284,7 @@ def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
         with pytest.raises(PolicyError):
             scheduler.submit(Question("what", budget=2))
         with pytest.raises(ImageError):
-            scheduler.submit(Question("what", [tmp_path / "none.png"]))
+            scheduler.submit(Question("what", [tmp_path / "none.png"], budget=0.1, max_new_tokens=4))
         assert scheduler.stats().submitted == 0
         fits = Question(words, policy="full", max_new_tokens=20 - prompt)
         assert same(scheduler.submit(fits).wait(WAIT), engine.generate_batch([fits])[0])

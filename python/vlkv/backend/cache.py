@@ -102,6 +102,26 @@ class Cache:
         """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied."""
         return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
 
+    def compacted(self, rows: Sequence[int]) -> tuple[Cache, list[int]]:
+        """Those prompts alone, as a view of this cache's first rows, whose others' tokens are overwritten.
+
+        Args:
+            rows: whose tokens stay, ascending.
+
+        Returns:
+            The view, and which row each of its rows was.
+        """
+        count = len(rows)
+        places = list(range(count))
+        movers = [row for row in rows if row >= count]
+        for place in sorted(set(places) - set(rows)):
+            places[place] = source = movers.pop()
+            for layer, tokens in enumerate(self.length[:, source].tolist()):
+                for array in (self.keys[layer], self.values[layer]):
+                    self.store.assign(array[place, :, :tokens], array[source, :, :tokens])
+        keys, values = ([array[:count] for array in arrays] for arrays in (self.keys, self.values))
+        return Cache(keys, values, np.ascontiguousarray(self.length[:, places]), self.store), places
+
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Each prompt's last token takes the place of another, and the length goes down by one.
 

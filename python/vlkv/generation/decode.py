@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Observation
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32, Int64
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
@@ -92,21 +92,28 @@ class Decoder:
 
 
 def decode(model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> abc.Iterator[Piece]:
-    """Lets begun answers go on until all are done; yields after each token of each sequence."""
-    active = np.array([not sequence.done for sequence in sequences])
-    if not active.any():
-        return
-    decoder = Decoder(model, cache, sequences)
-    seconds = 0.0
-    while active.any():
+    """Lets begun answers go on until all are done; yields after each token of each sequence.
+
+    A row whose answer has ended is computed no more: the last row takes its place. Caches on a device keep theirs.
+    """
+    rows, decoder, seconds = list(range(len(sequences))), None, 0.0
+    while True:
+        active = np.array([not sequences[number].done for number in rows], np.bool_)
+        if not active.any():
+            return
+        if cache.store is HOST and not active.all():
+            cache, places = cache.compacted(np.flatnonzero(active).tolist())
+            rows, decoder = [rows[place] for place in places], None
+            active = np.ones(len(rows), np.bool_)
+        if decoder is None:
+            decoder = Decoder(model, cache, [sequences[number] for number in rows])
         start = perf_counter()
-        tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
+        tokens = np.array([sequences[number].last_token for number in rows], np.int64)
         logits = decoder.step(tokens, active)
-        pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+        pieces = [(rows[n], sequences[rows[n]].take(logits[n])) for n in np.flatnonzero(active).tolist()]
         seconds += perf_counter() - start
         for number, piece in pieces:
             result = sequences[number].result
-            active[number] = not sequences[number].done
             result.seconds.decode = seconds
             result.tokens_per_second = (len(result.token_ids) - 1) / seconds
             yield number, piece, result
