@@ -20,7 +20,6 @@ from vlkv.policies.decode_eviction import slots_for
 from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import TextFacts
 
-MEMORY = 1 << 30
 SLOTS = 64
 FLOAT = np.dtype(np.float32).itemsize
 PAGE = 4096
@@ -106,7 +105,7 @@ def divide(
     text: TextFacts,
     hidden: int,
     slots: int = SLOTS,
-    memory: int = MEMORY,
+    memory: int = 1 << 30,
     capacity: int | Sequence[int] | None = None,
     prompt_tokens: int | None = None,
 ) -> Plan:

@@ -11,9 +11,10 @@ from vlkv.generation.question import Question
 from vlkv.generation.sequence import Sequence, prepare
 from vlkv.inputs.pictures import Limits, measure_pictures, read_pictures
 from vlkv.model import Model
+from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.pixels import PIXEL_MEMORY, Held, Pixels, held_bytes
-from vlkv.scheduler.plan import MEMORY, SLOTS, divide
+from vlkv.scheduler.plan import SLOTS, divide
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
@@ -35,10 +36,11 @@ class Scheduler:
     Args:
         model: the opened engine.
         slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole caches of the prompts in prefill.
+        memory: bytes that caches may take: all lanes, and the whole caches of the prompts in prefill; None for half of
+            what is at hand.
         queue: requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
-        prompt_tokens: the longest prompt to compress; None for what half the memory gives.
+        prompt_tokens: the longest prompt to compress; None for what the memory gives.
         chunk: the most prompt tokens between two steps.
         limits: of a request's pictures.
         pixel_memory: bytes that the pictures of waiting requests may take, as pixels.
@@ -52,7 +54,7 @@ class Scheduler:
         model: Model,
         *,
         slots: int = SLOTS,
-        memory: int = MEMORY,
+        memory: int | None = None,
         queue: int = QUEUE,
         capacity: int | abc.Sequence[int] | None = None,
         prompt_tokens: int | None = None,
@@ -61,6 +63,7 @@ class Scheduler:
         pixel_memory: int = PIXEL_MEMORY,
     ) -> None:
         text = model.manifest.text
+        memory = default_memory(text, slots) if memory is None else memory
         self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
         self._model, self._queue, self._limits = model, queue, limits
         self._pixels = Pixels(pixel_memory)

@@ -12,7 +12,10 @@ from vlkv.errors import SamplingError, ServerStoppedError, VlkvError
 from vlkv.ops.cores import divided_threads
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
-from vlkv.serving.size import parse_size
+from vlkv.scheduler.allowance import lines
+from vlkv.scheduler.memory import default_memory
+from vlkv.scheduler.plan import SLOTS
+from vlkv.serving.size import AUTO, parse_memory
 from vlkv.serving.triton.admission import Admission
 from vlkv.serving.triton.exchange import Exchange
 from vlkv.serving.triton.inputs import Tensors, to_question
@@ -42,9 +45,13 @@ class TritonPythonModel:
                 verify=given.get("verify", "true") == "true",
                 threads=int(given.get("threads", 0)) or divided_threads(_instances(config)),
             )
-            settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
-            if "memory" in given:
-                settings["memory"] = parse_size(given["memory"])
+            names = ("slots", "queue", "prompt_tokens", "capacity", "chunk")
+            settings = {name: int(given[name]) for name in names if name in given}
+            memory = parse_memory(given.get("memory", AUTO))
+            if memory is None:
+                shares = _instances(config)
+                memory = default_memory(engine.manifest.text, settings.get("slots", SLOTS), shares)
+            settings["memory"] = memory
             self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)
         except VlkvError as error:
@@ -56,6 +63,8 @@ class TritonPythonModel:
         self._exchange = self._exchanging()
         self._admission = Admission(self._submit, self._refuse)
         plan, threads = self._scheduler.plan, engine.model.backend.threads or "all"
+        for line in lines(plan, engine.manifest):
+            pb_utils.Logger.log_info(f"vlkv: {line}")
         pb_utils.Logger.log_info(
             f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
             f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes, {threads} threads"

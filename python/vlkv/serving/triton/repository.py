@@ -8,11 +8,14 @@ from pathlib import Path
 
 from vlkv.errors import EngineError, VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.scheduler.plan import SLOTS, divide
-from vlkv.serving.size import parse_size
+from vlkv.scheduler.allowance import check_plan
+from vlkv.scheduler.memory import default_memory
+from vlkv.scheduler.plan import SLOTS, Plan, divide
+from vlkv.serving.size import AUTO, parse_memory
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
 from vlkv.storage.files import show, write_bytes
+from vlkv.storage.manifest import Manifest
 
 INPUTS = (
     ("prompt", "STRING", "1", False),
@@ -44,22 +47,36 @@ class Settings:
     Fields:
         engine: the engine directory, as the server sees it.
         name: the model's name.
-        slots, memory, queue: of an instance's scheduler.
+        slots, memory, queue: of an instance's scheduler; a memory of `auto` is derived where the server runs.
         policy: where a request names none.
         threads: of one operator; 0 divides the cores by the instances.
         instances: how many processes serve the model, each with an engine and slots of its own.
         gpus: one instance group on these, else on the CPU.
+        prompt_tokens: of the longest prompt that is compressed; None for what the memory gives.
+        capacity: the most tokens of an answer in a layer; None for what the memory gives.
+        chunk: the most prompt tokens between two steps; None for the scheduler's own.
     """
 
     engine: str
     name: str = "vlkv"
     slots: int = SLOTS
-    memory: str = "1GiB"
+    memory: str = AUTO
     queue: int = 64
     policy: str = DEFAULT_POLICY
     threads: int = 0
     instances: int = 1
     gpus: tuple[int, ...] = ()
+    prompt_tokens: int | None = None
+    capacity: int | None = None
+    chunk: int | None = None
+
+    def plan(self, manifest: Manifest) -> Plan:
+        """How an instance divides its memory, here; `MemoryLimitError` where it can't."""
+        text, shares = manifest.text, self.instances * max(1, len(self.gpus))
+        memory = parse_memory(self.memory)
+        if memory is None:
+            memory = default_memory(text, self.slots, shares)
+        return divide(text, text.hidden, self.slots, memory, self.capacity, self.prompt_tokens)
 
 
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
@@ -76,11 +93,13 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
         raise EngineError(f"{show(engine)} holds graphs; make an engine of them with `vlkv build`")
-    resolve(settings.policy)
-    for name, value in (("queue", settings.queue), ("instances", settings.instances)):
-        if value < 1:
+    policy = resolve(settings.policy)
+    for name in ("queue", "instances", "chunk"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
             raise VlkvError(f"{name} {value} is under 1")
-    divide(manifest.text, manifest.text.hidden, settings.slots, parse_size(settings.memory))
+    chosen = settings.prompt_tokens is not None or settings.capacity is not None
+    check_plan(settings.plan(manifest), manifest, policy, chosen)
     folder = target / settings.name
     if _is_ours(folder):
         write_bytes(folder / "config.pbtxt", config(settings).encode())
@@ -105,10 +124,21 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = ("engine", "slots", "memory", "queue", "policy", "threads")
+    names = (
+        "engine",
+        "slots",
+        "memory",
+        "queue",
+        "policy",
+        "threads",
+        "prompt_tokens",
+        "capacity",
+        "chunk",
+    )
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names
+        if getattr(settings, name) is not None
     )
     return f"""name: "{settings.name}"
 backend: "python"
