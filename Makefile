@@ -11,6 +11,7 @@
 # make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
 # make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
 # make cuda-all   the CUDA kernels for every architecture: registers, spills, instructions of their loops
+# make soak   SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, SOAK_SECONDS each at most
 # make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
 # make clean   removes what the others made
 
@@ -26,6 +27,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+SOAK_REQUESTS ?= 10000
+SOAK_SECONDS ?= 1800
 BENCH ?=
 CUDA_ARCHITECTURES ?= 80
 CUDA_ALL := 80-real;86-real;89-real;90-real;100-real;120-real
@@ -34,7 +37,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting accuracy real real-reader clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting soak accuracy real real-reader clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -74,6 +77,10 @@ bench-serving: $(VENV)/tested
 
 bench-waiting: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/waiting.py -o $(OUT)/bench
+
+soak: $(VENV)/tested $(VENV)/served
+	@SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s \
+		tests/serving/test_soak.py
 
 accuracy: $(VENV)/tested
 	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)
