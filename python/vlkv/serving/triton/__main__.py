@@ -7,16 +7,16 @@ For one that `make .venv/served` installed: it knows its environment, its backen
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from vlkv.errors import VlkvError
 from vlkv.serving.triton.server import command, environment, find
+from vlkv.serving.triton.supervisor import Supervisor
 
 
 def main() -> None:
-    """Becomes the server; exit code 2 where there is none, or no repository."""
+    """Runs the server, anew when a model's process dies; exit code 2 where there is none, or no repository."""
     try:
         if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
             raise VlkvError(
@@ -32,7 +32,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     line = command(installed, repository, sys.argv[2:])
-    os.execve(line[0], line, environment(installed))
+    sys.exit(Supervisor(line, environment(installed)).run())
 
 
 if __name__ == "__main__":
