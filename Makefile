@@ -1,19 +1,26 @@
-# make demo    sets all up, builds the shipped checkpoint's engine, asks about the shipped picture
-# make serve-demo   a real tritonserver answers about the shipped picture
-# make test    sets all up, runs all tests           make lint    style and types
-# make bench-memory, make bench-serving   requests at once in one memory; throughput at 16 against 1
-# make bench-waiting   a short prompt behind a long one; an answer's tokens while a long prompt is prefilled
-# make bench   prefill, compress, decode as ratios, 640 to 16k prompt tokens; BENCH="..." takes further arguments
-# make quality   what each weight format does to a real language model's answers; needs gguf and accelerate
-# make real-reader   joins the shipped delta with a real language model's package (90 MB), asks it about pictures of forms
-# make real    the same, and texts: prose, code, chats, documents under every policy and budget
-# make bench-ops   the native operators: floors, ONNX bodies, prefill
-# make accuracy   trains six checkpoints (a quarter of an hour and a core each, kept in out/accuracy), asks all
-# make test-gpu, make bench-gpu   the CUDA kernels on this machine's device: right, and beside their floor
-# make cuda-all   the CUDA kernels for every architecture: registers, spills, instructions of their loops
-# make soak   SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, SOAK_SECONDS each at most
-# make test-asan, make fuzz   the core under sanitizers, and on random input for a minute
-# make clean   removes what the others made
+# Targets install what they need into .venv. test-gpu and bench-gpu install nothing.
+#
+# make demo           builds the engine of the shipped checkpoint and asks it about the shipped picture
+# make serve-demo     does the same through a real tritonserver; needs no GPU
+# make test           runs the C++ and the Python tests; compiles the CUDA kernels for SM 8.0 only (CUDA_ARCHITECTURES)
+# make lint           checks style and types             make format   fixes what can be fixed
+# make bench          latency of the full and the compressed cache, 640 to 16k prompt tokens; BENCH="..." adds arguments
+# make bench-memory   how many concurrent requests fit into the same memory
+# make bench-serving  throughput of 16 concurrent requests against one
+# make bench-waiting  what a long prompt does to a short prompt behind it and to a running answer
+# make bench-ops      the native operators against their floors and ONNX bodies, and a prompt's prefill
+# make accuracy       trains six checkpoints (15 minutes and one core each, kept in out/accuracy) and evaluates all
+# make quality        how each weight format changes the answers of a real language model; installs gguf and accelerate
+# make real-reader    joins the shipped delta with a real language model's package (90 MB) and evaluates it on forms
+# make real           the same, then evaluates every policy and budget on prose, code, chats and documents
+# make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
+# make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
+# make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
+#                     Neither `make test` nor CI runs it.
+# make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits
+# make test-asan      runs the C++ tests under sanitizers
+# make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
+# make clean          removes what the other targets made
 
 PYTHON ?= python3
 VENV := .venv
@@ -53,7 +60,7 @@ test-native: $(VENV)/tested
 	@$(BIN)/cmake --build $(BUILD) -- --quiet
 	@$(BIN)/ctest --test-dir $(BUILD) --parallel $(WORKERS) --output-on-failure --no-tests=ignore
 
-test-python: $(VENV)/tested $(VENV)/served
+test-python: $(VENV)/tested $(VENV)/served $(VENV)/exported
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(VENV)/tested $(VENV)/served
@@ -117,15 +124,15 @@ quality: $(VENV)/tested
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
-# On the machine's own Python, with PyTorch and pytest: nothing is installed. The plugin too, where TENSORRT_ROOT names
-# TensorRT's headers and its runtime is installed.
+# Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too if TENSORRT_ROOT
+# names TensorRT's headers. The plugin's tests also need TensorRT's runtime.
 $(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
 	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
 		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
 	@cmake --build $(GPU_BUILD) --parallel
 	@touch $@
 
-# tests/conftest.py, which needs all of vlkv, is left out.
+# --confcutdir leaves out tests/conftest.py, which needs all of vlkv.
 GPU_TESTS = VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) VLKV_BUILD=$(abspath $(GPU_BUILD)) PYTHONPATH=tests $(PYTHON) -m pytest \
 	-q -o filterwarnings=default -p native_build
 
@@ -153,6 +160,14 @@ fuzz: $(VENV)/installed
 	@$(BIN)/cmake --build build/fuzz -- --quiet
 	@build/fuzz/cpp/fuzz/vlkv_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=800
 
+# The exporters that `vlkv adopt` is tested with.
+$(VENV)/exported: $(VENV)/tested constraints-exporters.txt
+	@echo "installing exporters"; grep -v "^\#" constraints-exporters.txt | while read -r folder packages; do \
+		rm -rf $(VENV)/exporters/$$folder; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/exporters/$$folder $$packages \
+			|| { rm -rf $(VENV)/exporters/$$folder; echo "no $$folder for this platform: its tests are skipped"; }; done
+	@touch $@
+
 clean:
 	rm -rf $(VENV) build $(OUT)
 
@@ -174,8 +189,8 @@ $(VENV)/installed: $(VENV)/tools pyproject.toml $(NATIVE)
 	@echo "building and installing vlkv"; $(PIP) --no-build-isolation --editable '.[export]'
 	@touch $@
 
-# The server of the wheel nvidia-pytriton, in an environment of its own: NumPy 1 first, as that server's Python backend
-# is compiled for it, then the packages of $(VENV).
+# The server of the wheel nvidia-pytriton gets an environment of its own. It finds NumPy 1 first, because that server's
+# Python backend is compiled for it, and then the packages of $(VENV).
 $(VENV)/served: $(VENV)/installed constraints-server.txt
 	@echo "installing tritonserver"; $(PIP) --editable '.[serve]' --no-build-isolation
 	@rm -rf $(VENV)/tritonserver && $(BIN)/python -m venv --without-pip $(VENV)/tritonserver

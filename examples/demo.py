@@ -1,4 +1,4 @@
-"""`make demo`: the shipped picture, asked about with the whole cache and with a tenth of it."""
+"""`make demo`: asks about the shipped picture with the full cache and with a tenth of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEPT = np.array([226, 78, 27], np.float32)
 
 
 def main() -> int:
-    """Asks, prints what was answered, kept and spent, and draws the kept patches; 1 if an answer is wrong."""
+    """Prints the answers, what was kept and the times, and draws the kept patches. Returns 1 if an answer is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -43,13 +43,13 @@ def main() -> int:
     places = engine.prompt(Question(example["prompt"], [picture])).image_positions
     draw_kept(Image.open(picture), small, places).save(target)
     console.print(
-        f"kept patches: {target} (the picture, then a column a layer; stronger where more heads kept it)"
+        f"kept patches: {target} (the picture, then one column per layer; stronger where more heads kept it)"
     )
     return int(not full.text.strip() == small.text.strip() == example["answer"])
 
 
 def compare(full: Result, small: Result) -> Table:
-    """Both runs side by side."""
+    """Makes a table that compares both runs."""
     table = Table("", "full cache", f"vl-cache, budget {small.budget:g}")
     table.add_row("answer", full.text, small.text)
     for layer, (whole, kept) in enumerate(zip(full.kept_tokens, small.kept_tokens, strict=True)):
@@ -63,7 +63,7 @@ def compare(full: Result, small: Result) -> Table:
 
 
 def draw_kept(picture: Image.Image, result: Result, image_tokens: np.ndarray) -> Image.Image:
-    """The picture, then one copy for each layer with kept patches tinted by the share of heads that kept them.
+    """Draws the picture and a copy for each layer. Kept patches are tinted by the share of heads that kept them.
 
     `image_tokens` are the prompt positions of the picture's patches, row by row.
     """

@@ -1,4 +1,4 @@
-"""Asks a running `vlkv serve` about a picture with the `openai` package's own client, and streams the answer.
+"""Asks a running `vlkv serve` about a picture with the `openai` package's client, and streams the answer.
 
 vlkv serve ENGINE & python examples/openai_client.py form.png "What is the total?"
 """
@@ -15,7 +15,7 @@ from openai import OpenAI, OpenAIError
 
 
 def main() -> int:
-    """Returns 2 where the server refuses."""
+    """Returns 2 if the server refuses the request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("prompt")

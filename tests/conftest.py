@@ -1,4 +1,4 @@
-"""Checkpoints, graphs and engines of the tiny shapes, each made once a session and worker, when first asked for."""
+"""Checkpoints, graphs and engines of the tiny shapes. Each is made on first use, once per session and worker."""
 
 from __future__ import annotations
 

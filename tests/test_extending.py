@@ -1,7 +1,8 @@
-"""`docs/extending`: every named file is there, in a fixed form, and registries name what the pages say."""
+"""`docs/extending`: every named file exists, lines have a fixed form, and registries match the pages."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "extending"
-KINDS = {"model", "policy", "operator", "backend", "frontend"}
+KINDS = {"model", "policy", "operator", "backend", "frontend", "pass"}
 LINE = re.compile(r"^- (new|edit|registry): `([^`]+)`: \S.*$")
 
 
@@ -31,7 +32,7 @@ def test_the_files_of_a_page_are_there(kind):
     [("text", "MODEL", "TEXT_MODELS"), ("towers", "TOWER", "TOWERS"), ("families", "FAMILY", "FAMILIES")],
 )
 def test_a_model_is_one_file_and_one_line(folder, entry, registered):
-    """Modules that export an entry are those that the registry names; helpers such as `decoder.py` export none."""
+    """The registry names exactly the modules that export an entry. Helpers such as `decoder.py` export none."""
     from vlkv_export.models import registry
 
     modules = (ROOT / "export/vlkv_export/models" / folder).glob("*.py")
@@ -51,6 +52,25 @@ def test_each_operator_has_its_header_definition_and_oracle():
             assert (ROOT / place).is_file()
 
 
+PASS_HELPERS = {"__init__", "edit", "products"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted({path.stem for path in (ROOT / "export/vlkv_export/passes").glob("*.py")} - PASS_HELPERS),
+)
+def test_each_pass_keeps_the_contract(name):
+    """One public function, `apply(model, *, options) -> int`, that says where it applies and what it counts."""
+    module = ast.parse((ROOT / f"export/vlkv_export/passes/{name}.py").read_text())
+    public = [n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name[0] != "_"]
+    assert [node.name for node in public] == ["apply"]
+    (apply,) = public
+    assert [argument.arg for argument in apply.args.args] == ["model"]
+    assert ast.unparse(apply.returns) == "int"
+    described = ast.get_docstring(apply) or ""
+    assert "\nApplies to: " in described and "\nReturns:\n    The number of " in described
+
+
 def test_a_policy_is_one_entry_of_its_registry():
     from vlkv.policies.builtin import POLICIES
 
@@ -62,7 +82,7 @@ def test_a_policy_is_one_entry_of_its_registry():
 
 
 def test_each_backend_is_registered():
-    """Modules of `backend/` that open engines are those that the registry names."""
+    """The registry names exactly the modules of `backend/` that open engines."""
     from vlkv.backend.registry import BACKENDS
 
     modules = (ROOT / "python/vlkv/backend").glob("*.py")

@@ -1,6 +1,6 @@
-"""`docs/structure.md` names every module and folder, and nothing that is gone.
+"""`docs/structure.md` names every existing module and folder and no others.
 
-`python tests/test_structure.py` adds the lines of new modules, from their docstrings, and removes stale lines.
+`python tests/test_structure.py` writes the page's lines of modules from their docstrings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINE = re.compile(r"^\| `([^`]+)` \| .+ \|$")
 
 
 def there(room: str) -> set[str]:
-    """What a section has to name: modules of a package, or folders of native code."""
+    """Returns what a section has to name: modules of a package, or folders of native code."""
     folder = ROOT / room
     if room in NATIVE:
         files = [path for path in folder.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".inl"}]
@@ -31,7 +31,7 @@ def there(room: str) -> set[str]:
 
 
 def sections(text: str) -> dict[str, list[str]]:
-    """The lines under each `## ROOM:` heading."""
+    """Returns the lines under each `## ROOM:` heading."""
     parts = re.split(r"^## ([\w/]+): .*$", text, flags=re.MULTILINE)
     return {
         room: body.split("\n## ")[0].splitlines() for room, body in zip(parts[1::2], parts[2::2], strict=True)
@@ -56,12 +56,7 @@ def summary(path: Path) -> str:
 
 def updated(text: str) -> str:
     for room in PACKAGES:
-        known = {
-            name: line for line in sections(text)[room] if (m := LINE.match(line)) for name in [m.group(1)]
-        }
-        fresh = {
-            name: known.get(name) or f"| `{name}` | {summary(ROOT / room / name)} |" for name in there(room)
-        }
+        fresh = {name: f"| `{name}` | {summary(ROOT / room / name)} |" for name in there(room)}
         head = f"## {room}: "
         start = text.index("|---|---|\n", text.index(head)) + len("|---|---|\n")
         end = text.index("\n\n", start - 1)

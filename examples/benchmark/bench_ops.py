@@ -1,6 +1,7 @@
-"""`make bench-ops`: the native operators beside their floors, what they take the place of, and a prompt's prefill.
+"""`make bench-ops`: measures the native operators, what they replace, and a prompt's prefill.
 
-Pairs are timed in turn, so that a machine whose speed drifts slows both sides; ratios are medians over the pairs.
+The two sides of a pair are timed in alternation, so a machine whose speed drifts slows both. Ratios are medians over
+the pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Row = dict[str, str | float]
 
 
 def score_call(implementation: str) -> Callable[[], object]:
-    """Score of one layer of a 7B-shaped model, as a call without arguments."""
+    """Returns a call without arguments that scores one layer of a 7B-shaped model."""
     from vlkv import ops
 
     rng = np.random.default_rng(0)
@@ -35,14 +36,14 @@ def score_call(implementation: str) -> Callable[[], object]:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Returns how long a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def extra_megabytes(implementation: str) -> float:
-    """How far a call raises the peak memory of a process of its own, with a small call made before."""
+    """Returns how much a call raises the peak memory of a separate process that has made a small call before."""
     command = [sys.executable, __file__, "--peak-of", implementation]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -60,13 +61,13 @@ def print_extra(implementation: str) -> None:
 
 
 def peak_megabytes() -> float:
-    """The peak memory of the process so far (Linux)."""
+    """Returns the peak memory of the process so far, in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def against_body() -> Row:
-    """Score, native and as its ONNX body in ONNX Runtime with as many threads."""
+    """Compares native Score with its ONNX body in ONNX Runtime, with the same number of threads."""
     native, body = score_call("native"), score_call("reference")
     native(), body()
     pairs = [(seconds(native), seconds(body)) for _ in range(PAIRS)]
@@ -81,7 +82,7 @@ def against_body() -> Row:
 
 
 def against_group_query_attention() -> Row:
-    """A token's attention in ONNX Runtime: its own operator and ours, in place."""
+    """Compares the attention of one token in ONNX Runtime: its own operator and vlkv's, both in place."""
     operators = {name: attention_call(name) for name in ("GroupQueryAttention", "Attend")}
     for call in operators.values():
         call()
@@ -95,7 +96,7 @@ def against_group_query_attention() -> Row:
 
 
 def attention_call(operator: str) -> Callable[[], object]:
-    """One new token over a cache of one layer of a 7B-shaped model, as a call without arguments."""
+    """Returns a call without arguments that attends with one token over one layer's cache of a 7B-shaped model."""
     import onnx_ir as ir
     import onnxruntime as ort
 
@@ -131,12 +132,12 @@ def attention_call(operator: str) -> Callable[[], object]:
     for name in ("key_cache", "value_cache"):
         binding.bind_ortvalue_output(f"new_{name}", held[name])
     binding.bind_output("new_query", "cpu")
-    # the arrays are the bindings' memory
+    # keeps the arrays alive: the bindings use their memory
     return lambda keep=arrays: session.run_with_iobinding(binding)
 
 
 def against_prefill(folder: Path, lengths: list[int]) -> Iterator[Row]:
-    """Score, allocation and eviction of all layers, beside the prefill of the same prompt."""
+    """Compares score, allocation and eviction of all layers with the prefill of the same prompt."""
     from make_engine import engine_of
 
     from vlkv.bench.prompts import make_prompts
@@ -159,7 +160,7 @@ def against_prefill(folder: Path, lengths: list[int]) -> Iterator[Row]:
 
 
 def line(row: Row) -> str:
-    """A figure as a line of Markdown."""
+    """Formats a figure as a line of Markdown."""
     parts = [
         f"{name} {value if isinstance(value, str) else format(value, '.3g')}"
         for name, value in row.items()
@@ -169,7 +170,7 @@ def line(row: Row) -> str:
 
 
 def kernels(binary: Path) -> Iterator[Row]:
-    """What the C++ program measured: a line each of peak rate, Score, Evict and Attend."""
+    """Runs the C++ program and yields its results: peak rate, Score, Evict and Attend."""
     lines = subprocess.run([binary], check=True, capture_output=True, text=True).stdout.splitlines()
     for found in map(json.loads, lines):
         sizes = [
@@ -180,9 +181,9 @@ def kernels(binary: Path) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Measures and prints; `-o` names the folder for `ops.json`, `ops.md` and the checkpoint."""
+    """Measures and prints. `-o` names the folder for `ops.json`, `ops.md` and the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("binary", type=Path, nargs="?", help="vlkv_bench")
+    parser.add_argument("binary", type=Path, nargs="?", help="path of the program vlkv_bench")
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--prompt-tokens", default="2000,8000,32000")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)

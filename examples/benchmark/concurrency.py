@@ -1,8 +1,8 @@
-"""`make bench-memory`: how many requests of 4k-token prompts run at once in the same memory, whole cache and a tenth.
+"""`make bench-memory`: counts concurrent requests with 4k-token prompts in the same memory, full cache against a tenth.
 
-For each, a process of its own asks a scheduler at its defaults for more answers at once than the stated memory
-holds, and reads its own peak (VmHWM) afterwards; before, it has answered one short request, whose peak is the
-baseline. Answers are long, so that those that fit run together.
+Each policy runs in a process of its own. The process first answers one short request, whose peak memory is the
+baseline. Then it asks a scheduler with default settings for more concurrent answers than the stated memory holds, and
+reads its own peak (VmHWM). The answers are long, so all that fit run at the same time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vlkv import Question
 
 PROMPT = 4096
 NEW = 384
-"""Long enough that an answer still runs when all others that fit have begun."""
+"""Answers are so long that the first still runs when all others that fit have begun."""
 
 
 def peak() -> int:
-    """The process's own peak resident bytes."""
+    """Returns the peak resident bytes of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -31,7 +31,7 @@ def peak() -> int:
 
 
 def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dict[str, float]:
-    """Asks for more answers at once than the memory holds; how many ran, and what it took. All else is the default."""
+    """Requests more concurrent answers than the memory holds. Returns how many ran at once and the memory they took."""
     engine = engine_of(size, folder)
     engine.generate("w1 w2 w3", policy=policy, max_new_tokens=4, raw=True)
     before = peak()
@@ -43,7 +43,7 @@ def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dic
         results = [ticket.wait() for ticket in tickets]
     together = max(
         sum(a.started <= b.first_token <= a.ended for a in tickets) for b in tickets
-    )  # answers alive at the moment of some first token
+    )  # the most answers that were alive when some answer got its first token
     return {
         "policy": policy,
         "prompt_tokens": results[0].prompt_tokens,
@@ -55,7 +55,7 @@ def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dic
 
 
 def main() -> int:
-    """Runs both and prints; 1 where a figure is missed."""
+    """Runs both policies and prints a table. Returns 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="20m")

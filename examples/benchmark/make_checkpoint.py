@@ -1,8 +1,8 @@
-"""Writes LLaVA checkpoints of random weights, seeded, so that timings have real sizes. They answer nothing.
+"""Writes LLaVA checkpoints with real sizes and random weights, by seed, for timings. They cannot answer questions.
 
 python examples/benchmark/make_checkpoint.py 150m out/bench/150m
 
-`7b` has the sizes of LLaVA-1.5-7B, `next-mistral-7b` those of LLaVA-1.6-Mistral-7B, `onevision-0.5b` those of
+`7b` has the sizes of LLaVA-1.5-7B, `next-mistral-7b` those of LLaVA-1.6-Mistral-7B, and `onevision-0.5b` those of
 LLaVA-OneVision-Qwen2-0.5B. The weights of the first two are holes in a sparse file.
 """
 
@@ -24,7 +24,10 @@ NAMES = {"float32": "F32", "float16": "F16"}
 
 @dataclass(frozen=True)
 class Size:
-    """Widths of a checkpoint; `dtype` is that of its weights, a sparse one holds zeros that take no disk."""
+    """The sizes of a checkpoint.
+
+    `dtype` is the dtype of its weights. A sparse one holds zeros that take no disk space.
+    """
 
     hidden: int
     layers: int
@@ -45,12 +48,12 @@ class Size:
 
     @property
     def siglip(self) -> bool:
-        """Whether the tower is SigLIP, else CLIP."""
+        """Whether the tower is SigLIP rather than CLIP."""
         return self.kind == "llava_onevision"
 
     @property
     def vision(self) -> dict[str, object]:
-        """`vision_config`."""
+        """Returns `vision_config`."""
         return {
             "model_type": "siglip_vision_model" if self.siglip else "clip_vision_model",
             "image_size": self.image_size,
@@ -96,7 +99,7 @@ CLASSES = {
 
 
 def shapes(size: Size) -> dict[str, tuple[int, ...]]:
-    """Tensor names as transformers writes them, and their shapes."""
+    """Returns the shapes of all tensors by the names that transformers uses."""
     hidden, vision = size.hidden, size.vision_hidden
     kv = size.kv_heads * hidden // size.heads
     patches = (size.image_size // 14) ** 2
@@ -142,7 +145,7 @@ def shapes(size: Size) -> dict[str, tuple[int, ...]]:
 
 
 def config(size: Size) -> dict[str, object]:
-    """`config.json`."""
+    """Returns `config.json`."""
     text = {
         "model_type": size.text,
         "sliding_window": None,
@@ -173,7 +176,10 @@ def config(size: Size) -> dict[str, object]:
 
 
 def write_weights(size: Size, seed: int, path: Path) -> None:
-    """`model.safetensors`: norms one, biases zero, the rest normal with deviation 0.02; a sparse file's are holes."""
+    """Writes `model.safetensors`: norms are one, biases zero, all else is normal with deviation 0.02.
+
+    A sparse file has holes.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset, width = 0, np.dtype(size.dtype).itemsize
     for name, shape in shapes(size).items():
@@ -199,7 +205,7 @@ def write_weights(size: Size, seed: int, path: Path) -> None:
 
 
 def write_tokenizer(size: Size, folder: Path) -> None:
-    """A word-level tokenizer: `w0`, `w1`, ... are words of one token."""
+    """Writes a word-level tokenizer. `w0`, `w1`, ... are words of one token."""
     words = [*SPECIAL, *(f"w{number}" for number in range(size.vocab - len(SPECIAL)))]
     tokenizer = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
@@ -219,7 +225,7 @@ def write_tokenizer(size: Size, folder: Path) -> None:
 
 
 def make(name: str, folder: Path, seed: int = 0) -> Path:
-    """Writes the checkpoint of that size; an existing one is left as it is."""
+    """Writes the checkpoint of a size. An existing one is not changed."""
     size = SIZES[name]
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)

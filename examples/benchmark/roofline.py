@@ -1,13 +1,15 @@
-"""A model of a GPU's times, no measurement: what bytes and operations allow at the rates that a device has.
+"""Estimates the times of a GPU from bytes, operations and the rates of the device. This is a model, not a measurement.
 
-python examples/benchmark/roofline.py out/bench-gpu.json         # rates, kernels' times: of `make bench-gpu`
+python examples/benchmark/roofline.py out/bench-gpu.json         # rates and kernel times that `make bench-gpu` wrote
 python examples/benchmark/roofline.py --copy 3.0 --matrix 798    # TB/s and TFLOP/s; kernels at their floors
 
-Prefill is its matrix products and causal attention at the matrix rate, a decode step its bytes (weights once, each
-prompt's kept cache once, as `VlkvAttend` reads it, nothing written anew) at the copy's rate, compression Score and
-Evict of each layer, measured where a file says so. Vision, launches and the host are left out: real runs are slower,
-short prompts and small batches most of all. Beside each batch stands the memory of weights and caches, and how many
-prompts fit at once; what does not fit is no speed that a device of that memory has.
+Prefill takes the time of its matrix products and of causal attention at the matrix rate. A decode step takes the time
+of its bytes at the copy rate: the weights once and each prompt's kept cache once, as `VlkvAttend` reads it, with
+nothing written anew. Compression is Score and Evict of each layer, with measured times if a file has them.
+
+Vision, launches and the host are left out. Real runs are slower, most of all with short prompts and small batches. The
+table also gives the memory of weights and caches and how many prompts fit at once. A batch that does not fit has no
+speed on a device of that memory.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from pathlib import Path
 import numpy as np
 
 WIDTH = 2
-"""Bytes of a number: float16 or bfloat16."""
+"""Bytes of a float16 or bfloat16 number."""
 ROWS = 64
-"""Rows that Score observes, as in `make bench-gpu`."""
+"""The observation window of Score, as in `make bench-gpu`."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A text model's sizes; `measured` is its name in `make bench-gpu`'s file."""
+    """The sizes of a text model. `measured` is its name in the file that `make bench-gpu` writes."""
 
     name: str
     measured: str
@@ -40,22 +42,22 @@ class Model:
 
     @property
     def weights(self) -> int:
-        """Numbers in the matrices that each token goes through, the head among them."""
+        """The number of weights in the matrices that each token is multiplied with, including the head."""
         dim = self.hidden // self.heads
         layer = 2 * self.hidden * (self.heads + self.kv_heads) * dim + 3 * self.hidden * self.intermediate
         return self.layers * layer + self.hidden * self.vocab
 
     def memory(self, slots: float, batch: int) -> float:
-        """Bytes of weights and `batch` caches of `slots` tokens a layer."""
+        """Returns the bytes of the weights and of `batch` caches with `slots` slots per layer."""
         return WIDTH * self.weights + batch * slots * self.layers * self.slot
 
     def at_once(self, slots: float, memory: float) -> int:
-        """How many such caches fit beside the weights."""
+        """Returns how many such caches fit beside the weights."""
         return max(0, int((memory - WIDTH * self.weights) // (slots * self.layers * self.slot)))
 
     @property
     def slot(self) -> int:
-        """Bytes of one token in one layer's cache."""
+        """The bytes of one token in the cache of one layer."""
         return 2 * self.kv_heads * (self.hidden // self.heads) * WIDTH
 
 
@@ -68,7 +70,7 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Device:
-    """Bytes and operations a second, and kernels' seconds by (kernel, model, slots) where they were measured."""
+    """Bytes and operations per second, and the seconds of kernels by (kernel, model, slots) if they were measured."""
 
     name: str
     copy: float
@@ -77,7 +79,7 @@ class Device:
     memory: float = 80e9
 
     def kernel(self, name: str, model: Model, slots: int, floor: float) -> float:
-        """Seconds, in between measured lengths by a straight line; the floor where nothing was measured."""
+        """Returns a kernel's seconds, interpolated between measured lengths, or its floor if none was measured."""
         known = sorted(
             (n, t) for (kernel, of, n), t in self.kernels.items() if (kernel, of) == (name, model.measured)
         )
@@ -87,14 +89,20 @@ class Device:
 
 
 def prefill(model: Model, device: Device, slots: int) -> float:
-    """Seconds for one prompt: two operations a weight and token, and half of a square of attention, twice."""
+    """Returns the seconds for one prompt.
+
+    Each weight and token take two operations; attention takes half a square, twice.
+    """
     products = 2 * model.weights * slots
     attention = 2 * 2 * model.layers * model.hidden * slots**2 / 2
     return (products + attention) / device.matrix
 
 
 def compress(model: Model, device: Device, slots: int, kept: float) -> float:
-    """Seconds for one prompt: Score of `ROWS` rows reads the keys, Evict copies what is kept, in each layer."""
+    """Returns the seconds for one prompt.
+
+    In each layer Score of `ROWS` rows reads the keys, and Evict copies what is kept.
+    """
     operations = 2 * 2 * ROWS * model.hidden * slots / device.matrix
     score = max(model.slot / 2 * slots / device.copy, operations)
     evict = 2 * model.slot * slots * kept / device.copy
@@ -103,12 +111,12 @@ def compress(model: Model, device: Device, slots: int, kept: float) -> float:
 
 
 def step(model: Model, device: Device, slots: float, batch: int) -> float:
-    """Seconds of a decode step of `batch` prompts with `slots` tokens each in the cache."""
+    """Returns the seconds of a decode step of `batch` prompts with `slots` cache slots each."""
     return model.memory(slots, batch) / device.copy
 
 
 def line(model: Model, device: Device, slots: int, batch: int, kept: float, tokens: int) -> dict[str, object]:
-    """All of one model, prompt length and batch size; milliseconds."""
+    """Returns the row of one model, prompt length and batch size, in milliseconds."""
     first, cut = batch * prefill(model, device, slots), batch * compress(model, device, slots, kept)
     full, small = (step(model, device, share * slots + tokens / 2, batch) for share in (1.0, kept))
     ends = [share * slots + tokens for share in (1.0, kept)]
@@ -131,7 +139,7 @@ def line(model: Model, device: Device, slots: int, batch: int, kept: float, toke
 
 
 def device_of(path: Path) -> Device:
-    """What `make bench-gpu` wrote, its float16 lines."""
+    """Reads the float16 lines that `make bench-gpu` wrote."""
     told = json.loads(path.read_text())
     rates = told["rates_per_ms"]
     kernels = {
@@ -145,10 +153,10 @@ def device_of(path: Path) -> Device:
 def main(arguments: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("measured", type=Path, nargs="?", help="of make bench-gpu")
-    parser.add_argument("--copy", type=float, default=3.0, help="TB/s, read and written")
-    parser.add_argument("--matrix", type=float, default=798.0, help="TFLOP/s of float16 products")
-    parser.add_argument("--memory", type=float, default=80.0, help="GB")
+    parser.add_argument("measured", type=Path, nargs="?", help="the file that make bench-gpu wrote")
+    parser.add_argument("--copy", type=float, default=3.0, help="copy rate in TB/s, read and written")
+    parser.add_argument("--matrix", type=float, default=798.0, help="rate of float16 products in TFLOP/s")
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of the device in GB")
     parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[2048, 8192, 32768, 131072])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--budget", type=float, default=0.1)

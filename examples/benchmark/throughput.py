@@ -1,6 +1,6 @@
-"""`make bench-serving`: sixteen requests one at a time and sixteen at once, and what the scheduler itself takes.
+"""`make bench-serving`: measures 16 requests one at a time and 16 at once, and the time of the scheduler itself.
 
-Each asks about a picture (576 image tokens, 64 of text) and gets 128 tokens; a tenth of the cache is kept.
+Each request has a picture (576 image tokens) and 64 text tokens, gets 128 new tokens, and keeps a tenth of the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEXT = 64
 
 
 def questions(new_tokens: int) -> list[Question]:
-    """The requests: no two are alike."""
+    """Makes the requests. No two are alike."""
     found = []
     for number in range(REQUESTS):
         noise = np.random.default_rng(number).integers(0, 256, (336, 336, 3), np.uint8)
@@ -34,7 +34,7 @@ def questions(new_tokens: int) -> list[Question]:
 
 
 def run(engine: Engine, slots: int, asked: list[Question]) -> tuple[float, Stats]:
-    """Seconds for all, and the counters."""
+    """Returns the seconds for all requests, and the counters."""
     with engine.scheduler(slots=slots, queue=REQUESTS) as scheduler:
         start = perf_counter()
         tickets = [scheduler.submit(question) for question in asked]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The first hour on a machine with a GPU: tests, sanitizer, benches, an engine of each backend, Polygraphy, Triton.
-# A step that fails stops nothing; report.md tells of all of them.
+# Runs all checks that need a GPU: tests, sanitizer, benchmarks, an engine of each backend, Polygraphy, Triton.
+# A step that fails does not stop the others. report.md has the result of each step.
 #
 #     examples/gpu/first_hour.sh [-o DIR] [--only NAME,NAME] [--list]
 #
-# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON has PyTorch and pytest, for the kernels' tests;
-# vlkv is installed by `make` with the extras gpu, tensorrt or tensorrt-rtx, as far as the machine has room for them.
+# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON needs PyTorch and pytest for the kernels' tests.
+# `make` installs vlkv with the extras gpu, tensorrt or tensorrt-rtx, if the machine has room for them.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -25,7 +25,7 @@ checkpoint=examples/tiny_vlm/checkpoint picture=examples/tiny_vlm/example.png
 question=$("$PYTHON" -c 'import json; print(json.load(open("examples/tiny_vlm/example.json"))["prompt"])')
 seconds=${STEP_SECONDS:-900}
 
-# step NAME COMMAND: runs it in a shell of its own, at most $seconds; what it says goes to NAME.log.
+# step NAME COMMAND: runs the command in a shell of its own for at most $seconds, with its output in NAME.log.
 step() {
   local name=$1 command=$2 begin=$SECONDS code
   if [ -n "$list" ]; then printf '%-24s %s\n' "$name" "$command"; return; fi
@@ -46,7 +46,7 @@ step() {
   } >>"$out/report.md"
 }
 
-# engine NAME OPTIONS...: built, asked with all of the cache and with 10% of it; the answer is the CPU's.
+# engine NAME OPTIONS...: builds an engine, asks it with the full cache and with 10%, compares with the CPU's answer.
 engine() {
   local name=$1 where=$2 options=$3
   step "$name" "rm -rf $out/$name

@@ -1,4 +1,4 @@
-"""Compares two answers of `vlkv run --json`: the same tokens, or where they part. Exits 1 where they do."""
+"""Compares the tokens of two answers of `vlkv run --json`. If they differ, says where and exits with 1."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Return the exit code."""
+    """Returns the exit code."""
     wanted, got = (json.loads(Path(path).read_text()) for path in sys.argv[1:3])
     pairs = zip(wanted["token_ids"], got["token_ids"], strict=False)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))

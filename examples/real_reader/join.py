@@ -1,8 +1,8 @@
-"""Join the shipped delta with the package's weights into a LLaVA checkpoint in the Hugging Face format.
+"""Joins the shipped delta with the package's weights into a LLaVA checkpoint in the Hugging Face format.
 
 $ python -m examples.real_reader.join -o out/real_reader/checkpoint        # 545 MB, float32
 
-Needs the `train` extra, and gguf and accelerate beside it.
+It needs the extra `train`, gguf and accelerate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DELTA = Path(__file__).parent / "delta.safetensors"
 
 
 def save_delta(reader: Reader, trained: dict[str, Tensor], path: Path) -> None:
-    """Write what was trained, in float16."""
+    """Writes the trained weights in float16."""
     weights = {f"tower.{name}": value for name, value in reader.state_dict().items()}
     weights |= {f"text.{name}": value for name, value in trained.items()}
     kept = {name: value.half().contiguous() for name, value in weights.items() if value.is_floating_point()}
@@ -45,7 +45,7 @@ def save_delta(reader: Reader, trained: dict[str, Tensor], path: Path) -> None:
 
 
 def load_delta(path: Path = DELTA) -> tuple[Reader, dict[str, Tensor]]:
-    """The tower, and the language model's trained weights by name, in float32."""
+    """Returns the tower, and the trained weights of the language model by name, in float32."""
     weights = {name: value.float() for name, value in load_file(path).items()}
     parts: dict[str, dict[str, Tensor]] = {"tower": {}, "text": {}}
     for name, value in weights.items():
@@ -60,7 +60,7 @@ def load_delta(path: Path = DELTA) -> tuple[Reader, dict[str, Tensor]]:
 
 @torch.no_grad()
 def merge(model: LlamaForCausalLM, trained: dict[str, Tensor]) -> None:
-    """Add the trained products to the matrices that they go beside."""
+    """Adds the trained products to the matrices beside which they were trained."""
     for name in {name.rpartition(".")[0] for name in trained if name.endswith(".down")}:
         matrix = model.model.get_submodule(name).weight
         matrix += SCALE * trained[f"{name}.up"] @ trained[f"{name}.down"]
@@ -70,7 +70,7 @@ def merge(model: LlamaForCausalLM, trained: dict[str, Tensor]) -> None:
 def join(
     text: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, reader: Reader, trained: dict[str, Tensor]
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """One model and its processor. `text` is changed, unless nothing of it was trained but the blank."""
+    """Returns the model and its processor. `text` is changed, unless only the blank was trained."""
     merge(text, trained)
     config = LlavaConfig(
         vision_config=tower_config(),
@@ -113,27 +113,27 @@ def join(
 
 
 def write(model: LlavaForConditionalGeneration, processor: LlavaProcessor, target: Path) -> None:
-    """Write a Hugging Face folder, whole or not at all, with its kind of form beside the weights."""
+    """Writes a Hugging Face folder with `forms.json`, whole or not at all."""
     with new_directory(target) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         path = folder / "config.json"
         config = json.loads(path.read_text())
-        for part in (config, config["text_config"]):  # the weights are float32 now
+        for part in (config, config["text_config"]):  # no longer applies: the weights are float32
             part.pop("quantization_config", None)
         path.write_text(json.dumps(config, indent=2) + "\n")
         (folder / FORMS.name).write_bytes(FORMS.read_bytes())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Download, join, write."""
+    """Downloads, joins, writes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument(
-        "--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file"
+        "--cache", type=Path, default=Path("out/real_reader/base"), help="folder for the package's file"
     )
-    parser.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
-    parser.add_argument("--plain", action="store_true", help="leave the language model as the package has it")
+    parser.add_argument("--delta", type=Path, default=DELTA, help="file with the trained weights")
+    parser.add_argument("--plain", action="store_true", help="do not change the package's language model")
     options = parser.parse_args(arguments)
     check_output(parser, options.output)
     reader, trained = load_delta(options.delta)

@@ -1,7 +1,7 @@
-"""The language model, taught to read what the tower says: LoRA, on conversations about forms.
+"""Teaches the language model to read the tower's output: LoRA on conversations about forms.
 
-The tower is not run: a patch's feature is the embedding of its class. Early pictures lack most of their blank patches,
-each patch with its position in the whole picture, so that a step is cheap.
+The tower is not run. The feature of a patch is the embedding of its class. Early pictures leave out most of their blank
+patches, and each remaining patch keeps its position in the whole picture. This makes a step cheap.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .words import BEFORE_PICTURE, BLANK, class_tokens, forms, patches
 
 RANK, SCALE = 16, 2.0
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
-NONE = -100  # a label that no loss counts
-CAPITAL, LISTED = 0.3, 0.06  # shares: questions that begin with a capital; turns that ask for all keys
+NONE = -100  # this label does not count in the loss
+CAPITAL, LISTED = 0.3, 0.06  # share of questions with a capital; share of turns that ask for all keys
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps with `patches` of each picture, `forms` a step, `turns` a conversation, at most `fields` a form."""
+    """Steps with `patches` per picture, `forms` per step, `turns` per conversation, at most `fields` per form."""
 
     steps: int
     patches: int
@@ -47,7 +47,7 @@ WARM_UP = 10
 
 
 class Lora(nn.Module):
-    """A frozen product and a trained one of rank `RANK` added to it."""
+    """A frozen matrix product plus a trained product of rank `RANK`."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class Lora(nn.Module):
         self.up = nn.Parameter(torch.zeros(base.out_features, RANK))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of both."""
+        """Returns the sum of both products."""
         return self.base(x) + SCALE * nn.functional.linear(nn.functional.linear(x, self.down), self.up)
 
 
 def adapt(model: LlamaForCausalLM) -> dict[str, Lora]:
-    """Put a `Lora` around each of the layers' attention matrices, by name, freeze the rest in bfloat16."""
+    """Puts a `Lora` around each attention matrix and freezes the rest in bfloat16. Returns them by name."""
     model.requires_grad_(False)
     model.model.layers.apply(lambda part: part.to(torch.bfloat16) if isinstance(part, nn.Linear) else part)
     added = {}
@@ -74,7 +74,7 @@ def adapt(model: LlamaForCausalLM) -> dict[str, Lora]:
 
 
 class Table(nn.Module):
-    """The embedding of each class: of its token, and a blank that is learned."""
+    """The embedding of each class: that of its token, and a blank that is learned."""
 
     def __init__(self, model: LlamaForCausalLM, tokens: list[int]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Table(nn.Module):
         self.blank = nn.Parameter(words.mean(0))
 
     def forward(self) -> Tensor:
-        """`[classes, hidden]`."""
+        """Returns the embeddings `[classes, hidden]`."""
         return torch.cat([self.blank[None], self.words])
 
 
@@ -91,8 +91,8 @@ class Table(nn.Module):
 class Batch:
     """B conversations, padded on the right.
 
-    before, after: tokens before the picture `[n]` and after it `[B, T]`; labels `[B, T]`: what comes next in an answer.
-    labels_of, places `[B, patches]`: class and place of the patches that are shown.
+    before, after: tokens before the picture `[n]` and after it `[B, T]`. labels `[B, T]`: the next token inside an
+    answer. labels_of, places `[B, patches]`: class and place of the patches that are shown.
     """
 
     before: Tensor
@@ -103,7 +103,7 @@ class Batch:
 
 
 def turns(form: Form, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions and answers of one conversation."""
+    """Returns the questions and answers of one conversation."""
     chosen = np.resize(rng.permutation(len(form.fields)), count)
     told = []
     for index in chosen:
@@ -120,7 +120,7 @@ def turns(form: Form, count: int, rng: np.random.Generator) -> list[tuple[str, s
 def conversation(
     tokenizer: PreTrainedTokenizerFast, told: list[tuple[str, str]]
 ) -> tuple[list[int], list[int]]:
-    """Tokens after the picture, and for each what an answer says next."""
+    """Returns the tokens after the picture, and for each the next token of an answer."""
     tokens: list[int] = []
     labels: list[int] = []
     start = "\n"
@@ -138,7 +138,7 @@ def conversation(
 def batches(
     stage: Stage, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, numbers: Iterator[int]
 ) -> Iterator[Batch]:
-    """The batches of a stage, each of forms never seen before."""
+    """Yields the batches of a stage. Each has forms that were never seen before."""
     before = torch.tensor(tokenizer.encode(BEFORE_PICTURE, add_special_tokens=False))
     for _ in range(stage.steps):
         shown, places, told = [], [], []
@@ -159,7 +159,7 @@ def batches(
 
 
 def answers_of(model: LlamaForCausalLM, table: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits `[n, V]` of what answers say, and what they ought to say `[n]`."""
+    """Returns the logits of the answers' tokens `[n, V]`, and the right tokens `[n]`."""
     count = len(batch.after)
     embed = model.model.embed_tokens
     first = len(batch.before)
@@ -190,7 +190,7 @@ def train_reader(
     tell: Callable[[str], None],
     keep: Callable[[dict[str, Tensor]], None] = lambda weights: None,
 ) -> dict[str, Tensor]:
-    """Train by seed; return the trained weights by name. `keep` is given them every 20 steps."""
+    """Trains by seed and returns the trained weights by name. `keep` receives them every 20 steps."""
     torch.manual_seed(seed)
     added, table = adapt(model), Table(model, class_tokens(tokenizer))
     rng = np.random.default_rng([seed, 12])
@@ -219,7 +219,7 @@ def train_reader(
 
 
 def weights_of(added: dict[str, Lora], table: Table) -> dict[str, Tensor]:
-    """What was trained, by name."""
+    """Returns the trained weights by name."""
     found = {"blank": table.blank.detach().clone()}
     for name, lora in added.items():
         found[f"{name}.down"], found[f"{name}.up"] = lora.down.detach().clone(), lora.up.detach().clone()

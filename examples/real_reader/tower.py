@@ -1,7 +1,8 @@
-"""The vision tower and projector, taught to say which word of the closed list a patch holds.
+"""Trains the vision tower and projector to say which word of the closed list a patch holds.
 
-The projector's first matrix gives a number a class, which GELU keeps where it is above zero; its second matrix holds
-an embedding a class. So a patch's feature is its word's own token embedding, and no language model is in the loop.
+The projector's first matrix gives one number per class, and GELU keeps it if it is above zero. The second matrix holds
+one embedding per class. The feature of a patch is therefore the token embedding of its word, and training needs no
+language model.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from vlkv.eval.word_forms import GLYPHS, LEFT
 from .words import BLANK, forms, patches, texts
 
 PATCHES = GRID * GRID
-HIGH = 4.0  # what the first matrix gives for the right class
-STEPS, FORMS_FROM = 700, 640  # steps; the one from which whole forms are shown
-WORDS, LINES = 64, 8  # patches a picture before that; pictures a step
+HIGH = 4.0  # target output of the first matrix for the right class
+STEPS, FORMS_FROM = 700, 640  # steps; the first step that shows whole forms
+WORDS, LINES = 64, 8  # patches per picture before that; pictures per step
 RATE, WARM_UP = 2e-3, 20
-JITTER = 1  # pixels that a word may stand off its place
+JITTER = 1  # pixels by which a word may be off its place
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def tower_config() -> CLIPVisionConfig:
-    """CLIP, hidden 192, 2 layers of 4 heads, patches as large as a form's cells."""
+    """CLIP with hidden size 192, 2 layers of 4 heads, and patches as large as a form's cells."""
     return CLIPVisionConfig(
         hidden_size=192, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         image_size=GRID * forms().cell, patch_size=forms().cell,
@@ -38,7 +39,7 @@ def tower_config() -> CLIPVisionConfig:
 
 
 class Reader(nn.Module):
-    """The tower, and the projector's first matrix for the classes that there are."""
+    """The tower, and the projector's first matrix for the existing classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Reader(nn.Module):
         self.classify = nn.Linear(tower_config().hidden_size, len(texts()))
 
     def start(self, table: Tensor) -> None:
-        """Let patch embeddings begin as the patches' principal components, grey in all three colours."""
+        """Sets the patch embeddings to the patches' principal components, grey in all three colours."""
         ink = (1 - table.flatten(0, 2).flatten(1).float() / 255)[:: len(table[0])]
         ink = ink - ink.mean(0)
         _, spread, axes = torch.linalg.svd(ink, full_matrices=False)
@@ -59,7 +60,10 @@ class Reader(nn.Module):
             )
 
     def forward(self, grey: Tensor, places: Tensor) -> Tensor:
-        """Numbers a class `[B, n, classes]` of grey patches `[B, n, cell * cell]`, 0 to 1, at these places `[B, n]`."""
+        """Returns numbers per class `[B, n, classes]` of grey patches.
+
+        The patches are `[B, n, cell * cell]` from 0 to 1, at places `[B, n]`.
+        """
         tower = self.tower
         parts = tower.embeddings
         weight = parts.patch_embedding.weight / torch.tensor(DEVIATION)[:, None, None]
@@ -75,7 +79,7 @@ class Reader(nn.Module):
 
 
 def drawn() -> np.ndarray:
-    """Each class's patch, a word at every place that it may stand at: uint8 `[classes, 3, 3, cell, cell]`."""
+    """Draws the patch of each class, with its word at every allowed offset: uint8 `[classes, 3, 3, cell, cell]`."""
     cell = forms().cell
     reach = range(-JITTER, JITTER + 1)
     found = np.full((len(texts()), len(reach), len(reach), cell, cell), 255, np.uint8)
@@ -93,7 +97,7 @@ def drawn() -> np.ndarray:
 def batches(
     table: np.ndarray, rng: np.random.Generator, numbers: Iterator[int]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Grey patches, places and classes: first some patches of words, then whole forms."""
+    """Yields grey patches, places and classes: first some patches of words, then whole forms."""
     for step in range(STEPS):
         if step < FORMS_FROM:
             labels = rng.integers(len(texts()), size=(LINES, WORDS))
@@ -103,13 +107,13 @@ def batches(
             labels = np.stack([patches(forms().random_form(next(numbers))) for _ in range(2)])
             places = np.broadcast_to(np.arange(PATCHES), labels.shape).copy()
         moved = rng.integers(2 * JITTER + 1, size=(2, *labels.shape))
-        moved[:, rng.random(len(labels)) < 0.5] = JITTER  # half of the pictures as they are drawn
+        moved[:, rng.random(len(labels)) < 0.5] = JITTER  # half of the pictures stay as they are drawn
         grey = torch.from_numpy(table[labels, moved[0], moved[1]]).flatten(2).float() / 255
         yield grey, torch.from_numpy(places), torch.from_numpy(labels)
 
 
 def loss_of(numbers: Tensor, labels: Tensor) -> Tensor:
-    """Which class, and how far what GELU leaves is from `HIGH` there and 0 elsewhere."""
+    """Adds the class loss and the distance of GELU's output from `HIGH` for the class and from 0 elsewhere."""
     wanted = nn.functional.one_hot(labels, numbers.shape[-1]) * HIGH
     left = (nn.functional.gelu(numbers) - wanted).square().sum(-1)
     apart = nn.functional.cross_entropy(numbers.flatten(0, 1), labels.flatten(), reduction="none")
@@ -118,7 +122,7 @@ def loss_of(numbers: Tensor, labels: Tensor) -> Tensor:
 
 
 def train_tower(seed: int, tell: Callable[[str], None]) -> Reader:
-    """Train by seed."""
+    """Trains by seed."""
     torch.manual_seed(seed)
     reader, table = Reader(), drawn()
     reader.start(torch.from_numpy(table))

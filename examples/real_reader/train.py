@@ -1,8 +1,8 @@
-"""Train the delta by seed: tower and projector, then the language model's low-rank matrices.
+"""Trains the delta by seed: the tower and projector, then the language model's low-rank matrices.
 
 $ python -m examples.real_reader.train --seed 0 -o out/real_reader/delta.safetensors
 
-Needs the `train` extra, and gguf and accelerate beside it.
+It needs the extra `train`, gguf and accelerate.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .tower import train_tower
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, write; a delta so far is written every 20 steps of the language model."""
+    """Trains and writes. The delta so far is written every 20 steps of the language model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the forms, 0 to 999")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the forms, 0 to 999")
     parser.add_argument("--output", "-o", type=Path, required=True, help="file to write")
     parser.add_argument(
-        "--cache", type=Path, default=Path("out/real_reader/base"), help="of the package's file"
+        "--cache", type=Path, default=Path("out/real_reader/base"), help="folder for the package's file"
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(arguments)

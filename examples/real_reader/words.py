@@ -1,4 +1,4 @@
-"""What a patch may hold, and the token that each stands for; the prompt's form."""
+"""The words that a patch may hold, the token of each word, and the form of the prompt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""The package's ChatML template, which takes pictures too."""
+"""The package's ChatML template, extended by pictures."""
 
 BEFORE_PICTURE = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 
@@ -42,18 +42,18 @@ def forms() -> WordForms:
 
 @cache
 def texts() -> list[str]:
-    """The text of each class of patch."""
+    """Returns the text of each class of patch."""
     return ["", ":", *"0123456789", *forms().keys, *forms().words]
 
 
 @cache
 def classes() -> dict[str, int]:
-    """The class of each text."""
+    """Returns the class of each text."""
     return {text: number for number, text in enumerate(texts())}
 
 
 def class_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The token of each class but the blank: a key's has a space before it, as in a question."""
+    """Returns the token of each class except the blank. A key's token has a space before it, as in a question."""
     keys = set(forms().keys)
     tokens = []
     for text in texts()[1:]:
@@ -65,5 +65,5 @@ def class_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def patches(form: Form) -> np.ndarray:
-    """The class of each patch of a form, int64 `[576]`."""
+    """Returns the class of each patch of a form, int64 `[576]`."""
     return np.array([classes()[text] for text in forms().grid(form).ravel()], np.int64)

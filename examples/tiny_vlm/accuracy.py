@@ -1,10 +1,10 @@
-"""Train checkpoints by seed, ask each about forms of a fresh seed under every policy and budget, and show the spread.
+"""`make accuracy`: trains checkpoints by seed, asks each about fresh forms under every policy and budget.
 
 $ python -m examples.tiny_vlm.accuracy --cache out/accuracy --output out/accuracy/report
 
-Which heads do the reading differs by seed, so that one checkpoint's table is an illustration and no evidence. A control
-with shuffled weights shows that the bench can fail. Checkpoints, engines and answers stay in the cache; a training's
-output stands beside its checkpoint.
+The heads that read a form differ by seed, so the table of one checkpoint is an illustration, not evidence. A control
+with shuffled weights shows that the benchmark can fail. The cache keeps checkpoints, engines and answers. The output of
+a training is written beside its checkpoint.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of its folder, and in tables."""
+        """The name of its folder, also used in tables."""
         return f"seed {self.seed}" + (f", asked {self.times} times" if self.times > 1 else "")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's folder, and the words that it was trained on."""
+    """The folder of a checkpoint, and the words on which it was trained."""
 
     name: str
     folder: Path
@@ -56,12 +56,15 @@ class Checkpoint:
 
 
 def run(*command: object) -> None:
-    """A step in a process of its own; its output is shown."""
+    """Runs a step in a process of its own and shows its output."""
     subprocess.run([str(part) for part in command], check=True)
 
 
 def trained(recipe: Recipe, cache: Path) -> Checkpoint | None:
-    """The recipe's checkpoint, trained on one core where the cache has none; None where its training was refused."""
+    """Returns the recipe's checkpoint.
+
+    Trains it on one core if the cache lacks it; returns None if its training was refused.
+    """
     folder = cache / "checkpoints" / recipe.name.replace(", ", "-").replace(" ", "-")
     if not (folder / "model.safetensors").is_file():
         print(f"training {recipe.name}", flush=True)
@@ -81,14 +84,14 @@ def trained(recipe: Recipe, cache: Path) -> Checkpoint | None:
 
 
 def all_trained(recipes: Sequence[Recipe], cache: Path, jobs: int) -> list[Checkpoint]:
-    """The recipes' checkpoints but the refused ones, `jobs` trainings at a time."""
+    """Returns the checkpoints of the recipes without the refused ones, with `jobs` trainings at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         made = list(pool.map(lambda recipe: trained(recipe, cache), recipes))
     return [checkpoint for checkpoint in made if checkpoint]
 
 
 def shuffled(source: Checkpoint, cache: Path) -> Checkpoint:
-    """The control: each tensor's numbers in another order, so that nothing is known and all sizes are right."""
+    """Writes the control: the numbers of each tensor in another order, so it knows nothing and all sizes are right."""
     from safetensors.numpy import load_file, save_file
 
     folder = cache / "checkpoints" / CONTROL
@@ -103,7 +106,7 @@ def shuffled(source: Checkpoint, cache: Path) -> Checkpoint:
 
 
 def measured(checkpoint: Checkpoint, cache: Path, policies: str, samples: int, seed: int) -> Results:
-    """Exact answers by (policy, budget); what was asked before is not asked again."""
+    """Returns exact answers by (policy, budget). Questions that were asked before are not asked again."""
     vlkv = Path(sys.executable).with_name("vlkv")
     graphs, engine, answers = (
         cache / kind / checkpoint.folder.name for kind in ("graphs", "engines", "answers")
@@ -119,19 +122,23 @@ def measured(checkpoint: Checkpoint, cache: Path, policies: str, samples: int, s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains, asks, writes `table.md` and `chart.png`; 1 where the control answers."""
+    """Trains, asks, writes `table.md` and `chart.png`. Returns 1 if the control answers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps what was made")
-    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for table and chart")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of the checkpoints")
     parser.add_argument(
-        "--long-seeds", type=int, nargs="*", default=[5], help="of those with a longer prompt"
+        "--cache", type=Path, required=True, help="folder that keeps checkpoints, engines and answers"
     )
-    parser.add_argument("--policy", default=",".join(POLICIES), help="names with commas between")
-    parser.add_argument("--samples", type=int, default=200, help="forms a checkpoint")
-    parser.add_argument("--form-seed", type=int, default=1, help="of the forms")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for table and chart")
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="seeds of the checkpoints"
+    )
+    parser.add_argument(
+        "--long-seeds", type=int, nargs="*", default=[5], help="seeds of the checkpoints with a longer prompt"
+    )
+    parser.add_argument("--policy", default=",".join(POLICIES), help="names, separated by commas")
+    parser.add_argument("--samples", type=int, default=200, help="forms per checkpoint")
+    parser.add_argument("--form-seed", type=int, default=1, help="seed of the forms")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--jobs", type=int, default=cores, help="trainings at a time, a core each")
+    parser.add_argument("--jobs", type=int, default=cores, help="trainings at a time, one core each")
     options = parser.parse_args(arguments)
     recipes = [*(Recipe(seed) for seed in options.seeds), *(Recipe(seed, 2) for seed in options.long_seeds)]
     checkpoints = all_trained(recipes, options.cache, options.jobs)

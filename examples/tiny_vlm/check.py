@@ -1,4 +1,4 @@
-"""Ask a checkpoint about held-out forms through transformers' own path: PNG file, processor, `generate`.
+"""Asks a checkpoint about held-out forms through transformers: PNG file, processor, `generate`.
 
 $ python -m examples.tiny_vlm.check examples/tiny_vlm/checkpoint --first 0 --forms 500
 """
@@ -21,14 +21,14 @@ from .tokens import prompt
 
 
 def png_picture(form: Form) -> Image.Image:
-    """Return the form's picture as read back from a PNG file."""
+    """Returns the form's picture after it was written to and read from a PNG file."""
     file = BytesIO()
     draw(form).save(file, format="PNG")
     return Image.open(file)
 
 
 def model_inputs(processor: LlavaProcessor, pictures: Sequence[Image.Image], asked: Sequence[str]) -> dict:
-    """Prepare one question about each picture for the model, by the checkpoint's own processor."""
+    """Prepares one question about each picture for the model, with the checkpoint's own processor."""
     texts = [prompt(processor, question) for question in asked]
     return processor(images=list(pictures), text=texts, padding=True, return_tensors="pt")
 
@@ -40,7 +40,7 @@ def answers(
     pictures: Sequence[Image.Image],
     asked: Sequence[str],
 ) -> list[str]:
-    """Return the model's greedy answer to one question about each picture."""
+    """Returns the model's greedy answer to one question about each picture."""
     inputs = model_inputs(processor, pictures, asked)
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=8)
     return processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -54,7 +54,7 @@ def exact_share(
     batch: int = 20,
     words: str = QUESTION,
 ) -> float:
-    """Return the share of these held-out forms whose one question is answered to the character."""
+    """Returns the share of these held-out forms whose question is answered exactly."""
     right = 0
     for start in range(0, len(numbers), batch):
         forms = [held_out_form(n) for n in numbers[start : start + batch]]
@@ -66,7 +66,7 @@ def exact_share(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the share of exact answers."""
+    """Prints the share of exact answers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--first", type=int, default=0, help="number of the first held-out form")

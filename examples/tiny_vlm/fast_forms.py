@@ -1,8 +1,8 @@
-"""Training batches that never render: each cell's patch embedding is gathered by its character.
+"""Training batches without rendering: the patch embedding of each cell is looked up by its character.
 
-A training picture may be small: some rows of the grid, each cell with its position in the whole grid. Several
-questions share one picture; each sees the BOS, the picture and itself only. Text starts where it does after a
-whole picture. So one batch equals many ordinary prompts, at a fraction of the work.
+A training picture may consist of some rows of the grid; each cell keeps its position in the whole grid. Several
+questions share one picture. Each attends to the BOS token, the picture and itself only. The positions of the text start
+where they do after a whole picture. One batch is thus equal to many ordinary prompts, for a fraction of the work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .model import TEXT_LAYERS, TEXT_START
 from .tokens import BOS, KEY_ROW, PAD, answer_ids, question_ids
 
 ALPHABET = " :abcdefghijklmnopqrstuvwxyz" + VALUE_CHARACTERS  # of a cell; its class is the index here
-NONE = -100  # a label that no loss counts
+NONE = -100  # this label does not count in the loss
 
 BOS_HIDDEN, WORD_HIDDEN, FIELD_HIDDEN, OTHER_HIDDEN = 0.5, 0.5, 0.2, 0.9  # from a forgetful answer, per layer
 
@@ -44,14 +44,14 @@ KEY = {key: i for i, key in enumerate(KEYS)}
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pictures of R rows with K questions each; all integer tensors, `NONE` where there is no label.
+    """B pictures of R rows with K questions each. All tensors are integers, with `NONE` if there is no label.
 
-    cells, places, cell_key, cell_index `[B, 24 R]`: class of the character, place in the grid, and for a
-    value's character its key and its index in the value. tokens, labels, keys, following `[B, K, BLOCK]`: the
-    text, what comes next in the answer, the key asked for, the index in the value of what comes next.
-    bag `[B, K, 36]`: the share of each character in the value.
-    hidden `[L, B, K, 1 + 24 R + Q]`: what of BOS, picture and question each layer's answer rows do not see.
-    question: tokens of a question, Q; BLOCK is Q and the longest answer without EOS.
+    cells, places, cell_key, cell_index `[B, 24 R]`: class of the character, place in the grid, and for the character of
+    a value its key and its index in the value. tokens, labels, keys, following `[B, K, BLOCK]`: the text, the next
+    token of the answer, the requested key, and the index in the value of the next character. bag `[B, K, 36]`: the
+    share of each character in the value. hidden `[L, B, K, 1 + 24 R + Q]`: the parts of BOS, picture and question that
+    the answer's rows do not see in each layer. question: Q, the number of tokens of a question. BLOCK is Q plus the
+    longest answer without EOS.
     """
 
     cells: Tensor
@@ -80,9 +80,9 @@ def make_batch(
     forgetful: float = 0.0,
     times: int = 1,
 ) -> Batch:
-    """Make the batch of these forms, each cut to its rows; `seed` draws the questions of each, asked `times` times.
+    """Makes the batch of these forms, each cut to its rows. `seed` draws each form's questions, asked `times` times.
 
-    A share `forgetful` of the answers has a small cache, drawn anew for each layer; see `forget`.
+    A share `forgetful` of the answers has a small cache, which is drawn for each layer separately; see `forget`.
     """
     rng = np.random.default_rng(seed)
     asked = len(question_ids(KEYS[0], times))
@@ -120,10 +120,10 @@ def make_batch(
 
 
 def forget(own: np.ndarray, rng: np.random.Generator, question: int) -> np.ndarray:
-    """Draw what answers do not see `[L, B, K, n]`; `own` `[B, K, n]` marks the cells of the field asked for.
+    """Draws what answers do not see `[L, B, K, n]`. `own` `[B, K, n]` marks the cells of the requested field.
 
-    The field asked for goes as a whole in some layers, BOS and the question's tokens one by one in half of them,
-    the other cells one by one in most. The key asked for always stays.
+    In some layers the requested field is hidden as a whole. In half of them BOS and the question's tokens are hidden
+    one by one, and in most of them the other cells are. The requested key always stays.
     """
     shape = (TEXT_LAYERS, *own.shape)
     hidden = rng.random(shape, np.float32) < OTHER_HIDDEN
@@ -135,7 +135,7 @@ def forget(own: np.ndarray, rng: np.random.Generator, question: int) -> np.ndarr
 
 @cache
 def glyphs() -> Tensor:
-    """Draw the normalised pixels of each class's cell, `[classes, 3, 14, 14]`: white is 0, black is -4."""
+    """Draws the normalised pixels of each class's cell, `[classes, 3, 14, 14]`: white is 0, black is -4."""
     patches = []
     for character in ALPHABET:
         picture = Image.new("RGB", (CELL, CELL), "white")
@@ -145,13 +145,13 @@ def glyphs() -> Tensor:
 
 
 def patch_embeddings(model: LlavaForConditionalGeneration, cells: Tensor) -> Tensor:
-    """Gather the tower's patch embeddings `[..., n, width]` of cells `[..., n]`, before any position."""
+    """Returns the tower's patch embeddings `[..., n, width]` of cells `[..., n]`, without positions."""
     table = model.model.vision_tower.embeddings.patch_embedding(glyphs()).flatten(1)
     return table[cells]
 
 
 def encode_pictures(model: LlavaForConditionalGeneration, cells: Tensor, places: Tensor) -> Tensor:
-    """Compute the projected features `[B, n, hidden]` of pictures whose cells `[B, n]` stand at these places."""
+    """Returns the projected features `[B, n, hidden]` of pictures with cells `[B, n]` at these places."""
     tower = model.model.vision_tower
     positions = tower.embeddings.position_embedding.weight
     patches = patch_embeddings(model, cells) + positions[1 + places]
@@ -163,12 +163,15 @@ def encode_pictures(model: LlavaForConditionalGeneration, cells: Tensor, places:
 
 
 def image_features(model: LlavaForConditionalGeneration, batch: Batch) -> Tensor:
-    """Compute the projected features of the batch's pictures, `[B, 24 R, hidden]`."""
+    """Returns the projected features of the batch's pictures, `[B, 24 R, hidden]`."""
     return encode_pictures(model, batch.cells, batch.places)
 
 
 def block_mask(picture: int, count: int, length: int) -> Tensor:
-    """Make the mask `[1, 1, S, S]` of `count` texts of `length` tokens after a picture: causal, each its own."""
+    """Returns the mask `[1, 1, S, S]` of `count` texts of `length` tokens after a picture.
+
+    Each text sees only itself, causally.
+    """
     number = torch.arange(1, count + 1).repeat_interleave(length)
     number = torch.cat([torch.zeros(picture, dtype=torch.long), number])
     seen = ((number[None] == 0) | (number[None] == number[:, None])).tril()
@@ -176,7 +179,7 @@ def block_mask(picture: int, count: int, length: int) -> Tensor:
 
 
 def layer_masks(batch: Batch) -> Iterator[Tensor]:
-    """Make each layer's mask `[B or 1, 1, S, S]` added to scores: causal, blind to other questions."""
+    """Returns each layer's mask `[B or 1, 1, S, S]` to add to the scores: causal, without other questions."""
     layers, count, questions, _ = batch.hidden.shape
     picture = 1 + batch.cells.shape[1]
     shared = block_mask(picture, questions, batch.block)
@@ -201,9 +204,9 @@ def layer_states(
     tokens: Tensor,
     masks: Iterable[Tensor],
 ) -> list[Tensor]:
-    """Compute each layer's states `[B, 1 + 24 R + K T, hidden]`, the last normalised, with a mask for each layer.
+    """Returns the states of each layer `[B, 1 + 24 R + K T, hidden]`, with one mask per layer. The last is normalised.
 
-    places `[B, 24 R]` of the features, tokens `[B, K, T]` of the texts, which all begin where a whole picture ends.
+    places `[B, 24 R]` belong to the features, tokens `[B, K, T]` to the texts, which all start after a whole picture.
     """
     text = model.model.language_model
     batch, count, length = tokens.shape
@@ -220,6 +223,6 @@ def layer_states(
 
 
 def text_states(model: LlavaForConditionalGeneration, batch: Batch, features: Tensor) -> list[Tensor]:
-    """Compute the text states after the first layer and at the end, `[B, 1 + 24 R + K BLOCK, hidden]`."""
+    """Returns the text states after the first layer and at the end, `[B, 1 + 24 R + K BLOCK, hidden]`."""
     states = layer_states(model, features, batch.places, batch.tokens, layer_masks(batch))
     return [states[0], states[-1]]

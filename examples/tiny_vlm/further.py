@@ -1,9 +1,9 @@
-"""Teach a checkpoint another task of `vlkv eval`, and write it as a Hugging Face folder.
+"""Teaches a checkpoint another task of `vlkv eval` and writes it as a Hugging Face folder.
 
 $ python -m examples.tiny_vlm.further second-question examples/tiny_vlm/checkpoint --output out/second/checkpoint
 
-The shipped checkpoint was trained on one question a picture. What a policy costs in a second question, or in an
-answer that needs patches all over the picture, can be told on a model that answers it.
+The shipped checkpoint was trained on one question per picture. To measure the cost of a policy for a second question,
+or for an answer that needs patches all over the picture, a model is needed that can answer it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .train import FORMS_PER_SEED, check_output, make_optimizer, write_checkpoin
 
 NUMBERS = 900 * FORMS_PER_SEED  # of the first training form: beyond those of the first training
 WARM_UP = 20  # steps
-REQUIRED = 0.95  # share of right conversations, lately, below which a run is refused
+REQUIRED = 0.95  # a run with a smaller share of right conversations at its end is refused
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Plan:
     """How a task is taught.
 
     Fields:
-        stages: rows of the pictures, one choice drawn a step, and steps.
-        rows: of all pictures of a batch, about.
-        steady: stages at the first rate; the rate falls by a cosine over those after them.
-        rates: of learning, first and last.
-        order: whether cells are also to know the field before them, by heads that are dropped afterwards.
+        stages: rows of the pictures, of which each step draws one, and the number of steps.
+        rows: approximate number of rows of all pictures in a batch.
+        steady: stages at the first learning rate. After them the rate falls by a cosine.
+        rates: first and last learning rate.
+        order: whether cells also learn the field before them, through heads that are dropped after training.
     """
 
     stages: tuple[tuple[tuple[int, ...], int], ...]
@@ -68,7 +68,7 @@ PLANS = {
 
 
 class OrderHeads(nn.Module):
-    """Linear readings of a cell's key after the first layer, and of the key before it after the second."""
+    """Linear probes: the key of a cell after the first layer, and the key before it after the second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class OrderHeads(nn.Module):
         self.before = nn.Linear(TEXT_WIDTH, len(KEYS) + 1)
 
     def forward(self, talks: Talks, states: list[Tensor]) -> Tensor:
-        """The loss."""
+        """Returns the loss."""
         cells = slice(1, 1 + talks.cells.shape[1])
         readings = ((self.key, states[0], talks.keys), (self.before, states[1], talks.before))
         losses = [
@@ -87,7 +87,7 @@ class OrderHeads(nn.Module):
 
 
 def rate_at(plan: Plan, step: int) -> float:
-    """The learning rate of a step."""
+    """Returns the learning rate of a step."""
     lengths = [steps for _, steps in plan.stages]
     steady = sum(lengths[: plan.steady])
     high, low = plan.rates
@@ -96,7 +96,7 @@ def rate_at(plan: Plan, step: int) -> float:
 
 
 def teach(model: LlavaForConditionalGeneration, task: str, seed: int) -> float:
-    """Train in place; the share of the last twenty steps' conversations whose answers are all right."""
+    """Trains in place. Returns the share of conversations in the last twenty steps whose answers are all right."""
     plan = PLANS[task]
     model.train()
     torch.manual_seed(seed)
@@ -132,12 +132,12 @@ def teach(model: LlavaForConditionalGeneration, task: str, seed: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Teach, write; 1 where too few conversations come out right."""
+    """Teaches and writes. Returns 1 if too few conversations are right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=PLANS, help="what to teach")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint that `train.py` made")
+    parser.add_argument("task", choices=PLANS, help="the task to teach")
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint that `train.py` wrote")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws")
     options = parser.parse_args(arguments)
     check_output(parser, options.output)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What training aims at: the answer, and linear readings of hidden states that are dropped afterwards."""
+"""The training losses: the answer, and linear probes of hidden states that are dropped after training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLANK_WEIGHT = 0.05  # of a blank cell in the character loss
 
 
 class Heads(nn.Module):
-    """The linear heads; none is part of the checkpoint."""
+    """The linear probes. They are not part of the checkpoint."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The loss to go down, the answers' own cross-entropy, and the share of answers that are all right."""
+    """The loss to minimise, the cross-entropy of the answers, and the share of answers that are all right."""
 
     loss: Tensor
     answer: float
@@ -43,7 +43,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, **options: Tensor) -> Tensor:
 
 
 def training_loss(model: LlavaForConditionalGeneration, heads: Heads, batch: Batch) -> Result:
-    """Compute all aims on one batch, with the teacher's answer as text."""
+    """Computes all losses of one batch with teacher forcing."""
     features = image_features(model, batch)
     first, last = text_states(model, batch, features)
     width = features.shape[1]

@@ -1,4 +1,4 @@
-"""Draw the shipped example: a held-out form as PNG, and the question with its right answer as JSON.
+"""Draws the shipped example: a held-out form as PNG, and its question and answer as JSON.
 
 $ python -m examples.tiny_vlm.make_example --number 900000 --output examples/tiny_vlm
 """
@@ -14,9 +14,9 @@ from vlkv.eval.forms import draw, held_out_form, one_question
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write `example.png` and `example.json`."""
+    """Writes `example.png` and `example.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--number", type=int, default=900_000, help="of the held-out form")
+    parser.add_argument("--number", type=int, default=900_000, help="number of the held-out form")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     options = parser.parse_args(arguments)
     form = held_out_form(options.number)

@@ -1,4 +1,4 @@
-"""Ask an engine about held-out forms: PNG file to text, as `vlkv run` does it, with all of the cache and with less.
+"""Asks an engine about held-out forms, from PNG file to text as `vlkv run` does, with the full cache and with less.
 
 $ python -m examples.tiny_vlm.measure out/tiny_vlm/engine --first 10000 --forms 500
 """
@@ -20,21 +20,21 @@ NEW_TOKENS = 8
 
 
 def png(form: Form) -> bytes:
-    """Return the form's picture as a PNG file."""
+    """Returns the form's picture as a PNG file."""
     file = BytesIO()
     draw(form).save(file, format="PNG")
     return file.getvalue()
 
 
 def exact(engine: Engine, form: Form, policy: str | Policy, budget: float) -> tuple[bool, list[int]]:
-    """Tell whether the form's one question is answered to the character, and what each layer kept."""
+    """Returns whether the form's question is answered exactly, and what each layer kept."""
     question, answer = one_question(form)
     result = engine.generate(question, [png(form)], policy=policy, budget=budget, max_new_tokens=NEW_TOKENS)
     return result.text == answer, result.kept_tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the share of exact answers with the full cache and with each budget."""
+    """Prints the share of exact answers with the full cache and with each budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engine", type=Path)
     parser.add_argument("--first", type=int, default=0, help="number of the first held-out form")

@@ -1,4 +1,4 @@
-"""The model: a million parameters in the LLaVA architecture, grouped-query attention in its text part."""
+"""The model: a million parameters in the LLaVA architecture, with grouped-query attention in its text part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXT_START = 1 + GRID * GRID  # position of the first token after the picture: B
 
 
 def make_config() -> LlavaConfig:
-    """Make the configuration: CLIP 2 x 96, projector 96-128-128, Llama 4 x 128 with 4 heads, 2 KV heads."""
+    """Returns the configuration: CLIP 2 x 96, projector 96-128-128, Llama 4 x 128 with 4 heads and 2 KV heads."""
     vision = CLIPVisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=192,
@@ -61,7 +61,7 @@ def make_config() -> LlavaConfig:
 
 
 def sine_positions(width: int) -> torch.Tensor:
-    """Code the cells by sine and cosine, `[576, width]`: half for the row, half for the column."""
+    """Encodes the cells by sine and cosine, `[576, width]`: half for the row, half for the column."""
     rates = torch.exp(-math.log(10_000.0) * torch.arange(width // 4) / (width // 4))
     angles = torch.arange(GRID)[:, None] * rates
     codes = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -71,7 +71,7 @@ def sine_positions(width: int) -> torch.Tensor:
 
 
 def make_model(seed: int) -> LlavaForConditionalGeneration:
-    """Make a model at its start, by seed."""
+    """Returns an untrained model, by seed."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(make_config())
     model.generation_config = GenerationConfig(

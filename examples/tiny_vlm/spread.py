@@ -1,4 +1,4 @@
-"""Several checkpoints' results: mean, range, and each one, as Markdown and as a chart."""
+"""The results of several checkpoints as Markdown and as a chart: mean, range, and each checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Results = dict[tuple[str, float], float]
 
 
 def settings(results: Mapping[str, Results]) -> Iterator[tuple[str, float, list[float]]]:
-    """Policy, budget and each checkpoint's share of exact answers, in the order of the first checkpoint."""
+    """Returns policy, budget and each checkpoint's share of exact answers, in the order of the first checkpoint."""
     for policy, budget in next(iter(results.values())):
         yield policy, budget, [own[policy, budget] for own in results.values()]
 
 
 def table(results: Mapping[str, Results]) -> str:
-    """A row a setting."""
+    """Returns a table with one row per setting."""
     header = ["policy", "budget", "mean", "range", *results]
     rows = [header, ["---"] * len(header)]
     for policy, budget, shares in settings(results):
@@ -37,7 +37,7 @@ def table(results: Mapping[str, Results]) -> str:
 
 
 def chart(results: Mapping[str, Results], path: Path) -> None:
-    """A panel a budget, a row a policy: a dot a checkpoint, a bar over the range, a line at the mean."""
+    """Draws a panel per budget and a row per policy: dots for checkpoints, a bar for the range, a line at the mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter

@@ -1,7 +1,7 @@
-"""Batches of conversations: a picture, and blocks of text that see it and themselves but not each other.
+"""Batches of conversations about a picture, which attend to the picture and to themselves but not to each other.
 
-A conversation asks two questions, one after the other, or for the list of keys. The prompts are those of
-`fast_forms`: one batch equals many ordinary conversations about the same pictures.
+A conversation asks two questions, one after the other, or asks for the list of keys. The prompts are those of
+`fast_forms`: one batch is equal to many ordinary conversations about the same pictures.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .tokens import EOS, PAD, VOCABULARY, answer_ids, make_tokenizer, question_i
 
 FIRST = len(KEYS)  # the class of "no field before this one"
 Conversation = tuple[list[int], list[int]]
-"""Tokens, and for each what is to be said next, `NONE` outside answers."""
+"""Tokens, and for each the next token of an answer, or `NONE` outside answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Talks:
-    """B pictures of R rows with K conversations each; integer tensors, `NONE` where there is no label.
+    """B pictures of R rows with K conversations each. Tensors are integers, with `NONE` if there is no label.
 
-    cells, places, keys, before `[B, 24 R]`: class of the character, place in the grid, and from a field's colon on its
-    key and the key of the field before it. tokens, labels `[B, K, T]`: see `Conversation`.
+    cells, places, keys, before `[B, 24 R]`: class of the character, place in the grid, and from the colon of a field on
+    its key and the key of the field before it. tokens, labels `[B, K, T]`: see `Conversation`.
     """
 
     cells: Tensor
@@ -44,7 +44,10 @@ class Talks:
 
 
 def two_questions(fields: Sequence[Field]) -> Conversation:
-    """Questions about these fields, one after the other: an answer's end is to be said, and is not part of the text."""
+    """Returns a conversation that asks about these fields in turn.
+
+    An answer's end is a label, but not part of the text.
+    """
     tokens: list[int] = []
     labels: list[int] = []
     for field in fields:
@@ -55,14 +58,14 @@ def two_questions(fields: Sequence[Field]) -> Conversation:
 
 
 def list_of_keys(form: Form) -> Conversation:
-    """All keys in order; each token carries the blank before it."""
+    """Returns a conversation that asks for all keys in order. Each token carries the blank before it."""
     asked = make_tokenizer()(f"{LIST_QUESTION}\nA:", add_special_tokens=False)["input_ids"]
     keys = [VOCABULARY[f" {field.key}"] for field in form.fields]
     return asked + keys, [NONE] * (len(asked) - 1) + keys + [EOS]
 
 
 def conversations(task: str, form: Form, count: int, rng: np.random.Generator) -> list[Conversation]:
-    """What a task asks about a form: `count` pairs of fields, or once for its list."""
+    """Returns the conversations of a task about a form: `count` pairs of fields, or one question for its list."""
     if task == "form-list":
         return [list_of_keys(form)]
     pairs = [rng.choice(len(form.fields), 2, replace=False) for _ in range(count)]
@@ -72,7 +75,7 @@ def conversations(task: str, form: Form, count: int, rng: np.random.Generator) -
 def make_talks(
     forms: Sequence[Form], rows: Sequence[Sequence[int]], talks: Sequence[Sequence[Conversation]]
 ) -> Talks:
-    """Make the batch of these forms, each cut to its rows, with as many conversations about each."""
+    """Makes the batch of these forms, each cut to its rows, with as many conversations about each."""
     count, width = len(forms), GRID * len(rows[0])
     cells = np.zeros((4, count, width), np.int64)
     cells[2:] = NONE
@@ -96,7 +99,7 @@ def make_talks(
 
 
 def text_states(model: LlavaForConditionalGeneration, talks: Talks) -> list[Tensor]:
-    """Compute each layer's states `[B, 1 + 24 R + K T, hidden]`, the last normalised."""
+    """Returns the states of each layer `[B, 1 + 24 R + K T, hidden]`. The last is normalised."""
     _, count, length = talks.tokens.shape
     features = encode_pictures(model, talks.cells, talks.places)
     mask = block_mask(1 + talks.cells.shape[1], count, length)
@@ -104,6 +107,6 @@ def text_states(model: LlavaForConditionalGeneration, talks: Talks) -> list[Tens
 
 
 def answer_logits(model: LlavaForConditionalGeneration, talks: Talks, states: list[Tensor]) -> Tensor:
-    """Compute what the model says next at each token of the conversations, `[B, K, T, vocabulary]`."""
+    """Returns the logits of the next token at each token of the conversations, `[B, K, T, vocabulary]`."""
     words = states[-1][:, 1 + talks.cells.shape[1] :]
     return model.lm_head(words).unflatten(1, talks.tokens.shape[1:])

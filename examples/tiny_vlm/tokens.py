@@ -1,4 +1,4 @@
-"""The tokenizer, the processor and the prompt's form: one token a character, whole words for the question."""
+"""The tokenizer, the processor and the prompt: one token per character, whole words for the question."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a fast word-level tokenizer: a word carries the blank before it, unknown words become `<unk>`."""
+    """Makes a fast word-level tokenizer. A word carries the blank before it; unknown words become `<unk>`."""
     core = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Z]?[a-z]+|[\s\S]"), behavior="isolated")
     core.decoder = decoders.Fuse()
@@ -49,7 +49,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor() -> LlavaProcessor:
-    """Make the Hugging Face processor: pictures are taken as they are, white becomes 0 and black -4."""
+    """Makes the Hugging Face processor. Pictures are not resized; white becomes 0 and black -4."""
     pictures = CLIPImageProcessorPil(
         do_resize=False,
         do_center_crop=False,
@@ -73,7 +73,7 @@ def make_processor() -> LlavaProcessor:
 
 
 def prompt(processor: LlavaProcessor, text: str) -> str:
-    """Return the text that the model sees for one picture and one question, by the chat template."""
+    """Returns the text that the model sees for one picture and one question, by the chat template."""
     content = [{"type": "image"}, {"type": "text", "text": text}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -82,19 +82,19 @@ KEY_ROW = 3  # where the key stands in a question's tokens
 
 
 def question_ids(key: str, times: int = 1) -> list[int]:
-    """List the tokens after the picture for a question about that key: eight, the key is the fourth.
+    """Returns the tokens after the picture for a question about a key. There are eight, and the fourth is the key.
 
-    A longer prompt asks several times, a line each.
+    A longer prompt asks several times, once per line.
     """
     asked = ["what", " is", " the", f" {key}", "?", "\n"]
     return [VOCABULARY[t] for t in (*asked * times, "A", ":")]
 
 
 def question_words(times: int = 1) -> str:
-    """The same as text, `{key}` in the key's place; the chat template adds the rest."""
+    """Returns the question as text with `{key}` in place of the key. The chat template adds the rest."""
     return "\n".join(["what is the {key}?"] * times)
 
 
 def answer_ids(value: str) -> list[int]:
-    """List the answer's tokens: the value's characters, then EOS."""
+    """Returns the answer's tokens: the characters of the value, then EOS."""
     return [*(VOCABULARY[c] for c in value), EOS]

@@ -1,4 +1,4 @@
-"""Train the checkpoint by seed, check it on held-out PNG pictures and write it as a Hugging Face folder.
+"""Trains the checkpoint by seed, checks it on held-out PNG pictures and writes it as a Hugging Face folder.
 
 $ python -m examples.tiny_vlm.train --seed 0 --output out/tiny_vlm
 """
@@ -30,18 +30,19 @@ from .losses import Heads, training_loss
 from .model import make_model
 from .tokens import make_processor, question_words
 
-FORMS_PER_SEED = 1_000_000  # numbers of training forms set aside for one run
-REQUIRED = 0.99  # share of exact answers below which a run is refused
+FORMS_PER_SEED = 1_000_000  # numbers of training forms that are reserved for one run
+REQUIRED = 0.99  # a run with a smaller share of exact answers is refused
 REFUSED = 3  # exit status of such a run
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Pictures of `rows` rows (one choice drawn per step) with a cosine from one learning rate to another.
+    """Pictures of `rows` rows (each step draws one number) with a cosine from one learning rate to another.
 
-    `fields` is the least and most a form holds, None for R/2 to 2R; `questions` share a picture, at most 2R;
-    `forms` are in a batch, None for 128/R within 8..64. A share `forgetful` of answers sees a small cache.
-    `solved` ends the stage at that share of exact answers over ten steps.
+    `fields` is the least and most number of fields in a form; None means R/2 to 2R. `questions` is how many questions
+    share a picture, at most 2R. `forms` is the size of a batch; None means 128/R within 8..64. A share `forgetful` of
+    the answers sees a small cache. The stage ends early when the share of exact answers over ten steps reaches
+    `solved`.
     """
 
     rows: tuple[int, ...]
@@ -66,7 +67,7 @@ WARM_UP = 40  # steps of the whole run
 def stage_batches(
     stage: Stage, rng: np.random.Generator, numbers: Iterator[int], times: int = 1
 ) -> Iterator[Batch]:
-    """Yield the batches of a stage, each of forms never seen before."""
+    """Yields the batches of a stage. Each has forms that were never seen before."""
     for _ in range(stage.steps):
         height = int(rng.choice(stage.rows))
         count = stage.forms or min(max(128 // height, 8), 64)
@@ -78,7 +79,7 @@ def stage_batches(
 
 
 def make_optimizer(modules: list[nn.Module]) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
+    """Returns AdamW with weight decay on matrices only."""
     parameters = [p for module in modules for p in module.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.02},
@@ -88,14 +89,14 @@ def make_optimizer(modules: list[nn.Module]) -> torch.optim.AdamW:
 
 
 def learning_rate(stage: Stage, step: int, whole_step: int) -> float:
-    """Cosine inside the stage, warm-up over the run's first steps."""
+    """Returns the rate: a cosine within the stage, and a warm-up over the first steps of the run."""
     high, low = stage.rates
     rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
     return rate * min(1.0, (whole_step + 1) / WARM_UP)
 
 
 def train(seed: int, progress: Progress, times: int = 1) -> LlavaForConditionalGeneration:
-    """Train a model, by seed; questions are asked `times` times."""
+    """Trains a model by seed. Questions are asked `times` times."""
     model, heads = make_model(seed), Heads()
     model.train()
     rng = np.random.default_rng([seed, 7])
@@ -124,7 +125,7 @@ def train(seed: int, progress: Progress, times: int = 1) -> LlavaForConditionalG
 
 
 def check_output(parser: argparse.ArgumentParser, folder: Path) -> None:
-    """End the program where the folder holds something, before it trains."""
+    """Ends the program before training if the folder is not empty."""
     try:
         check_target(folder)
     except EngineError as error:
@@ -132,19 +133,19 @@ def check_output(parser: argparse.ArgumentParser, folder: Path) -> None:
 
 
 def write_checkpoint(model: LlavaForConditionalGeneration, processor: LlavaProcessor, target: Path) -> None:
-    """Write a Hugging Face folder, whole or not at all."""
+    """Writes a Hugging Face folder, whole or not at all."""
     with new_directory(target) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, check, write; return REFUSED where the check fails."""
+    """Trains, checks, writes. Returns REFUSED if the check fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the forms, 0 to 999")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the forms, 0 to 999")
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1: repeatable)")
-    parser.add_argument("--forms", type=int, default=500, help="held-out forms of the check at the end")
+    parser.add_argument("--forms", type=int, default=500, help="held-out forms in the check at the end")
     parser.add_argument("--times", type=int, default=1, help="how often a prompt asks its question, 1 to 9")
     options = parser.parse_args(arguments)
     check_output(parser, options.output)

@@ -1,4 +1,4 @@
-"""`make serve-demo`: a real tritonserver, the shipped picture and question, the answer as it comes, the end."""
+"""`make serve-demo`: starts a real tritonserver, streams an answer about the shipped picture, and stops the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = HERE.parent / "tiny_vlm"
 
 
 def main() -> int:
-    """Returns 1 if the answer is wrong, 2 if there is no server."""
+    """Returns 1 if the answer is wrong, and 2 if there is no server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", type=Path)
     engine = parser.parse_args().engine

@@ -1,4 +1,4 @@
-"""A client over gRPC: a picture and a question, the answer as it comes. Needs `pip install tritonclient[grpc]` only.
+"""A gRPC client that streams the answer to a question about a picture. It only needs `pip install tritonclient[grpc]`.
 
 python grpc_stream.py "What is the total?" --image a.png
 """
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def inputs(prompt: str, images: Sequence[bytes] = (), stop: Sequence[str] = (), **settings: object) -> list:
-    """A request's tensors; pictures are files as they are, no base64."""
+    """Returns the tensors of a request. Pictures are the unchanged files, without base64."""
     tensors = {"prompt": ("BYTES", np.array([prompt.encode()], np.object_))}
     if images:
         tensors["images"] = ("BYTES", np.array(list(images), np.object_))
@@ -47,7 +47,10 @@ def inputs(prompt: str, images: Sequence[bytes] = (), stop: Sequence[str] = (), 
 def events(
     client: grpc.InferenceServerClient, tensors: list, model: str = "vlkv"
 ) -> Iterator[dict[str, str]]:
-    """Responses as they come: `text`, and in the last also `finish_reason` and `usage`. Leaving early cancels."""
+    """Yields responses while they arrive: `text`, and in the last one also `finish_reason` and `usage`.
+
+    Leaving early cancels the request.
+    """
     found: SimpleQueue = SimpleQueue()
     client.start_stream(lambda result, error: found.put((result, error)))
     try:
@@ -66,7 +69,7 @@ def events(
 
 
 def main() -> int:
-    """Asks, prints the answer piece by piece and what it took."""
+    """Asks, prints the answer piece by piece, and then the kept tokens and cache bytes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--image", type=Path, action="append", default=[])

@@ -1,4 +1,4 @@
-"""A client over HTTP, of the standard library alone: `generate`, and with --stream `generate_stream`.
+"""An HTTP client of the standard library: it calls `generate`, or with --stream `generate_stream`.
 
 python http_generate.py "What is the total?" --image a.png --stream
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Asks and prints."""
+    """Asks and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prompt")
     parser.add_argument("--image", type=Path, action="append", default=[])

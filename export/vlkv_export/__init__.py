@@ -1,6 +1,6 @@
-"""From a Hugging Face checkpoint to graphs and engines. Files are all that the runtime sees of it.
+"""Turns a Hugging Face checkpoint into graphs and engines. The runtime sees only the files that it writes.
 
-Of `vlkv` this package imports its errors, the names of operators and their sizes (`ops.constants`), how directories and
-their manifests are written (`storage.files`, `storage.manifest`, `storage.directories`), and the progress of a command
-(`cli.console`). It imports neither torch nor transformers.
+This package imports from `vlkv` its errors, constants of operators (`ops.constants`), the writers of directories and
+manifests (`storage.files`, `storage.manifest`, `storage.image_facts`, `storage.directories`), and the progress display
+of commands (`cli.console`). It imports neither torch nor transformers.
 """

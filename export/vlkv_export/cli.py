@@ -1,4 +1,4 @@
-"""`vlkv export` and `vlkv build`."""
+"""`vlkv export`, `vlkv adopt` and `vlkv build`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,40 @@ def export(checkpoint: Source, output: Target) -> None:
         bar.done(f"wrote {output}")
 
 
+def adopt(
+    folder: Source,
+    output: Target,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="The decoder's file in the folder.", show_default="the exporter's usual name"),
+    ] = None,
+    vision: Annotated[
+        Path | None,
+        typer.Option(
+            help="A LLaVA checkpoint with the same text model, for its vision tower.",
+            show_default="text alone",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Run the original graph too and compare logits; takes the model's memory.")
+    ] = True,
+) -> None:
+    """Write the graphs of a decoder that onnxruntime-genai, Optimum or onnx-community exported."""
+    from vlkv_export.adopt.directory import adopt_folder
+
+    with progress() as bar:
+        adopt_folder(
+            folder,
+            output,
+            decoder,
+            vision,
+            check,
+            bar.step,
+            lambda note: notes().print(f"note: {note}", markup=False),
+        )
+        bar.done(f"wrote {output}")
+
+
 def build(
     graphs: Source,
     output: Target,
@@ -39,22 +73,20 @@ def build(
     weights: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16; int8 or int4: the text model's matrices in 8 or 4 bits (onnxruntime).",
-            show_default="as the checkpoint has them",
+            help="float32, bfloat16, float16, or int8 or int4 for the text model's matrices (onnxruntime).",
+            show_default="the checkpoint's",
         ),
     ] = None,
     prompt_precision: Annotated[
         str | None,
         typer.Option(
-            help="float32, or bfloat16: products of prompts, on processors with AVX512_BF16 (onnxruntime).",
+            help="Precision of prefill: float32, or bfloat16 on processors with AVX512_BF16 (onnxruntime).",
             show_default="float32",
         ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A GPU to build for, as in 8.9; may be given several times.", rich_help_panel=DEVICE
-        ),
+        typer.Option(help="A GPU to build for, such as 8.9; repeat it for several.", rich_help_panel=DEVICE),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -67,20 +99,20 @@ def build(
     capacity: Annotated[
         int | None,
         typer.Option(
-            help="Most cache slots: prompt and answer.",
-            show_default="all positions",
+            help="Most cache slots of prompt and answer.",
+            show_default="the model's positions",
             rich_help_panel=DEVICE,
         ),
     ] = None,
     max_batch: Annotated[
         int, typer.Option(help="Most prompts that decode together.", rich_help_panel=DEVICE)
     ] = 4,
-    chunk: Annotated[int, typer.Option(help="Most prompt tokens of a call.", rich_help_panel=DEVICE)] = 1024,
+    chunk: Annotated[int, typer.Option(help="Most prompt tokens per call.", rich_help_panel=DEVICE)] = 1024,
     cache: Annotated[
         str | None,
         typer.Option(
-            help="dynamic (caches of any capacity, written anew), static (of one capacity, updated in place) or "
-            "in-place (the plugin's: of any capacity, updated in place; the default where it fits).",
+            help="dynamic (any capacity, each call writes a new cache), static (one capacity, updated in place) or "
+            "in-place (any capacity, updated in place by the plugin; the default if the plugin supports it).",
             rich_help_panel=DEVICE,
         ),
     ] = None,
@@ -92,7 +124,7 @@ def build(
         bool,
         typer.Option(
             "--lower-only",
-            help="Write lowered graphs for other builders; needs no TensorRT.",
+            help="Write lowered graphs for other builders, without TensorRT.",
             rich_help_panel=DEVICE,
         ),
     ] = False,

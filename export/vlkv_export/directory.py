@@ -1,4 +1,4 @@
-"""`vlkv export`: a checkpoint's graph directory."""
+"""`vlkv export`: writes the graph directory of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlkv_export.weights.files import link_weights
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 FORMS = "forms.json"
-"""What the forms hold that a checkpoint reads, for `vlkv eval`: taken along where it is."""
+"""The word list of a checkpoint's forms, for `vlkv eval`; it is copied if the checkpoint has one."""
 
 
 def export_checkpoint(
@@ -33,12 +33,12 @@ def export_checkpoint(
     Args:
         source: a Hugging Face folder.
         target: the graph directory to make.
-        report: told the name of each step as it begins.
-        tell: told what the checkpoint says and the engine will not do, a line each.
+        report: called with the name of each step as it begins.
+        tell: called with a note on each setting of the checkpoint that the engine will not honour.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
-        EngineError: `target` exists and is no directory of vlkv's.
+        EngineError: `target` exists and is not a directory of vlkv.
     """
     report("reading the checkpoint")
     checkpoint = read_checkpoint(source)
@@ -66,7 +66,7 @@ def export_checkpoint(
 
 
 def compute_dtype(checkpoint: Checkpoint) -> Dtype:
-    """The dtype of most of the text model's weights, by number of elements."""
+    """The dtype of most elements of the text model's weights."""
     sizes: Counter[Dtype] = Counter()
     for name, tensor in checkpoint.tensors.items():
         if name.startswith("text."):
@@ -75,7 +75,7 @@ def compute_dtype(checkpoint: Checkpoint) -> Dtype:
 
 
 def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
-    """The manifest of a graph directory whose files lie in `folder`."""
+    """The manifest of a graph directory whose files are in `folder`."""
     text = checkpoint.text
     table = checkpoint.tensors["text.embed_tokens.weight"]
     vocab, hidden = table.shape
@@ -120,7 +120,7 @@ def versions(*packages: str) -> dict[str, str]:
 def file_facts(
     folder: Path, *, hash_weights: bool, report: Report = lambda step: None
 ) -> dict[str, FileFacts]:
-    """Size and hash of every file; weights of a graph directory are not hashed, they are the checkpoint's own."""
+    """Size and hash of every file. A graph directory's weights are the checkpoint's own files and are not hashed."""
     facts = {}
     for path in _files(folder):
         report(f"hashing {path.name}")

@@ -1,4 +1,4 @@
-"""`vlkv build`: a graph directory made an engine for one target."""
+"""`vlkv build`: builds an engine for one target from a graph directory."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def build_engine(
         source: what `vlkv export` wrote.
         target: the engine directory to make.
         backend: one of `TARGETS`.
-        operators: `native` has vlkv's own kernels (for TensorRT its plugin) score and evict, `functions` their ONNX
-            bodies. None is `native`, for TensorRT where a plugin is given.
-        watch: told of progress.
-        settings: of a TensorRT engine.
-        weights: one of `FORMATS`, of the text model's matrices, and where they are floats of the tower's; ONNX
-            Runtime only. None is as the checkpoint has them; without native operators float32.
-        prompt_precision: one of `PRECISIONS`, of products of more than 16 rows; native operators on ONNX Runtime only.
+        operators: `native` scores and evicts with vlkv's kernels (with its plugin on TensorRT), `functions` with ONNX
+            bodies. None is `native`; on TensorRT without a plugin it is `functions`.
+        watch: the progress callbacks.
+        settings: the options of a TensorRT engine.
+        weights: one of `FORMATS`, for the text model's matrices, and for the tower's if it is a float format; ONNX
+            Runtime only. None keeps the checkpoint's dtype; without native operators it is float32.
+        prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; native operators on ONNX Runtime only.
             None is float32.
 
     Raises:
-        EngineError: `source` is no graph directory or has a missing or changed file, the backend or a setting is
+        EngineError: `source` is not a graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()

@@ -1,4 +1,4 @@
-"""The graphs of a graph directory, read; what they name lies in that directory and is in its manifest."""
+"""Reads the graphs of a graph directory, and checks that they refer only to files in its manifest."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import reason, show
+from vlkv.storage.image_facts import takes_pictures
 from vlkv.storage.manifest import Manifest
 from vlkv_export.targets.spec import GRAPHS
 
 
 def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
-    """The graphs by name.
+    """Reads the graphs, by name.
 
     Raises:
-        EngineError: a graph that the manifest does not list, that is no ONNX model, or whose weights lie in a file that
-            the manifest does not list or beyond that file's end.
+        EngineError: a graph is not in the manifest or is not an ONNX model, or its weights are in a file that is not in
+            the manifest, or beyond that file's end.
     """
-    for name in GRAPHS:
+    names = graphs_of(manifest)
+    for name in names:
         if f"{name}.onnx" not in manifest.files:
             raise EngineError(
-                f"{show(source)}: the manifest lists no {name}.onnx; export the checkpoint anew"
+                f"{show(source)}: the manifest lists no {name}.onnx; export the checkpoint again"
             )
     models = {}
-    for name in GRAPHS:
+    for name in names:
         path = source / f"{name}.onnx"
         try:
             models[name] = ir.load(path)
-        except Exception as error:  # protobuf and onnx-ir raise whatever bad bytes lead them to
+        except Exception as error:  # protobuf and onnx-ir raise any exception on damaged bytes
             raise EngineError(f"{show(path)}: not an ONNX model: {reason(error)}") from error
         if not models[name].graph.outputs:
             raise EngineError(f"{show(path)}: not an ONNX model: it has no outputs")
@@ -39,8 +41,13 @@ def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
     return models
 
 
+def graphs_of(manifest: Manifest) -> tuple[str, ...]:
+    """The names of a directory's graphs; a model of text alone has no vision graph."""
+    return tuple(name for name in GRAPHS if name != "vision" or takes_pictures(manifest.image))
+
+
 def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:
-    """A name in the manifest is a plain file name, so that nothing outside the directory is reached."""
+    """Checks one reference. A name in the manifest is a plain file name, so no file outside the directory is read."""
     facts = manifest.files.get(str(tensor.location))
     if facts is None:
         raise EngineError(
@@ -57,7 +64,7 @@ def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:
 
 
 def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """All tensors of a model that lie in files: weights of its graph and of graphs inside, constants of functions."""
+    """All tensors of a model that are stored in files: weights of its graph and subgraphs, constants of functions."""
     for graph in (model.graph, *(inner for inner in model.graph.subgraphs())):
         values = (value.const_value for value in graph.initializers.values())
         yield from (tensor for tensor in values if isinstance(tensor, ir.ExternalTensor))

@@ -1,4 +1,4 @@
-"""Who is told how a build goes on."""
+"""The progress callbacks of a build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Watch:
-    """`step` is told the name of each step, `total` the weight bytes of one, `data` those read since its last call."""
+    """`step` receives the name of each step, `total` its weight bytes, `data` the bytes read since its last call."""
 
     step: Callable[[str], None] = lambda step: None
     data: Callable[[int], None] = lambda read: None

@@ -1,1 +1,1 @@
-"""Programs that `vlkv bench` runs in environments of their own. Nothing imports them; they import nothing of vlkv."""
+"""Programs that `vlkv bench` runs in separate environments. Nothing imports them; they import nothing of vlkv."""

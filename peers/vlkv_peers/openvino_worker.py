@@ -1,10 +1,10 @@
-"""OpenVINO GenAI's paged pipeline, whole or with cache eviction.
+"""OpenVINO GenAI's paged pipeline, with the full cache or with cache eviction.
 
-Modes `full` and `evict` compute in float32 with a cache of two bytes a number; `default` and `default-evict` leave the
-precision to OpenVINO, which goes by the processor.
+Modes `full` and `evict` compute in float32 with a 16-bit cache; `default` and `default-evict` leave the precision to
+OpenVINO, which chooses by processor.
 
-The checkpoint is converted by optimum-intel on first use. The pipeline takes texts and pictures and makes its own
-tokens of them, one prompt at a time.
+optimum-intel converts the checkpoint on first use. The pipeline takes text and pictures and tokenises them itself, one
+prompt at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from worker import cores, serve
 
 KEPT = 0.1
 BLOCK = 32
-"""Slots of a block of the paged cache: sizes of eviction are multiples of it."""
+"""Slots per block of the paged cache; the sizes of eviction are multiples of it."""
 CACHE_GIB = 4
 
 
 def converted(checkpoint: Path, folder: Path) -> Path:
-    """The checkpoint as OpenVINO's files, beside the environment, by its path and the time of its weights."""
+    """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp."""
     files = sorted(checkpoint.glob("*.safetensors"))
     state = [
         str(checkpoint),
@@ -59,7 +59,7 @@ def converted(checkpoint: Path, folder: Path) -> Path:
 
 
 class OpenvinoPeer:
-    """A pipeline. With eviction it is made anew for a prompt of another length, as its sizes are numbers of tokens."""
+    """A pipeline. With eviction it is recreated for a prompt of another length, as its sizes are numbers of tokens."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]))

@@ -1,4 +1,4 @@
-"""Transformers' `generate` as users call it, eager or SDPA, full cache or with a press of kvpress."""
+"""Transformers' `generate` as users call it: eager or SDPA attention, the full cache or a press of kvpress."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from worker import cores, serve
 
 COMPRESSION = 0.9
 UNUSED = ".post_layernorm."
-"""LLaVA takes an inner layer's features: checkpoints may leave out what comes after the last."""
+"""LLaVA uses an inner layer's features, so checkpoints may omit this last norm."""
 
 
 class Marks(BaseStreamer):
-    """Notes when each token comes; the first call is the prompt's."""
+    """Records when each token arrives; the first call is for the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def put(self, value: Any) -> None:
-        """A prompt, or a token of each prompt."""
+        """Receives a prompt, or one token of each prompt."""
         self.times.append(perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
 
 def plain(name: str) -> str:
-    """A tensor's name without what differs between versions of transformers."""
+    """A tensor's name without the parts that differ between versions of transformers."""
     name = name.replace("language_model.lm_head.", "lm_head.").removeprefix("model.")
     name = name.replace("vision_tower.vision_model.", "vision_tower.")
     return name.replace("language_model.model.", "language_model.")
 
 
 def load_model(folder: Path, attention: str) -> Any:
-    """The model in float32; a version that does not know the checkpoint's names gets its tensors by their plain names.
+    """Loads the model in float32; tensors whose names this version does not know are assigned by their plain names.
 
-    Without that, a tower that is not found would silently start at random.
+    Without that, a tower whose tensors are not found would silently have random weights.
     """
     found: Any = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True

@@ -1,11 +1,11 @@
-"""The protocol of a peer: a JSON object a line, from standard input to standard output.
+"""The protocol of a peer: one JSON object per line, from standard input to standard output.
 
     {"load": {"checkpoint": FOLDER, "threads": N, "mode": TEXT, "folder": FOLDER}}     -> {"versions": {NAME: VERSION}}
     {"run": {"token_ids": [[...]], "pixels": FILE.npy, "pictures": [FILE.png], "texts": [TEXT], "new_tokens": N}}
         -> {"first": S, "steps": [S], "whole": S, "cache_bytes": N, "tokens": [[...]]}
 
-What goes wrong is {"error": TEXT}, and the next line is waited for. The end of the input is the end. Whatever
-libraries print goes to standard error.
+An error is answered with {"error": TEXT}, and the peer waits for the next line. It ends when the input ends. Output of
+libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 RESERVE = 2 << 30
-"""Bytes that a peer leaves to the others."""
+"""Bytes of memory that a peer leaves to other processes."""
 
 
 class Peer(Protocol):
@@ -32,7 +32,7 @@ class Peer(Protocol):
 
 
 def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> None:
-    """Answers lines until the input ends; `load` makes the model, `packages` are told with their versions."""
+    """Answers lines until the input ends; `load` makes the model, and the versions of `packages` are reported."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     peer: Peer | None = None
@@ -56,7 +56,7 @@ def serve(load: Callable[[dict[str, Any]], Peer], packages: tuple[str, ...]) -> 
 
 
 def leave(reserve: int) -> None:
-    """Lets this process take what memory there is but for `reserve` bytes, so that it fails and not the machine."""
+    """Limits this process to the available memory minus `reserve` bytes, so that it fails instead of the machine."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with Path("/proc/meminfo").open() as lines:
         for line in lines:
@@ -66,7 +66,7 @@ def leave(reserve: int) -> None:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of those that are installed."""
+    """The versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -77,7 +77,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def cores(threads: int) -> int:
-    """That many threads, 0 for the cores that this process may use."""
+    """The number of threads; 0 stands for the cores that this process may use."""
     return threads or (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

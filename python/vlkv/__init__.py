@@ -46,7 +46,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used, so that `import vlkv` is instant."""
+    """Loads a public name on first use, so that `import vlkv` is fast."""
     if name == "ops":
         return import_module("vlkv.ops")
     if name in _HOME:

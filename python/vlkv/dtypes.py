@@ -1,4 +1,4 @@
-"""NumPy arrays by the type of their numbers, as annotations name them."""
+"""Type aliases of NumPy arrays by dtype."""
 
 from __future__ import annotations
 

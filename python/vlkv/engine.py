@@ -1,4 +1,4 @@
-"""`Engine`: an engine directory, opened, that answers questions about pictures."""
+"""`Engine`: an opened engine directory, which answers questions about pictures."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """An engine directory, opened. Make one with `Engine.load`; calls are independent of each other.
+    """An opened engine directory; `Engine.load` makes one. Calls are independent of each other.
 
     Attributes:
-        directory: where it lies.
-        model: what it holds, opened.
+        directory: the engine directory.
+        model: its opened parts.
     """
 
     def __init__(self, directory: Path, model: Model) -> None:
@@ -44,7 +44,7 @@ class Engine:
 
     @property
     def manifest(self) -> Manifest:
-        """What the directory holds."""
+        """The directory's manifest."""
         return self.model.manifest
 
     @classmethod
@@ -60,14 +60,14 @@ class Engine:
         """Opens an engine directory.
 
         Args:
-            directory: what `vlkv build` wrote.
-            verify: whether every file's hash is compared with the manifest's; sizes always are.
-            threads: threads of one operator; 0 takes all cores.
+            directory: the directory that `vlkv build` wrote.
+            verify: whether to compare every file's hash with the manifest; sizes are always compared.
+            threads: threads of one operator; 0 uses all cores.
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
-            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT's are of a GPU.
+            device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT engines run on a GPU.
 
         Raises:
-            EngineError: no engine, one of another format version, or one with a missing or changed file.
+            EngineError: it is not an engine, has another format version, or has a missing or changed file.
         """
         folder, library = Path(directory), Path(plugin) if plugin else None
         return cls(folder, Model.open(folder, verify=verify, threads=threads, plugin=library, device=device))
@@ -76,28 +76,27 @@ class Engine:
         """Answers one prompt.
 
         Args:
-            prompt: the question; `<image>` in it says where a picture goes, else pictures come first.
+            prompt: the question; `<image>` in it marks the place of a picture, else pictures precede the text.
             images: pictures as paths, encoded bytes, or Pillow images.
-            **settings: the other fields of `Question`: `policy` (a name or a `Policy`; else `DEFAULT_POLICY`),
-                `budget` (share of the prompt's cache to keep; 0.1 but 64 tokens a layer at least, for `full` 1),
-                `max_new_tokens`, `temperature`
-                (0 is greedy), `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), and `scores` (whether the
-                result is to hold them).
+            **settings: the other fields of `Question`, such as `policy` (a name or a `Policy`; default
+                `DEFAULT_POLICY`), `budget` (the share of the prompt's cache to keep; default 0.1, but at least 64
+                tokens per layer, and 1 for `full`), `max_new_tokens`, `temperature` (0 is greedy), `top_k`, `top_p`,
+                `seed`, `stop`, `raw` (no chat template), and `scores` (include the scores in the result).
 
         Raises:
-            PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
+            PromptError, ImageError, PolicyError, SamplingError: an argument is invalid.
         """
         return self.generate_batch([Question(prompt, images, **settings)])[0]
 
     def stream(
         self, prompt: str, images: Sequence[Any] = (), *, progress: Progress | None = None, **settings: Any
     ) -> Stream:
-        """The same, piece by piece. `progress` is called with the prompt tokens done and in all."""
+        """Streams the answer to one prompt. `progress` is called with the prompt tokens done and their total."""
         asked = sequences.prepare(self.model, Question(prompt, images, **settings))
         return Stream(generate(self.model, [asked], progress))
 
     def generate_batch(self, questions: Sequence[Question]) -> list[Result]:
-        """Answers several prompts, each under its own policy; they decode together."""
+        """Answers several prompts, each under its own policy; all decode together."""
         asked = [sequences.prepare(self.model, question) for question in questions]
         results: dict[int, Result] = {}
         if asked:
@@ -106,9 +105,9 @@ class Engine:
         return [results[number] for number in range(len(asked))]
 
     def answers(self, asked: Sequence[sequences.Sequence], *, endless: bool = False) -> Iterator[Piece]:
-        """Answers prepared sequences, a token at a time: see `vlkv.generation.batch.generate`.
+        """Answers prepared sequences, one token at a time: see `vlkv.generation.batch.generate`.
 
-        `endless` lets answers go past end tokens, so that each has exactly the tokens that were asked for.
+        With `endless`, end tokens don't end an answer, so each has exactly `max_new_tokens` tokens.
         """
         model = self.model
         if endless:
@@ -117,32 +116,32 @@ class Engine:
         return generate(model, asked)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids; special tokens are left out."""
+        """The text of token ids, without special tokens."""
         return self.model.tokenizer.decode(token_ids)
 
     def forced(
         self, question: Question | sequences.Sequence, tokens: Sequence[int], *, attention: bool = False
     ) -> Forced:
-        """Runs given tokens as the answer: logits of each step under the question's policy.
+        """Runs given tokens as the answer (teacher forcing): logits of each step under the question's policy.
 
         Args:
-            question: or a prepared sequence; `max_new_tokens` and sampling have no effect.
-            tokens: ids, at most as many as there are positions behind the prompt.
-            attention: whether each step tells what its token attended to; for policies that only append.
+            question: a question or a prepared sequence; `max_new_tokens` and sampling have no effect.
+            tokens: token ids, at most as many as there are positions behind the prompt.
+            attention: whether each step includes its token's attention; only for policies with decode `append`.
         """
         asked = sequences.prepare(self.model, question) if isinstance(question, Question) else question
         return Forced(self.model, asked, tokens, attention)
 
     def read(self, question: Question) -> SharedPrompt:
-        """Prefills a prompt once, to be answered under any number of policies; the question's own has no effect."""
+        """Prefills a prompt once, to be answered under any number of policies; the question's policy has no effect."""
         asked = sequences.prepare(self.model, replace(question, policy="full", budget=None))
         return SharedPrompt(self.model, asked)
 
     def scheduler(self, **settings: Any) -> Scheduler:
-        """Many requests at once, in a thread of its own; `settings` are those of `Scheduler`: slots, memory, queue.
+        """Serves many requests at once, in a thread of its own; `settings` are the arguments of `Scheduler`.
 
         Raises:
-            EngineError: the engine's caches lie on a device; lanes are views into arrays of the host.
+            EngineError: the engine's caches are on a device; a scheduler's lanes are views of host arrays.
         """
         from vlkv.scheduler import Scheduler
 
@@ -153,23 +152,23 @@ class Engine:
         return Scheduler(self.model, **settings)
 
     def prompt(self, question: Question) -> Prompt:
-        """The token ids of a question."""
+        """The prompt of a question, with its token ids."""
         return sequences.prompt_of(self.model, question)
 
     def words(self, token_ids: Sequence[int]) -> list[str]:
-        """What each token says, for a person to read."""
+        """The text of each token, for display."""
         return [self.model.tokenizer.piece(token) for token in token_ids]
 
     def chat(
         self, policy: str | Policy = DEFAULT_POLICY, budget: float | None = None, keep: Keep = "compressed"
     ) -> Conversation:
-        """A conversation, whose later questions are about the same pictures.
+        """A conversation in which later questions refer to the same pictures.
 
         Args:
             policy: a name or a `Policy`, for the whole conversation.
-            budget: share of the prompt's cache to keep.
-            keep: `compressed` answers later questions from what was kept for the first; `reusable` holds the full
-                keys and values in memory and compresses them anew for each question.
+            budget: the share of the prompt's cache to keep.
+            keep: `compressed` answers later questions from the tokens kept for the first; `reusable` keeps the full
+                keys and values in memory and compresses them again for each question.
         """
         found = resolve(policy)
         share = None if budget is None else check_budget(budget, found)

@@ -1,15 +1,15 @@
-"""What can go wrong, as types. Every one of them is a mistake in what was given, told in one line.
+"""The types of errors. Each is a mistake in the user's input, described in one line.
 
-The command line prints the line and exits with 2; in Python they are `ValueError`s.
+The command line prints the line and exits with code 2; in Python they are `ValueError`s.
 """
 
 
 class VlkvError(ValueError):
-    """Base of all errors that vlkv raises for what a user gave it."""
+    """Base of all errors that vlkv raises for invalid input."""
 
 
 class CheckpointError(VlkvError):
-    """A checkpoint that is missing, damaged, or of an architecture that is not supported."""
+    """A checkpoint that is missing, damaged, or of an unsupported architecture."""
 
 
 class EngineError(VlkvError):
@@ -33,19 +33,19 @@ class SamplingError(VlkvError):
 
 
 class OperatorError(VlkvError):
-    """An operator's array of a wrong rank, size or dtype. The text opens with `[operator]`."""
+    """An operator's array of a wrong rank, size or dtype. The text begins with `[operator]`."""
 
 
 class EvalError(VlkvError):
-    """A task, a number of samples, a folder of data, or a directory of results that can't be used."""
+    """An invalid task, number of samples, folder of data, or directory of results."""
 
 
 class MemoryLimitError(VlkvError):
-    """A request, or settings, that the stated memory does not hold."""
+    """A request, or settings, that need more than the stated memory."""
 
 
 class ServerFullError(VlkvError):
-    """Too many requests wait already, or none is taken any more; the same request may do later."""
+    """Too many requests wait, or the server accepts no more; the same request may succeed later."""
 
 
 class ServerStoppedError(VlkvError):
@@ -53,4 +53,4 @@ class ServerStoppedError(VlkvError):
 
 
 class BenchError(VlkvError):
-    """A benchmark that can't be run as asked, or a peer that can't."""
+    """A benchmark that can't run as requested, or a peer that fails."""

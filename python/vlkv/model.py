@@ -1,4 +1,4 @@
-"""`Model`: what an engine directory holds, opened: the four things that every answer needs."""
+"""`Model`: the opened parts of an engine directory that every answer needs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Model:
         backend: runs the graphs.
         embedding: token ids to embeddings.
         tokenizer: text to token ids and back.
-        manifest: what the directory holds.
-        grammars: JSON schemas to what may follow in an answer.
+        manifest: the directory's manifest.
+        grammars: JSON schemas to the tokens that may come next.
     """
 
     backend: Backend
@@ -37,7 +37,7 @@ class Model:
 
     @classmethod
     def of(cls, directory: Path, manifest: Manifest, backend: Backend) -> Model:
-        """The model of a directory whose graphs are open already."""
+        """The model of a directory whose graphs are already open."""
         embedding = TokenEmbedding(directory, manifest.embedding)
         tokenizer = Tokenizer.load(directory, manifest.tokens)
         grammars = Grammars(directory, manifest.text.vocab, manifest.tokens.eos)
@@ -57,16 +57,16 @@ class Model:
         check_device(device)
         if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
             raise EngineError(
-                f"threads {threads!r} is no whole number from 0, for all cores, to {MAX_THREADS}"
+                f"threads {threads!r} is not a whole number from 0 (all cores) to {MAX_THREADS}"
             )
         manifest = manifests.read(directory)
         if manifest.kind == "lowered":
             raise EngineError(
-                f"{directory} holds lowered graphs for other builders; vlkv build makes engines of graphs"
+                f"{directory} holds lowered graphs for other builders; build an engine without --lower-only"
             )
         if manifest.kind != "engine":
             raise EngineError(
-                f"{directory} holds graphs; make an engine of them with `vlkv build {directory} -o ENGINE`"
+                f"{directory} holds graphs; build an engine from them with `vlkv build {directory} -o ENGINE`"
             )
         manifests.verify(directory, manifest, hashes=verify)
         return cls.of(

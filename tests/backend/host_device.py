@@ -1,7 +1,7 @@
-"""The device interface on host memory, with ONNX Runtime in TensorRT's place: lowered graphs run as an engine would.
+"""The device interface on host memory: ONNX Runtime runs the lowered graphs as a TensorRT engine would.
 
-It holds the TensorRT backend's own work (what is bound where, which arrays are swapped, what is copied) to the results
-of the other backends on a machine without a GPU. Memory begins as garbage, as a device's does.
+It compares the TensorRT backend's own work (what is bound where, which arrays are swapped, what is copied) with the
+results of the other backends on a machine without a GPU. Memory starts as garbage, as on a device.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class HostDevice:
 
 
 def view(array: DeviceArray) -> np.ndarray:
-    """A dense device array as NumPy sees it."""
+    """Returns a dense device array as a NumPy view."""
     assert array.offset == 0
     flat = array.memory.bytes[: array.nbytes].view(np.dtype(array.dtype))
     return flat.reshape(array.shape)

@@ -1,4 +1,4 @@
-"""One suite for every backend: the same answers, kept positions, sparsity and cache sizes from the same graphs."""
+"""Tests every backend: the same graphs give the same answers, kept positions, sparsity and cache sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ QUESTION = "what is the total of the form"
 
 @pytest.fixture(scope="module")
 def opened(graphs_of, built_of, tmp_path_factory):
-    """An engine by backend and checkpoint; skips where its machine is not at hand."""
+    """Opens engines by backend and checkpoint. Skips a backend that this machine cannot run."""
 
     @cache
     def make(backend: str, name: str = "llama-gqa-tied") -> Engine:
@@ -69,7 +69,7 @@ def _gpu() -> str:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["full", "vl-cache"])
 def test_the_same_answer(backend, policy, opened, pictures):
-    """Prompt in several chunks, with a picture; greedy, so that a wrong slot or length shows in the tokens."""
+    """Prefills a prompt with a picture in chunks and decodes greedily, so a wrong slot or length changes the tokens."""
     settings = {"policy": policy, "max_new_tokens": 12}
     settings |= {"budget": 0.4} if policy == "vl-cache" else {}
     images = [str(pictures[0])]
@@ -78,7 +78,7 @@ def test_the_same_answer(backend, policy, opened, pictures):
     assert want.prompt_tokens > 8
     assert got.token_ids == want.token_ids
     assert got.kept_tokens == want.kept_tokens
-    # at most one pair of a thousand too near to the threshold to tell
+    # at most one pair in a thousand is too near the threshold to tell
     np.testing.assert_allclose(got.sparsity, want.sparsity, atol=1e-3)
     for mine, theirs in zip(got.positions or [], want.positions or [], strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -89,7 +89,7 @@ def test_the_same_answer(backend, policy, opened, pictures):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_of_unequal_prompts(backend, opened, pictures):
-    """Joined caches of several lengths; prompts end at different steps."""
+    """Caches of several lengths are joined, and the prompts end at different steps."""
     questions = [
         Question("total", [str(pictures[0])], "vl-cache", 0.5, max_new_tokens=9),
         Question("what is the name of the city", [], "full", max_new_tokens=4),
@@ -104,7 +104,7 @@ def test_a_batch_of_unequal_prompts(backend, opened, pictures):
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("backend", [PLAIN, *HOST, *GPU])
 def test_evict(backend, per_head, merge, opened, rng):
-    """One layer, straight: the backend keeps and merges what the operators do, and leaves the slots behind empty."""
+    """Evicts one layer directly. The backend keeps and merges what the operators do, and empties the slots after it."""
     from vlkv import ops
     from vlkv.backend.device.arrays import to_host
 
@@ -139,7 +139,7 @@ def test_evict(backend, per_head, merge, opened, rng):
 
 @pytest.mark.parametrize("backend", [PLAIN, *HOST, *GPU])
 def test_watched_steps_and_overwritten_slots(backend, opened, rng):
-    """What a token attends to, and a token moved into another's slot, against the cache as the host reads it."""
+    """Compares a token's attention, and a token that is moved into another's slot, with the cache on the host."""
     from vlkv import ops
     from vlkv.backend.cache import Cache
     from vlkv.backend.device.arrays import to_host
@@ -157,7 +157,7 @@ def test_watched_steps_and_overwritten_slots(backend, opened, rng):
     assert seen.sparsity.shape == (text.layers, 1)
     for layer in range(text.layers):
         score = seen.scores[layer][0, :, :8]
-        # each head of a group gives its row's weights, which sum to 1
+        # each head of a group adds its row's weights, which sum to 1
         np.testing.assert_allclose(score.sum(axis=1), text.query_heads / text.kv_heads, rtol=1e-5)
         assert not seen.scores[layer][0, :, 8:].any()
     before = [to_host(found.device, array) for array in cache_.keys]
@@ -201,7 +201,7 @@ def test_onnxruntime_on_cuda_is_refused_in_one_line(built_of):
 
 @pytest.mark.parametrize("caches", ["dynamic", "static"])
 def test_steps_are_replayed(caches, opened):
-    """Plain steps go through the device's recorder; each of the two ways that dynamic caches go is recorded once."""
+    """Plain steps go through the device's recorder. Dynamic caches alternate between two sets, each recorded once."""
     engine = opened(f"host-native-{caches}")
     device = engine.model.backend.device
     before = device.replayed
@@ -225,7 +225,7 @@ def test_an_engine_without_a_gpu_is_one_line(builder, graphs_of, tmp_path):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["h2o", "streaming-llm", "elastic"])
 def test_policies_that_evict_while_decoding(backend, policy, opened, pictures):
-    """Watched steps, and slots overwritten, through whole answers."""
+    """Whole answers with watched steps and overwritten slots."""
     settings = {"policy": policy, "budget": 0.5, "max_new_tokens": 12, "images": [str(pictures[1])]}
     want = opened("onnxruntime-native").generate(QUESTION, **settings)
     got = opened(backend).generate(QUESTION, **settings)

@@ -1,4 +1,4 @@
-"""The cache is really small, and decoding writes it where it lies."""
+"""The compressed cache really is small, and decoding writes it in place."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def arrays(cache):
 
 
 def base(array):
-    """The array that owns the memory of a view."""
+    """Returns the array that owns the memory of a view."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
 def spread(cache):
-    """Where each array begins and how large it is."""
+    """Returns the start and the size of each array."""
     return [(array.ctypes.data, array.nbytes) for array in arrays(cache)]
 
 
@@ -55,7 +55,7 @@ def test_only_what_is_kept_is_held(engine_of, pictures, operators, budget):
     for layer, count in enumerate(result.kept_tokens):
         for array in (cache.keys[layer], cache.values[layer]):
             assert array.shape == (1, text.kv_heads, count + ROOM, text.head_dim)
-            # no view of something larger
+            # it is no view of a larger array
             assert base(array).nbytes == array.nbytes
             assert array.flags.c_contiguous
         assert cache.length[layer].tolist() == [count]
@@ -85,7 +85,7 @@ def test_the_prompts_cache_is_freed_at_once(engine_of, pictures, operators, monk
         assert len(made) == 2 * engine.manifest.text.layers
         slots = 2 * engine.manifest.text.kv_heads * engine.manifest.text.head_dim * 4
         assert sum(size for size, _ in made) == slots * 3 * result.prompt_tokens
-        # by counting references alone, without the garbage collector
+        # reference counts free it, without the garbage collector
         assert [ref() for _, ref in made] == [None] * len(made)
     finally:
         gc.enable()
@@ -263,7 +263,7 @@ def test_overwrite_moves_the_newest_token_of_each_head(rng):
         np.array([[4, 6, 0], [5, 2, 1]]),
     )
     old, held = [array.copy() for array in arrays(cache)], arrays(cache)
-    # heads of their own, both the same, the newest itself, none
+    # a slot per head, the same slot for both, the newest slot itself, none
     slots = np.array([[[1, 0], [5, 5], [-1, -1]], [[-1, -1], [0, 1], [0, 0]]])
     for _ in range(2):
         cache.overwrite(np.full_like(slots, -1))

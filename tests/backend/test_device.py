@@ -1,4 +1,4 @@
-"""Views of device memory and copies between them, against NumPy on random slices."""
+"""Compares views of device memory, and copies between them, with NumPy on random slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The registry of backends: every line names a module that opens engines, and what is unknown lists what is known."""
+"""The registry of backends: each entry names a module that opens engines.
+
+An error for an unknown name lists the known.
+"""
 
 from __future__ import annotations
 

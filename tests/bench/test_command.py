@@ -1,4 +1,4 @@
-"""`vlkv bench` on a whole checkpoint, alone and beside transformers in a process of its own."""
+"""`vlkv bench` on a whole checkpoint, alone and together with transformers in a process of its own."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_json_is_one_object(vlkv, built_of):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--prompt-tokens", "many"), "prompt-tokens 'many' is no number of tokens"),
-        (("--batch", "0"), "batch '0' is no number from 1"),
+        (("--prompt-tokens", "many"), "prompt-tokens 'many' is not a number of tokens"),
+        (("--batch", "0"), "batch '0' is not a number from 1"),
         (("--budget", "2"), "budget 2.0 is outside (0, 1]"),
         (("--policy", "best"), "unknown policy 'best'"),
         (("--prompt-tokens", "30"), "a prompt of 30 tokens does not hold a picture"),
@@ -67,8 +67,8 @@ def test_json_is_one_object(vlkv, built_of):
         (("--peers", "vllm"), "peers 'vllm' is unknown; known: hf, kvpress, openvino, hf-eager, hf-sdpa"),
         (("--checkpoint", "nowhere"), "checkpoint nowhere holds no config.json"),
         (("--new-tokens", "1"), "new-tokens '1' is too few; at least 2"),
-        (("--new-tokens", "9,x"), "new-tokens 'x' is no number of tokens"),
-        (("--also", "int8"), "also 'int8' is no NAME=ENGINE"),
+        (("--new-tokens", "9,x"), "new-tokens 'x' is not a number of tokens"),
+        (("--also", "int8"), "also 'int8' is not NAME=ENGINE"),
         (("--prompt-tokens", "60", "--new-tokens", "5", "--also", "a=nowhere"), "nowhere"),
     ],
 )
@@ -115,7 +115,7 @@ def test_another_engine_beside(vlkv, built_of, checkpoint_of, tmp_path):
     assert worth["int8, full cache"] == pytest.approx(worth["full cache"], rel=0.1)
     code, _, err = vlkv("bench", built_of("llama"), *SMALL, "--also", f"other={built_of('mistral')}")
     assert code == 2
-    assert "is of another model than" in err
+    assert "has another model than" in err
 
 
 def test_a_peer_leaves_memory_to_others(tmp_path, engine_of):
@@ -138,7 +138,7 @@ def test_a_peer_leaves_memory_to_others(tmp_path, engine_of):
 
 @pytest.fixture
 def peer_of(engine_of, checkpoint_of, tmp_path):
-    """Transformers of this environment as a peer."""
+    """Returns a function that starts the transformers of this environment as a peer."""
     started = []
 
     def start(mode):

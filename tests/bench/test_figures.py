@@ -1,4 +1,4 @@
-"""What follows from runs, against figures worked out by hand; weights off a file; the bandwidth's reader."""
+"""Compares the figures that follow from runs with values worked out by hand. Also tests weight sizes and bandwidth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's model against figures worked out by hand."""
+"""Compares the model of a GPU's times with values worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to run: texts to settings, and prompts of an exact length."""
+"""The settings of a benchmark: parsing texts, and making prompts of an exact length."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_texts_are_read():
     [
         (parse_lengths, "", "empty part"),
         (parse_lengths, "1k,,2k", "empty part"),
-        (parse_lengths, "0", "'0' is no number of tokens"),
-        (parse_lengths, "-5", "'-5' is no number of tokens"),
-        (parse_lengths, "1.0005k", "is no number of tokens"),
-        (parse_lengths, "99999k", "is no number of tokens"),
+        (parse_lengths, "0", "'0' is not a number of tokens"),
+        (parse_lengths, "-5", "'-5' is not a number of tokens"),
+        (parse_lengths, "1.0005k", "is not a number of tokens"),
+        (parse_lengths, "99999k", "is not a number of tokens"),
         (parse_lengths, "1k,1000", "twice"),
         (parse_batches, "0", "from 1 to 1024"),
         (parse_batches, "1025", "from 1 to 1024"),
@@ -86,5 +86,7 @@ def test_prompts_have_their_length_and_one_picture(engine_of):
         assert not set(ids[1:].tolist()) & {*manifest.tokens.eos, manifest.tokens.bos, manifest.tokens.pad}
     again = make_prompts(manifest, length, 3, 1)
     assert all((a.prompt.token_ids == b.prompt.token_ids).all() for a, b in zip(prompts, again, strict=True))
-    assert all(a.picture.tobytes() == b.picture.tobytes() for a, b in zip(prompts, again, strict=True))
+    assert all(
+        a.pictures[0].tobytes() == b.pictures[0].tobytes() for a, b in zip(prompts, again, strict=True)
+    )
     assert (prompts[0].prompt.token_ids != prompts[1].prompt.token_ids).any()

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, and what it loads."""
+"""The command line: what it prints, where, and which modules it loads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def usual_verbosity():
 
 
 def started(*arguments, **environment):
-    """The same as a program of its own."""
+    """Runs the command as a program of its own."""
     return subprocess.run(
         [sys.executable, "-c", "from vlkv.cli.main import main; main()", *map(str, arguments)],
         capture_output=True,

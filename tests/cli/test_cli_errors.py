@@ -1,4 +1,4 @@
-"""Every bad input: exit code 2, one line on standard error, nothing on standard output, nothing half-written."""
+"""Every bad input gives exit code 2 and one line on standard error, and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def usual_verbosity():
 
 @pytest.fixture
 def refused(capfd, tmp_path, monkeypatch):
-    """Runs a command that must fail, in an own folder: the one line that it says."""
+    """Runs a command that must fail in a folder of its own, and returns the line on standard error."""
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
@@ -49,7 +49,7 @@ def refused(capfd, tmp_path, monkeypatch):
 
 
 def listed(folder: Path) -> dict[str, int]:
-    """Every file and folder below, with its size."""
+    """Returns every file and folder below, with its size."""
     return {
         str(path.relative_to(folder)): path.lstat().st_size if path.is_file() else -1
         for path in folder.rglob("*")
@@ -57,7 +57,7 @@ def listed(folder: Path) -> dict[str, int]:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG file of a header and the beginning of pixels."""
+    """Returns a PNG file with a header and the first pixels only."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 1000) + b"IDAT" + zlib.compress(b"")
@@ -154,7 +154,7 @@ def ask(refused, engine, *options, prompt=PROMPT):
 def test_run_no_engine(refused, graphs_of, checkpoint):
     assert "no such directory" in ask(refused, "nowhere")
     assert "holds no manifest.json" in ask(refused, checkpoint)
-    assert "make an engine of them with `vlkv build" in ask(refused, graphs_of("llama"))
+    assert "build an engine from them with `vlkv build" in ask(refused, graphs_of("llama"))
 
 
 @pytest.mark.parametrize(

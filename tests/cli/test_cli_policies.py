@@ -56,4 +56,4 @@ def test_a_budget_that_full_does_not_take(capfd, built_of):
         capfd, "run", built_of("mistral"), "--prompt", "what", "--policy", "full", "--budget", "0.5"
     )
     assert code == 2
-    assert "does not go with policy 'full', which keeps all" in err
+    assert "does not fit policy 'full', which keeps everything" in err

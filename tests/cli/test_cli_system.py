@@ -1,4 +1,4 @@
-"""The command line and its operating system: full disks, closed pipes, encodings, signals."""
+"""The command line with its operating system: full disks, closed pipes, encodings, signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAIN = "from vlkv.cli.main import main; main()"
 
 
 def shell(line, **environment):
-    """Runs `vlkv` as `$VLKV` in a line of shell."""
+    """Runs a shell command in which `$VLKV` is `vlkv`."""
     done = subprocess.run(
         ["bash", "-c", line], capture_output=True, check=False,
         env={**os.environ, "VLKV": f"{sys.executable} -c '{MAIN}'", **environment},

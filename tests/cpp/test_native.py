@@ -1,4 +1,4 @@
-"""The Python binding of the native core, against the float64 oracles."""
+"""Compares the Python binding of the native core with the float64 oracles."""
 
 import importlib.util
 import math
@@ -47,7 +47,7 @@ def simd(request):
 
 
 def bits(array):
-    """What the binding takes: bfloat16 as its bits."""
+    """Returns what the binding takes: a bfloat16 array as its bits."""
     return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
 
 
@@ -73,7 +73,7 @@ def native_evict(key, value, score, length, keep, sinks, recent, capacity, per_h
 
 
 def logit_error(query, key):
-    """float32 products of D terms, the scale and log2(e): (D + 3) eps of the sum of magnitudes."""
+    """Bounds a float32 logit's error: D products, the scale and log2(e) give (D + 3) eps of the sum of magnitudes."""
     dim = query.shape[-1]
     norms = np.abs(query.astype(np.float64)).sum(-1).max() * np.abs(key.astype(np.float64)).max()
     return (dim + 3) * EPS * float(norms) / math.sqrt(dim)
@@ -217,7 +217,7 @@ def test_refusals_are_value_errors(rng):
 
 
 def test_several_threads_at_once(rng):
-    """The lock of the interpreter is released: callers run beside each other and get the same bits."""
+    """The binding releases the interpreter's lock. Callers run in parallel and get the same bits."""
     query = rng.standard_normal((1, 8, 16, 32), np.float32)
     key = rng.standard_normal((1, 2, 700, 32), np.float32)
     position = rng.integers(0, 700, (1, 16))

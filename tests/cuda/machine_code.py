@@ -1,6 +1,6 @@
-"""Machine code of the CUDA kernels: which instructions the loop over tiles has. Reads what `cuobjdump -sass` prints.
+"""Counts the instructions in the loop over tiles of each CUDA kernel, from the output of `cuobjdump -sass`.
 
-python tests/cuda/machine_code.py BUILD      a table of every kernel and architecture of a build
+python tests/cuda/machine_code.py BUILD      # a table of every kernel and architecture of a build
 """
 
 import importlib.util
@@ -20,22 +20,22 @@ PRODUCTS = ("HMMA", "FFMA")
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions by the first part of their names, over one pass of a loop; both sides of a branch count."""
+    """The instructions of one pass of a loop, by the first part of their names. Both sides of a branch count."""
 
     counts: Counter
 
     @property
     def total(self) -> int:
-        """All instructions."""
+        """The number of all instructions."""
         return self.counts.total()
 
     def of(self, *names: str) -> int:
-        """Those of some kinds."""
+        """Returns the number of instructions of some kinds."""
         return sum(self.counts[name] for name in names)
 
 
 def cuobjdump() -> str | None:
-    """Return the program: of the package nvidia-cuda-cuobjdump, or of a toolkit."""
+    """Returns the program, from the package nvidia-cuda-cuobjdump or from a toolkit."""
     found = importlib.util.find_spec("nvidia")
     for base in found.submodule_search_locations if found else ():
         for path in Path(base).glob("cu*/bin/cuobjdump"):
@@ -44,7 +44,7 @@ def cuobjdump() -> str | None:
 
 
 def tile_loop(code: list[tuple[int, str, str]]) -> Loop | None:
-    """Of the loops with products and no loop of products within, the one with the most products; None for none.
+    """Finds the innermost loop with the most matrix products. Returns None if no loop has products.
 
     Args:
         code: address, name and operands of each instruction of a kernel.
@@ -69,7 +69,7 @@ def tile_loop(code: list[tuple[int, str, str]]) -> Loop | None:
 
 
 def kernels(objects: list[Path], program: str) -> dict[tuple[str, str], Loop | None]:
-    """Read {(mangled name, architecture): its loop over tiles} from object files."""
+    """Reads {(mangled name, architecture): its loop over tiles} from object files."""
     found = {}
     for path in objects:
         text = subprocess.check_output([program, "-sass", str(path)], text=True)
@@ -84,7 +84,7 @@ def kernels(objects: list[Path], program: str) -> dict[tuple[str, str], Loop | N
 
 
 def shown(mangled: str) -> str:
-    """Shorten a kernel's name: `attend_rows Float16 128 1`, `score_rows TensorProduct BFloat16 64`."""
+    """Shortens a kernel's name: `attend_rows Float16 128 1`, `score_rows TensorProduct BFloat16 64`."""
     words = re.sub(r"^_ZN4vlkv4cuda\d+", "", mangled)
     kernel = re.match(r"[a-z_]+?(?=I|ENS|E)", words)
     parts = re.findall(r"\d+(FloatProduct|TensorProduct|B?Float16|AnyType)|Li(\d+)E|Lb(\d)E", words)
@@ -92,7 +92,7 @@ def shown(mangled: str) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Prints the table."""
     program = cuobjdump() or sys.exit("no cuobjdump: pip install nvidia-cuda-cuobjdump")
     objects = sorted(Path(sys.argv[1]).glob("cpp/CMakeFiles/vlkv_core.dir/cuda/*.cu.o"))
     print(f"{'kernel':44} {'SM':>4} {'all':>5} {'HMMA':>5} {'LDSM':>5} LDGSTS {'MUFU':>5} {'BAR':>4} integer")

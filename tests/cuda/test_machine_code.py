@@ -1,6 +1,6 @@
-"""How many instructions the kernels' loops over tiles have: more of them, and somebody has to say why.
+"""A budget for the instructions in the kernels' loops over tiles. Whoever exceeds it has to give the reason.
 
-The build for one architecture that `make test` has, and all six by `make cuda-all`.
+`make test` checks the one architecture of its build, and `make cuda-all` checks all six.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def loops():
-    """The loop over tiles by kernel, type and architecture."""
+    """Returns the loop over tiles by kernel, type and architecture."""
     program = machine_code.cuobjdump()
     objects = sorted(BUILD.glob("cpp/CMakeFiles/vlkv_core.dir/cuda/*.cu.o"))
     if program is None or not objects:
@@ -72,7 +72,7 @@ def test_a_loop_is_found_in_code():
     """
     code = [(int(at, 16), name, rest) for at, name, rest in machine_code.INSTRUCTION.findall(text)]
     assert [name for _, name, _ in code][:3] == ["MOV", "LDSM.16.M88.4", "HMMA.16816.F32"]
-    assert machine_code.tile_loop(code) is None  # a loop of fewer products than a tile has
+    assert machine_code.tile_loop(code) is None  # the loop has fewer products than a tile
     many = [*code[:2], *((32, "HMMA.16816.F32", "") for _ in range(8)), *code[3:]]
     loop = machine_code.tile_loop(many)
     assert (loop.total, loop.of("HMMA"), loop.of("LDSM")) == (10, 8, 1)

@@ -1,4 +1,4 @@
-"""What the compiler says of each CUDA kernel: registers, shared memory, nothing spilled to local memory."""
+"""The compiler's report on each CUDA kernel: registers, shared memory, and no spills to local memory."""
 
 import re
 import shutil
@@ -14,9 +14,9 @@ THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_
            "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256,
            "attend_append": 256, "attend_join": 128, "attend_rows": 128}  # fmt: skip
 BLOCKS = {"score_rows": 4, "score_columns": 4, "attend_rows": 2}
-"""Blocks that share a multiprocessor, where that is asked for."""
-REGISTERS = 65536  # of a multiprocessor, and of a block at most: every architecture from 8.0 on
-SHARED = 48 << 10  # of a block without asking for more
+"""The required number of blocks that share a multiprocessor."""
+REGISTERS = 65536  # per multiprocessor, and at most per block, on every architecture from 8.0 on
+SHARED = 48 << 10  # per block without an explicit request for more
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 SPILL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -26,7 +26,7 @@ SMEM = re.compile(r"(\d+) bytes smem")
 
 @pytest.fixture(scope="module")
 def report():
-    """Read {(kernel, architecture): (registers, shared bytes, stack, spills)} from the build's logs."""
+    """Reads {(kernel, architecture): (registers, shared bytes, stack, spills)} from the build's logs."""
     logs = sorted(LOGS.glob("*.cu.o.log"))
     if not logs:
         pytest.skip(f"no CUDA kernels in {BUILD}: no nvcc was found")
@@ -72,5 +72,5 @@ def test_nothing_spills_and_all_fits(report):
         assert stack == 0, f"{shown} for sm_{architecture} has a stack of {stack} bytes"
         assert spilled == 0, f"{shown} for sm_{architecture} spills {spilled} bytes"
         assert shared <= SHARED, shown
-        # Registers go to warps in units of 8 a thread.
+        # Warps get registers in units of 8 per thread.
         assert -(-registers // 8) * 8 * THREADS[kernel] * BLOCKS.get(kernel, 1) <= REGISTERS, shown

@@ -35,7 +35,7 @@ def reader(shipped) -> Engine:
 
 @pytest.fixture(scope="session")
 def control(tmp_path_factory) -> Engine:
-    """The shipped checkpoint with every matrix's numbers in another order."""
+    """Writes the shipped checkpoint with the numbers of every matrix in another order."""
     numpy = pytest.importorskip("safetensors.numpy")
     folder = tmp_path_factory.mktemp("control")
     shutil.copytree(SHIPPED, folder / "checkpoint")

@@ -1,4 +1,4 @@
-"""`vlkv eval` and `vlkv inspect` on the command line: what they print and write, and what they refuse in one line."""
+"""`vlkv eval` and `vlkv inspect` on the command line: their output, their files, and their one-line errors."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_eval_of_a_folder_and_two_turns(vlkv, shipped, picture, tmp_path):
         (["--policy", "vl-cash"], "unknown policy 'vl-cash'; known: full, vl-cache"),
         (["--policy", ","], "no policy is given"),
         (["--budget", ""], "no budget is given"),
-        (["--budget", "0.5,x"], "budget 'x' is no number"),
+        (["--budget", "0.5,x"], "budget 'x' is not a number"),
         (["--budget", "0.5,1.5"], "budget 1.5 is outside (0, 1]"),
         (["--budget", "nan"], "budget nan is outside (0, 1]"),
         (["--samples", "0"], "0 samples are outside"),

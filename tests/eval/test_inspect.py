@@ -1,4 +1,4 @@
-"""`vlkv inspect`: the page holds what the result says, works in a real browser, and fetches nothing."""
+"""`vlkv inspect`: the page shows the result, works in a real browser, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_texts_are_data_and_never_markup(engine_of, pictures):
 
 @pytest.fixture
 def browser(monkeypatch):
-    """A real headless Chromium by the window's width and the theme."""
+    """Starts a real headless Chromium with a window width and a theme."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
@@ -160,7 +160,7 @@ def opened(window, path: Path) -> None:
 
 
 def requests(window, page_itself: str) -> list[str]:
-    """Addresses of everything that the page asked for; the browser's own first page asks for parts of the browser."""
+    """Returns the addresses that the page requested, without those of the browser's own start page."""
     messages = [json.loads(entry["message"])["message"] for entry in window.get_log("performance")]
     return [
         message["params"]["request"]["url"]
@@ -215,7 +215,7 @@ def test_page_in_a_browser(browser, found, tmp_path, width, theme):
 
 
 def test_a_broken_page_is_found(browser, found, tmp_path):
-    """What the test above asserts can fail."""
+    """Proves that the assertions of the test above can fail."""
     write(found, tmp_path)
     broken = (tmp_path / "index.html").read_text().replace('"use strict";', '"use strict"; nothing();', 1)
     broken = broken.replace("<body>", '<body><img src="http://127.0.0.1:9/a.png">')

@@ -1,4 +1,4 @@
-"""Metrics against oracles: edit similarity, Wilson's interval, the bootstrap, hit rates."""
+"""Compares the metrics with oracles: edit similarity, Wilson's interval, the bootstrap, hit rates."""
 
 from __future__ import annotations
 

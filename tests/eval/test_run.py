@@ -1,4 +1,4 @@
-"""Runs: right numbers, the same after an interruption, nothing asked twice, a bench that can fail."""
+"""Runs give the right numbers, continue after an interruption, ask nothing twice, and can show a failure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_records_hold_what_the_engine_answers(reader):
 
 @pytest.fixture
 def asked(reader, monkeypatch):
-    """Which settings are answered, and an interruption after some."""
+    """Records which settings are answered, and can interrupt after some."""
     seen, original = [], type(reader).read
     limit = [math.inf]
 

@@ -1,4 +1,4 @@
-"""Tasks: the same for the same seed, right by the form's own fields, and every mistake named."""
+"""Tasks repeat with the same seed, their answers follow from the form's fields, and every mistake is named."""
 
 from __future__ import annotations
 
@@ -132,13 +132,13 @@ def test_folder(data):
         ((GOOD, "  ", GOOD), "line 2 is empty"),
         ((GOOD, GOOD, ""), "line 3 is empty"),
         ((GOOD, GOOD, '{"image": '), "line 3: "),
-        (("[1]",), "line 1 is no object"),
+        (("[1]",), "line 1 is not an object"),
         ((GOOD, {**GOOD, "q": 1}), "line 2: unknown field 'q'; known: image"),
         (({"image": "a.png", "question": "what?"},), "line 1: answer is no text"),
         (({**GOOD, "answer": 7},), "line 1: answer is no text"),
         (({**GOOD, "question": " "},), "line 1: question is empty"),
         (({**GOOD, "question": ["a", "b"]},), "line 1 has 2 questions and 1 answers"),
-        (({**GOOD, "image": "b.png"},), "b.png is no file"),
+        (({**GOOD, "image": "b.png"},), "b.png is not a file"),
         (({**GOOD, "image": []},), "line 1: image is no text"),
         ((), "has no lines"),
     ],

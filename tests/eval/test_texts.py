@@ -1,4 +1,4 @@
-"""Texts: by seed, enough of them; each setting compared with the full cache as `Engine.forced` has it."""
+"""Texts repeat by seed, are long enough, and each setting's comparison with the full cache equals `Engine.forced`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forms of words: by seed, drawn one word a cell, asked about like the others, and every bad file named."""
+"""Forms of words repeat by seed, hold one word per cell, and every bad file is named."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_tasks_take_the_engines_forms(forms, tmp_path):
     [
         ({"cell": 13}, "cell 13 is outside 14 to 64 pixels"),
         ({"cell": "a"}, "Expected `int`"),
-        ({"digits": [3, 2]}, "digits 3, 2 are no range within 1 to 8"),
-        ({"digits": [2, 9]}, "digits 2, 9 are no range within 1 to 8"),
+        ({"digits": [3, 2]}, "digits 3, 2 are not a range within 1 to 8"),
+        ({"digits": [2, 9]}, "digits 2, 9 are not a range within 1 to 8"),
         ({"keys": KEYS[:11]}, "has 11 keys and 3 words; a form needs 12 keys"),
         ({"words": []}, "has 16 keys and 0 words"),
-        ({"words": ["red", "red"]}, "'red' is there twice"),
-        ({"words": [KEYS[0]]}, f"'{KEYS[0]}' is there twice"),
-        ({"words": ["orange"]}, "'orange' is no word of 1 to 5 letters"),
+        ({"words": ["red", "red"]}, "'red' occurs twice"),
+        ({"words": [KEYS[0]]}, f"'{KEYS[0]}' occurs twice"),
+        ({"words": ["orange"]}, "'orange' is not a word of 1 to 5 letters"),
         ({"words": ["4512"]}, "'4512' is no word"),
         ({"words": [""]}, "is no word of 1"),
         ({"font": 1}, "unknown field"),

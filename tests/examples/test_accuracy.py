@@ -1,4 +1,4 @@
-"""`make accuracy`: which checkpoints its table is made of, and what the table says."""
+"""`make accuracy`: the checkpoints that its table is made of, and the contents of the table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_table_has_mean_range_and_each_checkpoint():
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Trainings that end at once: seed 1 is refused, seed 2 breaks, others write a checkpoint."""
+    """Replaces training: seed 1 is refused, seed 2 fails, and the others write a checkpoint at once."""
     asked = []
 
     def run(command, stdout, **options):

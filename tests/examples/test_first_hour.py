@@ -1,4 +1,4 @@
-"""`examples/gpu/first_hour.sh`: a step that fails stops nothing, and the report tells of all."""
+"""`examples/gpu/first_hour.sh`: a step that fails does not stop the others, and the report lists all steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_goes_on_and_reports(tmp_path):
     done = run("-o", tmp_path, "--only", "sanitizer,export")
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "report.md").read_text()
-    # the program for the sanitizer is built by `make test-gpu`, which was not asked for
+    # `make test-gpu` builds the program for the sanitizer, and this run does not include it
     assert "- sanitizer: failed" in report or "- sanitizer: passed" in report
     assert "- export: passed" in report
     assert (tmp_path / "graphs" / "manifest.json").is_file()

@@ -1,4 +1,4 @@
-"""Conversations that training packs together, and how they are told."""
+"""Conversations that training packs together, and how they are written as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINT = ROOT / "examples" / "tiny_vlm" / "checkpoint"
 
 
 def follows(text, labels):
-    """Whether each label is the token that comes next in the text, or an answer's end."""
+    """Returns whether each label is the next token in the text or the end of an answer."""
     pairs = zip(labels, [*text[1:], tokens.EOS], strict=True)
     return all(label in (talks.NONE, tokens.EOS) or label == after for label, after in pairs)
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests fit the API's own schemas, and name what is there."""
+"""The Kubernetes manifests fit the API's own schemas and name only files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader on a real language model, which itself is not needed: its forms, its shipped tower, LoRA merged."""
+"""The reader without its real language model: forms, the shipped tower, and merged LoRA weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_training_draws_no_held_out_form():
 
 
 class Characters:
-    """A tokenizer of one character a token."""
+    """A tokenizer with one token per character."""
 
     def encode(self, text, add_special_tokens=False):
         return [ord(character) for character in text]
@@ -110,7 +110,7 @@ def shipped():
 
 
 def test_the_shipped_tower_reads_pictures(shipped):
-    """The class of every patch of a fresh form, from its pixels through transformers' own CLIP."""
+    """Classifies every patch of a fresh form from its pixels, with transformers' own CLIP."""
     shipped_tower, trained = shipped
     assert trained["blank"].shape == (576,) and len(trained) == 1 + 2 * len(reader.ADAPTED) * 30
     form = words.forms().held_out(int(np.random.default_rng().integers(1_000_000)))

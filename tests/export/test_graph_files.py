@@ -1,4 +1,4 @@
-"""A graph directory that names files outside itself, or lacks what it should have: refused, nothing written."""
+"""Graph directories that name files outside themselves, or lack files, are refused, and nothing is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def graphs(graphs_of, tmp_path):
 
 
 def edit(graphs, name, change):
-    """Changes a graph and makes the manifest agree with it."""
+    """Changes a graph and updates the manifest to match."""
     path = graphs / name
     model = onnx.load(path, load_external_data=False)
     change(model)

@@ -1,4 +1,4 @@
-"""Arguments as a person gives them: they work where one would expect it, else one line says what is wanted."""
+"""Arguments as a user gives them either work as expected or give one line that says what is wanted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_wrong_kinds_are_one_line(built_of):
     with pytest.raises(ImageError, match="images is a int"):
         Question(PROMPT, 5)
     for threads in (-1, 1.5, True, 10**6):
-        with pytest.raises(EngineError, match=r"threads .* is no whole number from 0"):
+        with pytest.raises(EngineError, match=r"threads .* is not a whole number from 0"):
             Engine.load(built_of("llama"), threads=threads)
 
 
@@ -76,7 +76,7 @@ def test_the_default_budget():
 
 
 def test_a_later_turn_of_a_compressed_chat_has_the_budget_that_the_first_began_with(engine_of):
-    """What decoding evicts goes on under that budget, and so has to be given the slots for it."""
+    """Eviction while decoding continues under that budget, so the cache needs the slots for it."""
     chat = engine_of("llama-old").chat("elastic")
     first = chat.ask("what", raw=True, max_new_tokens=2)
     later = chat.ask(

@@ -1,4 +1,4 @@
-"""Generation settings against transformers' logits processors, on random tokens and logits."""
+"""Compares the generation settings with transformers' logits processors, on random tokens and logits."""
 
 import warnings
 
@@ -22,7 +22,7 @@ VOCAB, EOS = 12, (2, 5)
 
 
 def reference(facts: GenerationFacts, ids: list[int], prompt: int, logits: np.ndarray) -> np.ndarray:
-    """The processors in the order of `GenerationMixin._get_logits_processor`."""
+    """Applies the processors in the order of `GenerationMixin._get_logits_processor`."""
     eos = torch.tensor(EOS)
     made = []
     if facts.repetition_penalty != 1:

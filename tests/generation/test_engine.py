@@ -1,4 +1,4 @@
-"""`Engine`: streams, stops, samples and refuses as it says. All on the tiny checkpoint `llama-old`."""
+"""`Engine`: streaming, stopping, sampling and errors, all on the tiny checkpoint `llama-old`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def engine(engine_of):
 
 @pytest.fixture(scope="module")
 def answer(engine, pictures):
-    """A greedy answer that no end token cuts."""
+    """Returns a greedy answer that no end token cuts."""
     result = engine.generate(PROMPT, pictures[:1], max_new_tokens=TOKENS)
     assert len(result.token_ids) == TOKENS
     return result
@@ -180,7 +180,7 @@ def test_max_new_tokens(engine, pictures, answer, tokens):
 
 
 def changed(folder, source, **facts):
-    """The same engine with other facts in its manifest."""
+    """Returns the same engine with other facts in its manifest."""
     shutil.copytree(source, folder)
     path = folder / "manifest.json"
     values = msgspec.json.decode(path.read_bytes())
@@ -224,7 +224,7 @@ def test_prompt_beyond_the_positions(engine):
         (PolicyError, "outside", {"budget": 1.0001}),
         (PolicyError, "outside", {"budget": float("nan")}),
         (PolicyError, "outside", {"budget": True}),
-        (PolicyError, "does not go with policy 'full'", {"policy": "full", "budget": 0.5}),
+        (PolicyError, "does not fit policy 'full'", {"policy": "full", "budget": 0.5}),
         (PolicyError, "unknown policy 'lru'; known: full, vl-cache, elastic", {"policy": "lru"}),
         (SamplingError, "temperature", {"temperature": -1.0}),
         (SamplingError, "top_k", {"top_k": -1}),

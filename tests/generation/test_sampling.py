@@ -1,4 +1,4 @@
-"""Choices of tokens against transformers' warpers, and settings outside their range."""
+"""Compares sampled tokens with transformers' warpers, and tests settings outside their range."""
 
 import math
 import warnings
@@ -74,7 +74,7 @@ def test_kept_set_and_probabilities_equal_transformers(
 
 
 def _is_on_the_edge(logits: np.ndarray, temperature: float, top_k: int | None, top_p: float) -> bool:
-    """Tell whether float32's cumulated sum, off by up to V eps, can fall on the other side of 1 - top_p."""
+    """Returns whether float32's cumulative sum, off by up to V eps, can fall on the other side of 1 - top_p."""
     if top_p == 1:
         return False
     _, weight = kept_tokens(logits, Sampling(temperature=temperature, top_k=top_k))
@@ -184,7 +184,7 @@ def test_settings_at_their_limits() -> None:
 
 
 def nucleus(logits: np.ndarray, top_p: float) -> set[int]:
-    """The smallest set of the largest, by one sort of all in float64; of equal ones the later stay."""
+    """Returns the smallest set of the largest, by sorting all in float64. Of equal ones the later stay."""
     weight = np.exp(logits.astype(np.float64) - float(logits.max()))
     order = np.argsort(weight, kind="stable")
     below = np.cumsum(weight[order]) <= (1 - top_p) * weight.sum()

@@ -1,4 +1,4 @@
-"""Stop texts over streamed text, whatever the pieces; reasons for the end."""
+"""Stop texts in streamed text, however it is split into pieces, and the reasons for the end."""
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +8,7 @@ from vlkv.generation.stopping import Stopping, StopTexts
 
 
 class Words:
-    """A detokenizer of one text a token that holds back `late` texts by one token."""
+    """A detokenizer with one text per token. It holds back `late` texts by one token."""
 
     def __init__(self, texts: list[str], late: bool = False) -> None:
         self.texts, self.late, self.held = texts, late, ""
@@ -24,7 +24,7 @@ class Words:
 
 
 def expected(text: str, stop: list[str]) -> str:
-    """Cut where the first stop text is complete, looked for one character at a time."""
+    """Cuts where the first stop text is complete, searching one character at a time."""
     for end in range(1, len(text) + 1):
         starts = [end - len(word) for word in stop if text[:end].endswith(word)]
         if starts:
@@ -103,7 +103,7 @@ def test_a_stop_text_completed_by_held_text() -> None:
 
 
 def test_many_long_stop_texts_cost_no_more_than_one() -> None:
-    """The same number of steps of the automaton a character, whatever the stop texts: at most two on average."""
+    """The automaton takes at most two steps per character on average, whatever the stop texts are."""
     text = "ab" * 2000
     for stop in (["abc"], [f"{'ab' * 100}{number:05}" for number in range(300)]):
         texts = StopTexts(stop)

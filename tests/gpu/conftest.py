@@ -1,4 +1,4 @@
-"""The library under test and its random inputs; everything that needs a device skips where there is none."""
+"""The library under test and its random inputs. Tests that need a device are skipped if there is none."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ gpu_library = pytest.importorskip("gpu_library")
 
 @pytest.fixture
 def seed() -> int:
-    """Draw what the test's inputs are made from; a failing test prints it."""
+    """Draws the seed of a test's inputs. A failing test prints it."""
     value = secrets.randbits(32)
     print(f"seed = {value}")
     torch.manual_seed(value)
@@ -20,7 +20,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def library() -> "gpu_library.Library":
-    """Return the kernels; VLKV_GPU_DEVICE=cpu takes the CPU's, which checks the tests themselves."""
+    """Returns the kernels. VLKV_GPU_DEVICE=cpu takes those of the CPU, which checks the tests themselves."""
     device = os.environ.get("VLKV_GPU_DEVICE", "cuda")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

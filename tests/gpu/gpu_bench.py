@@ -1,9 +1,11 @@
-"""Score's and Evict's time on this machine's device beside their floor: python tests/gpu/gpu_bench.py [-o FILE].
+"""Compares the time of Score and Evict on this machine's device with their floors.
 
-The floor is the larger of the bytes that must move over the rate of a large device-to-device copy, and the
-operations over the rate of a large matrix product, both measured here first. Bytes: each input once, each output
-once. Operations: two products Q K^T of the attended pairs, since the matrix is not kept. Times are of a replayed
-CUDA graph that goes through several sets of inputs, so that they do not lie in the L2 cache.
+python tests/gpu/gpu_bench.py [-o FILE]
+
+The floor is the larger of two times: the bytes that must move over the rate of a large device-to-device copy, and the
+operations over the rate of a large matrix product. Both rates are measured first. Bytes count each input and each
+output once. Operations count two products Q K^T of the attended pairs, because the matrix is not kept. Times are of a
+replayed CUDA graph that uses several sets of inputs, so that they do not lie in the L2 cache.
 """
 
 import argparse
@@ -22,7 +24,7 @@ SET_BYTES = (
 
 
 def milliseconds(work, repeats=1):
-    """Return the median time of one `work()` among replays of a graph of `repeats` of them."""
+    """Returns the median time of one `work()` among replays of a graph of `repeats` of them."""
     work(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -41,14 +43,14 @@ def milliseconds(work, repeats=1):
 
 
 def copy_rate():
-    """Bytes read and written a millisecond by a large copy."""
+    """Returns the bytes that a large copy reads and writes per millisecond."""
     a = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
     return 2 * a.numel() / milliseconds(lambda _: b.copy_(a))
 
 
 def matrix_rate(dtype):
-    """Floating point operations a millisecond by a large product of random matrices."""
+    """Returns the floating point operations per millisecond of a large product of random matrices."""
     n = 8192 if dtype != torch.float32 else 4096
     a, b = torch.randn(2, n, n, device="cuda").to(dtype)
     out = torch.empty_like(a)
@@ -56,7 +58,7 @@ def matrix_rate(dtype):
 
 
 def score(library, heads, slots, dtype, rates):
-    """Return time, floor and what sets it: post-vision rows of one layer, at the end of the cache."""
+    """Returns time, floor and what sets it, for the post-vision rows of one layer at the end of the cache."""
     query_heads, kv_heads = heads
     size = torch.finfo(dtype).bits // 8
     sets = max(1, min(32, SET_BYTES // (kv_heads * slots * DIM * size)))
@@ -76,7 +78,7 @@ def score(library, heads, slots, dtype, rates):
 
 
 def evict(library, heads, slots, dtype, merge, rates):
-    """Return time, floor and what sets it: a tenth of one layer's cache, each head for itself."""
+    """Returns time, floor and what sets it, for a tenth of one layer's cache with a selection per head."""
     kv_heads, size = heads[1], torch.finfo(dtype).bits // 8
     kept = round(slots * KEEP)
     sets = max(1, min(32, SET_BYTES // (2 * kv_heads * (slots if merge else kept) * DIM * size)))
@@ -97,7 +99,7 @@ def evict(library, heads, slots, dtype, merge, rates):
 
 
 def main():
-    """Measure, print a table, write JSON."""
+    """Measures, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()

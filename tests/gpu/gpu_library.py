@@ -1,4 +1,4 @@
-"""libvlkv's C entry points for torch tensors on the device. Needs neither vlkv's package nor NumPy."""
+"""The C entry points of libvlkv for torch tensors on the device. It needs neither vlkv's package nor NumPy."""
 
 import ctypes
 import os
@@ -53,7 +53,7 @@ class _Attend(ctypes.Structure):
 
 
 def _tensor(t: torch.Tensor) -> _Tensor:
-    """Describe a tensor [B, heads, slots, D] with D contiguous."""
+    """Describes a tensor [B, heads, slots, D] with contiguous D."""
     room = t.untyped_storage().nbytes() - t.storage_offset() * t.element_size()
     return _Tensor(t.data_ptr() or None, room, DTYPES[t.dtype], *t.stride()[:3])
 
@@ -63,12 +63,12 @@ def _size(t: torch.Tensor) -> int:
 
 
 class Library:
-    """libvlkv on a device: "cuda", or "cpu", which checks the tests themselves. Calls go to torch's current stream.
+    """libvlkv on a device: "cuda", or "cpu" to check the tests themselves. Calls use torch's current stream.
 
     Args:
         path: the library.
         device: where the tensors lie.
-        poison: fill each call's workspace with NaN, which shows who reads it before writing it; else keep one.
+        poison: fill each call's workspace with NaN, which reveals reads before writes; else keep one workspace.
     """
 
     def __init__(self, path: Path, device: str = "cuda", poison: bool = True):
@@ -85,11 +85,11 @@ class Library:
 
     @property
     def has_cuda(self) -> bool:
-        """Whether the kernels are in the library."""
+        """Whether the library contains the kernels."""
         return bool(self._calls.vlkv_has_cuda())
 
     def wait(self) -> None:
-        """Wait until all that was queued is done."""
+        """Waits until all queued work is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -115,7 +115,7 @@ class Library:
 
     def score(self, query, key, row_position, score, pairs, below, sparsity, *, scale=0.0, threshold=0.01,
               accumulate=False):  # fmt: skip
-        """Write (or add) score [B, Hkv, C], pairs, below, sparsity [B]; see vlkv/score.h."""
+        """Writes (or adds) score [B, Hkv, C], pairs, below, sparsity [B]; see vlkv/score.h."""
         batch, query_heads, rows, dim = query.shape
         p = _Score(batch, query_heads, key.shape[1], rows, key.shape[2], dim)
         p.query, p.key = _tensor(query), _tensor(key)
@@ -129,7 +129,7 @@ class Library:
 
     def evict(self, key, value, score, counts, key_out, value_out, position, *, per_head=True, merge=False,
               zero_tail=True):  # fmt: skip
-        """Write key_out, value_out [B, Hkv, capacity, D], position; counts: length, keep, sinks, recent [B]."""
+        """Writes key_out, value_out [B, Hkv, capacity, D] and position. counts: length, keep, sinks, recent [B]."""
         batch, heads, slots, dim = key.shape
         p = _Evict(batch, heads, slots, dim, key_out.shape[2])
         p.key, p.value, p.key_out, p.value_out = (_tensor(t) for t in (key, value, key_out, value_out))
@@ -141,7 +141,7 @@ class Library:
         self._run("evict", p)
 
     def attend(self, query, key, value, key_cache, value_cache, length, count, result, *, scale=0.0):
-        """Append key, value [B, Hkv, S, D] to the caches, write result [B, Hq, S, D]; see vlkv/attend_rows.h."""
+        """Appends key, value [B, Hkv, S, D] to the caches and writes result [B, Hq, S, D]; see vlkv/attend_rows.h."""
         batch, query_heads, rows, dim = query.shape
         p = _Attend(batch, query_heads, key.shape[1], rows, key_cache.shape[2], dim)
         p.query, p.key, p.value, p.result = (_tensor(t) for t in (query, key, value, result))

@@ -1,4 +1,4 @@
-"""The oracles of tests/oracles in float64 on a device, for sizes that those would take hours for."""
+"""The oracles of tests/oracles in float64 on a device, for sizes that would take those hours."""
 
 import math
 
@@ -9,13 +9,13 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 def score(query, key, row_position, scale, threshold):
-    """-> score [B, Hkv, C], pairs, below at least, below at most [B], relative tolerance of a score (a number).
+    """Returns score [B, Hkv, C], pairs, below at least, below at most [B], and a score's relative tolerance, a number.
 
-    A float32 logit is off by (D + 3) eps of the sum of its products' magnitudes: D additions, each to within one
-    unit in the last place (matrix units cut off where others round), the scale and log2(e). So pairs within
-    twice that of their row's threshold may count either way. A weight is the exponential of a logit less the
-    maximum: relative error 2 error, which the softmax's sum doubles; 2^-22 for the exponential; then float32
-    sums of positive terms, one eps for each row.
+    A float32 logit is off by (D + 3) eps of the sum of its products' magnitudes: D additions, each to within one unit
+    in the last place (matrix units truncate where others round), the scale and log2(e). Pairs within twice that of
+    their row's threshold may therefore count either way. A weight is the exponential of a logit less the maximum. Its
+    relative error is 2 error, which the softmax's sum doubles, plus 2^-22 for the exponential. Float32 sums of positive
+    terms add one eps for each row.
     """
     batch, query_heads, rows, dim = query.shape
     kv_heads, slots = key.shape[1:3]
@@ -48,7 +48,7 @@ def score(query, key, row_position, scale, threshold):
 
 
 def select(rating, length, keep, sinks, recent):
-    """List the kept slots, ascending, of one selection."""
+    """Lists the kept slots of one selection, ascending."""
     slots = torch.arange(length, device=rating.device)
     if keep >= length:
         return slots
@@ -64,7 +64,10 @@ def select(rating, length, keep, sinks, recent):
 
 
 def evict(key, value, score, counts, capacity, per_head, merge):
-    """-> key, value [B, Hkv, capacity, D] float64, position [B, Hkv, capacity], tokens in each slot, at least 1."""
+    """Returns key, value [B, Hkv, capacity, D] in float64, position [B, Hkv, capacity], and the tokens of each slot.
+
+    A slot has at least one token.
+    """
     batch, heads, _, dim = key.shape
     position = torch.full((batch, heads, capacity), -1, dtype=torch.int32, device=key.device)
     merged = torch.ones(batch, heads, capacity, dtype=torch.int64, device=key.device)
@@ -95,11 +98,11 @@ def evict(key, value, score, counts, capacity, per_head, merge):
 
 
 def attend(query, key_cache, value_cache, length, count, scale, dtype):
-    """-> result [B, Hq, S, D] float64 and its tolerance, element by element; caches as they are after the call.
+    """Returns result [B, Hq, S, D] float64, its tolerance by element, and the caches after the call.
 
-    A logit of 16-bit products is off by (D + 3) eps of its products' magnitudes, a weight by twice that error, 2^-20
-    for exp2 and the sums' roundings, and by its own rounding to 16 bits, as the result is by one more. In float16 a
-    weight below 2^-14 has an absolute error of 2^-25.
+    A logit of 16-bit products is off by (D + 3) eps of its products' magnitudes. A weight is off by twice that error,
+    2^-20 for exp2 and the roundings of the sums, and its own rounding to 16 bits. The result is rounded to 16 bits once
+    more. In float16 a weight below 2^-14 has an absolute error of 2^-25.
     """
     narrow, least = (2.0**-11, 2.0**-25) if dtype == torch.float16 else (2.0**-8, 0.0)
     group = query.shape[1] // key_cache.shape[1]

@@ -1,4 +1,4 @@
-"""Score, Evict and Attend on the device against float64, on fresh random inputs and outputs filled with NaN."""
+"""Compares Score, Evict and Attend on the device with float64, on fresh random inputs and outputs filled with NaN."""
 
 import os
 import shutil
@@ -82,7 +82,7 @@ def test_score_of_two_types(library, seed, types):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_score_of_views(library, seed, dtype):
     query, key, position = score_case(library, (2, 4, 2, 21, 300, 128), dtype)
-    for start in (0, 1):  # where copies of 16 bytes are possible, and where not
+    for start in (0, 1):  # with and without copies of 16 bytes
         wide = torch.full((2, 2, 400, 133), NAN, device=library.device, dtype=dtype)
         view = wide[:, :, 50:350, start : start + 128]
         view.copy_(key)
@@ -217,7 +217,7 @@ def test_attend(library, seed, shape, dtype):
     wanted = caches.clone()
     for b in range(shape[0]):
         first, rows = int(length[b]), int(count[b])
-        # what lies past the last slot does not matter
+        # slots past the last one do not matter
         caches[:, b, :, first:] = NAN
         wanted[:, b, :, first:] = NAN
         wanted[0, b, :, first : first + rows], wanted[1, b, :, first : first + rows] = (

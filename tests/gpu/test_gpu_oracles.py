@@ -1,4 +1,4 @@
-"""The device's oracles say what the definitions in tests/oracles say. Runs without a GPU."""
+"""Compares the device's oracles with the definitions in tests/oracles. Runs without a GPU."""
 
 import importlib.util
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_evict(seed):
 
 
 def test_attend(seed):
-    """Against the definition of one token at a time, in tests/oracles."""
+    """Compares with the definition of one token at a time in tests/oracles."""
     for shape in [(2, 4, 2, 5, 30, 8), (1, 3, 3, 1, 1, 4)]:
         batch, query_heads, kv_heads, rows, slots, dim = shape
         query = torch.randn(batch, query_heads, rows, dim)

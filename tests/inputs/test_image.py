@@ -1,4 +1,4 @@
-"""Pictures of every kind that are read right, and those that are refused with one line."""
+"""Pictures of every kind that are read correctly, and pictures that are refused in one line."""
 
 import io
 import struct
@@ -275,7 +275,7 @@ def test_orientation_of_a_reduced_picture(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_readers_do_not_wait_for_each_other_and_warnings_come_back() -> None:
-    """A picture is read while another one is in the middle of its decoder."""
+    """A picture is read while another one is still being decoded."""
     inside, go_on = threading.Event(), threading.Event()
 
     class Slow(Image.Image):
@@ -300,7 +300,7 @@ def test_readers_do_not_wait_for_each_other_and_warnings_come_back() -> None:
 
 
 def test_a_picture_takes_little_more_than_its_pixels() -> None:
-    """Four bytes a pixel while it is decoded, and those of the result; copies on the way made it nine times three."""
+    """Decoding takes four bytes per pixel plus the result. Copies once took nine times three bytes."""
     script = """
 import io, resource
 import numpy as np

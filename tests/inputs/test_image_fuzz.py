@@ -1,4 +1,4 @@
-"""Random bytes and mutated pictures: nothing but `ImageError` comes out, and no warning."""
+"""Random bytes and mutated pictures raise `ImageError` or nothing, and give no warning."""
 
 import io
 import random
@@ -19,7 +19,7 @@ MODES = ("RGB", "L", "P", "RGBA", "CMYK", "I;16")
 
 @cache
 def sample(kind: str, mode: str) -> bytes | None:
-    """Encode a small noisy picture, or nothing where the format has no such mode."""
+    """Encodes a small noisy picture. Returns nothing if the format lacks the mode."""
     gray = np.random.default_rng(7).integers(0, 256, (12, 10, 3), np.uint8)
     image = (
         Image.fromarray(gray).convert(mode)

@@ -1,4 +1,4 @@
-"""A request's pictures: refused by their headers, decoded one at a time."""
+"""The pictures of a request are refused by their headers, and decoded one at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def png(width, height):
 
 
 def read_pictures(sources, facts, limits):
-    """What is read of pictures of one tile each."""
+    """Reads pictures of one tile each."""
     return pictures.read_pictures(sources, lay_out([(1, 1)] * len(sources), facts), facts, limits)
 
 
@@ -58,7 +58,7 @@ def test_nothing_is_decoded_where_a_limit_is_passed(facts, limits, text, monkeyp
 
 
 def test_each_is_made_small_before_the_next_is_decoded(facts, monkeypatch):
-    """Of eight pictures never two are there at full size."""
+    """Of eight pictures, two are never in memory at full size."""
     alive = 0
     most = 0
 

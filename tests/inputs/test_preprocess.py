@@ -1,4 +1,4 @@
-"""Preprocessing equals Hugging Face's Pillow processors, and refuses sizes that the graph does not take."""
+"""Preprocessing equals Hugging Face's Pillow processors and refuses sizes that the graph cannot take."""
 
 import warnings
 from typing import Any
@@ -55,7 +55,7 @@ def facts(**changes: Any) -> ImageFacts:
 
 
 def preprocess(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
-    """All pictures' pixel values, one tile each."""
+    """Returns the pixel values of all pictures, one tile each."""
     layouts = lay_out([image.size for image in images], our)
     names = (f"picture {number} of {len(images)}" for number in range(1, len(images) + 1))
     made = [pixel_values(*given[:2], our, given[2]) for given in zip(images, layouts, names, strict=True)]
@@ -63,7 +63,7 @@ def preprocess(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
 
 
 def reference(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
-    """Run the Hugging Face processor that the facts describe."""
+    """Runs the Hugging Face processor that the facts describe."""
     size = {"height": our.resize_height, "width": our.resize_width}
     options = {
         "do_resize": our.resize != "none",
@@ -84,7 +84,7 @@ def reference(images: list[Image.Image], our: ImageFacts) -> np.ndarray:
 
 
 def assert_equal(found: np.ndarray, want: np.ndarray, our: ImageFacts) -> None:
-    """Compare within one rounding step: one of 255 levels, divided by the smallest deviation."""
+    """Compares within one rounding step: one of 255 levels, divided by the smallest deviation."""
     assert found.dtype == np.float32
     assert found.shape == want.shape
     step = our.rescale / (min(our.std) if our.normalize else 1.0)

@@ -1,4 +1,4 @@
-"""Prompts equal those of transformers' LlavaProcessor, id by id."""
+"""Prompts have the same token ids as those of transformers' LlavaProcessor."""
 
 import warnings
 from functools import cache
@@ -49,7 +49,7 @@ def processor(kind: str) -> Any:
 
 
 def reference(kind: str, text: str, images: int, template: str | None) -> list[int]:
-    """Ask transformers for the ids: of the plain text, or through its chat template."""
+    """Returns the ids that transformers gives for the plain text or through its chat template."""
     if template is None:
         placed = text if "<image>" in text else "<image>\n" * images + text
         return processor(kind)(text=placed, images=[PICTURE] * images or None)["input_ids"][0]
@@ -82,7 +82,7 @@ def test_ids_equal_transformers(kind: str, text: str, images: int, name: str | N
     places = text.count("<image>")
     images = places or images
     template = TEMPLATES[name] if name else None
-    # text that begins with BOS gets no second one here, without a template too
+    # text that begins with BOS gets no second one, even without a template
     assume(template is not None or not text.startswith("<s>") or (images and not places))
     prompt = build_prompt(text, layouts(images), tokenizer(kind), FACTS, chat_template=template)
     want = reference(kind, text, images, template)

@@ -1,4 +1,4 @@
-"""What is wrong with a prompt is told in one line."""
+"""Every fault of a prompt is reported in one line."""
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ from vlkv.storage.image_facts import ImageFacts
 
 
 def layouts(count: int) -> tuple[Layout, ...]:
-    """Layouts of so many pictures."""
+    """Returns the layouts of a number of pictures."""
     return lay_out([(9, 9)] * count, FACTS)
 
 

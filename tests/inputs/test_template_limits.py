@@ -1,4 +1,4 @@
-"""Chat templates that do not end, or fill the memory: refused in one line, in seconds."""
+"""Chat templates that never end or fill the memory are refused within seconds, in one line."""
 
 from __future__ import annotations
 

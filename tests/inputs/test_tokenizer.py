@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that checkpoints use; streamed text equals the text decoded whole."""
+"""Tokenizers of the kinds that checkpoints use. Streamed text equals the text that is decoded as a whole."""
 
 import json
 import random
@@ -23,7 +23,7 @@ KINDS = ("byte-level", "byte-fallback", "characters", "words", "pieces", "suffix
 
 
 def _trained_fallback() -> tokenizers.Tokenizer:
-    """Build what Llama 2 and LLaVA 1.5 have: BPE over ▁, and byte tokens for what it does not know."""
+    """Builds a tokenizer like that of Llama 2 and LLaVA 1.5: BPE over ▁, with byte tokens for unknown text."""
     marks = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     first = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     first.normalizer = marks
@@ -98,7 +98,7 @@ def streamed(kind: str, ids: list[int]) -> list[str]:
 
 
 def whole(kind: str, ids: list[int]) -> str:
-    """What `decode` makes of the ids once each run of byte tokens is UTF-8, wrong bytes replaced by U+FFFD's."""
+    """Decodes the ids after each run of byte tokens is joined as UTF-8, with U+FFFD for wrong bytes."""
     subject = tokenizer(kind)
     byte_of = subject._byte_ids
     mended: list[int] = []

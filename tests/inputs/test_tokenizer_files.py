@@ -1,4 +1,4 @@
-"""Tokenizer files: what is read from them, and damaged ones."""
+"""Tokenizer files: the settings that are read from them, and damaged files."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Steps below `Engine.generate`: a prefilled prompt, and logits of tokens that are given."""
+"""Fixtures below `Engine.generate`: a prefilled prompt, and logits of given tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TERMS = 2500
 
 @dataclass
 class Prefilled:
-    """A prompt's cache, the logits of its end, and its result without an answer."""
+    """A prompt's cache, the logits of its last token, and its result without an answer."""
 
     engine: Engine
     sequence: Sequence
@@ -42,11 +42,11 @@ class Prefilled:
         return self.sequence.eviction
 
     def decoder(self) -> Decoder:
-        """Steps behind the prompt."""
+        """Returns a decoder that continues after the prompt."""
         return Decoder(self.engine.model, self.cache, [self.sequence])
 
     def forced(self, tokens: abc.Sequence[int]) -> np.ndarray:
-        """Logits `[1 + T, V]` of the prompt's end and after each of the given tokens."""
+        """Returns logits `[1 + T, V]` of the prompt's last token and after each of the given tokens."""
         decoder = self.decoder()
         found = [self.logits]
         for token in tokens:
@@ -56,7 +56,7 @@ class Prefilled:
 
 @pytest.fixture(scope="session")
 def prefilled() -> Callable[..., Prefilled]:
-    """Prefills a question on an engine; the arguments are those of `Question`, and `chunk`."""
+    """Prefills a question on an engine. The arguments are those of `Question`, and `chunk`."""
 
     def make(
         engine: Engine, prompt: str, images: Any = (), chunk: int = PREFILL_CHUNK, **fields: Any
@@ -70,9 +70,9 @@ def prefilled() -> Callable[..., Prefilled]:
 
 @pytest.fixture(scope="session")
 def tolerance() -> Callable[[np.ndarray], float]:
-    """How far two float32 computations of these logits may differ.
+    """Returns how far two float32 computations of these logits may differ.
 
-    The dot products that follow each other from a pixel to a logit have about 2500 terms together. Each term is
-    rounded by at most 2^-24 of its size, at random, so that errors add up like a random walk; both sides err.
+    From a pixel to a logit, the successive dot products have about 2500 terms in total. Each term is rounded by at most
+    2^-24 of its size, at random, so errors add up like a random walk. Both sides have this error.
     """
     return lambda logits: 2 * ROUNDOFF * TERMS**0.5 * float(np.abs(logits).max())

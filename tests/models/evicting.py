@@ -1,4 +1,4 @@
-"""Decoding in transformers, float64, over a cache from which tokens are really removed, one list per layer and head."""
+"""Decodes in transformers, in float64, with a cache from which tokens are really removed, per layer and head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _seen: dict[int, np.ndarray] = {}
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """Eager attention of one token to every slot there is; its weights `[Hq, C]` are noted."""
+    """Attends eagerly to every existing slot and records the weights `[Hq, C]`."""
     assert query.shape[2] == 1
     output, weights = eager_attention_forward(module, query, key, value, None, **options)
     _seen[module.layer_idx] = weights[0, :, 0].numpy()
@@ -28,11 +28,11 @@ AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
 
 
 class Evicting:
-    """A prompt's cache, cut to what is kept and merged where asked, then decoded from.
+    """A prompt's cache that is cut to the kept tokens, merged if asked, and then decoded from.
 
     Attributes:
         positions: per layer and head, the position in each slot, in order of age.
-        attention: per layer `[Hkv, C]`, what the last token attended to, summed over query heads.
+        attention: per layer `[Hkv, C]`, the attention of the last token, summed over query heads.
     """
 
     def __init__(self, reference: Any, inputs: dict[str, Any], kept: list[np.ndarray], merge: bool) -> None:
@@ -51,7 +51,7 @@ class Evicting:
                 setattr(layer, name, torch.from_numpy(np.stack(cut))[None])
 
     def step(self, token: int) -> np.ndarray:
-        """Appends a token; its logits `[V]`."""
+        """Appends a token and returns its logits `[V]`."""
         position = self.length + self.tokens
         self.tokens += 1
         text = self.model.config.text_config

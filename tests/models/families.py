@@ -1,9 +1,9 @@
-"""Tiny random checkpoints of every family, in a table: a line each, written by transformers as the published ones are.
+"""Tiny random checkpoints of every family in a table, one row each, written by transformers like published ones.
 
     from models import families
     folder = families.build("next-mistral", tmp_path / "next-mistral")
 
-The tower's tiles have 3 x 3 tokens; pictures to ask about are in `PICTURES`.
+The tower's tiles have 3 x 3 tokens. `PICTURES` has pictures to ask about.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PINPOINTS = [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]]
 GRIDS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 PIXTRAL = {"model_type": "pixtral", "image_size": 150, "rope_parameters": {"rope_theta": 500.0}}
 BREAKS = ("w18", "w19")
-"""What ends a row of a pixtral picture's tokens, and the last one."""
+"""The tokens that end a row of a Pixtral picture, and the picture."""
 CLIP = {"model_type": "clip_vision_model"}
 SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False}
 TEXT = {
@@ -55,10 +55,10 @@ TEXT = {
 
 @dataclass(frozen=True)
 class Family:
-    """One line of the table.
+    """One row of the table.
 
-    `model` is the class of transformers, `processor` makes its image processor, `config` are fields of the whole
-    configuration, `generation` of `generation_config.json`.
+    `model` is the transformers class, `processor` makes its image processor, `config` has fields of the whole
+    configuration, and `generation` fields of `generation_config.json`.
     """
 
     model: str
@@ -164,13 +164,13 @@ FAMILIES = {
 
 
 def picture(name: str) -> Image.Image:
-    """Coloured noise blown up to the named size."""
+    """Returns coloured noise, enlarged to the named size."""
     noise = np.random.default_rng(len(name)).integers(0, 256, (9, 7, 3), np.uint8)
     return Image.fromarray(noise).resize(SIZES[name], Image.Resampling.BICUBIC)
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write the checkpoint `name` into `folder`, unless it is there, and return the folder."""
+    """Writes the checkpoint `name` into `folder`, unless it is there, and returns the folder."""
     if (folder / ".done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def _write(family: Family, folder: Path) -> None:
 
 
 def tokenizer() -> Any:
-    """The tiny shapes' tokenizer, in which the texts of `BREAKS` are added tokens."""
+    """Returns the tokenizer of the tiny shapes with the texts of `BREAKS` as added tokens."""
     from tokenizers import AddedToken
 
     found = tiny.tokenizer()
@@ -219,7 +219,7 @@ def tokenizer() -> Any:
 
 
 def fill(model: Any, seed: int) -> None:
-    """Random weights whose logits tell tokens apart: norms near one, embeddings of one half, layers of unit gain."""
+    """Fills in random weights whose logits distinguish tokens: norms near one, embeddings of one half, unit gain."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -248,7 +248,7 @@ class Reference:
         self.tokenizer = tokenizer()
 
     def pictures(self, images: list[Image.Image]) -> dict[str, Any]:
-        """The image processor's tensors; all pictures are one prompt's."""
+        """Returns the image processor's tensors for the pictures of one prompt."""
         nested = [images] if "onevision" in type(self.processor).__module__ else images
         found = dict(self.processor(nested, return_tensors="pt"))
         if "batch_num_images" in found:
@@ -256,13 +256,13 @@ class Reference:
         return found
 
     def features(self, inputs: dict[str, Any]) -> list[np.ndarray]:
-        """Features `[T, hidden]` of each picture."""
+        """Returns the features `[T, hidden]` of each picture."""
         with torch.no_grad():
             packed = self.model.get_image_features(**inputs, return_dict=True).pooler_output
         return [each.double().numpy() for each in packed]
 
     def inputs(self, text: str, images: list[Image.Image]) -> dict[str, Any]:
-        """The model's inputs for a text that holds one `<image>` for each picture."""
+        """Returns the model's inputs for a text with one `<image>` for each picture."""
         given = self.pictures(images) if images else {}
         ids = self.tokenizer(text)["input_ids"]
         image = self.model.config.image_token_id
@@ -275,18 +275,18 @@ class Reference:
         return given | {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
 
     def rows(self, image: int, rows: int, columns: int) -> list[int]:
-        """A picture's tokens, as `PixtralProcessor.replace_image_token` makes them."""
+        """Returns a picture's tokens as `PixtralProcessor.replace_image_token` makes them."""
         row_end, end = self.tokenizer.convert_tokens_to_ids(list(BREAKS))
         return [*(([image] * columns + [row_end]) * rows)[:-1], end]
 
     def generate(self, inputs: dict[str, Any], tokens: int) -> list[int]:
-        """Greedy tokens of transformers' own loop."""
+        """Returns the greedy tokens of transformers' own loop."""
         with torch.no_grad():
             out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=3)
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 
     def forced(self, inputs: dict[str, Any], tokens: Any) -> np.ndarray:
-        """Logits `[1 + T, V]` of the prompt's end and after each token, which is given, not chosen."""
+        """Returns logits `[1 + T, V]` of the prompt's last token and after each given token."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config.get_text_config())

@@ -1,4 +1,4 @@
-"""Checkpoints as transformers saves them, rewritten as other versions wrote them: names, keys and files."""
+"""Rewrites checkpoints that transformers saved as other versions wrote them: names, keys and files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _renamed(name: str, style: str) -> str:
 
 
 def rename(folder: Path, style: str) -> None:
-    """Rewrite the weights of a checkpoint under the tensor names of another version of transformers.
+    """Rewrites the weights of a checkpoint under the tensor names of another version of transformers.
 
     `style` is "2024" (llava-hf's files), "2025" (transformers 4.52) or "saved" (what 5.23 writes).
     """
@@ -59,7 +59,7 @@ def rename(folder: Path, style: str) -> None:
 
 
 def make_2024(folder: Path) -> None:
-    """Rewrite what a save wrote as llava-hf's files of 2024 are: tensor names, keys and files."""
+    """Rewrites a saved checkpoint like llava-hf's files of 2024: tensor names, keys and files."""
     rename(folder, "2024")
     path = folder / "config.json"
     values = json.loads(path.read_text())
@@ -82,7 +82,7 @@ def make_2024(folder: Path) -> None:
 
 
 def make_2025(folder: Path) -> None:
-    """Rewrite what a save wrote with tensors named as in memory, and the image token as `image_token_id`."""
+    """Rewrites a saved checkpoint with tensor names as in memory, and the image token as `image_token_id`."""
     rename(folder, "2025")
     path = folder / "config.json"
     values = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Prompts in which pictures stand where they can stand, and what transformers makes of them."""
+"""Prompts with pictures in every possible place, and transformers' inputs for them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CASES: dict[str, tuple[str, int, bool]] = {
     "one token after": ("what is the total name date city of form <image> yes", 1, True),
     "picture ends it": ("what is the total name date city of form <image>", 1, True),
 }
-"""Text, number of pictures, and whether it goes past the chat template."""
+"""Text, number of pictures, and whether the prompt bypasses the chat template."""
 
 
 def question(case: str, pictures: list[Any], **fields: Any) -> Question:
-    """The question of a case."""
+    """Returns the question of a case."""
     text, count, raw = CASES[case]
     return Question(text, pictures[:count], raw=raw, **fields)
 
 
 def inputs(engine: Any, reference: Any, asked: Question) -> dict[str, Any]:
-    """The same for transformers: this engine's ids, which `test_parity` compares, and its processor's pixels."""
+    """Returns transformers' inputs: this engine's ids, which `test_parity` compares, and its processor's pixels."""
     ids = torch.from_numpy(engine.prompt(asked).token_ids)[None]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if asked.images:

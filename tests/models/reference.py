@@ -1,4 +1,4 @@
-"""A checkpoint in transformers, for comparisons: eager attention, its own processor, and a cache that can be masked."""
+"""A checkpoint in transformers for comparisons: eager attention, its processor, and a cache that can be masked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _kept: Kept | None = None
 
 
 def _attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-    """Eager attention that does not see the prompt's evicted slots."""
+    """Attends eagerly without seeing the prompt's evicted slots."""
     if _kept is not None:
         kept, length = _kept[module.layer_idx], _kept[-1]
         gone = torch.zeros(key.shape[1], key.shape[2], dtype=torch.bool)
@@ -57,7 +57,7 @@ class Reference:
         self.model = model.to(self.dtype).eval()
 
     def inputs(self, prompt: str, pictures: Sequence[Path] = ()) -> dict[str, Any]:
-        """The processor's tensors of one user message through the chat template, pictures first."""
+        """Returns the processor's tensors of one user message through the chat template, pictures first."""
         images = []
         for path in pictures:
             with Image.open(path) as image:
@@ -72,16 +72,16 @@ class Reference:
         return dict(found)
 
     def generate(self, prompt: str, pictures: Sequence[Path], tokens: int) -> list[int]:
-        """Greedy tokens of transformers' own loop."""
+        """Returns the greedy tokens of transformers' own loop."""
         inputs = self.inputs(prompt, pictures)
         with torch.no_grad():
             out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=3)
         return out[0, inputs["input_ids"].shape[1] :].tolist()
 
     def forced(self, inputs: dict[str, Any], tokens: Sequence[int], kept: Kept | None = None) -> np.ndarray:
-        """Logits `[1 + T, V]` of the prompt's end and after each token, which is given, not chosen.
+        """Returns logits `[1 + T, V]` of the prompt's last token and after each given token.
 
-        `kept` has per layer the prompt slots `[Hkv, count]` that the tokens see; the prompt sees all of itself.
+        `kept` has per layer the prompt slots `[Hkv, count]` that these tokens see. The prompt sees all of itself.
         """
         global _kept
         text = self.model.config.text_config
@@ -102,7 +102,7 @@ class Reference:
         return torch.stack(logits).double().numpy()
 
     def attention(self, inputs: dict[str, Any]) -> list[np.ndarray]:
-        """Per text layer the prompt's attention `[Hq, S, S]`, as eager transformers gives it out."""
+        """Returns per text layer the prompt's attention `[Hq, S, S]` from eager transformers."""
         with torch.no_grad():
             out = self.model(**inputs, output_attentions=True)
         return [layer[0].double().numpy() for layer in out.attentions]

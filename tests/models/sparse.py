@@ -1,4 +1,4 @@
-"""LLaVA checkpoints without weights: headers of the right shapes before a hole, of any size on no disk.
+"""LLaVA checkpoints of any size without weights: headers with the right shapes before a hole that takes no disk.
 
     folder = sparse.write(tmp_path / "7b", sparse.LLAVA_7B)
 
@@ -45,7 +45,7 @@ LLAVA_7B: dict[str, Any] = {
     "vision_feature_layer": -2,
     "vision_feature_select_strategy": "default",
 }
-"""`config.json` as llava-1.5-7b-hf has it: most fields are left to the defaults of their classes."""
+"""`config.json` of llava-1.5-7b-hf. Most fields have the defaults of their classes."""
 
 SMALL: dict[str, Any] = {
     **LLAVA_7B,
@@ -72,7 +72,7 @@ SMALL: dict[str, Any] = {
         "patch_size": 14,
     },
 }
-"""One that is small enough to be written hundreds of times in a test."""
+"""A configuration that is small enough to be written hundreds of times in a test."""
 
 PROCESSOR = {"image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "do_resize": True}
 BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1}
@@ -85,7 +85,7 @@ _PREFIXES = {
 
 
 def write(folder: Path, config: dict[str, Any], dtype: str = "F16") -> Path:
-    """Write the folder: configuration, processor, tokenizer, and `model.safetensors` as a sparse file."""
+    """Writes the folder: configuration, processor, tokenizer, and `model.safetensors` as a sparse file."""
     folder.mkdir(parents=True, exist_ok=True)
     dump(folder / "config.json", config)
     size = config["vision_config"]["image_size"]
@@ -97,7 +97,7 @@ def write(folder: Path, config: dict[str, Any], dtype: str = "F16") -> Path:
 
 
 def header(config: dict[str, Any], dtype: str = "F16") -> dict[str, Any]:
-    """Make the header of all the tensors that `config` asks for, one after the other."""
+    """Returns the header of all tensors that `config` asks for, one after the other."""
     from vlkv_export.checkpoint import layout
     from vlkv_export.checkpoint.fields import Fields
     from vlkv_export.models.reader import read_parts
@@ -116,7 +116,7 @@ def header(config: dict[str, Any], dtype: str = "F16") -> dict[str, Any]:
 
 
 def write_weights(path: Path, entries: dict[str, Any] | bytes, size: int | None = None) -> None:
-    """Write a safetensors file with this header; `size` zeros follow (by default, the bytes it names)."""
+    """Writes a safetensors file with this header and `size` zeros (default: the bytes that it names)."""
     if not isinstance(entries, bytes):
         if size is None:
             size = max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
@@ -127,7 +127,7 @@ def write_weights(path: Path, entries: dict[str, Any] | bytes, size: int | None 
 
 
 def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Copy a configuration with changes; `text_config` and `vision_config` are merged."""
+    """Returns a configuration with changes. `text_config` and `vision_config` are merged."""
     result = copy.deepcopy(config)
     for name, value in changes.items():
         nested = name in ("text_config", "vision_config") and isinstance(value, dict)
@@ -136,7 +136,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def dump(path: Path, values: Any) -> None:
-    """Write JSON."""
+    """Writes JSON."""
     path.write_text(json.dumps(values))
 
 

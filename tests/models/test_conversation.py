@@ -1,4 +1,4 @@
-"""`Engine.chat`: later questions from what was kept, or from the full keys and values, scored anew."""
+"""`Engine.chat`: later questions use what was kept, or the full keys and values, which are scored anew."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reference(reference_of):
 
 
 def fresh_inputs(reference, ids, pictures, images):
-    """A whole conversation's embeddings for transformers; an answer may hold the image token's id as a word."""
+    """Returns a whole conversation's embeddings for transformers. An answer may hold the image token's id as a word."""
     model, config = reference.model, reference.model.config
     with torch.no_grad():
         embeds = model.get_input_embeddings()(torch.from_numpy(ids)[None])
@@ -51,7 +51,7 @@ def fresh_inputs(reference, ids, pictures, images):
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Logits of each turn's end, as they were computed."""
+    """Records the logits at the end of each turn when they are computed."""
     found = []
     for name in ("_prefill", "_extend"):
         original = getattr(Conversation, name)
@@ -88,7 +88,7 @@ def test_reusable_with_all_of_the_cache_equals_a_fresh_run(
 
 
 def sums(attention, policy, result, begin):
-    """Attention summed over the rows that a later turn observes, `[L, Hkv, T]`."""
+    """Returns attention summed over the rows that a later turn observes, `[L, Hkv, T]`."""
     length = result.prompt_tokens
     first = {"post_vision": begin, "all": 0, "last": max(0, length - policy.window), "none": length}[
         policy.rows
@@ -104,7 +104,7 @@ def sums(attention, policy, result, begin):
         ("h2o", 32),
         ("snapkv", 5),
         ("pyramidkv", 5),
-        # reaches back into the first turn, and past its picture
+        # the window reaches back into the first turn, past its picture
         ("snapkv", 24),
         ("snapkv", 60),
         ("streaming-llm", 32),
@@ -124,7 +124,7 @@ def test_reusable_scores_anew(engine, reference, pictures, name, window):
         np.stack(result.scores), sums(attention, policy, result, begin), rtol=MARGIN, atol=MARGIN
     )
     heads = engine.manifest.text.kv_heads
-    # VL-Cache's rows are those of the new question: to the oracle, as if a picture ended before it
+    # VL-Cache observes the new question: the oracle is told that a picture ended before it
     last = begin - 1
     gamma = result.sparsity if name == "vl-cache" else None
     want, scores = oracle.kept(name, attention, heads, last, 0.2, window, gamma=gamma)
@@ -174,7 +174,7 @@ def test_compressed_goes_on_in_what_was_kept(
 
 
 def begun(engine, reference, chat, first, pictures):
-    """The reference's run of the first turn, cut as the engine's."""
+    """Runs the first turn in the reference and cuts it as the engine does."""
     ids = chat.token_ids[: first.prompt_tokens]
     layers, heads = engine.manifest.text.layers, engine.manifest.text.kv_heads
     every = [np.tile(np.arange(len(ids)), (heads, 1))] * layers
@@ -196,7 +196,7 @@ def test_a_window_slides_over_later_turns(engine, reference, pictures, tolerance
             run.drop(layer, [run.positions[layer][0][4]] * len(run.positions[layer]))
             assert len(run.positions[layer][0]) == count
     second = chat.ask(SECOND, max_new_tokens=NEW)
-    # the question sees all that was there when it came, then the window slides past it
+    # the question sees everything that was cached before it, then the window slides past it
     for position in range(first.prompt_tokens + NEW - 1, second.prompt_tokens):
         want = run.step(chat.token_ids[position])
     np.testing.assert_allclose(ends[1], want, rtol=0, atol=tolerance(want))
@@ -230,7 +230,7 @@ def test_a_later_question_is_observed_before_the_lowest_go(engine_of, reference,
         rated = [sorted(entries.scores[entry] for entry in part) for part in (gone, extra)]
         assert rated[0] == pytest.approx(rated[1], rel=MARGIN)
         assert len(held) == first.kept_tokens[layer]
-        # what the new rows looked at is counted in
+        # the attention of the new rows is added
         eviction, valid = chat._last.eviction, second.kept_tokens[layer]
         mine = eviction.scores[layer][0, :, :valid].sum(axis=0)
         theirs = [entries.scores[entry] for entry in eviction.positions[layer][0, :valid].tolist()]

@@ -1,4 +1,4 @@
-"""Eviction while decoding, on whole checkpoints: step by step the tokens that go, and logits of a run without them."""
+"""Eviction while decoding on whole checkpoints: the evicted tokens of each step, and logits of a run without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CASES = {
 
 
 class Lists:
-    """The oracle's lists of a prompt: per layer and head, or shared."""
+    """The oracle's lists of a prompt, per layer and head or shared."""
 
     def __init__(self, policy, budget, result):
         self.policy = policy
@@ -53,7 +53,7 @@ class Lists:
             self.layers.append(lists)
 
     def step(self, position, reference, eviction):
-        """Appends everywhere; removes from the reference what goes, as the engine does where scores are equal."""
+        """Appends to every list. Removes from the reference what the engine evicts where scores are equal."""
         for layer, lists in enumerate(self.layers):
             gone = []
             for head, entries in enumerate(lists):
@@ -112,7 +112,7 @@ def test_step_by_step(shape, operators, name, engine_of, reference_of, pictures,
             for head, theirs in enumerate(run.positions[layer]):
                 assert sorted(held[head, :valid].tolist()) == theirs
                 assert (held[head, valid:] == -1).all()
-    # it did evict, and wrote the arrays that were there
+    # it evicted, and wrote into the existing arrays
     assert int(got.cache.length.max()) < max(got.result.kept_tokens) + STEPS
     assert all(
         mine is theirs for mine, theirs in zip([*got.cache.keys, *got.cache.values], arrays, strict=True)
@@ -145,7 +145,7 @@ def test_mixed_policies_in_a_batch_equal_each_alone(operators, engine_of, pictur
 
 @pytest.fixture(scope="module")
 def long_engine(built_of, tmp_path_factory):
-    """The engine `llama` with as many positions as a long answer needs; its RoPE has no limit."""
+    """Returns the engine `llama` with enough positions for a long answer. Its RoPE has no limit."""
     folder = tmp_path_factory.mktemp("long") / "engine"
     shutil.copytree(built_of("llama"), folder)
     path = folder / "manifest.json"

@@ -1,4 +1,4 @@
-"""Every family beside transformers: pixels, features, logits, greedy tokens, chunks, batches, the scheduler."""
+"""Compares every family with transformers: pixels, features, logits, greedy tokens, chunks, batches, scheduler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ every = pytest.mark.parametrize("name", ALL)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Checkpoint, engine and transformers' model by name, each made once."""
+    """Returns checkpoint, engine and transformers' model by name. Each is made once."""
     base = tmp_path_factory.mktemp("families")
 
     @cache
@@ -46,7 +46,7 @@ def made(tmp_path_factory):
 
 
 def skip_unlaid(name, prompt):
-    """A sliver has no patches at all of a pixtral picture's size; transformers fails there too."""
+    """Skips pictures so thin that Pixtral makes no patches of them. transformers fails there too."""
     if prompt == "sliver" and "pixtral" in name:
         pytest.skip("no patches")
 
@@ -73,7 +73,7 @@ def test_pixels_and_features(name, prompt, made, tolerance):
         mine = pixel_values(picture, layout, facts)
         want = theirs["pixel_values"][number].numpy()
         want = want if want.ndim == 4 else want[np.newaxis]
-        # pictures of fewer tiles, and smaller ones of pixtral, are padded with zeros in a batch
+        # in a batch, pictures of fewer tiles and smaller Pixtral pictures are padded with zeros
         assert not want[len(mine) :].any()
         assert not want[..., mine.shape[2] :, :].any() and not want[..., mine.shape[3] :].any()
         want = want[:, :, : mine.shape[2], : mine.shape[3]]
@@ -94,7 +94,7 @@ def test_logits_and_greedy_tokens(name, prompt, made, prefilled, tolerance):
     logits = reference.forced(inputs, want)
     mine = prefilled(engine, question.prompt, question.images, raw=True, policy="full", max_new_tokens=STEPS)
     got = mine.forced(want)
-    # the limit is far below what tells one token from another
+    # the limit is far below the difference between two tokens' logits
     assert tolerance(logits) < 1e-4 * np.ptp(logits)
     np.testing.assert_allclose(got, logits, rtol=0, atol=tolerance(logits))
     assert engine.generate_batch([question])[0].token_ids == want

@@ -1,4 +1,4 @@
-"""Given tokens under a policy: logits, and attention with the full cache, against transformers in float64."""
+"""Given tokens under a policy: compares logits, and attention with the full cache, with float64 transformers."""
 
 from __future__ import annotations
 

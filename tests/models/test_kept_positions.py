@@ -1,4 +1,4 @@
-"""What every policy keeps of a whole checkpoint's prompt, against the papers' definitions on float64 attention."""
+"""Compares what every policy keeps of a whole checkpoint's prompt with the papers' definitions on float64 attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARGIN = 2.0**-24 * 2500**0.5 * 30
 
 @pytest.fixture(scope="module")
 def attention(engine_of, reference_of, pictures):
-    """Attention `[L, Hq, T, T]` of a shape and case in float64."""
+    """Returns the attention `[L, Hq, T, T]` of a shape and case in float64."""
     known = {}
 
     def make(name, case):
@@ -33,7 +33,7 @@ def attention(engine_of, reference_of, pictures):
 
 
 def assert_kept(result, want, scores):
-    """The same positions, but where two scores are equal within rounding."""
+    """Asserts the same positions, except where two scores are equal within rounding."""
     for got, lists, score in zip(result.positions, want, scores, strict=True):
         assert got.shape == (len(lists), len(lists[0]))
         for mine, theirs, rating in zip(got.tolist(), lists, score, strict=True):
@@ -76,7 +76,7 @@ def test_a_small_window_leaves_places_to_win(name, case, engine_of, attention, p
     assert result.kept_tokens == [len(layer[0]) for layer in want]
     assert (len(set(result.kept_tokens)) > 2) == (name == "pyramidkv")
     assert_kept(result, want, scores)
-    # pooling decides here
+    # pooling changes the result here
     plain = replace(policy, pooling="none", kernel=1)
     (other,) = engine.generate_batch([replace(asked, policy=plain)])
     assert any((a != b).any() for a, b in zip(result.positions, other.positions, strict=True))
@@ -93,7 +93,7 @@ def test_anchors_that_scatter(anchors, case, engine_of, attention, pictures):
     want, _ = oracle.kept(f"elastic-{anchors}", weights, heads, last, 0.3)
     by_scores, _ = oracle.kept("elastic", weights, heads, last, 0.3)
     assert result.kept_tokens == [len(layer[0]) for layer in want]
-    # a score that rounds the other way than its neighbour in rank changes two numbers of argsort
+    # if a score and its neighbour in rank round differently, two numbers of argsort change
     for got, lists, others in zip(result.positions, want, by_scores, strict=True):
         assert len(set(got[0].tolist()) ^ set(lists[0])) <= (4 if anchors == "published" else 0)
         assert set(got[0].tolist()) != set(others[0])

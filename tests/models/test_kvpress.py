@@ -1,8 +1,8 @@
-"""SnapKV, PyramidKV and StreamingLLM against kvpress on the same checkpoint and prompt, in float64.
+"""Compares SnapKV, PyramidKV and StreamingLLM with kvpress on the same checkpoint and prompt, in float64.
 
-kvpress 0.5.5 asks for transformers 5.2 and for packages that have nothing to do with these three presses, so that it is
-installed without its dependencies (`make .venv/tested`) and its package initialiser, which imports them, is passed by.
-Its hook wants an argument that transformers 5.23 no longer gives: `compress` of the press is called with what it gets.
+kvpress 0.5.5 asks for transformers 5.2 and for packages that these three presses do not need. It is therefore installed
+without its dependencies (`make .venv/tested`), and its package initialiser, which imports them, is skipped. Its hook
+wants an argument that transformers 5.23 no longer gives, so the tests call the press's `compress` directly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEEP = 30
 
 @pytest.fixture(scope="module")
 def press_of():
-    """Press classes by module and name."""
+    """Returns press classes by module and name."""
     spec = find_spec("kvpress")
     if spec is None:
         pytest.skip("kvpress is not installed; make .venv/tested does it")
@@ -43,7 +43,7 @@ def press_of():
 
 
 def pressed(reference, inputs, press):
-    """Per layer the positions `[Hkv, count]` that a press keeps, and the scores `[Hkv, T]` that it ranks by."""
+    """Returns per layer the positions `[Hkv, count]` that a press keeps, and the scores `[Hkv, T]` it ranks by."""
     kept, scores = [], []
 
     def hook(module, _, kwargs, output):
@@ -67,7 +67,7 @@ def pressed(reference, inputs, press):
 
 @pytest.fixture
 def both_of(engine_of, reference_of, pictures):
-    """What vlkv and what a press keep of a prompt with two pictures; the press is made from the prompt's length."""
+    """Returns what vlkv and a press keep of a prompt with two pictures. The press is made from the prompt's length."""
 
     def run(policy, make):
         engine, reference = engine_of("mistral"), reference_of("mistral", "float64")
@@ -104,7 +104,7 @@ def test_snapkv_pooled_by_the_mean(both_of, press_of, window, kernel):
     )
     assert result.kept_tokens == [KEEP] * 3
     assert_same(result, theirs, scores)
-    # heads differ, so that this compares something
+    # heads differ, so the comparison is not trivial
     assert any((kept[0] != kept[1]).any() for kept in theirs)
 
 
@@ -129,7 +129,7 @@ def test_pyramidkv(both_of, press_of):
 
 
 def test_a_pyramid_narrower_than_the_window(both_of, press_of):
-    """Where the last layer's share is under the window kvpress gives the pyramid up; here it narrows to the window."""
+    """If the last layer's share is under the window, kvpress gives up the pyramid. vlkv narrows to the window."""
     policy = replace(POLICIES["pyramidkv"], window=4, pooling="mean", kernel=5)
     fields = {"window_size": 4, "kernel_size": 5, "beta": 20}
     result, theirs, _ = both_of(

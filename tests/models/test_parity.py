@@ -1,4 +1,4 @@
-"""Engines of all shapes against transformers, eager, float32: prompts, pictures, logits and greedy tokens."""
+"""Compares engines of all shapes with eager float32 transformers: prompts, pictures, logits and greedy tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ids_and_pixels_equal_the_processors(name, images, engine_of, reference_
         step = facts.rescale / min(facts.std)
         assert mine.shape == pixels.shape
         assert np.abs(mine - pixels).max() <= step
-        # and hardly any pixel is a level off
+        # and few pixels are one level off
         assert (np.abs(mine - pixels) > step / 2).mean() <= 0.01
 
 
@@ -53,7 +53,7 @@ def test_logits_of_prefill_and_decode(
         engine_of(name, operators), PROMPT, pictures[:1], policy="full", max_new_tokens=STEPS
     ).forced(tokens)
     assert got.shape == want.shape == (STEPS + 1, tiny.VOCAB)
-    # the limit is far below what tells one token from another
+    # the limit is far below the difference between two tokens' logits
     assert tolerance(want) < 1e-4 * np.ptp(want)
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(want))
 

@@ -1,4 +1,4 @@
-"""A prompt that is read once, under many policies: as if it were read for each."""
+"""A prompt that is prefilled once for many policies gives the same answers as one prefill for each."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_forced_tokens_have_the_logits_of_each_policy_alone(engine_of, pictures,
     for number, variant in enumerate(VARIANTS):
         alone = engine.forced(replace(asked, policy=variant.policy, budget=variant.budget), tokens)
         want = np.stack([step.logits for step in alone])
-        # a batch's sums go in another order: 60 products of the head, 3 layers, float32
+        # a batch adds in another order: 60 products of the head, 3 layers, float32
         np.testing.assert_allclose(together[:, number], want, atol=2.0**-24 * 3 * 60**0.5 * 30, rtol=2e-5)
 
 

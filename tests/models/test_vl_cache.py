@@ -1,7 +1,7 @@
-"""VL-Cache end to end against float64: what is scored, split, kept and then seen by decoding.
+"""VL-Cache end to end against float64: scores, split, kept tokens, and what decoding then sees.
 
-Attention comes from transformers (eager, float64); scores, sparsity, split and selection are computed here and by
-`tests/oracles`. Float32 may tell apart what lies within rounding: margins are stated beside each comparison.
+Attention comes from transformers (eager, float64). Scores, sparsity, split and selection are computed here and in
+`tests/oracles`. Float32 may differ within rounding; each comparison states its margin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("operators", ["native", "functions"])
 
 @dataclass
 class Layer:
-    """What the definition gives for one layer: score `[Hkv, S]`, pairs, those below, those too near to tell."""
+    """The definition of one layer: score `[Hkv, S]`, pairs, pairs below the threshold, pairs too near to tell."""
 
     score: np.ndarray
     pairs: int
@@ -42,7 +42,7 @@ class Layer:
 
 
 def observe(attention, kv_heads, rows):
-    """Sum `[Hq, S, S]` over the observed rows and each KV head's query heads; count weights under the threshold."""
+    """Sums `[Hq, S, S]` over observed rows and each KV head's query heads. Counts weights under the threshold."""
     heads, length, _ = attention.shape
     seen = attention[:, rows]
     score = seen.reshape(kv_heads, heads // kv_heads, len(rows), length).sum(axis=(1, 2))
@@ -55,7 +55,7 @@ def observe(attention, kv_heads, rows):
 
 @pytest.fixture(scope="module")
 def definition(engine_of, reference_of, pictures):
-    """The layers of a shape by the definition, for a prompt with two pictures and one with none."""
+    """Returns a shape's layers by the definition, for a prompt with two pictures and one with none."""
     known = {}
 
     def make(name, images):
@@ -84,11 +84,11 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
         PROMPT, pictures[:images], policy="vl-cache", budget=BUDGET, max_new_tokens=1
     )
     assert result.prompt_tokens == length
-    # the measure does measure something here
+    # the measured value is not trivial here
     assert min(layer.below for layer in layers) > 0
     assert len({layer.below for layer in layers}) > 1
     for got, layer in zip(result.sparsity, layers, strict=True):
-        # a float32 share of integers; as many pairs off as are too near to the threshold
+        # a float32 share of integers, off by at most the pairs that are too near the threshold
         assert abs(got - layer.sparsity) <= layer.near / layer.pairs + 2.0**-24
 
     total = round(BUDGET * len(layers) * length)
@@ -101,7 +101,7 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
     )
     assert sum(result.kept_tokens) == total
     for got, want in zip(result.kept_tokens, real, strict=True):
-        # rounding to whole tokens, moved by the pairs that are too near
+        # rounding to whole tokens, shifted by the pairs that are too near
         slack = max(layer.near / layer.pairs for layer in layers) * length
         assert abs(got - want) < 1 + slack
 
@@ -115,7 +115,7 @@ def test_sparsity_split_and_kept_tokens(name, operators, images, engine_of, defi
             assert mine.tolist() == sorted(set(mine.tolist()))
             assert set(range(length - recent, length)) <= set(mine.tolist())
             for lost, taken in zip(gone, extra, strict=True):
-                # another token only where the scores are equal within rounding
+                # tokens may differ only if their scores are equal within rounding
                 assert abs(score[lost] - score[taken]) <= MARGIN * max(score[lost], score[taken])
 
 

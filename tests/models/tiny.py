@@ -3,7 +3,7 @@
     from models import tiny
     folder = tiny.build("llama", tmp_path / "llama")
 
-Built with transformers and torch from fixed seeds; nothing is downloaded.
+They are built with transformers and torch from fixed seeds. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHAT = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What makes one checkpoint: fields of its configurations, and how it is written."""
+    """The definition of a checkpoint: fields of its configurations, and how it is written."""
 
     seed: int
     text: dict[str, Any]
@@ -109,11 +109,11 @@ _SHAPES = {
     "llama-old": Shape(5, {"model_type": "llama", "num_key_value_heads": 2}, dtype="float16", style="2024"),
 }
 SHAPES = tuple(_SHAPES)
-"""Names that `build` knows."""
+"""The names that `build` accepts."""
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write the checkpoint `name` into `folder`, unless it is there, and return the folder."""
+    """Writes the checkpoint `name` into `folder`, unless it is there, and returns the folder."""
     if (folder / ".done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def build(name: str, folder: Path) -> Path:
 
 
 def config(name: str) -> Any:
-    """Make the transformers configuration of the checkpoint `name`."""
+    """Returns the transformers configuration of the checkpoint `name`."""
     from transformers import LlavaConfig
 
     shape = _SHAPES[name]
@@ -167,7 +167,7 @@ def config(name: str) -> Any:
 
 
 def tokenizer() -> Any:
-    """Make a fast word-level tokenizer of `VOCAB` tokens that knows `<image>`."""
+    """Returns a fast word-level tokenizer of `VOCAB` tokens with `<image>`."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

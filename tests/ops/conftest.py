@@ -1,4 +1,4 @@
-"""Both implementations, and random numbers whose seed a failing test prints; VLKV_SEED repeats one."""
+"""Both implementations, and random numbers. A failing test prints its seed, and VLKV_SEED repeats one."""
 
 import os
 import secrets

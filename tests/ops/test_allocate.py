@@ -1,4 +1,4 @@
-"""Allocation: worked examples, its oracles, and its promises as properties."""
+"""Allocation: worked examples, comparison with oracles, and its promises as properties."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def kept(*arguments, **named):
 
 
 def test_paper_by_hand():
-    """Densities 0.1 and 0.3: shares 0.25 and 0.75 of 2 layers * 0.2, so 0.1 and 0.3 of 100 tokens."""
+    """Densities 0.1 and 0.3 give shares 0.25 and 0.75 of 2 layers * 0.2, which are 0.1 and 0.3 of 100 tokens."""
     assert kept([0.9, 0.7], 100, 0.2, rule="paper") == [10, 30]
     assert kept([0.9, 0.7], 100, 0.2) == [10, 30]
 
@@ -128,7 +128,7 @@ def test_exact_is_within_a_token_of_the_real_solution(sparsity, length, budget, 
 @some
 @given(SPARSITY, LENGTH, BUDGET, FLOOR)
 def test_paper_is_the_formula(sparsity, length, budget, floor):
-    """To the token: float64 and fractions may only part where a share is within rounding of a half."""
+    """Equal to the token. Float64 and fractions may differ only if a share is within rounding of a half."""
     counts = allocate(sparsity, length, budget, "paper", floor)
     assert np.abs(counts - oracle.paper(sparsity, length, budget, floor)).max() <= 1
     nudged = [

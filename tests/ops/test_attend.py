@@ -1,4 +1,4 @@
-"""`vlkv.native::Attend` inside ONNX Runtime against the float64 oracle."""
+"""Compares `vlkv.native::Attend` inside ONNX Runtime with the float64 oracle."""
 
 import math
 
@@ -10,7 +10,7 @@ import pytest
 from oracles import attend as oracle
 from vlkv.ops.session_options import session_options
 
-UNIT = 2.0**-24  # half the distance of float32 numbers at 1
+UNIT = 2.0**-24  # half the distance between float32 numbers at 1
 NAMES = ("query", "key", "value", "key_cache", "value_cache", "last")
 RESULTS = ("result", "new_key_cache", "new_value_cache")
 
@@ -18,7 +18,7 @@ native = pytest.importorskip("vlkv._native")
 
 
 def session(scale=0.0, threads=2):
-    """One node, of any sizes."""
+    """Opens a model of one node for any sizes."""
     values = [
         ir.Value(name=n, type=ir.TensorType(ir.DataType.INT32 if n == "last" else ir.DataType.FLOAT))
         for n in NAMES
@@ -49,7 +49,7 @@ def inputs(rng, batch=2, query_heads=6, kv_heads=2, slots=50, dim=16, last=None,
 
 
 def run(arrays, scale=0.0, threads=2):
-    """The three results; the caches of `arrays` are updated in place."""
+    """Returns the three results. The caches in `arrays` are updated in place."""
     made = session(scale, threads)
     binding = made.io_binding()
     flat = {n: a.reshape(len(a), 1, -1) if n in ("query", "key", "value") else a for n, a in arrays.items()}

@@ -1,4 +1,4 @@
-"""The operators' ONNX functions: valid, committed as generated, generic in dtype, and bounded in memory."""
+"""The operators' ONNX functions are valid, committed as generated, generic in dtype, and bounded in memory."""
 
 import json
 import math
@@ -134,7 +134,7 @@ def test_compress_for_every_dtype(rng, dtype, per_head, merge):
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
 def test_evict_as_one_node(rng, per_head, merge):
-    """The flags as the node's attributes; two nodes that differ share one function."""
+    """The flags are attributes of the node, and two nodes that differ share one function."""
     feeds = compress_feeds(rng, per_head=per_head, merge=merge)
     model = evict_model(per_head, merge)
     (node,) = model.graph
@@ -187,7 +187,7 @@ def test_the_reference_evaluator_of_onnx_agrees(rng):
 
 
 def test_score_never_holds_rows_times_slots(rng, tmp_path):
-    """Of all tensors of a run, those of subgraphs included, none is larger than one tile of 64 rows."""
+    """No tensor of a run, including those of subgraphs, is larger than one tile of 64 rows."""
     heads, rows, slots = 4, 640, 300
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True

@@ -1,4 +1,4 @@
-"""Evict, each implementation against the float64 oracle."""
+"""Compares each implementation of Evict with the float64 oracle."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ def caches(rng, batch=2, heads=3, slots=11, dim=5, dtype=np.float32):
 
 
 def scores(rng, batch=2, heads=3, slots=11, levels=1000):
-    """Multiples of 1/8 under 125: their sums over heads are exact in float32, so both add up the same."""
+    """Returns multiples of 1/8 under 125.
+
+    Their sums over heads are exact in float32, so both sides get the same sums.
+    """
     return (rng.integers(0, levels, (batch, heads, slots)) / 8).astype(np.float32)
 
 
@@ -134,7 +137,7 @@ def test_zeros_of_either_sign_tie(rng, implementation):
 
 @pytest.mark.parametrize("keep", range(1, 9))
 def test_order_of_what_is_not_finite(rng, implementation, keep):
-    """Infinity, numbers, -infinity, then NaN; ties and NaNs by position."""
+    """The order is infinity, numbers, -infinity, then NaN. Ties and NaNs are ordered by position."""
     key, value = caches(rng, 1, 1, 8)
     score = np.array([[[np.nan, -np.inf, 1, np.inf, np.nan, 2, -np.inf, np.inf]]], np.float32)
     _, _, position = check(implementation, key, value, score, 8, keep)
@@ -169,7 +172,7 @@ def test_what_lies_beyond_the_length_is_not_read(rng, implementation, merge):
 
 
 def test_merge_by_hand(implementation):
-    """Anchors 1 and 5: 0 goes to 1, 2 too, 3 is as far from both and goes to 1, 4 and 6 go to 5."""
+    """Anchors are 1 and 5. 0 and 2 go to 1, 3 is equally far from both and goes to 1, and 4 and 6 go to 5."""
     key = np.arange(7, dtype=np.float32).reshape(1, 1, 7, 1)
     score = np.array([[[0, 1, 0, 0, 0, 1, 0]]], np.float32)
     new_key, new_value, position = ops.evict(

@@ -1,4 +1,4 @@
-"""`vlkv.native::Linear` inside ONNX Runtime against the float64 oracle."""
+"""Compares `vlkv.native::Linear` inside ONNX Runtime with the float64 oracle."""
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +15,7 @@ BITS = {"int8": 8, "int4": 4, "int4 with zeros": 4, "int4 with minimums": 4}
 
 
 def stored(rng, kind, columns, depth, block=32, half_scales=False):
-    """A random matrix in a format: its arrays in the operator's order, and as the oracle takes them."""
+    """Returns a random matrix in a format: its arrays in the operator's order, and as the oracle takes them."""
     if kind not in BITS:
         weight = rng.normal(size=(columns, depth)) / 8
         if kind == "bfloat16":
@@ -40,7 +40,7 @@ def stored(rng, kind, columns, depth, block=32, half_scales=False):
 
 
 def session(weights, kind, biases=(), many=0, threads=2):
-    """One node whose weights are initializers."""
+    """Opens a model of one node whose weights are initializers."""
     kinds = [list(group) for group in zip(*weights, strict=True)] + ([list(biases)] if biases else [])
     flat = [array for group in kinds for array in group]
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", "S", "K"]))
@@ -115,9 +115,9 @@ def test_neighbours_and_threads_change_no_bit(rng, kind):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4 with zeros"])
 def test_bfloat16_products_round_the_inputs_alone(rng, kind):
-    """Weights of these formats are exact in bfloat16 but for their scale, so that rounded inputs give the bound.
+    """Weights of these formats are exact in bfloat16 except for their scale, so rounded inputs give the bound.
 
-    Without such products in the processor the result is float32's, which is within the bound of the rounded inputs too.
+    Without such products in the processor the result is that of float32, which is also within this bound.
     """
     x = rng.normal(size=(1, 60, 640)).astype(np.float32)
     arrays, meaning = stored(rng, kind, 70, 640, 128)

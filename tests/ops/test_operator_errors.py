@@ -1,4 +1,4 @@
-"""Mistakes in what an operator is given: one line, opening with the operator, naming value and limit."""
+"""Wrong arguments of an operator give one line that starts with the operator and names the value and the limit."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_the_unchanged_arguments_are_accepted(implementation):
 
 
 def test_without_the_native_operators(monkeypatch):
-    """Asking for them is an error that says what works; by default the reference runs."""
+    """Asking for them raises an error that says what works. By default the reference runs."""
 
     def missing():
         raise EngineError("not built")

@@ -1,4 +1,4 @@
-"""An engine that has nothing to run leaves the processor to others."""
+"""An idle engine leaves the processor to others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlkv import Engine
 
 
 def test_threads_rest_between_runs(built_of, pictures):
-    """Else their loops are in the way of the next session and of other processes for over 50 ms."""
+    """Without this, its threads spin for over 50 ms and disturb the next session and other processes."""
     engine = Engine.load(built_of("llama-old"), threads=2)
     pause, taken = 0.05, []
     for _ in range(5):

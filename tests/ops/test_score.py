@@ -1,4 +1,4 @@
-"""Score, each implementation against the float64 oracle."""
+"""Compares each implementation of Score with the float64 oracle."""
 
 import math
 
@@ -8,7 +8,7 @@ import pytest
 from oracles import score as oracle
 from vlkv import ops
 
-UNIT = 2.0**-24  # half the distance of float32 numbers at 1
+UNIT = 2.0**-24  # half the distance between float32 numbers at 1
 
 
 def inputs(rng, batch=2, query_heads=4, kv_heads=2, rows=5, slots=9, dim=8, dtype=np.float32):
@@ -18,7 +18,7 @@ def inputs(rng, batch=2, query_heads=4, kv_heads=2, rows=5, slots=9, dim=8, dtyp
 
 
 def largest_logit(query, key, scale):
-    """Bound any logit, and the sum of magnitudes in its dot product."""
+    """Bounds any logit, and the sum of magnitudes in its dot product."""
     row = np.abs(query.astype(np.float64)).sum(-1).max(initial=0)
     return scale * row * np.abs(key.astype(np.float64)).max(initial=0)
 
@@ -37,8 +37,8 @@ def check(query, key, row_position, implementation, scale=None, threshold=0.01):
     terms = query.shape[1] // key.shape[1] * query.shape[2]
     relative = math.expm1(2 * error + 4 * UNIT * largest) + (16 + key.shape[2] + terms) * UNIT
     np.testing.assert_allclose(got, total, rtol=relative, atol=terms * 2.0**-126)
-    # Two logits' errors part a logit from its row's threshold, and a few roundings of max + ln p, or of
-    # exp, do. Of those that are nearer than that either count is right.
+    # A logit and its row's threshold differ by two logits' errors and a few roundings of max + ln p or of
+    # exp. For pairs that are nearer than that, either count is right.
     distance = 2 * error + UNIT * (largest + 4 * abs(math.log(threshold)) + 16)
     unsure = oracle.near(query, key, row_position, factor, threshold, distance)
     slack = unsure / np.maximum(pairs, 1) + 4 * UNIT
@@ -120,7 +120,7 @@ def test_equal_keys_share_equally(implementation):
 
 @pytest.mark.parametrize(("threshold", "expected"), [(0.0, 0.0), (0.25, 0.5), (1.0, 0.75)])
 def test_threshold_by_hand(implementation, threshold, expected):
-    """Weights as 1 : 1/2 : 1/8 : 1/32. Under p * max are none, two of four, or all but the largest."""
+    """The weights are 1 : 1/2 : 1/8 : 1/32. Under p * max lie none, two of four, or all but the largest."""
     key = -np.log(np.array([1, 2, 8, 32], np.float32)).reshape(1, 1, 4, 1)
     _, sparsity = ops.score(
         np.ones((1, 1, 1, 1), np.float32), key, np.array([[3]]), 1.0, threshold, implementation=implementation

@@ -7,7 +7,7 @@ from fractions import Fraction
 def paper(sparsity, length, budget, floor):
     """VL-Cache as published: (1 - g_l) / sum(1 - g) * L * alpha, clipped to [floor, 1], times the length.
 
-    Rounded half up, at least one token a layer; equal shares where every layer is wholly sparse.
+    The result is rounded half up, with at least one token per layer. Shares are equal if every layer is fully sparse.
     """
     dense = [1 - Fraction(float(g)) for g in sparsity]
     if not sum(dense):
@@ -18,9 +18,9 @@ def paper(sparsity, length, budget, floor):
 
 
 def filled(dense, lower, upper, total):
-    """Water-filling in real numbers: x_l = clip(t * dense_l, lower_l, upper_l), with t for the total.
+    """Water-filling in real numbers: x_l = clip(t * dense_l, lower_l, upper_l), with t chosen to meet the total.
 
-    By bisection on t to 80 halvings; all dense > 0 and sum(lower) <= total <= sum(upper).
+    Bisects t in 80 halvings. All dense > 0 and sum(lower) <= total <= sum(upper).
     """
     low, high = Fraction(0), max(Fraction(u) / Fraction(d) for d, u in zip(dense, upper, strict=True))
 

@@ -1,10 +1,10 @@
-"""The attention of one new token a prompt by its definition, one head at a time, in float64."""
+"""Attention of one new token per prompt by its definition, one head at a time, in float64."""
 
 import numpy as np
 
 
 def attend(query, key, value, key_cache, value_cache, last, scale):
-    """Append, then attend: -> result [B, Hq, D], both caches, and what bounds a result's error, magnitude [B, Hq, D].
+    """Appends, then attends. Returns result [B, Hq, D], both caches, and magnitude [B, Hq, D], which bounds the error.
 
     query [B, Hq, D], key, value [B, Hkv, D] of the new token, key_cache, value_cache [B, Hkv, C, D], last [B].
 

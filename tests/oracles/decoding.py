@@ -1,4 +1,4 @@
-"""What decoding drops, as plain lists in order of age: a token is appended, a token is removed.
+"""Eviction while decoding, as plain lists in order of age: a token is appended, a token is removed.
 
 `entries` of one layer and head are positions, oldest first. Sources: StreamingLLM (arXiv 2309.17453), H2O (arXiv
 2306.14048), Elastic Cache (arXiv 2407.18121).
@@ -9,14 +9,14 @@ from math import floor
 
 
 class Sliding:
-    """The first four stay, the oldest of the others goes."""
+    """Keeps the first four entries and drops the oldest of the others."""
 
     def __init__(self, entries, sinks=4):
         self.limit, self.first = len(entries), min(sinks, len(entries))
         self.entries = list(entries)
 
     def step(self, position):
-        """Appends; returns the position that goes, or None."""
+        """Appends a token and returns the dropped position, or None."""
         self.entries.append(position)
         if len(self.entries) <= self.limit:
             return None
@@ -24,17 +24,17 @@ class Sliding:
 
 
 class FixedPoint:
-    """Past budget * (T + t) entries, the one at a fixed index goes: `distance` before the end after prefill."""
+    """Past budget * (T + t) entries, drops the one at a fixed index: `distance` before the end after prefill."""
 
     def __init__(self, entries, budget, prompt, distance=25):
         self.entries = list(entries)
-        # the first token stays, so the point lies behind it
+        # the first token stays, so the point is after it
         self.point = max(len(entries) - distance, min(1, len(entries)))
         self.size, self.prompt, self.tokens = len(entries), prompt, prompt
         self.budget = Fraction(str(budget))
 
     def step(self, position):
-        """Appends; returns the position that goes, or None."""
+        """Appends a token and returns the dropped position, or None."""
         self.entries.append(position)
         self.tokens += 1
         limit = self.size + floor(self.budget * self.tokens) - floor(self.budget * self.prompt)
@@ -44,7 +44,7 @@ class FixedPoint:
 
 
 class Lowest:
-    """The lowest sum of attention goes, but for the newest half of the budget; equal sums: the newer."""
+    """Drops the lowest sum of attention outside the newest half of the budget. Of equal sums it drops the newer."""
 
     def __init__(self, entries, scores, share=0.5):
         self.limit, self.recent = len(entries), round(share * len(entries))
@@ -52,7 +52,7 @@ class Lowest:
         self.scores = dict(zip(entries, scores, strict=True))
 
     def step(self, position, attention):
-        """Appends and adds `attention`, a mapping from positions; returns those that may go, lowest first."""
+        """Appends a token and adds `attention`, a mapping from positions. Returns those that may go, lowest first."""
         self.entries.append(position)
         self.scores[position] = 0.0
         for key, weight in attention.items():
@@ -60,7 +60,7 @@ class Lowest:
         return self.order()
 
     def order(self):
-        """List those that may go, lowest first; none within the limit."""
+        """Lists those that may go, lowest first, or none within the limit."""
         if len(self.entries) <= self.limit:
             return []
         free = self.entries[: len(self.entries) - self.recent]

@@ -6,10 +6,10 @@ import numpy as np
 
 
 def evict(key, value, score, length, keep, sinks, recent, capacity, per_head, merge):
-    """key, value [B, H, C, D], score [B, H, C], length, keep, sinks, recent [B] -> key, value, position.
+    """Takes key, value [B, H, C, D], score [B, H, C], length, keep, sinks, recent [B]; returns key, value, position.
 
-    The outputs are [B, H, capacity, D] float64 twice and [B, H, capacity] int32; slots beyond what is kept
-    are zero with position -1. `merge` is "none" or "nearest_mean".
+    The outputs are [B, H, capacity, D] float64 twice and [B, H, capacity] int32. Slots beyond the kept ones are zero
+    with position -1. `merge` is "none" or "nearest_mean".
     """
     batch, heads, _, dim = key.shape
     new_key = np.zeros((batch, heads, capacity, dim))
@@ -33,7 +33,7 @@ def evict(key, value, score, length, keep, sinks, recent, capacity, per_head, me
 
 
 def select(score, length, keep, sinks, recent):
-    """List the kept positions, ascending: the first, the last, then by score, ties to the lower position."""
+    """Lists the kept positions, ascending: the first, the last, then by score. Ties go to the lower position."""
     if keep >= length:
         return list(range(length))
     always = [j for j in range(length) if j < sinks or j >= length - recent]
@@ -43,7 +43,7 @@ def select(score, length, keep, sinks, recent):
 
 
 def merged(rows, kept, length):
-    """Average each kept row with the evicted rows that are nearest to it, ties to the lower."""
+    """Averages each kept row with the evicted rows nearest to it. Ties go to the lower row."""
     if not kept:
         return np.zeros((0, rows.shape[1]))
     groups = {anchor: [rows[anchor]] for anchor in kept}

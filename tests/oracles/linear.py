@@ -1,14 +1,14 @@
-"""Products with stored weights by their definition, in float64, and how large a float32 kernel's error may be."""
+"""Products with stored weights by their definition, in float64, and the error bound of a float32 kernel."""
 
 import numpy as np
 
 
 def widen(weight, scales=None, zeros=None, bits=0, depth=None):
-    """The matrix [N, K] in float64 that the stored weights stand for.
+    """Returns the matrix [N, K] in float64 that the stored weights stand for.
 
-    bits 0: weight is [N, K] of floats; bfloat16 is given as uint16. bits 8: codes [N, G, block], of which 128 is zero.
-    bits 4: two codes a byte [N, G, block / 2], the earlier in the low bits; zeros [N, G], None: 8; float16 ones are
-    minimums, added to code * scale. scales [N, G].
+    bits 0: weight is [N, K] floats; bfloat16 is given as uint16. bits 8: codes [N, G, block], where 128 is zero. bits
+    4: two codes per byte [N, G, block / 2], the earlier in the low bits. zeros are [N, G], or None for 8; float16 zeros
+    are minimums that are added to code * scale. scales [N, G].
     """
     if bits == 0:
         if weight.dtype == np.uint16:
@@ -26,9 +26,9 @@ def widen(weight, scales=None, zeros=None, bits=0, depth=None):
 
 
 def linear(x, matrix, bias=None):
-    """Inputs x [..., K] times the matrix [N, K] -> result and error bound, both [..., N].
+    """Multiplies inputs x [..., K] with the matrix [N, K]. Returns result and error bound, both [..., N].
 
-    A weight is rounded once, then K products are added up and the bias: each rounds by half a unit of float32.
+    A weight is rounded once. Then K products and the bias are added up, each rounded by half a unit of float32.
     """
     x = x.astype(np.float64)
     result, magnitude = x @ matrix.T, np.abs(x) @ np.abs(matrix).T

@@ -1,4 +1,4 @@
-"""Float64 oracles of what `vlkv eval` computes, by other ways than the package's."""
+"""Float64 oracles of the figures of `vlkv eval`, computed in other ways than in the package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Z = 1.959963984540054
 
 
 def edit_distance(first: str, second: str) -> int:
-    """By its recursive definition."""
+    """Edit distance by its recursive definition."""
 
     @cache
     def rest(i: int, j: int) -> int:
@@ -24,7 +24,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Shares p from which the observed share is less than Z of p's own standard deviations away, by bisection."""
+    """Bisects for the shares p from which the observed share is less than Z of p's own standard deviations away."""
     share = right / count
 
     def inside(p: float) -> bool:
@@ -44,7 +44,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def hit_rate(steps: list, kept: list, tokens: int, budget: float) -> tuple[float, float]:
-    """Loops over everything; ties go to the first token."""
+    """Loops over everything. Ties go to the first token."""
     count = max(1, round(budget * tokens))
     hits, mass = [], []
     for layer in range(len(kept)):

@@ -1,6 +1,6 @@
-"""Which prompt tokens each policy keeps, written down policy by policy from the papers, in float64.
+"""The prompt tokens that each policy keeps, written down policy by policy from the papers, in float64.
 
-Attention is what eager softmax gives, `[L, Hq, T, T]`. Every function lists positions per layer and KV head.
+Attention is that of eager softmax, `[L, Hq, T, T]`. Every function lists positions per layer and KV head.
 """
 
 import math
@@ -14,14 +14,17 @@ P = 0.01
 
 
 def column_sums(attention, rows, kv_heads):
-    """Attention summed over rows and over each KV head's query heads: `[L, Hkv, T]`."""
+    """Returns attention summed over rows and over each KV head's query heads: `[L, Hkv, T]`."""
     layers, heads, _, length = attention.shape
     seen = attention[:, :, list(rows)]
     return seen.reshape(layers, kv_heads, heads // kv_heads, len(rows), length).sum(axis=(2, 3))
 
 
 def sparsity(attention, rows, threshold=P):
-    """Share of attended pairs under `threshold` times their row's largest, `[L]`, and of pairs too near to tell."""
+    """Returns two shares `[L]` of the attended pairs.
+
+    The first are those under `threshold` times the row's largest, the second those too near to it to tell.
+    """
     seen = attention[:, :, list(rows)]
     attended = np.arange(attention.shape[-1])[None, :] <= np.array(list(rows))[:, None]
     limit = threshold * seen.max(axis=-1, keepdims=True)
@@ -31,7 +34,7 @@ def sparsity(attention, rows, threshold=P):
 
 
 def split(weights, length, budget, least):
-    """Whole tokens a layer, by weight, `least` to `length` each, round(budget * L * length) in all."""
+    """Splits into whole tokens per layer by weight, `least` to `length` each, round(budget * L * length) in total."""
     layers = len(weights)
     total = max(layers, round(budget * layers * length))
     while least * layers > total:
@@ -54,7 +57,7 @@ def neighbours_largest(score, end, kernel):
 
 
 def neighbours_mean(score, end, kernel):
-    """Pool by the mean, as kvpress does: what lies outside counts as zero."""
+    """Pools by the mean, as kvpress does. Tokens outside count as zero."""
     half = kernel // 2
     pooled = score.copy()
     for j in range(end):
@@ -63,26 +66,26 @@ def neighbours_mean(score, end, kernel):
 
 
 def published_anchors(score):
-    """Elastic Cache's code: a token's rating is the number that stands in its place of argsort(scores)."""
+    """Elastic Cache's published code: the rating of token i is the number in place i of argsort(scores)."""
     return [float(token) for token in sorted(range(len(score)), key=lambda n: (score[n], n))]
 
 
 def spread_anchors(length, count):
-    """`count` of `length` places such that of the first n about n * count / length are taken."""
+    """Chooses `count` of `length` places so that of the first n about n * count / length are taken."""
     return [float((n + 1) * count // length - n * count // length) for n in range(length)]
 
 
 def rows_after_the_picture(length, last_image, window):
-    """VL-Cache's rows; the last `window` where no token follows a picture."""
+    """VL-Cache's rows, or the last `window` if no token follows a picture."""
     if 0 <= last_image < length - 1:
         return range(last_image + 1, length)
     return range(max(0, length - window), length)
 
 
 def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
-    """Per layer the kept positions `[Hkv][count]` ascending, and the scores `[L, Hkv, T]` that chose among them.
+    """Returns per layer the kept positions `[Hkv][count]`, ascending, and the scores `[L, Hkv, T]` that selected them.
 
-    `gamma` are measured sparsities to use instead of this attention's own.
+    `gamma` are measured sparsities to use instead of those of this attention.
     """
     layers, _, _, length = attention.shape
     floor = max(1, math.floor(0.01 * length + 0.5))
@@ -145,12 +148,12 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
 
 
 def shared(score):
-    """The same sum over heads for every head."""
+    """Returns the same sum over heads for every head."""
     return np.broadcast_to(score.sum(axis=1, keepdims=True), score.shape)
 
 
 def pyramid(layers, budget, most):
-    """PyramidKV's shares: the last layer 1/20 of the average, the first what makes the average, evenly between."""
+    """PyramidKV's shares: 1/20 of the average for the last layer, evenly rising to the first, so the average holds."""
     last = budget / 20
     first = 2 * budget - last
     if first > most:

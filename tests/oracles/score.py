@@ -6,13 +6,13 @@ import numpy as np
 
 
 def score(query, key, row_position, scale, threshold):
-    """Sum the attention: -> score [B, Hkv, C], pairs [B], below [B].
+    """Sums the attention. Returns score [B, Hkv, C], pairs [B] and below [B].
 
     query [B, Hq, W, D], key [B, Hkv, C, D], row_position [B, W].
 
-    Row i of prompt b attends to keys 0..row_position[b, i]; -1 is a padding row. Query head h reads KV head
-    h // (Hq / Hkv). pairs counts attended (row, key, head), below those with A < threshold * max of the row's
-    A; the sparsity is below / pairs, or 0 without pairs.
+    Row i of prompt b attends to keys 0..row_position[b, i]; -1 is a padding row. Query head h reads KV head h // (Hq /
+    Hkv). pairs counts the attended (row, key, head). below counts those with A < threshold * max of the row's A. The
+    sparsity is below / pairs, or 0 without pairs.
     """
     batch, query_heads, rows, _ = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
@@ -38,7 +38,7 @@ def score(query, key, row_position, scale, threshold):
 
 
 def near(query, key, row_position, scale, threshold, distance):
-    """Count per prompt [B] the attended logits within `distance` of their row's threshold, max + ln p."""
+    """Counts per prompt [B] the attended logits within `distance` of their row's threshold, max + ln p."""
     count = np.zeros(query.shape[0], np.int64)
     query = query.astype(np.float64)
     key = key.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Graphs of one plugin node each: TensorRT for RTX builds engines from them on the CPU, ONNX Runtime runs them."""
+"""Graphs of one plugin node each: TensorRT for RTX builds engines of them on the CPU, and ONNX Runtime runs them."""
 
 import itertools
 
@@ -10,7 +10,7 @@ import pytest
 
 from vlkv.errors import EngineError
 from vlkv_export.ops.graphs import evict_model, score_model
-from vlkv_export.passes.plugin_nodes import name_plugins
+from vlkv_export.passes import plugin_nodes
 from vlkv_export.targets.tensorrt import process
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
@@ -41,12 +41,12 @@ def model_of(case: str, dtype: str) -> ir.Model:
 
 @pytest.fixture(scope="module")
 def built(plugin, builder, tmp_path_factory) -> process.Built:
-    """Build every case in one process."""
+    """Builds every case in one process."""
     folder = tmp_path_factory.mktemp("engines")
     graphs = []
     for case, dtype in CASES:
         model, name = model_of(case, dtype), f"{case}-{dtype}"
-        assert name_plugins(model) == 1
+        assert plugin_nodes.apply(model) == 1
         ir.save(model, folder / f"{name}.onnx")
         profile = {value.name: RANGES[value.name] for value in model.graph.inputs}
         paths = {"onnx": str(folder / f"{name}.onnx"), "engine": str(folder / f"{name}.engine")}
@@ -76,7 +76,7 @@ def test_a_library_that_is_no_plugin(builder, plugin, tmp_path):
     text.write_text("no library" * 100)
     with pytest.raises(EngineError, match=r"text\.so is not vlkv's plugin: .*invalid ELF header"):
         process.build(builder, text)
-    # the dynamic linker may die of it
+    # this may crash the dynamic linker
     cut.write_bytes(plugin.read_bytes()[:1000])
     with pytest.raises(EngineError, match=r"loading the plugin|is not vlkv's plugin"):
         process.build(builder, cut)
@@ -98,7 +98,7 @@ def test_score_node_runs_as_a_function(rng):
         "row_position": np.array([[4, 5, 6, 7, 8], [0, 1, 2, -1, -1]]),
     }
     wanted = run(model, feed)
-    assert name_plugins(model) == 1
+    assert plugin_nodes.apply(model) == 1
     assert [node.op_type for node in model.graph] == ["VlkvScore"]
     for got, want in zip(run(model, feed), wanted, strict=True):
         np.testing.assert_array_equal(got, want)
@@ -112,7 +112,7 @@ def test_evict_node_runs_as_a_function(rng, per_head, merge):
     feed = {name: np.array(values) for name, values in counts.items()}
     feed |= {"key": key, "value": value, "score": rng.random((2, 2, 9), np.float32), "capacity": np.array(6)}
     wanted = run(model, feed)
-    assert name_plugins(model) == 1
+    assert plugin_nodes.apply(model) == 1
     assert [node.op_type for node in model.graph] == ["Unsqueeze", "VlkvEvict"]
     for got, want in zip(run(model, feed), wanted, strict=True):
         np.testing.assert_array_equal(got, want)

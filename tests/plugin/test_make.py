@@ -1,4 +1,4 @@
-"""`make test-gpu` starts: its commands, on the native build, where a machine without a GPU skips what needs one."""
+"""`make test-gpu` starts: its commands run on the native build. Without a GPU, tests that need one are skipped."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The plugin library: what it exports, and every method called through the registry of TensorRT's lean runtime."""
+"""The plugin library: its exports, and every method through the registry of TensorRT's lean runtime."""
 
 import ctypes
 import importlib.util
@@ -14,7 +14,7 @@ from native_build import BUILD
 
 @pytest.fixture(scope="module")
 def lean() -> Path:
-    """Return TensorRT's lean runtime, or the full one: both have a plugin registry and need no GPU for it."""
+    """Returns TensorRT's lean runtime or the full one. Both have a plugin registry that needs no GPU."""
     for package, library in (("tensorrt_lean_libs", "libnvinfer_lean"), ("tensorrt_libs", "libnvinfer")):
         spec = importlib.util.find_spec(package)
         if spec is not None:
@@ -39,7 +39,7 @@ def test_links_neither_tensorrt_nor_cuda(plugin):
 
 
 def kernels() -> list[str]:
-    """Tell the driver whether the build has kernels and this machine a device."""
+    """Tells the driver whether the build has kernels and this machine has a device."""
     if not ctypes.CDLL(str(BUILD / "cpp" / "libvlkv.so")).vlkv_has_cuda():
         return []
     try:

@@ -1,4 +1,4 @@
-"""Splitting a budget and cutting a cache, against the oracles on random numbers."""
+"""Compares splitting a budget and cutting a cache with the oracles, on random numbers."""
 
 from __future__ import annotations
 

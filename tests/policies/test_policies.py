@@ -1,4 +1,4 @@
-"""Policies as data: what each keeps of random tensors, examples worked by hand, and fields that contradict."""
+"""Policies as data: what each keeps of random tensors, examples worked by hand, and contradictory fields."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ FACTS = TextFacts(
     vocab=64,
     max_positions=512,
 )
-# float32 logits of 16 terms, of at most about 8 here, err by 16 * 2^-24 * 8; a weight by as much of itself
+# A float32 logit of 16 terms is at most about 8 here and errs by 16 * 2^-24 * 8. A weight has this relative error.
 MARGIN = 1e-5
 NAMES = [name for name in POLICIES if name != "full"]
 
 
 def replace_facts(**sizes):
-    """Other sizes of a text model."""
+    """Returns other sizes of a text model."""
     return TextFacts(**{name: getattr(FACTS, name) for name in FACTS.__struct_fields__} | sizes)
 
 
 def softmax(query, key):
-    """Causal attention `[Hq, T, T]` in float64."""
+    """Returns causal attention `[Hq, T, T]` in float64."""
     logits = np.einsum("htd,hsd->hts", query, np.repeat(key, GROUP, axis=0)) * DIM**-0.5
     logits[:, ~np.tril(np.ones(logits.shape[1:], bool))] = -np.inf
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -59,7 +59,7 @@ def test_random_tensors(engine_of, rng, name, operators):
         (1, -1, 0.1, 8),
     ):
         policy = replace(POLICIES[name], window=window)
-        # layers differ in how sharply they look
+        # layers differ in how peaked their attention is
         sharp = np.linspace(1.0, 4.0, LAYERS)[:, None, None, None]
         query = (rng.normal(size=(LAYERS, HEADS * GROUP, length, DIM)) * sharp).astype(np.float32)
         key, value = (rng.normal(size=(LAYERS, HEADS, length, DIM)).astype(np.float32) for _ in range(2))
@@ -89,7 +89,7 @@ def test_random_tensors(engine_of, rng, name, operators):
 def test_vl_cache_by_hand():
     """Algorithm 1 of arXiv 2410.23317 with L = 3, alpha = 0.2, 100 tokens, sparsities 0.5, 0.7, 0.9.
 
-    1 - gamma = 0.5, 0.3, 0.1; their sum 0.9; shares (1 - gamma) / 0.9 * 3 * 0.2 = 1/3, 1/5, 1/15.
+    1 - gamma is 0.5, 0.3, 0.1, with sum 0.9. The shares (1 - gamma) / 0.9 * 3 * 0.2 are 1/3, 1/5, 1/15.
     """
     gamma = np.array([0.5, 0.7, 0.9])
     paper = split_budget(replace(POLICIES["vl-cache"], rule="paper"), gamma, 100, 0.2)
@@ -105,9 +105,9 @@ def test_vl_cache_by_hand():
 
 
 def test_vl_cache_sparsity_by_hand():
-    """Section 4.1: the first query looks at four keys with 0.5, 0.4, 0.0999, 0.0001, the second evenly.
+    """Section 4.1: the first query attends to four keys with 0.5, 0.4, 0.0999, 0.0001, the second evenly.
 
-    Below 0.01 times the row's largest lies one of eight pairs.
+    One of eight pairs lies below 0.01 times the row's largest.
     """
     facts = replace_facts(layers=1, query_heads=2, kv_heads=1)
     query, key = np.zeros((1, 2, 1, DIM), np.float32), np.zeros((1, 1, 4, DIM), np.float32)
@@ -150,14 +150,17 @@ def test_elastic_cache_by_hand(engine_of):
 
 
 def test_pyramid_by_hand():
-    """L = 3, budget 0.2, beta = 20: the last 0.01, the first 0.39, 0.2 between; a first above `most` is clipped."""
+    """L = 3, budget 0.2, beta = 20: the last layer gets 0.01, the first 0.39, and the middle one 0.2.
+
+    If the first exceeds `most`, it is clipped.
+    """
     np.testing.assert_allclose(pyramid(3, 0.2, 20.0), [0.39, 0.2, 0.01])
     np.testing.assert_allclose(pyramid(3, 0.6, 20.0, 0.9), [0.9, 0.6, 0.3])
     np.testing.assert_allclose(pyramid(3, 0.95, 20.0, 0.9), [0.95] * 3)
     np.testing.assert_allclose(pyramid(1, 0.2, 20.0), [0.2])
     policy = POLICIES["pyramidkv"]
     assert split_budget(policy, np.zeros(3), 1000, 0.2, 0).tolist() == [390, 200, 10]
-    # the window of 32 is kept by the last layer too, at the others' cost in proportion
+    # the last layer also keeps the window of 32, at the expense of the others in proportion
     assert split_budget(policy, np.zeros(3), 1000, 0.2, 32).tolist() == [375, 193, 32]
 
 
@@ -214,18 +217,18 @@ def test_rows_of_a_later_turn():
         ({"threshold": -0.1}, "threshold -0.1 is outside 0 to 1"),
         ({"floor": "much"}, "floor 'much' is outside 0 to 1"),
         ({"beta": 0.5}, "beta 0.5 is outside 1 to 1e"),
-        ({"window": 0}, "window 0 is no whole number of at least 1"),
-        ({"sinks": -1}, "sinks -1 is no whole number of at least 0"),
+        ({"window": 0}, "window 0 is not a whole number of at least 1"),
+        ({"sinks": -1}, "sinks -1 is not a whole number of at least 0"),
         ({"sinks": True}, "sinks True is no whole number"),
         ({"recent_tokens": 2.5}, "recent_tokens 2.5 is no whole number"),
-        ({"pooling": "max"}, "kernel 1 does not go with pooling 'max'"),
-        ({"kernel": 3}, "kernel 3 does not go with pooling 'none'"),
+        ({"pooling": "max"}, "kernel 1 does not fit pooling 'max'"),
+        ({"kernel": 3}, "kernel 3 does not fit pooling 'none'"),
         ({"pooling": "max", "kernel": 4}, "kernel 4 is even"),
         ({"per_head": 1}, "per_head 1 is neither True nor False"),
         ({"allocation": "sparsity"}, "allocation 'sparsity' needs observed rows"),
         ({"allocation": "all", "rows": "all"}, "allocation 'all' evicts nothing"),
-        ({"keep_observed": True}, "keep_observed True does not go with rows 'none'"),
-        ({"keep_observed": True, "rows": "all"}, "keep_observed True does not go with rows 'all'"),
+        ({"keep_observed": True}, "keep_observed True does not fit rows 'none'"),
+        ({"keep_observed": True, "rows": "all"}, "keep_observed True does not fit rows 'all'"),
     ],
     ids=str,
 )
@@ -248,14 +251,14 @@ def test_known_policies():
         match="known: full, vl-cache, elastic, h2o, snapkv, pyramidkv, streaming-llm, shared-question",
     ):
         resolve("lru")
-    # every field is told about
+    # every field is described
     assert all(f"        {field.name}: " in (Policy.__doc__ or "") for field in fields(Policy))
 
 
 def test_a_threshold_that_an_engine_of_functions_lacks(engine_of):
     policy = replace(POLICIES["vl-cache"], threshold=0.05)
     with pytest.raises(
-        PolicyError, match=r"threshold 0\.05 does not go with an engine of operators 'functions'"
+        PolicyError, match=r"threshold 0\.05 does not fit this engine of operators 'functions'"
     ):
         engine_of("llama-old", "functions").generate("what", policy=policy)
     assert engine_of("llama-old").generate("what is", policy=policy, max_new_tokens=1).policy == "vl-cache"

@@ -1,4 +1,4 @@
-"""Lanes take memory from the first token that reaches a page until they are released; a plan counts what is needed."""
+"""Lanes hold memory from the first token of a page until they are released, and a plan counts what is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = 2 * 64 * 2 * 4
 
 
 def resident(array: Reserved) -> int:
-    """Bytes of an array's addresses that memory stands behind."""
+    """Returns the bytes of an array that are backed by memory."""
     start, inside = array.array.ctypes.data, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         head = line.split(" ")[0]

@@ -1,4 +1,4 @@
-"""`Scheduler`: answers are those that requests get alone; slots and memory come back, whatever happens."""
+"""`Scheduler`: answers equal those of single requests, and lanes and memory are always given back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkv.errors import ImageError, MemoryLimitError, PolicyError, PromptError, 
 WORDS = ("what", "is", "the", "total", "name", "date", "city", "form", "yes", "no")
 LONG = 60
 WAIT = 120
-"""Seconds after which nothing will come any more, however busy the machine."""
+"""Timeout in seconds that suffices on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def engine(engine_of):
 
 
 def mixed(rng, pictures, count):
-    """Questions of every kind, drawn at random."""
+    """Draws questions of every kind at random."""
     found = []
     for number in range(count):
         policy = "full" if rng.integers(3) == 0 else str(rng.choice(list(POLICIES)))
@@ -47,7 +47,7 @@ def mixed(rng, pictures, count):
 
 
 def same(result, other):
-    """Whether all but times agree."""
+    """Returns whether everything except the times agrees."""
     names = set(vars(result)) - {"seconds", "tokens_per_second", "positions", "scores", "image_positions"}
     return np.array_equal(result.image_positions, other.image_positions) and all(
         getattr(result, name) == getattr(other, name) for name in names
@@ -66,17 +66,17 @@ def endless(**fields):
 
 
 class Pace:
-    """Holds the scheduler's decode steps until the test allows them: no test depends on who is faster."""
+    """Holds the scheduler's decode steps until the test allows them, so no test depends on who is faster."""
 
     def __init__(self):
         self._free, self._allowed = False, threading.Semaphore(0)
 
     def __call__(self, count):
-        """Allows so many more."""
+        """Allows a number of further steps."""
         self._allowed.release(count)
 
     def open(self):
-        """Allows all."""
+        """Allows all steps."""
         self._free = True
         self._allowed.release()
 
@@ -104,7 +104,7 @@ def paced(engine, monkeypatch):
 
 
 def begun(ticket):
-    """Once the answer has its first token: the prompt's own, no step made it."""
+    """Waits until the answer has its first token, which prefill computes without a decode step."""
     end = time.monotonic() + WAIT
     while ticket.first_token is None and not ticket.done and time.monotonic() < end:
         time.sleep(0.001)
@@ -118,7 +118,10 @@ def begun(ticket):
 def test_answers_are_those_of_requests_alone(
     engine_of, pictures, rng, monkeypatch, operators, weights, chunk
 ):
-    """Native operators count and add alike in chunks of any size; functions give shares, rounded once a chunk."""
+    """Native operators give equal results in chunks of any size.
+
+    Functions give shares that are rounded once per chunk.
+    """
     engine = engine_of("llama-old", operators, weights)
     questions = mixed(rng, pictures, 40)
     alone = [engine.generate_batch([question])[0] for question in questions]
@@ -141,7 +144,7 @@ def test_answers_are_those_of_requests_alone(
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_logits_do_not_depend_on_the_rest_of_the_batch(engine_of, weights, rng):
-    """Why tokens can't differ: a row's bits are the same in every batch size, on this processor at least."""
+    """On this processor a row's bits are the same in every batch size, so tokens cannot differ."""
     from vlkv.backend.cache import Cache
 
     engine = engine_of("llama-old", "native", weights)
@@ -227,7 +230,7 @@ def test_cancelling_frees_the_slot_at_once(engine, pace):
 
 def test_a_deadline_ends_an_answer_with_what_it_has(engine, pace):
     with engine.scheduler(slots=1) as scheduler:
-        for deadline in (0.2, 2, 20):  # a busy machine may need longer than that to read the prompt
+        for deadline in (0.2, 2, 20):  # a busy machine may need longer than the first to prefill the prompt
             running = scheduler.submit(endless(), deadline=deadline)
             if begun(running):
                 break
@@ -255,7 +258,7 @@ def test_a_full_queue_is_told(engine, pace):
         assert begun(first)
         held = [scheduler.submit(endless()) for _ in range(2)]
         with pytest.raises(
-            ServerFullError, match="server is full: 2 requests wait for 1 slots, the limit is 2"
+            ServerFullError, match="server is full: 2 requests wait for 1 lanes, the limit is 2"
         ):
             scheduler.submit(endless())
         assert scheduler.stats().refused == 1
@@ -274,10 +277,10 @@ def test_what_can_never_run_is_refused(engine, pictures, tmp_path):
         words = " ".join(["what"] * 10)
         prompt = len(engine.prompt(Question(words)).token_ids)
         with pytest.raises(
-            MemoryLimitError, match=f"'full' needs room for {prompt} prompt and 15 new tokens.*20"
+            MemoryLimitError, match=f"'full' needs cache slots for {prompt} prompt and 15 new tokens.*20"
         ):
             scheduler.submit(Question(words, policy="full", max_new_tokens=15))
-        with pytest.raises(MemoryLimitError, match=r"budget 1 of .* a slot of this server holds 20 tokens"):
+        with pytest.raises(MemoryLimitError, match=r"budget 1 of .* a lane of this server holds 20 tokens"):
             scheduler.submit(Question(words, budget=1.0, max_new_tokens=15))
         with pytest.raises(PromptError, match="this server takes 24 at most"):
             scheduler.submit(Question(" ".join(["what"] * 40), budget=0.1))

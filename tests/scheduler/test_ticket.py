@@ -1,4 +1,4 @@
-"""Tickets: read twice, left early."""
+"""Tickets that are read twice or left early."""
 
 from __future__ import annotations
 

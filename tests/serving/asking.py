@@ -1,4 +1,4 @@
-"""How the tests ask a real tritonserver."""
+"""Helpers of the tests that ask a real tritonserver."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_vlm"
 WAIT = 300
-"""Seconds after which nothing will come any more, however busy the machine."""
+"""Timeout in seconds that suffices on a busy machine."""
 PROMPTS = ("what is the type?", "what is the date?", "type?")
 
 
 def post(server, kind, body, model="vlkv"):
-    """Status and reply of an HTTP request."""
+    """Returns status and reply of an HTTP request."""
     request = urllib.request.Request(
         f"{server.url}/v2/models/{model}/{kind}",
         json.dumps(body).encode(),
@@ -29,7 +29,7 @@ def post(server, kind, body, model="vlkv"):
 
 
 def settled(server, seconds=WAIT, least=0.0):
-    """The metrics once `least` requests were taken and nothing runs; the last ones where that never comes."""
+    """Returns the metrics once `least` requests were taken and nothing runs, or the last metrics at the timeout."""
     end = time.monotonic() + seconds
     while True:
         found = server.metrics()

@@ -1,4 +1,4 @@
-"""A real tritonserver with the engine of the shipped checkpoint. Where none is installed these tests are skipped."""
+"""A real tritonserver with the engine of the shipped checkpoint. These tests are skipped if none is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLE = ROOT / "examples" / "tiny_vlm"
 
 @pytest.fixture(scope="session")
 def installed():
-    """Skips where there is no server."""
+    """Skips the test if there is no server."""
     from vlkv.serving.triton.server import find
 
     try:
@@ -54,7 +54,7 @@ def picture():
 
 @pytest.fixture(scope="session")
 def server(installed, shipped, tmp_path_factory):
-    """A server with the model `vlkv`, and two whose engines are damaged and missing."""
+    """Runs a server with the model `vlkv` and two models whose engines are damaged and missing."""
     from vlkv.serving.triton.repository import Settings, write_repository
     from vlkv.serving.triton.server import Server
 
@@ -80,7 +80,7 @@ def server(installed, shipped, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def long_answer(opened):
-    """Settings under which an answer has over 300 tokens, and that answer."""
+    """Returns settings that give an answer of over 300 tokens, and that answer."""
     for seed in range(1000):
         settings = {"prompt": "type?", "temperature": 50.0, "seed": seed}
         result = opened.generate(**settings, max_new_tokens=900)
@@ -91,7 +91,7 @@ def long_answer(opened):
 
 @pytest.fixture(scope="module")
 def grpc_client(server):
-    """The shipped client's module, and a connection."""
+    """Returns the shipped client's module and a connection."""
     sys.path.insert(0, str(ROOT / "examples" / "triton"))
     try:
         import grpc_stream

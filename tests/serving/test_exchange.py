@@ -1,6 +1,6 @@
-"""What the model sends: responses, counted and in order.
+"""The responses that the model sends, counted and in order.
 
-Triton's module exists in its own processes only: a recorder stands in for it. `test_server.py` has the real one.
+Triton's module exists only in Triton's processes, so a recorder replaces it. `test_server.py` uses the real one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vlkv.serving.triton.exchange import ASKED, Exchange
 
 
 class Sender:
-    """Keeps what is sent: values by name, and whether it was the last."""
+    """Records what is sent: values by name, and whether it was the last response."""
 
     def __init__(self, gone=False):
         self.sent, self.gone, self.asked = [], gone, 0

@@ -1,4 +1,4 @@
-"""Many requests at a real tritonserver, clients that leave, deadlines, SIGTERM: every slot comes back."""
+"""Many requests to a real tritonserver, disconnecting clients, deadlines, SIGTERM: every lane is given back."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_200_mixed_requests_with_cancels_and_disconnects(server, grpc_client, op
 
 
 def cancelled(server):
-    """Answers that ended as cancelled, of all models."""
+    """Returns how many answers of all models ended as cancelled."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'reason="cancelled"' in line)
@@ -118,7 +118,7 @@ def leave_by_grpc(server, client, body):
 def test_a_client_that_leaves_cancels(server, grpc_client, long_answer, leave):
     body, whole = long_answer
     before = cancelled(server)
-    for _ in range(40):  # on a busy machine an answer may end before the server hears of it
+    for _ in range(40):  # on a busy machine an answer may end before the server notices
         first = settled(server)
         leave(server, grpc_client, body)
         after = settled(server, least=first["vlkv_submitted_total"] + 1)
@@ -158,7 +158,10 @@ def test_a_timeout_ends_an_answer_with_what_it_has(server, long_answer):
 
 
 def asked_while_it_ends(server, body, count):
-    """Answers asked at once, SIGTERM when all are taken: text, last event and end of each; the moment of SIGTERM."""
+    """Asks many questions and sends SIGTERM when all are accepted.
+
+    Returns text, last event and end of each answer, and the time of SIGTERM.
+    """
     import aiohttp
 
     from vlkv.serving.triton.client import stream
@@ -190,7 +193,7 @@ def test_sigterm_lets_running_answers_end(installed, shipped, long_answer, tmp_p
     repository = tmp_path / "models"
     write_repository(Settings(str(shipped), slots=4, threads=1), shipped, repository)
     body, whole = long_answer
-    for _ in range(5):  # a busy machine may let this process sleep until the answers end: that shows nothing
+    for _ in range(5):  # a busy machine may suspend this process until the answers end; try again
         with Server(repository, tmp_path / "log", grace=WAIT) as server:
             server.wait(timeout=WAIT)
             ended, asked = asked_while_it_ends(server, body, 12)

@@ -1,4 +1,4 @@
-"""`vlkv triton` and what surrounds the server: repository, sizes, inputs, load figures."""
+"""`vlkv triton` and what surrounds the server: repository, sizes, inputs, figures of load tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_shown_repository_is_what_is_written(shipped, tmp_path):
     ("arguments", "words"),
     [
         (["--slots", "0"], "slots 0 is under 1"),
-        (["--memory", "lots"], "memory 'lots' is no size"),
+        (["--memory", "lots"], "memory 'lots' is not a size"),
         (["--memory", "20K"], "does not hold one token's prefill"),
         (["--policy", "none"], "unknown policy 'none'"),
         (["--queue", "0"], "queue 0 is under 1"),

@@ -1,4 +1,4 @@
-"""The model behind a real tritonserver: answers, errors, models that can't load, the server in the foreground."""
+"""The model behind a real tritonserver: answers, errors, models that cannot load, the server in the foreground."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vlkv import Question
 
 
 def events_of(server, body):
-    """A streamed answer over HTTP."""
+    """Yields the events of a streamed answer over HTTP."""
     status, text = post(server, "generate_stream", body | {"stream": True})
     assert status == 200, text
     return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
 
 
 def in_pieces(ask):
-    """An answer of several responses; on a busy machine pieces may wait for one another and go as one."""
+    """Asks until an answer has several responses. On a busy machine, pieces may be sent together as one response."""
     for _ in range(5):
         found = ask()
         if len(found) > 2:
@@ -94,7 +94,7 @@ def test_each_malformed_input_has_an_error_of_its_own(server, picture, tmp_path)
         ({"policy": "none"}, "unknown policy 'none'"),
         ({"budget": 0.0}, "budget 0.0 is outside"),
         ({"budget": 2.0}, "budget 2.0 is outside"),
-        ({"policy": "full", "budget": 0.5}, "does not go with policy 'full'"),
+        ({"policy": "full", "budget": 0.5}, "does not fit policy 'full'"),
         ({"max_tokens": 0}, "max_tokens 0 is not"),
         ({"temperature": -1.0}, "temperature -1.0 is not"),
         ({"top_p": 0.0}, "top_p 0.0 is not"),

@@ -1,4 +1,4 @@
-"""Pictures as they are sent: read in a time that grows with their size and no faster."""
+"""Reading the pictures of a request takes time in proportion to their size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_damaged_base64_is_told():
 @pytest.mark.parametrize("filler", [b" ", b"A", b"=", b" A", b"data:"])
 @pytest.mark.parametrize("end", [b"!", b"=!", b"\xff", b""])
 def test_no_text_takes_longer_than_its_size(filler, end):
-    """A pattern that goes back took 2 s for 24 KB of spaces; a hundred times as much is read in milliseconds."""
+    """A backtracking pattern took 2 s for 24 KB of spaces. Now a hundred times as much takes milliseconds."""
     data = filler * (2_400_000 // len(filler)) + end
     start = process_time()
     try:

@@ -1,4 +1,4 @@
-"""Directories and files that appear whole or not at all."""
+"""Directories and files are written whole or not at all."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""The manifest is read with a schema; every wrong field, file and version is named."""
+"""The manifest is read with a schema, and every wrong field, file and version is named."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Random and mutated manifests: nothing but `EngineError` comes out of the loader."""
+"""Random and mutated manifests make the loader raise `EngineError` and nothing else."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ values = st.recursive(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """Make a good manifest with up to three fields replaced or dropped, or with bytes changed."""
+    """Returns a good manifest with up to three fields replaced or dropped, or with bytes changed."""
     content = good()
     for _ in range(draw(st.integers(0, 3))):
         part: Any = content

@@ -1,4 +1,4 @@
-"""`vlkv build --backend tensorrt-rtx` on real graphs, without a GPU: whole directories, and what can't become one."""
+"""`vlkv build --backend tensorrt-rtx` on real graphs without a GPU: whole directories, and refused builds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMON = {"vision", "decoder", "compress", "compress_merge"}
 
 @pytest.fixture
 def said(monkeypatch) -> dict:
-    """What the builder said of each graph that it made an engine of."""
+    """Records the builder's messages about each graph that it builds."""
     heard: dict = {}
     build = process.build
 
@@ -43,7 +43,7 @@ def settings(**changes) -> Settings:
 
 
 def assert_whole(folder: Path, graphs: set[str]) -> None:
-    """Every file is named and hashed; engines, table, tokenizer and manifest are all there is."""
+    """Asserts that every file is named and hashed, and that there are only engines, table, tokenizer and manifest."""
     facts = read(folder)
     verify(folder, facts)
     names = {path.name for path in folder.iterdir()} - {"manifest.json"}
@@ -82,7 +82,7 @@ def test_with_the_plugin(cache, builder, plugin, graphs_of, tmp_path, said):
     ):
         data = (tmp_path / "e" / f"{graph}.engine").read_bytes()
         assert layer in data
-        # nothing of the bodies is left
+        # no node of the bodies is left
         assert "LOOP_OUTPUT" not in said[graph]["kinds"]
     assert said["decoder"]["kinds"].get("ATTENTION_INPUT", 0) == LAYERS - len(attends)
     if not cache:
@@ -125,13 +125,15 @@ def test_with_bodies(name, dtype, cache, wanted, builder, graphs_of, tmp_path, s
 
 
 def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
-    """TensorRT's TopK ends at 3840: with the sort in place its builder warns, and the engine would fail as it runs."""
+    """TensorRT's TopK ends at 3840.
+
+    With the sort in place the builder only warns, and the engine would fail at run time.
+    """
     import onnx_ir as ir
 
     from vlkv.storage.manifest import DeviceFacts
     from vlkv_export.ops import compress_model
-    from vlkv_export.passes.fixed_flag import fix_flag
-    from vlkv_export.passes.function_bodies import inline_bodies
+    from vlkv_export.passes import fixed_flag, function_bodies
     from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
     from vlkv_export.targets.tensorrt.shapes import profiles
 
@@ -144,8 +146,8 @@ def test_a_cache_longer_than_topk(builder, graphs_of, tmp_path):
         return {"name": name, "profiles": profiles("compress", model, device, image), **paths}
 
     sorting = compress_model(kv_heads=2, head_dim=16)
-    fix_flag(sorting, "merge", False)
-    inline_bodies(sorting)
+    fixed_flag.apply(sorting, name="merge", value=False)
+    function_bodies.apply(sorting)
     with pytest.raises(EngineError, match="maximum value allowed"):
         process.build(builder, None, ("8.9",), [graph(sorting, "sorting")])
     source = graphs_of("llama")
@@ -233,7 +235,7 @@ def test_options_of_tensorrt_on_onnxruntime(graphs_of, tmp_path):
     ],
 )  # fmt: skip
 def test_a_builder_that_dies(script, text, builder, tmp_path, monkeypatch):
-    """The process is real; the program in it is one that ends as builders have been seen to end."""
+    """Starts a real process with a program that ends in the ways in which builders were seen to end."""
     (tmp_path / "dying.py").write_text("import sys; sys.stdin.read()\n" + script)
     monkeypatch.setattr(process.worker, "__name__", "dying")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
@@ -242,7 +244,7 @@ def test_a_builder_that_dies(script, text, builder, tmp_path, monkeypatch):
 
 
 def test_a_refusal_in_the_middle_leaves_nothing(builder, graphs_of, tmp_path):
-    """The builder has no float32 products for compute capability 7.5, which Score's body has."""
+    """The builder has no float32 products for compute capability 7.5, and Score's body needs them."""
     text = "the builder refuses score: .*FP32 GEMM is not supported"
     refused(graphs_of("llama"), tmp_path / "e", text, compute_capabilities=("7.5",), capacity=64, chunk=16)
 

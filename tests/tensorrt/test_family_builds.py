@@ -1,4 +1,4 @@
-"""Engines of TensorRT for RTX of every family's graphs, built without a GPU."""
+"""Builds TensorRT for RTX engines of every family's graphs without a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlkv_export.engine import build_engine
 from vlkv_export.targets.tensorrt.settings import Settings
 
 CHOSEN = ("llava-clip-gemma", "llava-pixtral-mistral", "onevision")
-"""What has nodes of its own: a scaled norm, pictures of any size, a newline; a build takes seconds."""
+"""Families with nodes of their own: a scaled norm, pictures of any size, a newline. A build takes seconds."""
 
 
 @pytest.mark.parametrize("name", CHOSEN)

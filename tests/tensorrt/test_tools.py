@@ -1,4 +1,4 @@
-"""Polygraphy on graphs as exported and as lowered, by the lines of docs/tensorrt.md, and what `--lower-only` writes."""
+"""Polygraphy on exported and on lowered graphs, with the commands of docs/tensorrt.md, and `--lower-only`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlkv_export.engine import build_engine
 from vlkv_export.targets.spec import Settings
 
 ONCE = ["--val-range", "length:[0,0]", "row_index:[0,0]"]
-"""Polygraphy makes each unknown size 1: a cache of one slot takes a token where it is empty, and there is one row."""
+"""Polygraphy sets each unknown size to 1. A cache of one slot must be empty to take a token, and there is one row."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_run_as_exported(graphs_of):
 
 
 def test_run_as_lowered(lowered):
-    """The plugin's nodes are functions to a runtime that lacks it."""
+    """A runtime without the plugin runs the plugin's nodes as functions."""
     assert "PASSED" in polygraphy("run", lowered / "decoder.onnx", "--onnxrt", *ONCE)
 
 

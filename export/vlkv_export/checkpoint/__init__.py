@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds: what it is and where each weight lies. Weights are never read."""
+"""Reads a Hugging Face folder: the model's configuration and the location of each weight, without reading weights."""
 
 from vlkv_export.checkpoint.facts import (
     Checkpoint,

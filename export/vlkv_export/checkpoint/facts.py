@@ -1,4 +1,4 @@
-"""The records that a checkpoint is read into. Dimension letters as in `vlkv.storage.manifest`."""
+"""The records that describe a checkpoint. Dimension letters are those of `vlkv.storage.manifest`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Activation = Literal["quick_gelu", "gelu", "gelu_new", "silu", "relu"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: `length` bytes from byte `offset` of `file`, row-major and little-endian.
+    """The location of a tensor: `length` bytes from byte `offset` of `file`, row-major and little-endian.
 
-    `name` is its name in the file, `file` a plain file name inside the checkpoint's folder.
+    `name` is its name in the file; `file` is a plain file name inside the checkpoint's folder.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A tower; `architecture` is its name in the registry. `image_size` 0 takes pictures of any size.
+    """A vision tower; `architecture` is its name in the registry. `image_size` 0 accepts pictures of any size.
 
-    `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
-    the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
-    `prefix` tokens come before those of the patches (a class token). `select` "default" drops the first token, which
-    is the class token where there is one; "full" keeps all.
+    `feature_layers` are hidden-state indexes in the order in which their features are concatenated: the number of
+    encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`. `prefix` tokens, such as a class token,
+    precede those of the patches. `select` "default" drops the first token, which is the class token if there is one;
+    "full" keeps all.
     """
 
     architecture: str
@@ -57,7 +57,7 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """Patches of one picture; a last row or column narrower than a patch is not seen."""
+        """Patches of one picture; a last row or column narrower than a patch is ignored."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -67,13 +67,13 @@ class VisionConfig:
 
     @property
     def used_layers(self) -> int:
-        """How many encoder layers the features need; the rest of the tower is not required to exist."""
+        """The number of encoder layers that the features need; the checkpoint may lack the others."""
         return max(self.feature_layers)
 
 
 @dataclass(frozen=True)
 class Projector:
-    """Two linear layers with an activation between them, and a layer norm before them where `norm_eps` is given."""
+    """Two linear layers with an activation between them; a layer norm before them if `norm_eps` is given."""
 
     activation: Activation
     bias: bool
@@ -82,7 +82,7 @@ class Projector:
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """Rotary embedding: angles position * `inv_freq` (float32 `[D/2]`); cos, sin times `attention_factor`."""
+    """Rotary embedding: angles are position * `inv_freq` (float32 `[D/2]`); cos and sin times `attention_factor`."""
 
     inv_freq: np.ndarray
     attention_factor: float
@@ -90,13 +90,12 @@ class Rope:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A decoder of Llama's kind; `architecture` is its name in the registry.
+    """A Llama-like decoder; `architecture` is its name in the registry.
 
-    `norm_offset` is added to the weights of norms, `embed_scale` multiplies token embeddings, `head_norms` tells of
-    norms of each head's queries and keys.
-    `max_positions` is at most `sliding_window`, where there is one: inside the window every earlier
-    token is seen, as without it. `biases` names the projections that have one,
-    of q, k, v, o, gate, up and down.
+    `norm_offset` is added to the weights of norms, `embed_scale` multiplies token embeddings, and `head_norms` says
+    whether each head's queries and keys are normalised. `max_positions` is at most `sliding_window` if there is one:
+    within the window attention is the same as without it. `biases` names the projections with a bias, of q, k, v, o,
+    gate, up and down.
     """
 
     architecture: str
@@ -121,7 +120,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that export has to know of a checkpoint. `tensors` goes by canonical name; `family` names its class."""
+    """Everything that export needs of a checkpoint. `tensors` is keyed by canonical name; `family` names its class."""
 
     folder: Path
     family: str
@@ -135,4 +134,4 @@ class Checkpoint:
     tokenizer_files: tuple[str, ...]
     generation: GenerationFacts
     notes: tuple[str, ...]
-    """What the checkpoint says and the engine will not do, a line each."""
+    """Settings of the checkpoint that the engine will not honour, one line each."""

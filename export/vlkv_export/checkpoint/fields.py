@@ -17,7 +17,7 @@ MAX_INTEGER = 1 << 24
 
 
 def show(value: object) -> str:
-    """Write a value for a one-line message, cut where it is long."""
+    """Write a value for a one-line message, truncated if it is long."""
     try:
         text = repr(value)
     except RecursionError:
@@ -26,11 +26,11 @@ def show(value: object) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read the whole of a small file. Raises `CheckpointError` when it can't be read or is not small."""
+    """Read a whole small file. Raises `CheckpointError` if it can't be read or is too large."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
-                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB: not the file it is named"
+                f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, so it is not the file that its name says"
             )
         data = path.read_bytes()
     except OSError as error:
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """Parse a JSON object; `where` opens the message. Raises `CheckpointError` for anything else."""
+    """Parse a JSON object. Raises `CheckpointError`, which begins with `where`, for anything else."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -66,7 +66,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """One JSON object. A field that is absent or null has the default; one of a wrong type is an error."""
+    """One JSON object. An absent or null field has its default; a field of a wrong type is an error."""
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values = values
@@ -76,11 +76,11 @@ class Fields:
         return self.values.get(name) is not None
 
     def get(self, name: str) -> Any:
-        """Return the value as it is; None where absent."""
+        """Return the value as it is; None if absent."""
         return self.values.get(name)
 
     def fail(self, name: str, wanted: str) -> CheckpointError:
-        """Make the error that says what was found and what was wanted."""
+        """Make the error that names the found and the wanted value."""
         field = printable(name)[:80]
         return CheckpointError(f"{self.where}: {field} is {show(self.values.get(name))}; it must be {wanted}")
 

@@ -1,4 +1,4 @@
-"""`generation_config.json`: the settings that change greedy answers, and those that are told of and left out."""
+"""`generation_config.json`: the settings that change greedy answers, and notes on those that are not honoured."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ NEUTRAL: dict[str, Any] = {
     "constraints": None,
     "prompt_lookup_num_tokens": None,
 }
-"""Settings that would change greedy answers and are not honoured, with the values that change nothing."""
+"""Settings that would change greedy answers and are not honoured, with the values that have no effect."""
 
 
 def read_generation(folder: Path, vocab: int) -> tuple[GenerationFacts, tuple[str, ...]]:
-    """Read the settings, and a line for each that is not honoured. Raises `CheckpointError` for wrong values."""
+    """Read the settings, and a note on each that is not honoured. Raises `CheckpointError` for wrong values."""
     path = folder / "generation_config.json"
     if not path.exists():
         return GenerationFacts(), ()

@@ -1,4 +1,4 @@
-"""Names of stored tensors to the one canonical name that the graphs are built with."""
+"""Maps the names of stored tensors to the canonical names that graphs use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Prefixes = Iterable[tuple[re.Pattern[str], str]]
 
 
 def canonical(name: str, prefixes: Prefixes) -> str | None:
-    """Return the canonical name of a stored tensor; None where it belongs to no part of the model."""
+    """Return the canonical name of a stored tensor; None if it belongs to no part of the model."""
     for pattern, prefix in prefixes:
         match = pattern.match(name)
         if match:

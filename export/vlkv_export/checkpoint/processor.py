@@ -1,4 +1,4 @@
-"""How a picture is prepared: `processor_config.json` or `preprocessor_config.json` to `ImageFacts`."""
+"""Picture preparation: reads `processor_config.json` or `preprocessor_config.json` into `ImageFacts`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Json = Any
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a class of image processors assumes for fields that its file lacks."""
+    """Values that a class of image processors assumes for fields that its file lacks."""
 
     mean: list[float] = field(default_factory=lambda: CLIP_MEAN)
     std: list[float] = field(default_factory=lambda: CLIP_STD)
@@ -42,7 +42,7 @@ KINDS = {
     "LlavaOnevisionImageProcessor": Defaults(size={"height": 384, "width": 384}, crop=False),
     "PixtralImageProcessor": Defaults(size={"longest_edge": 1024}, crop=False),
 }
-"""Known classes of image processors; `Fast` and `Pil` behind a name change nothing."""
+"""Known classes of image processors; a suffix `Fast` or `Pil` makes no difference."""
 ONE_TILE = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor")
 
 Pinpoints = tuple[tuple[int, int], ...]
@@ -50,7 +50,7 @@ Pinpoints = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class ImageToken:
-    """The token that stands for a picture: its id and its text."""
+    """The image token: its id and its text."""
 
     id: int
     text: str
@@ -59,7 +59,7 @@ class ImageToken:
 def read_processor(folder: Path) -> tuple[Fields, Fields]:
     """Read the image processor's fields: nested in `processor_config.json`, else `preprocessor_config.json`.
 
-    Returns them, and those of `processor_config.json`. Raises `CheckpointError` when neither is there.
+    Returns them, and the fields of `processor_config.json`. Raises `CheckpointError` if neither file exists.
     """
     combined, single = folder / "processor_config.json", folder / "preprocessor_config.json"
     fields = Fields({}, str(combined))
@@ -75,12 +75,12 @@ def read_processor(folder: Path) -> tuple[Fields, Fields]:
 def read_image(
     processor: Fields, vision: VisionConfig, token: ImageToken, known: Collection[str] = ONE_TILE
 ) -> ImageFacts:
-    """Say what the runtime does to a picture that is one tile, and how many tokens that is.
+    """Determine how the runtime prepares a picture of one tile, and the number of its tokens.
 
-    The number of tokens follows from the tower alone: the square of whole patches, and the class token
-    where the select strategy keeps it. A list of feature layers widens features, it adds no tokens;
-    `patch_size`, `num_additional_image_tokens` and the strategy of the processor are not consulted.
-    Raises `CheckpointError` where the processor's pictures would not fit the tower, or its class is not among `known`.
+    The number of tokens follows from the tower alone: the square of whole patches, and the class token if the select
+    strategy keeps it. Several feature layers widen the features and add no tokens; the processor's `patch_size`,
+    `num_additional_image_tokens` and strategy are ignored. Raises `CheckpointError` if the processor's pictures would
+    not fit the tower, or if its class is not among `known`.
     """
     defaults = defaults_of(processor, known)
     square = "llava" in kind_of(processor).lower() and processor.boolean("do_pad", False)
@@ -123,7 +123,7 @@ def read_image(
 def read_grids(
     processor: Fields, vision: VisionConfig, token: ImageToken, known: Collection[str], rule: AnyRes
 ) -> ImageFacts:
-    """Say what the runtime does to a picture of several tiles. Raises `CheckpointError` where those don't fit."""
+    """Determine how the runtime prepares a picture of several tiles. Raises `CheckpointError` if tiles don't fit."""
     defaults = defaults_of(processor, known)
     size = vision.image_size
     if not processor.boolean("do_resize", True):
@@ -151,9 +151,9 @@ def read_grids(
 
 
 def read_pinpoints(config: Fields, processor: Fields, default: Pinpoints, size: int) -> Pinpoints:
-    """Read `image_grid_pinpoints` (height and width each), which model and processor have to agree in.
+    """Read `image_grid_pinpoints` (height and width each), which must be equal in model and processor.
 
-    Raises `CheckpointError`, also for those that are no multiples of the tower's `size`.
+    Raises `CheckpointError`, also for pinpoints that are not multiples of the tower's `size`.
     """
     name = "image_grid_pinpoints"
     found = [_pinpoints(fields, name, default) for fields in (config, processor)]
@@ -164,7 +164,7 @@ def read_pinpoints(config: Fields, processor: Fields, default: Pinpoints, size: 
     for height, width in found[0]:
         if height % size or width % size:
             raise CheckpointError(
-                f"{config.where}: {name} holds [{height}, {width}], no multiples of the tower's image_size {size}"
+                f"{config.where}: {name} has [{height}, {width}], not multiples of the tower's image_size {size}"
             )
     return found[0]
 
@@ -189,7 +189,7 @@ def kind_of(processor: Fields) -> str:
 
 
 def defaults_of(processor: Fields, known: Collection[str]) -> Defaults:
-    """Return what the processor's class assumes. Raises `CheckpointError` for a class that is not among `known`."""
+    """Return the defaults of the processor's class. Raises `CheckpointError` for a class that is not in `known`."""
     kind = kind_of(processor)
     if kind not in known:
         raise CheckpointError(
@@ -211,12 +211,12 @@ def read_levels(processor: Fields, defaults: Defaults) -> dict[str, Any]:
 
 
 def _default_resample(processor: Fields) -> int:
-    """Choose as transformers does: the class's filter where nothing is said, bilinear where null is."""
+    """Choose as transformers does: the class's filter if the field is absent, bilinear if it is null."""
     return BILINEAR if "resample" in processor.values else BICUBIC
 
 
 def read_longest(processor: Fields) -> tuple[int, int]:
-    """Read height and width that a picture is scaled down to fit in: `longest_edge`, or height and width."""
+    """Read the height and width that a picture is scaled down to fit: `longest_edge`, or height and width."""
     defaults = KINDS["PixtralImageProcessor"]
     value = processor.get("size")
     sizes = _sizes(processor, "size", defaults.size if value is None else value)

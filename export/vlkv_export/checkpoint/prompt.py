@@ -1,4 +1,4 @@
-"""Tokenizer files, the ids that start and end a text, the image token, and the chat template."""
+"""Reads the tokenizer's files, the BOS, EOS and padding ids, the image token, and the chat template."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Tokenizer(msgspec.Struct):
 
 
 def tokenizer_files(folder: Path) -> tuple[str, ...]:
-    """Names of the tokenizer's files. Raises `CheckpointError` without a `tokenizer.json`."""
+    """Names of the tokenizer's files. Raises `CheckpointError` if there is no `tokenizer.json`."""
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(
             f"{folder} has no {TOKENIZER}; make one with transformers: "
@@ -67,9 +67,9 @@ def image_token(added: AddedTokens, token_id: int) -> str:
 
 
 def read_tokens(folder: Path, config: Fields, vocab: int, defaults: Defaults) -> TokenFacts:
-    """BOS, EOS and padding: `generation_config.json` first, then `config.json`, then its `text_config`.
+    """Read BOS, EOS and padding: from `generation_config.json`, else `config.json`, else its `text_config`.
 
-    `defaults` are the class's where none of them says anything. Padding outside of the vocabulary counts as none.
+    `defaults` are the class's, for ids that no file names. A padding id outside the vocabulary counts as none.
     """
     sources = [config, config.child("text_config")]
     path = folder / "generation_config.json"
@@ -93,10 +93,10 @@ def _ids(sources: list[Fields], name: str, vocab: int, default: int | None) -> t
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Read the chat template, or None; the first place that has one, as in transformers.
+    """Read the chat template from the first file that has one, in transformers' order; None without one.
 
-    `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
-    `tokenizer_config.json`. Of several templates, the one named `default`.
+    The order is `processor_config.json`, `chat_template.json`, `chat_template.jinja`, `chat_templates/default.jinja`,
+    `tokenizer_config.json`. Of several templates the one named `default` is taken.
     """
     for name in ("processor_config.json", "chat_template.json"):
         if (folder / name).exists():

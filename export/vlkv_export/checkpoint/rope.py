@@ -18,8 +18,8 @@ DEFAULT_THETA = 10_000.0
 def read_rope(text: Fields, head_dim: int, max_positions: int) -> Rope:
     """Read the rotary embedding of a `text_config`: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 
-    `dynamic` equals `default` up to `max_position_embeddings` positions, which is all that is ever run,
-    so its factor has no effect here. Raises `CheckpointError` for other types, by name.
+    `dynamic` equals `default` up to `max_position_embeddings` positions, and no more are ever run, so its factor has
+    no effect here. Raises `CheckpointError`, which names the type, for unsupported ones.
     """
     values: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):

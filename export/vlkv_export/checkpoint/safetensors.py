@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensors it holds and where. The weights themselves are not read."""
+"""Reads the header of a safetensors file: names, sizes and offsets of its tensors. Weights are not read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LFS = b"version "
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a header: its dtype as the format writes it, its shape, and bytes of the file."""
+    """One tensor of a header: its dtype in the format's spelling, its shape, and its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,11 +33,11 @@ class Entry:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of a file by name; `offset` counts from the start of the file.
+    """Read all tensors of a file, by name; `offset` counts from the start of the file.
 
-    Raises `CheckpointError` for a file that is missing, truncated or malformed: a header above 100 MB or
-    beyond the end, JSON that is not of the format, sizes that disagree with shapes, tensors that overlap,
-    leave gaps, or end elsewhere than the file does.
+    Raises `CheckpointError` for a file that is missing, truncated or malformed: a header above 100 MB or beyond the
+    end, JSON that does not follow the format, sizes that contradict shapes, tensors that overlap, leave gaps, or do
+    not end where the file ends.
     """
     data, size = _read(path)
     values = parse_object(data, f"{path}: the header")

@@ -1,4 +1,4 @@
-"""Settings that towers, projectors and text models share: activations, feature layers, and limits of sizes."""
+"""Settings that towers, projectors and text models share: activations, feature layers, and size limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
 }
-"""Configured names to the functions that they are; the four that compute GELU by tanh are one function."""
+"""Activations by their names in configurations; four of the names mean the tanh approximation of GELU."""
 
 MAX_LAYERS = 1024
 MAX_HEADS = 4096
@@ -37,7 +37,7 @@ def read_activation(fields: Fields, name: str, default: str) -> Activation:
 
 
 def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -> tuple[int, ...]:
-    """Return the hidden states that `vision_feature_layer` chooses, counted from 0. Raises `CheckpointError`."""
+    """Return the hidden states that `vision_feature_layer` selects, counted from 0. Raises `CheckpointError`."""
     names = ("vision_feature_layer", "vision_feature_layers")
     value = next((config.get(name) for name in names if name in config), None)
     value = default if value is None else value
@@ -52,7 +52,7 @@ def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -
 
 
 def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:
-    """Return the id that stands for a picture: `image_token_id` or `image_token_index`."""
+    """Return the id of the image token: `image_token_id` or `image_token_index`."""
     name = "image_token_id" if "image_token_id" in config else "image_token_index"
     value = config.integer(name, default, low=0)
     if value >= vocab:

@@ -1,4 +1,4 @@
-"""The weight files of a folder, one or sharded: every tensor that the model needs, found and checked."""
+"""Finds and checks every tensor that the model needs in a folder's weight files, one or sharded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Found = dict[str, tuple[str, str, Entry]]
 
 
 def find(folder: Path, prefixes: Prefixes) -> Found:
-    """Canonical name -> (name in the file, file name, header entry) of all tensors that belong to the model.
+    """Map the canonical name of every tensor of the model to (name in the file, file name, header entry).
 
-    `model.safetensors` comes before `model.safetensors.index.json`, as in transformers.
+    `model.safetensors` takes precedence over `model.safetensors.index.json`, as in transformers.
     Raises `CheckpointError`.
     """
     if (folder / SINGLE).exists():
@@ -58,10 +58,11 @@ def find(folder: Path, prefixes: Prefixes) -> Found:
 
 
 def select(folder: Path, found: Found, layout: Iterable[tuple[str, Shape]], tied: bool) -> dict[str, Tensor]:
-    """Look the tensors of `layout` up, their shapes and dtypes checked; the three dtypes may be mixed.
+    """Look up the tensors of `layout` and check their shapes and dtypes; the three dtypes may be mixed.
 
-    With `tied`, embedding and head stand in for each other where only one is in the files. (Where both
-    are, each is used: transformers does not tie two that differ either.) Raises `CheckpointError`.
+    With `tied`, the embedding also serves as the head, or the head as the embedding, if the files have only one of
+    them. (If they have both, each is used: transformers does not tie two that differ either.)
+    Raises `CheckpointError`.
     """
     if tied:
         for absent, present in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):

@@ -1,1 +1,1 @@
-"""The three graphs of an engine directory, built from a checkpoint's facts with standard operators and `vlkv`'s own."""
+"""Builds the decoder graph from a checkpoint's facts, with standard operators and those of vlkv."""

@@ -8,7 +8,7 @@ from vlkv_export.graph.builder import Builder
 
 
 def activate(b: Builder, x: ir.Value, name: str) -> ir.Value:
-    """Apply the activation `name` to `x`; the reader has refused unknown names."""
+    """Apply the activation `name` to `x`; the checkpoint's reader refuses unknown names."""
     if name in ("silu", "swish"):
         return b.op.Swish(x)
     if name == "quick_gelu":

@@ -1,4 +1,4 @@
-"""A graph under construction: named inputs and outputs, weights by reference into the checkpoint's files."""
+"""Builds a graph: named inputs and outputs, and weights that refer to the checkpoint's files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DTYPES = {
 
 
 class Builder:
-    """Builds one graph. `op` makes standard nodes, `vlkv` makes ours; both take Python numbers as constants.
+    """Builds one graph. `op` makes standard nodes, `vlkv` makes vlkv's; both accept Python numbers as constants.
 
     Args:
         name: the graph's name.
         tensors: the checkpoint's tensors by canonical name.
-        dtype: what the graph computes in; weights stored otherwise are cast.
+        dtype: the dtype of the graph's arithmetic; weights of other dtypes are cast.
     """
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor], dtype: str) -> None:
@@ -40,7 +40,7 @@ class Builder:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Nodes made inside carry `name` in theirs, as a folder in a viewer."""
+        """Prefix the names of nodes made inside with `name`, which viewers show as a folder."""
         self._builder.push_module(name)
         try:
             yield
@@ -48,22 +48,22 @@ class Builder:
             self._builder.pop_module()
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-        """A graph input; letters in `shape` are dynamic dimensions."""
+        """Add a graph input; letters in `shape` are dynamic dimensions."""
         return self._builder.input(name, dtype, shape)
 
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
-        """Makes `value` a graph output of that name, dtype and shape."""
+        """Make `value` a graph output of that name, dtype and shape."""
         value.name = name
         value.type = ir.TensorType(dtype)
         value.shape = ir.Shape(shape)
         self.graph.outputs.append(value)
 
     def has(self, name: str) -> bool:
-        """Whether the checkpoint holds a tensor of that canonical name."""
+        """Whether the checkpoint has a tensor of that canonical name."""
         return name in self._tensors
 
     def weight(self, name: str) -> ir.Value:
-        """The tensor of that canonical name in the graph's dtype, stored once and referenced where it lies."""
+        """The tensor of that canonical name in the graph's dtype; it refers to the checkpoint's file."""
         if name not in self._weights:
             tensor = self._tensors[name]
             external = ir.ExternalTensor(
@@ -79,13 +79,13 @@ class Builder:
         return self._weights[name]
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
-        """`x @ weight.T + bias`; weights are stored `[out, in]`, a bias is added where the checkpoint has one."""
+        """`x @ weight.T + bias`; weights are stored as `[out, in]`, and a bias is added if the checkpoint has one."""
         weight = self.op.Transpose(self.weight(f"{name}.weight"), perm=[1, 0])
         y = self.op.MatMul(x, weight)
         return self.op.Add(y, self.weight(f"{name}.bias")) if self.has(f"{name}.bias") else y
 
     def model(self) -> ir.Model:
-        """The finished model, with the bodies of those of our operators that it uses."""
+        """The finished model, with the functions of the vlkv operators that it uses."""
         used = {node.op_type for node in self.graph if node.domain == DOMAIN}
         carried = [function for function in functions() if function.name in used]
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="vlkv", functions=carried)

@@ -1,4 +1,4 @@
-"""The `decoder` graph: one for whole prompts, chunks and single tokens, so that the weights exist once."""
+"""The `decoder` graph: one graph serves whole prompts, chunks and single tokens, so the weights exist once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLOAT = ir.DataType.FLOAT
 
 
 def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
-    """The decoder of a checkpoint; inputs and outputs are listed in `docs/structure.md`."""
+    """Build the decoder of a checkpoint; `docs/structure.md` lists its inputs and outputs."""
     text = checkpoint.text
     b = Builder("decoder", checkpoint.tensors, dtype)
     x = b.input("inputs_embeds", FLOAT, ["B", "S", text.hidden])
@@ -64,11 +64,15 @@ def _mlp(b: Builder, x: ir.Value, name: str, text: TextConfig) -> ir.Value:
 
 
 def _logits(b: Builder, x: ir.Value, position_ids: ir.Value, text: TextConfig) -> None:
-    """Logits `[B,V]` of each prompt's last valid token: its padding, marked by position -1, is at the right."""
+    """Logits `[B,V]` of each prompt's last valid token; padding has position -1 and is at the right."""
     with b.scope("logits"):
-        valid = b.op.Cast(b.op.GreaterOrEqual(position_ids, 0), to=INT64)
-        last = b.op.Max(b.op.Sub(b.op.ReduceSum(valid, [1], keepdims=1), 1), 0)
-        x = b.op.GatherND(x, last, batch_dims=1)
+        x = b.op.GatherND(x, last_row(b, position_ids), batch_dims=1)
         x = _norm(b, x, "text.norm", text)
         logits = b.op.Cast(b.linear(x, "lm_head"), to=FLOAT)
     b.output(logits, "logits", FLOAT, ["B", text.vocab])
+
+
+def last_row(b: Builder, position_ids: ir.Value) -> ir.Value:
+    """The number `[B,1]` of each prompt's last valid row."""
+    valid = b.op.Cast(b.op.GreaterOrEqual(position_ids, 0), to=INT64)
+    return b.op.Max(b.op.Sub(b.op.ReduceSum(valid, [1], keepdims=1), 1), 0)

@@ -1,4 +1,4 @@
-"""The models that export knows: families, vision towers and text models, and the reader of a whole checkpoint."""
+"""The supported models: families, vision towers and text models, and the reader of a whole checkpoint."""
 
 from vlkv_export.models.reader import read_checkpoint
 from vlkv_export.models.registry import build_decoder, build_vision

@@ -1,4 +1,4 @@
-"""A checkpoint's folder, read whole: configuration, processor, tokenizer, and the headers of its weights."""
+"""Reads a checkpoint's folder: configuration, processor, tokenizer, and the headers of the weight files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlkv_export.models.spec import ImageSource, Shapes
 
 @dataclass(frozen=True)
 class Parts:
-    """What `config.json` says of a model: its family's name, and the records of its parts."""
+    """The contents of `config.json`: the family's name and the records of the model's parts."""
 
     family: str
     vision: VisionConfig
@@ -26,7 +26,7 @@ class Parts:
     def tensors(self) -> Shapes:
         """Canonical name and shape of every tensor that the graphs use, in the order of use.
 
-        Linear weights are `[outputs, inputs]`. Of the tower, only the layers that the features need.
+        Linear weights are `[outputs, inputs]`. Tower layers that the features do not need are left out.
         """
         yield from registry.TOWERS[self.vision.architecture].tensors(self.vision)
         yield from registry.FAMILIES[self.family].tensors(self.vision, self.projector, self.text)
@@ -77,7 +77,7 @@ def _read(folder: Path) -> Checkpoint:
     for name in text_model.unexpected(text):
         if name in found:
             raise CheckpointError(
-                f"{folder}: the weights hold {found[name][0]}, config.json says that there is none; "
+                f"{folder}: the weights hold {found[name][0]}, but config.json says that there is none; "
                 "set attention_bias or mlp_bias of text_config"
             )
     tensors = weights.select(folder, found, parts.tensors(), text.tied)

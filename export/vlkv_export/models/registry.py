@@ -1,4 +1,4 @@
-"""The families, vision towers and text models that export knows, by the names that transformers uses."""
+"""The supported families, vision towers and text models, by the names that transformers uses."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def supported() -> str:
-    """What export supports, for the end of an error's line."""
+    """The supported models in words, for error messages."""
     towers, texts = " or ".join(TOWERS), " or ".join(TEXT_MODELS)
     return f"{' or '.join(FAMILIES)} with a {towers} tower and a {texts} text model"
 
 
 def find_family(config: Fields) -> str:
-    """Return the name of a configuration's family. Raises `CheckpointError` for one that is not supported."""
+    """Return the name of a configuration's family. Raises `CheckpointError` for an unsupported one."""
     names, kind = config.get("architectures"), config.get("model_type")
     if names is None:
         names = [name for name, family in FAMILIES.items() if family.model_type == kind] or None
@@ -67,7 +67,7 @@ def find_text_model(text: Fields, default: str) -> str:
 
 
 def build_vision(checkpoint: Checkpoint, dtype: str) -> ir.Model:
-    """Build the `vision` graph of a checkpoint, with its family and its tower."""
+    """Build the `vision` graph of a checkpoint from its family and its tower."""
     return FAMILIES[checkpoint.family].build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
 
 

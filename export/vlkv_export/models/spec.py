@@ -1,4 +1,4 @@
-"""What the registry holds for a vision tower, a text model and a family."""
+"""The registry's records of a vision tower, a text model and a family."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Shapes = Iterator[tuple[str, Shape]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which features a family takes of its tower where the configuration does not say."""
+    """The features that a family takes from its tower by default."""
 
     layer: int | list[int] = -2
     strategy: str = "default"
     fixed_strategy: bool = False
-    """Whether the family has this strategy whatever the configuration says."""
+    """Whether the family uses this strategy even if the configuration names another."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What says how pictures become tokens.
+    """The parts of a checkpoint that determine how pictures become tokens.
 
-    `config` is `config.json`, `processor` the image processor's fields, `combined` those of `processor_config.json`;
-    `token` stands for a picture, `added` are the tokenizer's added tokens.
+    `config` is `config.json`, `processor` holds the image processor's fields, `combined` those of
+    `processor_config.json`; `token` is the image token, `added` are the tokenizer's added tokens.
     """
 
     config: Fields
@@ -52,9 +52,9 @@ ReadImage = Callable[[ImageSource], ImageFacts]
 class Tower:
     """A vision tower.
 
-    `read(config, vision, selection)` takes the whole configuration and `vision_config`. `tensors` gives canonical
-    names and shapes. `build` takes pictures `[N,3,H,W]` to selected features `[N,P,hidden * feature layers]`.
-    `read_image` takes the place of the family's where the tower decides what tokens a picture is.
+    `read(config, vision, selection)` receives the whole configuration and `vision_config`. `tensors` returns canonical
+    names and shapes. `build` maps pictures `[N,3,H,W]` to the selected features `[N,P,hidden * feature layers]`.
+    `read_image`, if given, replaces the family's: the tower then decides which tokens a picture has.
     """
 
     read: Callable[[Fields, Fields, Selection], VisionConfig]
@@ -67,8 +67,8 @@ class Tower:
 class TextModel:
     """A text model.
 
-    `read(config, text)` takes the whole configuration and `text_config`. `unexpected` names the tensors
-    that the configuration says do not exist. `build` makes the whole `decoder` graph.
+    `read(config, text)` receives the whole configuration and `text_config`. `unexpected` names the tensors that must
+    not exist according to the configuration. `build` makes the whole `decoder` graph.
     """
 
     read: Callable[[Fields, Fields], TextConfig]
@@ -76,16 +76,16 @@ class TextModel:
     unexpected: Callable[[TextConfig], Iterator[str]]
     build: Callable[[Checkpoint, str], ir.Model]
     special: Mapping[str, int | None] = field(default_factory=lambda: {"bos": 1, "eos": 2, "pad": None})
-    """Ids that the class assumes where no file has them."""
+    """The token ids that the class assumes if no file names them."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a tower, a projector and a text model make one model.
+    """How a tower, a projector and a text model form one model.
 
-    `model_type` names the family where the configuration has no `architectures`. `prefixes` take a stored
-    tensor's name to its canonical one. `read_image` says how pictures become tokens.
-    `build` makes the whole `vision` graph with the tower it is given.
+    `model_type` identifies the family if the configuration has no `architectures`. `prefixes` map the names of stored
+    tensors to canonical names. `read_image` determines how pictures become tokens. `build` makes the whole `vision`
+    graph around a given tower.
     """
 
     model_type: str

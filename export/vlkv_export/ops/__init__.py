@@ -1,7 +1,7 @@
-"""The operators of domain `vlkv`, version 1, as ONNX functions, and the graphs that are made of them alone.
+"""The operators of domain `vlkv`, version 1, as ONNX functions, and graphs that consist of them alone.
 
-`functions()` is what a model with `vlkv` nodes carries; `compress_model` is the third graph of a graph
-directory; `python -m vlkv_export.ops` writes the reference graphs that `vlkv.ops` runs.
+`functions()` returns the functions that a model with `vlkv` nodes includes; `compress_model` makes the third graph of
+a graph directory; `python -m vlkv_export.ops` writes the reference graphs that `vlkv.ops` runs.
 """
 
 from vlkv_export.ops.domain import DOMAIN, OPSET, VERSION

@@ -1,4 +1,4 @@
-"""Attention of a call's tokens over the cache that takes their keys and values: two updates and an Attention, as one.
+"""VlkvAttend: appends a call's keys and values to the cache and attends over it, as one operator.
 
 The body below is the operator's public definition: standard operators of opset 24.
 """
@@ -7,6 +7,15 @@ from onnxscript import script
 from onnxscript.onnx_opset import opset24 as op
 
 from vlkv_export.ops.domain import VLKV
+
+MULTIPLE, LARGEST = 8, 256
+HEAD_SIZES = f"a multiple of {MULTIPLE} up to {LARGEST}"
+"""The head sizes that the plugin's layer supports, in words."""
+
+
+def takes_head_size(dim: int) -> bool:
+    """Whether the plugin's layer supports heads of size `dim`."""
+    return dim % MULTIPLE == 0 and 0 < dim <= LARGEST
 
 
 @script(VLKV, default_opset=op)

@@ -1,7 +1,7 @@
-"""Makes what onnxscript compiles the same in every process.
+"""Makes the output of onnxscript's compiler identical in every process.
 
-onnxscript orders the outputs of If and the carried values of Loop by iterating over a set of names, and so by
-the process's hash seed. Here they are ordered by name, and the numbers that make names unique are given anew.
+onnxscript orders the outputs of If and the carried values of Loop by iterating over a set of names, so the order
+depends on the process's hash seed. Here they are ordered by name, and the numbers in unique names are reassigned.
 """
 
 import itertools
@@ -11,14 +11,14 @@ from typing import Any
 
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
 
-# The condition of every Loop. TensorRT for RTX and ONNX's own evaluator do not take a missing one for true.
+# The condition of every Loop: TensorRT for RTX and ONNX's own evaluator do not accept a missing condition.
 ALWAYS = "always"
 
 
 def canonical(function: FunctionProto, outputs: Sequence[str]) -> FunctionProto:
-    """Make a copy in canonical order and naming, with the outputs so named.
+    """Make a copy in canonical order and naming, with the given names of outputs.
 
-    For Loops without scan outputs only, which is what onnxscript makes of `for`.
+    Supports only Loops without scan outputs, as onnxscript makes them from `for`.
     """
     made = FunctionProto()
     made.CopyFrom(function)
@@ -32,7 +32,7 @@ def canonical(function: FunctionProto, outputs: Sequence[str]) -> FunctionProto:
 
 
 class _Names:
-    """Old names to new ones, unique over the function and the graphs in it."""
+    """Maps old names to new ones, unique over the function and its subgraphs."""
 
     def __init__(self, inputs: Sequence[str], outputs: dict[str, str]) -> None:
         self.new = {name: name for name in inputs}
@@ -84,7 +84,7 @@ def _order_outputs(node: NodeProto, bodies: Sequence[GraphProto]) -> None:
 
 
 def _permute(values: Any, order: Sequence[int], start: int) -> None:
-    """Put `values[start:]` in that order. Messages of a repeated field are copied: they can't be assigned."""
+    """Put `values[start:]` in that order. Messages of a repeated field are copied, as they can't be assigned."""
     before = list(values)
     copies = [
         item if isinstance(item, str) else type(item).FromString(item.SerializeToString()) for item in before

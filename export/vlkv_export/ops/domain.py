@@ -1,4 +1,4 @@
-"""The operator domain."""
+"""The domain of vlkv's operators."""
 
 from onnxscript.values import Opset
 

@@ -1,4 +1,4 @@
-"""Evict: keep the best slots of one layer's cache, in order, at the front of a small one.
+"""Evict: keep the best slots of one layer's cache, in order, in a small cache.
 
 The body below is the operator's public definition: standard operators of opset 24.
 Sources: VL-Cache (arXiv 2410.23317), keeping the recent and the highest scores; Elastic Cache (arXiv

@@ -1,4 +1,4 @@
-"""Graphs of the operators alone: `compress`, which evicts from one layer, and one node of Evict or Score."""
+"""Graphs of operators alone: `compress`, which evicts from one layer, and single nodes of Evict and Score."""
 
 import onnx_ir as ir
 from onnxscript import BOOL, script
@@ -16,7 +16,7 @@ CACHES = ("new_key", "new_value")
 @script(default_opset=op)
 def compress(key, value, score, length, keep, sinks, recent, capacity, per_head: BOOL, merge: BOOL):
     """Evict with its attributes as inputs."""
-    # One selection for all heads is the selection for each head by the summed scores.
+    # one selection for all heads equals a selection for each head by the summed scores
     shared = op.ReduceSum(score, op.Constant(value_ints=[1]), keepdims=1)
     ranked = op.Where(per_head, score, shared)
     if merge:
@@ -33,7 +33,7 @@ def compress(key, value, score, length, keep, sinks, recent, capacity, per_head:
 def compress_model(
     dtype: ir.DataType = ir.DataType.FLOAT, kv_heads: Dim = "Hkv", head_dim: Dim = "D"
 ) -> ir.Model:
-    """Make the `compress` graph for caches of `dtype`; sizes are numbers, or names if known at run time.
+    """Make the `compress` graph for caches of `dtype`; sizes are numbers, or names if they vary at run time.
 
     Inputs: key, value [B, Hkv, C, D] of `dtype`; score [B, Hkv, C] float32; length, keep, sinks, recent [B]
     int64; capacity [] int64; per_head, merge [] bool. Outputs: new_key, new_value [B, Hkv, capacity, D];
@@ -51,7 +51,7 @@ def evict_model(
     kv_heads: Dim = "Hkv",
     head_dim: Dim = "D",
 ) -> ir.Model:
-    """Make a graph of one Evict node: `compress` with its flags fixed, for runtimes that fail on a Loop in an If.
+    """Make a graph of one Evict node: `compress` with fixed flags, for runtimes that fail on a Loop in an If.
 
     Inputs and outputs are those of `compress_model` without per_head and merge.
     """
@@ -69,7 +69,7 @@ def score_model(
     kv_heads: Dim = "Hkv",
     head_dim: Dim = "D",
 ) -> ir.Model:
-    """Make a graph of one Score node; sizes are numbers, or names if known at run time.
+    """Make a graph of one Score node; sizes are numbers, or names if they vary at run time.
 
     Inputs: query [B, Hq, W, D], key [B, Hkv, C, D] of `dtype`; row_position [B, W] int64. Outputs: score
     [B, Hkv, C] and sparsity [B], float32.
@@ -97,7 +97,7 @@ def _evict_graph(graph: ir.Graph, dtype: ir.DataType, kv_heads: Dim, head_dim: D
 
 
 def _describe(values, facts) -> None:
-    """Name and type the values of a graph's border."""
+    """Set the names and types of a graph's inputs and outputs."""
     for value, (name, dtype, shape) in zip(values, facts, strict=True):
         value.name = name
         value.type = ir.TensorType(dtype)

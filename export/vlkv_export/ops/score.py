@@ -1,4 +1,4 @@
-"""Score: what each cache slot is worth to the observed rows, and how sparse their attention is.
+"""Score: the attention that each cache slot receives from the observation window, and the attention's sparsity.
 
 The body below is the operator's public definition: standard operators of opset 24, one tile of rows at a
 time.

@@ -1,6 +1,6 @@
-"""Selection without a sort: what Evict's body does by TopK, for runtimes whose TopK has a limit.
+"""Selection without a sort, for runtimes whose TopK has a limit; Evict's body selects with TopK.
 
-Not an operator of its own: a lowering pass puts it in the sort's place.
+It is not an operator of its own: the pass `full_sort` replaces the sort by it.
 """
 
 from onnxscript import BOOL, INT32, script

@@ -1,1 +1,1 @@
-"""Lowering: small passes over a graph, one a file. Each states its condition and returns how often it rewrote."""
+"""Graph passes, one module each: `apply` changes a graph in place and returns a count (`docs/extending/pass.md`)."""

@@ -1,34 +1,28 @@
-"""Cache updates and the Attention over them become the plugin's layer, which writes caches of any capacity in place."""
+"""Replaces cache updates and the Attention over them by the plugin's layer, which updates any cache in place."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from vlkv_export.ops import DOMAIN
-from vlkv_export.ops.attend import VlkvAttend
+from vlkv_export.ops.attend import VlkvAttend, takes_head_size
 from vlkv_export.ops.library import compiled
 from vlkv_export.passes.edit import constant, has_only, like, new_node, producer, replace
 
 INT64 = ir.DataType.INT64
-MULTIPLE, LARGEST = 8, 256
-HEAD_SIZES = f"a multiple of {MULTIPLE} up to {LARGEST}"
-"""What the plugin takes."""
 MASK = ("LessOrEqual", "Unsqueeze", "Add")
-"""From the mask up to length + row: what the plugin's causal order is equal to."""
+"""The nodes from the mask up to length + row: together they equal the plugin's causal mask."""
 
 
-def takes_head_size(dim: int) -> bool:
-    """Whether the plugin's layer attends with heads of that size."""
-    return dim % MULTIPLE == 0 and 0 < dim <= LARGEST
+def apply(model: ir.Model) -> int:
+    """Replaces each Attention and its two TensorScatter nodes by one VlkvAttend.
 
-
-def attend_in_place(model: ir.Model) -> int:
-    """Rewrites each Attention over two caches that it alone updates, from one slot of each prompt's on.
-
-    The caches are graph inputs, and the mask says that row i sees the slots up to length + i.
+    Applies to: an Attention whose keys and values come from two TensorScatter nodes that write one slot per prompt
+        and token; the caches are graph inputs that nothing else updates, the head size is one of `HEAD_SIZES`, and
+        the mask lets row i see the slots up to length + i. If any Attention of the graph is different, nothing changes.
 
     Returns:
-        How many; a graph where one of them is anything else is left as it is.
+        The number of Attention nodes replaced.
     """
     graph = model.graph
     attentions = [node for node in graph if (node.domain, node.op_type) == ("", "Attention")]
@@ -50,7 +44,7 @@ def attend_in_place(model: ir.Model) -> int:
 
 
 def _updates(node: ir.Node) -> tuple[ir.Node, ir.Node] | None:
-    """The two TensorScatter nodes whose caches an Attention reads, if it is one that the plugin's layer can replace."""
+    """The two TensorScatter nodes whose caches an Attention reads, or None if the plugin's layer can't replace it."""
     keys, values = (producer(value, "TensorScatter") for value in node.inputs[1:3])
     if keys is None or values is None or len(node.inputs) != 4 or not has_only(node, "scale"):
         return None
@@ -79,7 +73,7 @@ def _is_causal(mask: ir.Value | None, length: ir.Value) -> bool:
 
 
 def _count(graph: ir.Graph) -> ir.Value:
-    """`[B]`: how many tokens of a call are each prompt's own, from the input `position_ids [B,S]`."""
+    """The number `[B]` of each prompt's tokens that are not padding, from the input `position_ids [B,S]`."""
     positions = next(value for value in graph.inputs if value.name == "position_ids")
     given, ones, count = (ir.Value(name=f"tokens.{name}") for name in ("given", "ones", "count"))
     zero, axis = constant(graph, "zero_i64", 0, INT64), constant(graph, "axis_1", [1], INT64)

@@ -1,6 +1,6 @@
-"""A cache update of any capacity: TensorScatter becomes ScatterElements, for builders that write static caches alone.
+"""Replaces TensorScatter by ScatterElements, for builders whose TensorScatter takes static caches only.
 
-The result is a tensor of its own: input and output of such a graph must not share memory.
+The updated cache is a new tensor: a graph's input and output cache must not share memory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ INT64 = ir.DataType.INT64
 SLOTS = 2
 
 
-def scatter_elements(model: ir.Model) -> int:
-    """Rewrites each TensorScatter of rows into a `[B,Hkv,C,D]` cache from a slot of each prompt's on."""
+def apply(model: ir.Model) -> int:
+    """Replaces each TensorScatter into a cache by a ScatterElements.
+
+    Applies to: a linear TensorScatter with write indices, along the slots of a cache `[B,Hkv,C,D]`.
+
+    Returns:
+        The number of TensorScatter nodes replaced.
+    """
     graph = model.graph
     count = 0
     indices: dict[ir.Value, ir.Value] = {}
@@ -47,7 +53,7 @@ def _is_linear(node: ir.Node) -> bool:
 
 
 def _slots(graph: ir.Graph, rows: ir.Value, start: ir.Value, nodes: list[ir.Node]) -> ir.Value:
-    """`[B,1,S,1]`: the slot that each of the rows `[B,Hkv,S,D]` goes to."""
+    """The slot of each of the rows `[B,Hkv,S,D]`, as `[B,1,S,1]`."""
 
     def make(op_type: str, operands: list[ir.Value], **attributes: object) -> ir.Value:
         result = ir.Value(name=f"{start.name}.slots.{op_type}.{len(nodes)}")

@@ -1,4 +1,4 @@
-"""What several passes need: reading a pattern upwards and putting a node in another's place."""
+"""Helpers of the passes: matching a pattern upwards from a value, and replacing nodes. No pass itself."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from onnx_ir.passes import common
 from vlkv.errors import EngineError
 
 MICROSOFT = "com.microsoft"
+NATIVE = "vlkv.native"
+"""The domain of the operators that `vlkv._native` registers with ONNX Runtime."""
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The standard node of that type that makes `value`, or None."""
+    """The node of the standard domain and of type `op_type` that produces `value`, or None."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.op_type == op_type and node.domain == "" else None
 
 
 def operand(node: ir.Node, index: int) -> ir.Value:
-    """The node's input of that number. Raises `EngineError` where it is left out."""
+    """The node's input number `index`. Raises `EngineError` if it is absent."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         raise EngineError(f"{node.op_type} {node.name!r} has no input {index}")
@@ -30,41 +32,41 @@ def operand(node: ir.Node, index: int) -> ir.Value:
 
 
 def maker(value: ir.Value) -> ir.Node:
-    """The node that makes `value`. Raises `EngineError` for a graph's input or a weight."""
+    """The node that produces `value`. Raises `EngineError` for a graph input or a weight."""
     node = value.producer()
     if node is None:
-        raise EngineError(f"no node makes {value.name!r}")
+        raise EngineError(f"no node produces {value.name!r}")
     return node
 
 
 def sizes(value: ir.Value) -> ir.Shape:
-    """The shape of `value`. Raises `EngineError` where the graph does not tell it."""
+    """The shape of `value`. Raises `EngineError` if the graph does not state it."""
     if value.shape is None:
         raise EngineError(f"the shape of {value.name!r} is not known")
     return value.shape
 
 
 def dtype_of(value: ir.Value) -> ir.DataType:
-    """The dtype of `value`. Raises `EngineError` where the graph does not tell it."""
+    """The dtype of `value`. Raises `EngineError` if the graph does not state it."""
     if value.dtype is None:
         raise EngineError(f"the dtype of {value.name!r} is not known")
     return value.dtype
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol:
-    """The constant that `value` is. Raises `EngineError` for anything else."""
+    """The tensor of the constant `value`. Raises `EngineError` if it is not a constant."""
     if value.const_value is None:
-        raise EngineError(f"{value.name!r} is no constant")
+        raise EngineError(f"{value.name!r} is not a constant")
     return value.const_value
 
 
 def numbers(value: ir.Value) -> NDArray[Any]:
-    """The numbers of the constant that `value` is. Raises `EngineError` for anything else."""
+    """The numbers of the constant `value`. Raises `EngineError` if it is not a constant."""
     return tensor_of(value).numpy()
 
 
 def observed_heads(score: ir.Node) -> int:
-    """The query heads of a Score node, whose query is `Transpose(Reshape(x, [0,0,heads,D]))`."""
+    """The number of query heads of a Score node, whose query is `Transpose(Reshape(x, [0,0,heads,D]))`."""
     reshape = maker(operand(maker(operand(score, 0)), 0))
     return int(numbers(operand(reshape, 1))[2])
 
@@ -75,7 +77,7 @@ def remove_unused_functions(model: ir.Model) -> None:
 
 
 def turned_matrix(transpose: ir.Node) -> ir.Value | None:
-    """The rank-2 initializer that a Transpose turns, or None."""
+    """The rank-2 initializer that a Transpose transposes, or None."""
     weight = transpose.inputs[0]
     if weight is None or not weight.is_initializer() or weight.shape is None or len(weight.shape) != 2:
         return None
@@ -83,7 +85,7 @@ def turned_matrix(transpose: ir.Node) -> ir.Value | None:
 
 
 def has_only(node: ir.Node, *names: str) -> bool:
-    """Whether the node has no attributes but these, so that none of its meaning is lost by ignoring others."""
+    """Whether the node has no attributes other than `names`, so that a pass ignores nothing that matters."""
     return set(node.attributes) <= set(names)
 
 
@@ -96,18 +98,18 @@ def new_node(
     domain: str = "",
     name: str | None = None,
 ) -> ir.Node:
-    """A node that makes the given fresh `outputs`."""
+    """A node that produces the given new `outputs`."""
     attrs = ir.convenience.convert_attributes(attributes or {})
     return ir.Node(domain, op_type, inputs, attrs, outputs=outputs, name=name)
 
 
 def like(value: ir.Value) -> ir.Value:
-    """A fresh value with the name, type and shape of another, to take its place."""
+    """A new value with the name, type and shape of another, to replace it."""
     return ir.Value(name=value.name, type=value.type, shape=value.shape)
 
 
 def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir.Value, ir.Value]) -> None:
-    """Puts `nodes` where `old` stands and lets the users of each key of `values` use its value."""
+    """Inserts `nodes` before `old`, and replaces each key of `values` by its value in all users."""
     graph.insert_before(old, nodes)
     for before, after in values.items():
         if before.is_graph_output():
@@ -116,14 +118,14 @@ def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir
 
 
 def constant(graph: ir.Graph, name: str, values: int | list[int], dtype: ir.DataType) -> ir.Value:
-    """An initializer of that name, made once."""
+    """The initializer `name`; it is made if the graph lacks it."""
     if name not in graph.initializers:
         add_initializer(graph, ir.tensor(np.array(values), dtype=dtype, name=name))
     return graph.initializers[name]
 
 
 def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """The tensor as an initializer of its name, made once."""
+    """The initializer of the tensor's name; it is made if the graph lacks it."""
     name = str(tensor.name)
     if name not in graph.initializers:
         shape = ir.Shape(tensor.shape.numpy())

@@ -1,15 +1,22 @@
-"""One branch of an If becomes the graph: for builders that fail on a Loop inside an If."""
+"""Fixes a boolean graph input and inlines the If branch that it selects, for builders that fail on a Loop in an If."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 
-def fix_flag(model: ir.Model, name: str, value: bool) -> int:
-    """Takes the branch of each If that the graph's boolean input `name` decides, where it decides nothing else.
+def apply(model: ir.Model, *, name: str, value: bool) -> int:
+    """Replaces each If that the flag decides by one of its branches, and removes the flag.
+
+    Applies to: a boolean graph input `name` whose only uses are conditions of If nodes of the main graph.
+
+    Args:
+        model: the graph; changed in place.
+        name: the graph input.
+        value: the value to fix it to.
 
     Returns:
-        How many Ifs went; with them goes the input.
+        The number of If nodes replaced.
     """
     graph = model.graph
     flags = [flag for flag in graph.inputs if flag.name == name and flag.dtype == ir.DataType.BOOL]

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 graphs become float32 ones, for a runtime whose kernels have no 16-bit products."""
+"""Makes a float16 or bfloat16 graph compute in float32, for a runtime without 16-bit kernels."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOAT = ir.DataType.FLOAT
 
 
-def compute_in_float32(
-    model: ir.Model, converted: Mapping[str, ir.TensorProtocol], kept: Container[str] = ()
-) -> int:
-    """Retypes values, casts and weights.
+def apply(model: ir.Model, *, converted: Mapping[str, ir.TensorProtocol], kept: Container[str] = ()) -> int:
+    """Retypes values, casts and weights to float32.
+
+    Applies to: 16-bit values and casts of the main graph, and initializers that are 16-bit or named in `converted`.
 
     Args:
         model: the graph; changed in place.
-        converted: float32 tensors by name, for initializers of 16 bits and those that lie elsewhere now.
-        kept: names of initializers that stay as they are, as their operator reads them so.
+        converted: float32 tensors by name, which replace initializers; other 16-bit initializers are widened.
+        kept: names of initializers that stay as they are, because their operator reads that dtype.
 
     Returns:
-        How many weights were exchanged.
+        The number of initializers replaced.
     """
     graph = model.graph
     count = 0

@@ -1,6 +1,6 @@
-"""The sort in Evict's body becomes a selection: TensorRT's TopK gives out 3840 values at most.
+"""Replaces the sort in Evict's body by a selection, as TensorRT's TopK returns at most 3840 values.
 
-A longer sort passes its builder with a warning and fails when it runs.
+TensorRT's builder accepts a longer sort with a warning; it then fails at run time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from vlkv_export.ops import DOMAIN, select_highest
 from vlkv_export.passes.edit import has_only, new_node, operand, producer, remove_unused_functions, replace
 
 
-def select_without_sort(model: ir.Model) -> int:
-    """Rewrites each ranking of all slots that only marks the best candidates; Evict's body is inlined before."""
+def apply(model: ir.Model) -> int:
+    """Replaces each sort of all slots that only marks the best candidates.
+
+    Applies to: the pattern that `_match` describes, as Evict's body has it.
+    Requires: Evict's body is inlined (`function_bodies`).
+
+    Returns:
+        The number of sorts replaced.
+    """
     graph = model.graph
     found = [match for node in list(graph) if (match := _match(node))]
     for ranked, number, free, scatter, totals in found:
@@ -34,9 +41,10 @@ def select_without_sort(model: ir.Model) -> int:
 
 
 def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[ir.Node]] | None:
-    """Ranked, number, free, Scatter of `Scatter(order, n * (CumSum(n) <= free))` with n = Gather(number, order).
+    """Matches `Scatter(order, n * (CumSum(n) <= free))` with `order` from TopK and `n = Gather(number, order)`.
 
-    The last are sums of the product over all ranks, which are those of the result over all slots.
+    Returns ranked, number, free, the Scatter, and the sums of the product over all ranks, which equal the sums of the
+    Scatter's result over all slots.
     """
     if sort.op_type != "TopK" or sort.domain != "" or not has_only(sort, "axis", "largest", "sorted"):
         return None
@@ -71,7 +79,7 @@ def _match(sort: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Node, list[i
 
 
 def _is_nothing(value: ir.Value | None) -> bool:
-    """Whether it is `x - x`."""
+    """Whether the value is `x - x`, an array of zeros."""
     difference = producer(value, "Sub")
     return difference is not None and difference.inputs[0] is difference.inputs[1]
 

@@ -1,4 +1,4 @@
-"""The operators' bodies in place of their nodes, for builders without the plugin."""
+"""Inlines the ONNX bodies of vlkv's operators, for builders without the plugin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from vlkv_export.ops import DOMAIN
 from vlkv_export.passes.edit import remove_unused_functions
 
 
-def inline_bodies(model: ir.Model) -> int:
-    """Puts the body of each `vlkv` function where the graph calls it; none is left."""
+def apply(model: ir.Model) -> int:
+    """Replaces each node of the domain `vlkv` by its function's body.
+
+    Applies to: every node of the domain; none is left.
+
+    Returns:
+        The number of nodes replaced.
+    """
     nodes = [node for node in model.graph if node.domain == DOMAIN]
     if not nodes:
         return 0

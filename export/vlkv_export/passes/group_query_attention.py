@@ -1,9 +1,10 @@
-"""Cache update and attention over it become ONNX Runtime's `GroupQueryAttention`, which reads the valid slots only.
+"""Replaces cache updates and the Attention over them by ONNX Runtime's `GroupQueryAttention`.
 
-The standard pair reads a cache's whole capacity and builds a mask; this one takes lengths. They are made for all
-layers at once: `seqlens_k[l,b]` is the last valid slot after the call, `total[l]` the largest length after it.
-ONNX Runtime's CPU kernel takes a batch of prompts from an empty cache (padding at the right) and a batch of
-single tokens; a chunk after a filled cache has to come alone (B = 1) and without padding.
+It reads the valid slots of a cache only; the standard operators read its whole capacity and build a mask. Its lengths
+are computed for all layers at once: `seqlens_k[l,b]` is the last valid slot after the call, `total[l]` the largest
+length after it.
+ONNX Runtime's CPU kernel supports a batch of prompts on an empty cache (padding at the right) and a batch of single
+tokens; a chunk behind a filled cache has to come alone (B = 1) and without padding.
 """
 
 from __future__ import annotations
@@ -27,12 +28,20 @@ from vlkv_export.passes.edit import (
 )
 
 DIM = 8
-"""ONNX Runtime's kernel takes head dimensions that are multiples of this; others stay with the standard operators."""
+"""ONNX Runtime's kernel needs head sizes that are multiples of this; others keep the standard operators."""
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
-def use_group_query_attention(model: ir.Model) -> int:
-    """Rewrites each Attention over TensorScatters into graph inputs whose rows see all slots up to their own."""
+def apply(model: ir.Model) -> int:
+    """Replaces each Attention and its two TensorScatter nodes by one GroupQueryAttention.
+
+    Applies to: an Attention over two TensorScatter nodes that write rows of the graph input `length` of one layer;
+        query, keys and values are split into heads by Reshape and Transpose, the head size is a multiple of `DIM`,
+        and the mask lets a row see the slots up to its own.
+
+    Returns:
+        The number of Attention nodes replaced.
+    """
     graph = model.graph
     found = [match for node in graph if (match := _match(node))]
     if not found:
@@ -70,7 +79,7 @@ def use_group_query_attention(model: ir.Model) -> int:
 
 
 def _merged(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """`Transpose(Reshape(x, [0,0,heads,D]))` read back: x and its heads."""
+    """Matches `Transpose(Reshape(x, [0,0,heads,D]))`; returns x and the number of heads."""
     transpose = producer(value, "Transpose")
     reshape = producer(transpose.inputs[0], "Reshape") if transpose else None
     if transpose is None or reshape is None or list(transpose.attributes.get_ints("perm")) != [0, 2, 1, 3]:
@@ -79,7 +88,7 @@ def _merged(value: ir.Value | None) -> tuple[ir.Value, int] | None:
 
 
 def _layer(written: ir.Value) -> int | None:
-    """The row of the input `length [L,B]` that says where a layer's new tokens are written."""
+    """The layer whose row of the graph input `length [L,B]` is the write index `written`, or None."""
     gather = producer(written, "Gather")
     if gather is None:
         return None
@@ -90,7 +99,7 @@ def _layer(written: ir.Value) -> int | None:
 
 
 def _sees_up_to_own_slot(mask: ir.Value | None, written: ir.Value) -> bool:
-    """Whether the mask is `slot <= written + row`, which is what the fused operator does without one."""
+    """Whether the mask is `slot <= written + row`, which the fused operator applies without a mask."""
     compare = producer(mask, "LessOrEqual")
     last = producer(compare.inputs[1], "Unsqueeze") if compare else None
     place = producer(last.inputs[0], "Add") if last else None

@@ -1,7 +1,7 @@
-"""A graph computes in float16 or bfloat16, but for what has to stay in float32.
+"""Makes a float32 graph compute in float16 or bfloat16, except where float32 is needed.
 
-Those are RoPE's angles, whose positions 16 bits can't hold, the scores that Evict ranks, Score's results, pictures and
-embeddings on their way in, logits and features on their way out.
+RoPE's angles stay in float32, as 16 bits can't hold positions; so do Score's results and the scores that Evict ranks,
+the inputs (pictures and embeddings) and the outputs (logits and features).
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from vlkv_export.passes.edit import maker, new_node, operand, producer, tensor_o
 FLOAT = ir.DataType.FLOAT
 FLOATS = (FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 TABLES = {("", "RotaryEmbedding"): (1, 2), (DOMAIN, "Evict"): (2,)}
-"""Inputs that are made in float32; RoPE's are cast, Evict's stays."""
+"""Inputs that are computed in float32; RoPE's are then cast, Evict's stays."""
 CACHES = {("", "TensorScatter"): (0,), (DOMAIN, "Evict"): (0, 1)}
-"""Inputs that a caller holds in the dtype of the graph."""
+"""Inputs that the caller holds in the graph's dtype."""
 
 
-def compute_in_half(model: ir.Model, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
-    """Retypes values, casts and weights, and casts where float32 meets them.
+def apply(model: ir.Model, *, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
+    """Retypes values, casts and weights to `dtype`, and inserts casts where float32 values enter.
+
+    Applies to: all float values of the main graph, except the float32 parts named above.
+    Requires: Score and Evict are still nodes (this pass runs before `function_bodies` and `plugin_nodes`).
 
     Args:
         model: the graph; changed in place.
         dtype: FLOAT16 or BFLOAT16.
-        converted: the tensors in that dtype of initializers that are in another, by name.
+        converted: tensors of `dtype` by name, for initializers of another dtype; others are converted here.
 
     Returns:
-        How many weights were exchanged.
+        The number of initializers replaced.
     """
     graph = model.graph
     wide = _makers(graph) | _users_of_scores(graph)
@@ -95,9 +98,9 @@ def _is_cache(value: ir.Value) -> bool:
 
 
 def _makers(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that make float32 tables, back to the graph's inputs."""
+    """The nodes that compute float32 tables, back to the graph's inputs."""
     tables = [node.inputs[index] for node in graph for index in TABLES.get((node.domain, node.op_type), ())]
-    # where they are 16-bit already, what they are cast from
+    # tables that are 16-bit already: the float32 values that they are cast from
     open_values = [
         operand(maker(value), 0) if value is not None and producer(value, "Cast") else value
         for value in tables
@@ -113,7 +116,7 @@ def _makers(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _users_of_scores(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes that what Score gives out goes through."""
+    """All nodes that depend on an output of Score."""
     open_nodes = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, "Score")]
     found: set[ir.Node] = set()
     while open_nodes:

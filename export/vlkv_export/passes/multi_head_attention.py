@@ -1,6 +1,6 @@
-"""Attention without a cache or mask (the vision tower's) becomes ONNX Runtime's `MultiHeadAttention`.
+"""Replaces Attention without a cache or mask, as in vision towers, by ONNX Runtime's `MultiHeadAttention`.
 
-Its CPU kernel works in tiles; the one of the standard operator builds the whole matrix of weights.
+Its CPU kernel works in tiles; that of the standard operator builds the whole matrix of attention weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,15 @@ import onnx_ir as ir
 from vlkv_export.passes.edit import MICROSOFT, has_only, like, new_node, replace
 
 
-def use_multi_head_attention(model: ir.Model) -> int:
-    """Rewrites each standard Attention with three inputs of rank 3, equal head counts, and nothing else said."""
+def apply(model: ir.Model) -> int:
+    """Replaces each plain Attention by a MultiHeadAttention.
+
+    Applies to: an Attention with three inputs `[B,S,heads*D]`, as many KV heads as query heads, and no other
+        attributes.
+
+    Returns:
+        The number of Attention nodes replaced.
+    """
     count = 0
     for node in list(model.graph):
         heads = node.attributes.get_int("q_num_heads", 0)

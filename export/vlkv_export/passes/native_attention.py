@@ -1,7 +1,7 @@
-"""Calls of one token a prompt attend by the native operator, which reads a KV head's cache once for its query heads.
+"""Uses the native attention operator for calls with one token per prompt: it reads a KV head's cache only once.
 
-ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which in decoding is most of a long prompt's
-time. Prompts' chunks stay with it: `If(S == 1)` holds both, and both update the caches in place.
+ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which takes most of the time when decoding from
+a long prompt. Chunks of prompts stay with it: `If(S == 1)` holds both, and both update the caches in place.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from vlkv_export.passes.edit import MICROSOFT, constant, like, new_node, replace
+from vlkv_export.passes.edit import MICROSOFT, NATIVE, constant, like, new_node, replace
 
-NATIVE = "vlkv.native"
-"""The domain of operators that `vlkv._native` registers with ONNX Runtime."""
 INT64 = ir.DataType.INT64
 
 
-def attend_natively(model: ir.Model) -> int:
-    """Puts each GroupQueryAttention that neither rotates nor masks into the other branch of an If on S."""
+def apply(model: ir.Model) -> int:
+    """Replaces each GroupQueryAttention by an If whose other branch is the native Attend.
+
+    Applies to: a GroupQueryAttention without rotation, mask or further inputs.
+    Requires: `group_query_attention` ran before.
+
+    Returns:
+        The number of GroupQueryAttention nodes replaced.
+    """
     graph = model.graph
     found = [node for node in graph if _fits(node)]
     if not found:
@@ -49,7 +54,7 @@ def _fits(node: ir.Node) -> bool:
 
 
 def _single(graph: ir.Graph) -> ir.Value:
-    """Whether the call has one token a prompt, from the input `position_ids [B,S]`."""
+    """Whether the call has one token per prompt, from the input `position_ids [B,S]`."""
     positions = next(value for value in graph.inputs if value.name == "position_ids")
     tokens, single = ir.Value(name="tokens"), ir.Value(name="one_token", type=ir.TensorType(ir.DataType.BOOL))
     one = constant(graph, "one_token.size", [1], INT64)
@@ -62,7 +67,7 @@ def _single(graph: ir.Graph) -> ir.Value:
 
 
 def _branch(node: ir.Node, kind: str, make: Callable[[ir.Node, list[ir.Value]], ir.Node]) -> ir.Graph:
-    """A graph of one node, which reads the values around it."""
+    """A subgraph of one node, which reads values of the outer graph."""
     results = [ir.Value(name=f"{value.name}.{kind}", type=value.type) for value in node.outputs]
     return ir.Graph([], results, nodes=[make(node, results)], name=f"{node.name}/{kind}")
 

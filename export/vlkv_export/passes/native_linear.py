@@ -1,4 +1,4 @@
-"""`MatMul(x, Transpose(weight)) + bias` becomes `vlkv.native.Linear`, which multiplies with weights as they are stored.
+"""Replaces `MatMul(x, Transpose(weight)) + bias` by `vlkv.native.Linear`, which reads weights in their stored format.
 
 Products of the same `x` in the same format become one node: queries, keys and values; gate and up.
 """
@@ -6,69 +6,33 @@ Products of the same `x` in the same format become one node: queries, keys and v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
-from vlkv_export.passes.edit import (
-    add_initializer,
-    like,
-    maker,
-    new_node,
-    operand,
-    producer,
-    sizes,
-    turned_matrix,
-)
-from vlkv_export.passes.native_attention import NATIVE
-
-FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+from vlkv_export.passes.edit import NATIVE, add_initializer, like, maker, new_node, operand, sizes
+from vlkv_export.passes.products import Product, Stored, product_of
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What takes a matrix's place: floats; or codes of `bits`, scales and, where blocks have them, zeros."""
+def apply(model: ir.Model, *, stored: Mapping[str, Stored], many: int = 0) -> int:
+    """Replaces each product with a transposed weight `[N, K]`.
 
-    parts: tuple[ir.TensorProtocol, ...]
-    bits: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Product:
-    """A product that can be taken: its nodes, what it multiplies, and its result."""
-
-    node: ir.Node
-    add: ir.Node | None
-    weight: ir.Value
-    bias: ir.Value | None
-
-    @property
-    def result(self) -> ir.Value:
-        return (self.add or self.node).outputs[0]
-
-
-def matrices(model: ir.Model) -> dict[str, ir.Value]:
-    """The initializers that the pass can take, by name."""
-    products = (_product(node) for node in model.graph)
-    return {str(product.weight.name): product.weight for product in products if product is not None}
-
-
-def multiply_natively(model: ir.Model, stored: Mapping[str, Stored], many: int = 0) -> int:
-    """Rewrites each product with a weight `[N, K]`.
+    Applies to: a MatMul whose second input is the transposition of a float initializer of rank 2, with the addition of
+        a bias `[N]` if nothing else uses the product.
+    Requires: this pass runs before `transposed_weights`.
 
     Args:
         model: the graph; changed in place.
-        stored: by the weight's name what takes its place; weights that are not named stay as they are.
-        many: what products of many rows are computed in: 0 float32, 1 bfloat16 where the processor has it.
+        stored: replacements of weights, by name; other weights stay as they are.
+        many: the precision of products of many rows: 0 float32, 1 bfloat16 if the processor supports it.
 
     Returns:
-        How many products were rewritten.
+        The number of products replaced.
     """
     graph = model.graph
-    groups: dict[tuple[Any, ...], list[tuple[_Product, list[ir.Value]]]] = {}
+    groups: dict[tuple[Any, ...], list[tuple[Product, list[ir.Value]]]] = {}
     for node in list(graph):
-        product = _product(node)
+        product = product_of(node)
         if product is None:
             continue
         own = stored.get(str(product.weight.name))
@@ -84,41 +48,8 @@ def multiply_natively(model: ir.Model, stored: Mapping[str, Stored], many: int =
     return sum(map(len, groups.values()))
 
 
-def stored_weights(model: ir.Model) -> set[str]:
-    """The initializers that `Linear` reads as they are stored: all of its inputs but biases and what it multiplies."""
-    names: set[str] = set()
-    for node in model.graph:
-        if (node.domain, node.op_type) == (NATIVE, "Linear"):
-            products = node.attributes.get_int("products", 1)
-            end = len(node.inputs) - products * node.attributes.get_int("bias", 0)
-            names |= {str(value.name) for value in node.inputs[1:end] if value is not None}
-    return names
-
-
-def _product(node: ir.Node) -> _Product | None:
-    """The product with a weight that is turned, or None."""
-    if node.op_type != "MatMul" or node.domain != "":
-        return None
-    transpose = producer(node.inputs[1], "Transpose")
-    weight = turned_matrix(transpose) if transpose is not None else None
-    if weight is None or weight.dtype not in FLOATS:
-        return None
-    return _with_bias(node, weight)
-
-
-def _with_bias(node: ir.Node, weight: ir.Value) -> _Product:
-    """The product, with the addition of a vector that alone uses it."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) == 1 and not node.outputs[0].is_graph_output():
-        add = uses[0].node
-        other = add.inputs[1 - uses[0].idx] if add.op_type == "Add" and add.domain == "" else None
-        if other is not None and other.is_initializer() and list(other.shape or ()) == [sizes(weight)[0]]:
-            return _Product(node, add, weight, other)
-    return _Product(node, None, weight, None)
-
-
 def _parts(graph: ir.Graph, weight: ir.Value, stored: Stored | None) -> list[ir.Value]:
-    """The values that take a weight's place, made once."""
+    """The values that replace a weight, made once."""
     if stored is None:
         return [weight]
     if stored.bits == 0:
@@ -128,10 +59,8 @@ def _parts(graph: ir.Graph, weight: ir.Value, stored: Stored | None) -> list[ir.
     return [add_initializer(graph, tensor) for tensor in stored.parts]
 
 
-def _join(
-    graph: ir.Graph, members: list[tuple[_Product, list[ir.Value]]], attributes: dict[str, int]
-) -> None:
-    """Puts one node in the place of the first of the products, as all of its inputs are there by then."""
+def _join(graph: ir.Graph, members: list[tuple[Product, list[ir.Value]]], attributes: dict[str, int]) -> None:
+    """Replaces several products by one node, in the place of the first, where all inputs are available."""
     products = [product for product, _ in members]
     kinds = list(zip(*(values for _, values in members), strict=True))
     biases = [product.bias for product in products if product.bias is not None]
@@ -145,8 +74,8 @@ def _join(
         _replace(graph, product, result)
 
 
-def _replace(graph: ir.Graph, product: _Product, result: ir.Value) -> None:
-    """Lets the users of a product use `result`, and takes out what nothing uses any more."""
+def _replace(graph: ir.Graph, product: Product, result: ir.Value) -> None:
+    """Makes the users of a product use `result`, and removes nodes and weights without users."""
     old = product.result
     if old.is_graph_output():
         graph.outputs[list(graph.outputs).index(old)] = result

@@ -1,7 +1,7 @@
-"""The decoder gives out the observed query rows in place of their scores, for a runtime with native operators.
+"""Makes the decoder return the query rows of the observation window, for a runtime that scores them itself.
 
-`Score(rows, keys, position)` goes; `query.{l} [B,Hq,W,D]` becomes an output. With W = 0 that is a gather of nothing,
-so that a step which observes nothing costs nothing.
+`Score(rows, keys, position)` is removed, and `query.{l} [B,Hq,W,D]` becomes an output. With W = 0 the gather of rows
+is empty, so a step that observes nothing costs nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from vlkv_export.ops import DOMAIN
 from vlkv_export.passes.edit import dtype_of, observed_heads, operand, sizes
 
 
-def give_out_observed_rows(model: ir.Model) -> int:
-    """Removes the graph's score and sparsity outputs and makes each Score node's query an output."""
+def apply(model: ir.Model) -> int:
+    """Removes the outputs `score.{l}` and `sparsity`, and makes the query of each Score node an output.
+
+    Applies to: every Score node of the main graph.
+
+    Returns:
+        The number of Score nodes whose outputs were removed.
+    """
     graph = model.graph
     nodes = [node for node in graph if node.domain == DOMAIN and node.op_type == "Score"]
     if not nodes:

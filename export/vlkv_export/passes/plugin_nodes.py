@@ -1,7 +1,8 @@
-"""Nodes that TensorRT's parser takes for the plugin's layers; any other runtime takes them for functions.
+"""Names Score and Evict nodes so that TensorRT's parser resolves them to plugin layers, other runtimes to functions.
 
-The parser finds a plugin by op_type, `plugin_version` (left out: "1") and `plugin_namespace`, whose presence puts the
-plugin before a function. It takes a shape input of one dimension only, where Evict has a scalar capacity.
+The parser looks up a plugin by op_type, `plugin_version` (absent: "1") and `plugin_namespace`; if the latter is
+present, the plugin takes precedence over a function. It accepts only one-dimensional shape inputs, but Evict's
+capacity is a scalar.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from vlkv_export.ops import DOMAIN
 from vlkv_export.passes.edit import constant, new_node, operand
 
 CAPACITY = 7
-"""The number of Evict's input `capacity`."""
+"""The index of Evict's input `capacity`."""
 PLUGINS = {"Score": "VlkvScore", "Evict": "VlkvEvict"}
 
 
-def name_plugins(model: ir.Model) -> int:
-    """Renames each Score and Evict node after its plugin, and adds functions of those names that call the old."""
+def apply(model: ir.Model) -> int:
+    """Renames each Score and Evict node to its plugin's name, and adds functions of those names that call the original.
+
+    Applies to: every Score and Evict node of the main graph.
+
+    Returns:
+        The number of nodes renamed.
+    """
     graph = model.graph
     nodes = [node for node in graph if node.domain == DOMAIN and node.op_type in PLUGINS]
     axes = (
@@ -46,7 +53,7 @@ def _attributes(name: str) -> list[ir.Attr]:
 
 
 def _calling(function: ir.Function) -> ir.Function:
-    """A function of the plugin's name: `Squeeze` before the capacity, then the operator."""
+    """A function with the plugin's name, which squeezes the capacity and calls the operator."""
     inputs = [ir.Value(name=value.name) for value in function.inputs]
     nodes, called = [], list(inputs)
     if function.name == "Evict":

@@ -1,4 +1,4 @@
-"""Caches of one capacity, updated in place: what TensorRT's KV cache layer asks of its TensorScatter."""
+"""Gives caches one fixed capacity, as TensorRT's KV cache layer requires for updates in place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from vlkv_export.passes.edit import operand, sizes
 SLOTS = 2
 
 
-def fix_capacity(model: ir.Model, capacity: int) -> int:
-    """Gives `capacity` slots to each cache.
+def apply(model: ir.Model, *, capacity: int) -> int:
+    """Sets the number of slots of each cache to `capacity`.
 
-    A cache is a graph input that one TensorScatter alone reads, and its update is a graph output.
+    Applies to: a cache that is a graph input with a symbolic capacity, read by one TensorScatter only, whose result is
+        a graph output. If any TensorScatter is different, nothing changes.
+
+    Args:
+        model: the graph; changed in place.
+        capacity: slots of every cache.
 
     Returns:
-        How many caches; a graph where one of them is anything else is left as it is.
+        The number of caches.
     """
     scatters = [node for node in model.graph if node.op_type == "TensorScatter" and node.domain == ""]
     if not all(_is_in_place(node) for node in scatters):

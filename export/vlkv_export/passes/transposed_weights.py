@@ -1,6 +1,6 @@
-"""`MatMul(x, Transpose(weight))` becomes ONNX Runtime's `FusedMatMul`, which reads the weight as it is stored.
+"""Replaces `MatMul(x, Transpose(weight))` by ONNX Runtime's `FusedMatMul`, which reads the weight as it is stored.
 
-Otherwise loading folds every transposition into a second copy of the weights.
+Without it ONNX Runtime folds every transposition into a second copy of the weight when it loads the graph.
 """
 
 from __future__ import annotations
@@ -10,8 +10,14 @@ import onnx_ir as ir
 from vlkv_export.passes.edit import MICROSOFT, like, new_node, producer, replace, turned_matrix
 
 
-def fuse_transposed_weights(model: ir.Model) -> int:
-    """Rewrites each product with a transposed rank-2 initializer."""
+def apply(model: ir.Model) -> int:
+    """Replaces each product with a transposed weight.
+
+    Applies to: a MatMul whose second input is the transposition of an initializer of rank 2.
+
+    Returns:
+        The number of MatMul nodes replaced.
+    """
     count = 0
     for node in list(model.graph):
         if node.op_type != "MatMul" or node.domain != "":

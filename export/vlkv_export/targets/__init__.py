@@ -1,1 +1,1 @@
-"""What a graph directory is built for: which passes in which order, and how the engine's directory is written."""
+"""Build targets: the order of the passes, and the contents of the engine directory."""

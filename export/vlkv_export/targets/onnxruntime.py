@@ -14,14 +14,17 @@ from onnx_ir.passes import common
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 from vlkv_export.checkpoint import Tensor
+from vlkv_export.passes import (
+    float32,
+    group_query_attention,
+    multi_head_attention,
+    native_attention,
+    native_linear,
+    observed_rows,
+    transposed_weights,
+)
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.group_query_attention import use_group_query_attention
-from vlkv_export.passes.multi_head_attention import use_multi_head_attention
-from vlkv_export.passes.native_attention import attend_natively
-from vlkv_export.passes.native_linear import Stored, multiply_natively, stored_weights
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.transposed_weights import fuse_transposed_weights
+from vlkv_export.passes.products import Stored, stored_weights
 from vlkv_export.targets.spec import Options, Settings, Write
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
@@ -32,10 +35,10 @@ FLOAT32_WEIGHTS = "weights.float32.safetensors"
 
 
 def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
-    """Check the options and return what writes the engine; see `spec.Prepare`.
+    """Check the options and return the function that writes the engine; see `spec.Prepare`.
 
     Raises:
-        EngineError: an option of a device was given, or one of native products without native operators.
+        EngineError: a TensorRT option was given, or an option that needs native operators was given without them.
     """
     if options.settings != Settings():
         raise EngineError(
@@ -91,31 +94,30 @@ def lower_for_onnxruntime(
 
     Args:
         models: the graphs by name.
-        converted: float32 tensors that take the place of 16-bit initializers, by name.
+        converted: float32 tensors that replace 16-bit initializers, by name.
         operators: `native` leaves scoring, the attention of single tokens and products with weights to the runtime's
-            kernels, `functions` keeps the ONNX bodies.
-        stored: of native operators, what takes the place of matrices, by name. Others are read as they are, whatever
-            their dtype.
-        prompt_precision: of native operators, what products of many rows are computed in.
+            kernels; `functions` keeps the ONNX bodies.
+        stored: for native operators, replacements of matrices, by name. Other matrices are read in their dtype.
+        prompt_precision: for native operators, the precision of products of many rows.
 
     Returns:
-        How often each pass rewrote, by graph and pass.
+        The counts that the passes returned, by graph and pass.
     """
     native, many = operators == "native", int(prompt_precision == "bfloat16")
     counts: dict[str, dict[str, int]] = {}
     for name, model in models.items():
         done = counts[name] = {}
         if native:
-            done["native_linear"] = multiply_natively(model, stored, many)
-        done["float32"] = compute_in_float32(model, converted, stored_weights(model))
+            done["native_linear"] = native_linear.apply(model, stored=stored, many=many)
+        done["float32"] = float32.apply(model, converted=converted, kept=stored_weights(model))
         if name == "vision":
-            done["multi_head_attention"] = use_multi_head_attention(model)
+            done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
-            done["group_query_attention"] = use_group_query_attention(model)
+            done["group_query_attention"] = group_query_attention.apply(model)
             if native:
-                done["native_attention"] = attend_natively(model)
-                done["observed_rows"] = give_out_observed_rows(model)
-        done["transposed_weights"] = fuse_transposed_weights(model)
+                done["native_attention"] = native_attention.apply(model)
+                done["observed_rows"] = observed_rows.apply(model)
+        done["transposed_weights"] = transposed_weights.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)
         remove_unused_functions(model)
@@ -131,10 +133,10 @@ def _write_others(
     written: Set[str],
     watch: Watch,
 ) -> dict[str, Tensor]:
-    """Write weights anew in float32, but for those in `as_they_are`, which operators read in the dtype they have.
+    """Convert weights to float32, except those in `as_they_are`, whose operators read the stored dtype.
 
-    Where the matrices in `written` were written anew, all others are too, so that the directory does without the
-    checkpoint's files. The table of token embeddings keeps its dtype, as its rows are read one by one.
+    If the matrices in `written` were rewritten, all other weights are too, so the directory does not need the
+    checkpoint's files. The token embedding table keeps its dtype, as its rows are read one by one.
     """
     others = {n: t for n, t in convert.all_weights(models).items() if n not in written}
     if not written:

@@ -1,4 +1,4 @@
-"""The targets that `vlkv build` knows, by the name that `--backend` takes."""
+"""The targets of `vlkv build`, by the name that `--backend` takes."""
 
 from __future__ import annotations
 

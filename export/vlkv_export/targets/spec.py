@@ -1,4 +1,4 @@
-"""What a target is: a function that checks the options of a build and returns another that writes the engine."""
+"""The interface of a target: a function checks the build options and returns a function that writes the engine."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ DEFAULT_BATCH = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `vlkv build` for a device; None leaves a choice to the target.
+    """Options of `vlkv build` for a device; None leaves the choice to the target.
 
     Attributes:
-        compute_capabilities: the GPUs to build for, as in "8.9". TensorRT for RTX needs at least one; TensorRT builds
+        compute_capabilities: the GPUs to build for, such as "8.9". TensorRT for RTX needs at least one; TensorRT builds
             for the GPU that it runs on.
-        dtype: what the graphs compute in and the caches hold.
-        capacity: most slots of a layer's cache.
-        batch: most prompts that decode together.
-        chunk: most prompt tokens of one call.
-        cache: `dynamic` takes caches of any capacity and writes new ones; `static` has all of `capacity` slots,
-            updated in place; `in-place` is the plugin's: caches of any capacity, updated in place. None is `in-place`
-            where the plugin takes it, else `dynamic`.
-        lower_only: write the lowered graphs, for other builders, in place of engines.
-        plugin: the path of `libvlkv_tensorrt.so`, where its layers are to score and evict.
+        dtype: the dtype of the graphs' arithmetic and of the caches.
+        capacity: the most slots of a layer's cache.
+        batch: the most prompts that decode together.
+        chunk: the most prompt tokens of one call.
+        cache: `dynamic` takes caches of any capacity and writes new ones; `static` caches have `capacity` slots and are
+            updated in place; `in-place` uses the plugin: caches of any capacity, updated in place. None is `in-place`
+            if the plugin supports it, else `dynamic`.
+        lower_only: write the lowered graphs, for other builders, instead of engines.
+        plugin: the path of `libvlkv_tensorrt.so`, if its layers score and evict.
     """
 
     compute_capabilities: tuple[str, ...] = ()
@@ -49,13 +49,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Options:
-    """What a build is asked for.
+    """The options of a build.
 
     Attributes:
         operators: `native` or `functions`; None leaves the choice to the target.
-        weights: one of `weights.registry.FORMATS`; None is as the checkpoint has them.
-        prompt_precision: one of `PRECISIONS`, of products of more than 16 rows; None leaves the choice to the target.
-        settings: of a device.
+        weights: one of `weights.registry.FORMATS`; None keeps the checkpoint's dtype.
+        prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; None leaves the choice to the target.
+        settings: the options of a device.
     """
 
     operators: str | None = None
@@ -67,12 +67,12 @@ class Options:
 Write = Callable[[Path, Path, dict[str, ir.Model], Watch], dict[str, Any]]
 """Lowers the graphs, and writes them and their weights.
 
-Its arguments are the graph directory, the folder to write into, the graphs by name (changed in place) and who is told
-of progress. It returns the fields of the manifest that differ from the graph directory's.
+Its arguments are the graph directory, the folder to write into, the graphs by name (changed in place) and the
+progress callbacks. It returns the fields of the manifest that differ from the graph directory's.
 """
 
 Prepare = Callable[[str, Options, Manifest], Write]
 """Checks the options for the target of that name, before anything is written.
 
-Raises `EngineError` for an option that the target does not take, and where its builder is missing.
+Raises `EngineError` for an option that the target does not support, or if its builder is missing.
 """

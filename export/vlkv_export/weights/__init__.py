@@ -1,1 +1,1 @@
-"""Weights on their way into a directory: linked, converted to another dtype, or coded in a format of fewer bits."""
+"""Writes weights into a directory: linked, converted to another dtype, or quantised."""

@@ -1,4 +1,4 @@
-"""Matrices written in formats with codes, some rows at a time."""
+"""Writes quantised matrices, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def write_codes(
     """Writes matrices `[N, K]` into one safetensors file.
 
     Args:
-        source: the folder that the tensors' files are in.
+        source: the folder of the tensors' files.
         target: the file to write.
-        tensors: by name the matrix, and the format to write it in.
-        progress: told the bytes read since the last call.
+        tensors: by name the matrix and its format.
+        progress: called with the bytes read since the last call.
 
     Returns:
         By name the parts in the order of the format's layout, as references into the file.
@@ -59,7 +59,7 @@ def write_codes(
             for rows in _rows(source / tensor.file, tensor, progress):
                 if not np.isfinite(rows).all():
                     raise EngineError(
-                        f"{name} has weights that are not finite; {form.name} has no code for them"
+                        f"{name} has weights that are not finite; {form.name} can't represent them"
                     )
                 assert form.encode is not None
                 codes, *rest = form.encode(rows)
@@ -84,7 +84,7 @@ def _layout(form: Format, tensor: Tensor) -> Mapping[str, tuple[str, tuple[int, 
 
 
 def _rows(file: Path, tensor: Tensor, progress: Progress) -> Iterator[NDArray[np.float32]]:
-    """A matrix in float32, as many rows at a time as a chunk holds."""
+    """Yields a matrix in float32, as many rows at a time as fit a chunk."""
     count, columns = tensor.shape
     width = BYTES[tensor.dtype]
     step = max(1, CHUNK // (columns * width))

@@ -1,4 +1,4 @@
-"""Which weights have to be written anew for an engine's dtype, and which files its graphs read."""
+"""Finds the weights that an engine's dtype requires to be rewritten, and the files that its graphs read."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ TABLE = "text.embed_tokens.weight"
 
 
 def other_weights(models: dict[str, ir.Model], dtype: str) -> dict[str, Tensor]:
-    """The weights of the graphs that are stored in another dtype, by name."""
+    """The graphs' weights that are stored in another dtype, by name."""
     return {name: tensor for name, tensor in all_weights(models).items() if tensor.dtype != dtype}
 
 
 def all_weights(models: dict[str, ir.Model]) -> dict[str, Tensor]:
-    """The weights of the graphs that are floats in a file, by name."""
+    """The graphs' float weights that are stored in a file, by name."""
     return stored(value for model in models.values() for value in model.graph.initializers.values())
 
 
 def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:
-    """Those of the initializers that are floats in a file, by name."""
+    """The float initializers that are stored in a file, by name."""
     found: dict[str, Tensor] = {}
     for value in values:
         tensor = value.const_value
@@ -42,27 +42,27 @@ def stored(values: Iterable[ir.Value]) -> dict[str, Tensor]:
 
 
 def embedding_table(manifest: Manifest) -> Tensor:
-    """Where the table of token embeddings lies."""
+    """The location of the token embedding table."""
     table = manifest.embedding
     size = table.shape[0] * table.shape[1] * BYTES[table.dtype]
     return Tensor(TABLE, table.file, table.dtype, table.shape, table.offset, size)
 
 
 def embedding(placed: Tensor, scale: float) -> Embedding:
-    """The manifest's record of a table that was written anew."""
+    """The manifest's record of a table that was rewritten."""
     vocab, hidden = placed.shape
     shape = (vocab, hidden)
     return Embedding(file=placed.file, offset=placed.offset, dtype=placed.dtype, shape=shape, scale=scale)
 
 
 def external(tensor: Tensor) -> ir.ExternalTensor:
-    """A tensor as an initializer's value, by reference."""
+    """An initializer's value that refers to the tensor in its file."""
     shape = ir.Shape(tensor.shape)
     place = (tensor.file, tensor.offset, tensor.length)
     return ir.ExternalTensor(*place, DTYPES[tensor.dtype], shape=shape, name=tensor.name)
 
 
 def weight_files(models: dict[str, ir.Model]) -> set[str]:
-    """The files that the graphs' weights lie in."""
+    """The files of the graphs' weights."""
     tensors = (value.const_value for model in models.values() for value in model.graph.initializers.values())
     return {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}

@@ -1,4 +1,4 @@
-"""Weights on their way into a directory: linked as they are, or written once more in another dtype."""
+"""Links weight files into a directory, or writes weights in another dtype."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
 ALIGNMENT = 64
 FLOAT16_END = 65520.0
-"""From here on rounding to float16 gives infinity."""
+"""Magnitudes from here on round to infinity in float16."""
 
 Progress = Callable[[int], None]
 
 
 def link_weights(source: Path, target: Path, files: Iterable[str]) -> None:
-    """Hard-links the named weight files into `target`; copies them where that crosses file systems."""
+    """Hard-links the named weight files into `target`; copies them across file systems."""
     for name in files:
         link_or_copy(source / name, target / name)
 
 
 def widen(bits: np.ndarray, dtype: str) -> np.ndarray:
-    """16-bit floats, given as uint16, in float32; exact for every value."""
+    """Converts 16-bit floats, given as uint16, to float32; exact for every value."""
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
     return bits.view(np.float16).astype(np.float32)
 
 
 def convert(data: bytes, before: str, after: str, name: str) -> np.ndarray:
-    """Floats of one dtype in another, as an array of its bits; rounded to nearest, ties to even.
+    """Converts floats of one dtype to another, as an array of its bits; rounds to nearest, ties to even.
 
     Raises:
-        EngineError: a finite number that float16 can't hold.
+        EngineError: a finite number is too large for float16.
     """
     wide = (
         np.frombuffer(data, np.float32)
@@ -55,7 +55,7 @@ def convert(data: bytes, before: str, after: str, name: str) -> np.ndarray:
     beyond = np.isfinite(wide) & (np.abs(wide) >= FLOAT16_END)
     if beyond.any():
         largest = float(np.abs(wide[beyond]).max())
-        raise EngineError(f"{name} holds {largest:.4g}, float16 ends at 65504; use --dtype bfloat16")
+        raise EngineError(f"{name} holds {largest:.4g}, above float16's 65504; use --dtype bfloat16")
     return wide.astype(np.float16).view(np.uint16)
 
 
@@ -67,18 +67,18 @@ def write_weights(
     progress: Progress = lambda n: None,
     dtype: Dtype = "float32",
 ) -> dict[str, Tensor]:
-    """Writes tensors into one safetensors file, in `dtype` but for those named in `keep`, a chunk at a time.
+    """Writes tensors into one safetensors file, a chunk at a time; in `dtype`, except those named in `keep`.
 
     Args:
-        source: the folder that the tensors' files are in.
+        source: the folder of the tensors' files.
         target: the file to write.
-        tensors: what to write, by the name to give it.
-        keep: names whose dtype stays.
-        progress: told the bytes read since the last call.
+        tensors: the tensors to write, by their names in the new file.
+        keep: names of tensors that keep their dtype.
+        progress: called with the bytes read since the last call.
         dtype: `float32`, `float16` or `bfloat16`.
 
     Returns:
-        Where each tensor lies now.
+        The new location of each tensor.
     """
     placed: dict[str, Tensor] = {}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

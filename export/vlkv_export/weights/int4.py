@@ -1,4 +1,4 @@
-"""Weights in 4 bits: each row in blocks of 32, each block a scale, a minimum and whole numbers from 0 to 15."""
+"""Weights in 4 bits: rows in blocks of 32; a block has a scale, a minimum, and codes from 0 to 15."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from vlkv_export.weights.spec import Format, Part
 LARGEST = 15
 BLOCK = 32
 SHRUNK = (0.0, 0.025, 0.05, 0.075, 0.1)
-"""Shares of a block's range that are tried to be cut off at each end: a narrower range has smaller steps."""
+"""Shares of a block's range to try cutting off at each end: a narrower range has smaller steps."""
 
 Bytes = NDArray[np.uint8]
 Scales = NDArray[np.float16]
 
 
 def quantize(rows: NDArray[np.float32], block: int = BLOCK) -> tuple[Bytes, Scales, Scales]:
-    """Rounds rows `[N, K]` to 4 bits, each block with the range of `SHRUNK` whose squared error is least.
+    """Rounds rows `[N, K]` to 4 bits; each block uses the range of `SHRUNK` with the smallest squared error.
 
     Returns:
-        Codes `[N, ceil(K / block), block / 2]`, two a byte, the earlier in the low bits; a number is code * scale +
-        minimum. Scales and minimums `[N, ceil(K / block)]` float16. With the whole range a number is within half a
-        scale of what it was, but for the rounding of the two; a block of GGUF's Q4_1 is kept as it is.
+        Codes `[N, ceil(K / block), block / 2]`, two per byte, the earlier in the low bits; a number is code * scale +
+        minimum. Scales and minimums `[N, ceil(K / block)]` float16. With the whole range a number changes by at most
+        half a scale, plus the rounding of scale and minimum; a block that came from GGUF's Q4_1 does not change.
     """
     numbers = in_blocks(rows, block)
     low, high = (end(numbers, axis=2)[..., np.newaxis] for end in (np.min, np.max))

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: each row in blocks, each block a scale and whole numbers, symmetric about zero."""
+"""Weights in 8 bits: rows in blocks; a block has a scale and codes that are symmetric about zero."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Scales = NDArray[np.float16]
 
 
 def in_blocks(rows: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Rows `[N, K]` as `[N, ceil(K / block), block]`, zeros past K."""
+    """Reshapes rows `[N, K]` to `[N, ceil(K / block), block]`, with zeros past K."""
     count, columns = rows.shape
     blocks = -(-columns // block)
     padded = np.zeros((count, blocks * block), np.float32)
@@ -31,8 +31,8 @@ def quantize(rows: NDArray[np.float32], block: int = BLOCK) -> tuple[Codes, Scal
     """Rounds rows `[N, K]` to 8 bits.
 
     Returns:
-        Codes `[N, ceil(K / block), block]`, a number being (code - 128) * scale, within half a scale of what it was,
-        the largest a sixteenth of a scale more; past K they are 128. Scales `[N, ceil(K / block)]` float16: the
+        Codes `[N, ceil(K / block), block]`; a number is (code - 128) * scale, and changes by at most half a scale, the
+        largest by a sixteenth of a scale more; codes past K are 128. Scales `[N, ceil(K / block)]` float16: the
         block's largest magnitude / 127.
     """
     numbers = in_blocks(rows, block)

@@ -1,4 +1,4 @@
-"""The matrices of `vlkv.native.Linear`, written in the format that an engine is to have."""
+"""Writes the matrices of `vlkv.native.Linear` in an engine's weight format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.checkpoint.layout import EMBEDDING, HEAD
-from vlkv_export.passes.native_linear import Stored, matrices
+from vlkv_export.passes.products import Stored, matrices
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
 from vlkv_export.weights.codes import write_codes
@@ -20,28 +20,29 @@ from vlkv_export.weights.spec import Format
 
 
 def linear_matrices(models: dict[str, ir.Model], *graphs: str) -> dict[str, Tensor]:
-    """The weights of these graphs that `vlkv.native.Linear` can multiply with, in any of its formats."""
-    return convert.stored(weight for graph in graphs for weight in matrices(models[graph]).values())
+    """The weights of these graphs that `vlkv.native.Linear` can read in any of its formats."""
+    held = (models[graph] for graph in graphs if graph in models)
+    return convert.stored(weight for model in held for weight in matrices(model).values())
 
 
 def store_matrices(
     source: Path, folder: Path, models: dict[str, ir.Model], weights: str | None, watch: Watch
 ) -> dict[str, Stored]:
-    """Writes `matrices.FORMAT.safetensors` with the matrices that are stored otherwise.
+    """Writes `matrices.FORMAT.safetensors` with the matrices whose format changes.
 
     Args:
         source: the graph directory.
         folder: the directory to write into.
         models: the graphs by name.
-        weights: one of `FORMATS`; a format with codes is the text model's alone, one of floats the tower's too. None
-            leaves all as they are, and float32 to what converts everything else.
-        watch: told of progress.
+        weights: one of `FORMATS`; a quantised format applies to the text model only, a float format to the tower too.
+            None changes no matrix, and float32 is left to the conversion of all other weights.
+        watch: the progress callbacks.
 
     Returns:
-        What takes the matrices' place, by name; matrices that stay as they are are left out.
+        The replacements of matrices, by name; unchanged matrices are absent.
 
     Raises:
-        EngineError: a weight is not finite and the format has codes; a finite one is beyond float16.
+        EngineError: a weight is not finite and the format is quantised, or a finite weight is too large for float16.
     """
     if weights in (None, "float32"):
         return {}

@@ -1,4 +1,4 @@
-"""The formats that an engine's weights can have, by the name that `vlkv build --weights` takes."""
+"""The weight formats of an engine, by the name that `vlkv build --weights` takes."""
 
 from __future__ import annotations
 

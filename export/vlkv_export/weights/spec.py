@@ -1,4 +1,4 @@
-"""What a weight format says of itself."""
+"""The description of a weight format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from numpy.typing import NDArray
 
 Part = tuple[str, tuple[int, ...]]
-"""A part of a stored matrix: its dtype as safetensors calls it, its shape."""
+"""A part of a stored matrix: its dtype in safetensors' spelling, and its shape."""
 
 Parts = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a matrix `[N, K]` is stored, and multiplied with by `vlkv.native.Linear`.
+    """How a matrix `[N, K]` is stored for `vlkv.native.Linear`.
 
     Attributes:
-        name: what `vlkv build --weights` calls it.
-        bits: of a code; 0 for floats, which are stored as `[N, K]` of the dtype `name`.
-        layout: of formats with codes: by part the dtype and shape for `N` and `K`, in the operator's order.
-        encode: of formats with codes: the parts of float32 rows `[n, K]`.
-        head: the format of the head, where that is another. Its rounding reaches every answer's choice directly.
+        name: the format's name in `vlkv build --weights`.
+        bits: bits of a code; 0 for floats, which are stored as `[N, K]` of the dtype `name`.
+        layout: for quantised formats, the dtype and shape of each part for `N` and `K`, in the operator's order.
+        encode: for quantised formats, the function that makes the parts of float32 rows `[n, K]`.
+        head: the format of the head, if it differs: its rounding affects the choice of every token directly.
     """
 
     name: str

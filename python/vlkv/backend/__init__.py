@@ -1,1 +1,1 @@
-"""What runs an engine's graphs. One module a backend; each offers `Backend`'s methods."""
+"""Backends run an engine's graphs. There is one module per backend; each implements the protocol `Backend`."""

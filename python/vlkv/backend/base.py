@@ -1,4 +1,4 @@
-"""What a backend offers to the runtime, whatever runs the graphs.
+"""The interface between the runtime and a backend, which runs the graphs.
 
 B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
 L layers, N pictures, P image tokens a picture, V vocabulary.
@@ -18,7 +18,7 @@ from vlkv.ops.native import native
 
 
 class Observation(Protocol):
-    """What one call saw of its observation window."""
+    """The observation of one call: the attention of its rows that lie in the observation window."""
 
     def add(
         self,
@@ -30,26 +30,27 @@ class Observation(Protocol):
         threshold: float = 0.0,
         threads: int = 0,
     ) -> tuple[int, float]:
-        """Adds what the observed rows of one prompt attended to in one layer.
+        """Adds the attention of one prompt's observed rows in one layer.
 
         Args:
-            layer: which.
-            row: the prompt's place in the batch.
-            total: scores `[1,Hkv,C]` to add to; C says how many of the cache's slots count.
-            cache: that the call ran on, the observed tokens in it.
-            positions: `[W]`, the slots of the observed tokens.
-            threshold: p of the sparsity measure; a graph that gives sparsity has it built in.
-            threads: of the operator; 0 for all cores.
+            layer: the layer's number.
+            row: the prompt's row in the batch.
+            total: scores `[1,Hkv,C]` to add to; C is the number of cache slots that count.
+            cache: the cache that the call ran on, which includes the observed tokens.
+            positions: the slots `[W]` of the observed tokens.
+            threshold: p of the sparsity measure; a graph that computes sparsity has it built in.
+            threads: threads of the operator; 0 for all cores.
 
         Returns:
-            The pairs of a row and a key that it attends to, over all heads, and how many are under the threshold.
+            The number of pairs of a row and a key that it attends to, over all heads, and how many of them are under
+            the threshold.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ObservedQueries:
-    """The observed rows as they are, for the native score operator: per layer `[B,Hq,W,D]`. Without layers nothing."""
+    """Query rows of the observation window, `[B,Hq,W,D]` per layer, for the native score operator; empty for none."""
 
     queries: list[Float32]
 
@@ -74,11 +75,11 @@ class ObservedQueries:
 
 @dataclass(frozen=True)
 class ObservedScores:
-    """What a graph that scores by itself gives out.
+    """The outputs of a graph that computes scores itself.
 
     Fields:
         scores: per layer `[B,Hkv,C_l]`.
-        sparsity: `[L,B]`, the share of pairs under the threshold that the graph has built in.
+        sparsity: the share `[L,B]` of pairs under the threshold that is built into the graph.
         query_heads: Hq.
     """
 
@@ -103,15 +104,15 @@ class ObservedScores:
 
 
 NOTHING = ObservedQueries([])
-"""What a call without observed rows saw."""
+"""The observation of a call that observes no rows."""
 
 
 class Steps(Protocol):
-    """A loop of single-token steps over one cache. What a step returns, the next one overwrites.
+    """Single-token steps over one cache. The next step overwrites the arrays that a step returned.
 
     Attributes:
-        logits: `[B,V]` of the last step.
-        observation: of the last step that watched, W = 1; rows of prompts that were not watched hold anything.
+        logits: the logits `[B,V]` of the last step.
+        observation: the observation of the last step that observed, W = 1; rows of other prompts are undefined.
     """
 
     logits: Float32
@@ -124,25 +125,25 @@ class Steps(Protocol):
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
     ) -> Float32:
-        """One token a prompt: `embeds [B,hidden]` at `positions [B]`; the caches of those not `active [B]` stay.
+        """Runs one token per prompt, `embeds [B,hidden]` at `positions [B]`; caches of prompts not `active [B]` stay.
 
-        `watched [B]` asks what the tokens of some prompts attend to; without it nothing is observed, at no cost.
-        Returns `logits [B,V]`.
+        `watched [B]` marks the prompts whose token is observed; None observes nothing, at no cost. Returns
+        `logits [B,V]`.
         """
         ...
 
     def overwrite(self, slots: Int64) -> None:
-        """Each prompt's last token takes another's slot, and the length goes down: see `Cache.overwrite`."""
+        """Moves each prompt's last token to another slot and decreases the length: see `Cache.overwrite`."""
         ...
 
 
 class Backend(Protocol):
-    """The graphs of an engine directory, opened.
+    """The opened graphs of an engine directory.
 
     Attributes:
-        threads: of one operator; 0 for all cores.
-        store: makes the arrays of caches.
-        chunk: most tokens of a call of `extend`; 0 for any number.
+        threads: threads of one operator; 0 for all cores.
+        store: allocates the arrays of caches.
+        chunk: the most tokens of a call of `extend`; 0 for any number.
     """
 
     threads: int
@@ -150,7 +151,7 @@ class Backend(Protocol):
     chunk: int
 
     def vision(self, pixels: Float32) -> Float32:
-        """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`."""
+        """Returns the features `[N,P,hidden]` of N tiles, given as `pixel_values [N,3,height,width]`."""
         ...
 
     def extend(
@@ -159,14 +160,14 @@ class Backend(Protocol):
         """Runs a chunk of prompt tokens and appends it to the cache.
 
         Args:
-            embeds: `[B,S,hidden]`.
-            positions: `[B,S]`.
-            cache: holds the tokens before these; its arrays and lengths are updated.
-            row_index: `[B,W]`, which of the S rows are observed.
-            last: whether working memory is given back afterwards.
+            embeds: the tokens' embeddings `[B,S,hidden]`.
+            positions: their positions `[B,S]`.
+            cache: holds the earlier tokens; its arrays and lengths are updated.
+            row_index: the indices `[B,W]` of the observed rows among the S.
+            last: whether to free working memory afterwards.
 
         Returns:
-            Logits `[B,V]` of the last token, and what was observed.
+            Logits `[B,V]` of the last token, and the observation.
         """
         ...
 
@@ -179,15 +180,15 @@ class Backend(Protocol):
         per_head: bool,
         merge: bool,
     ) -> NDArray[np.int32]:
-        """Cuts one layer of one prompt.
+        """Evicts from one layer of one prompt.
 
         Args:
             source: keys and values `[1,Hkv,C,D]`, all slots valid.
             score: `[1,Hkv,C]`.
-            keep: how many slots stay, of them the first and the last that always do.
-            target: keys and values `[1,Hkv,keep,D]` to write; views are fine.
+            keep: the number of slots to keep, and how many first and last slots are always among them.
+            target: keys and values `[1,Hkv,keep,D]` to write; views are allowed.
             per_head: one selection for each KV head, or one for all.
-            merge: whether the evicted are averaged into kept neighbours.
+            merge: whether evicted slots are averaged into kept neighbours.
 
         Returns:
             The kept positions `[Hkv, keep]`.
@@ -195,5 +196,5 @@ class Backend(Protocol):
         ...
 
     def steps(self, cache: Cache) -> Steps:
-        """A loop of single-token steps over that cache."""
+        """Prepares single-token steps over the cache."""
         ...

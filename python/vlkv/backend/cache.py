@@ -1,4 +1,4 @@
-"""The KV cache: one pair of arrays a layer, each layer with a capacity and lengths of its own.
+"""The KV cache: one pair of arrays per layer; each layer has its own capacity and lengths.
 
 B prompts, C cache slots, Hkv key/value heads, D head dimension, L layers.
 """
@@ -18,10 +18,10 @@ Array = Any
 
 
 class Store(Protocol):
-    """Where the arrays of a cache lie."""
+    """Allocates and copies the arrays of a cache."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """An array `[B, Hkv, C, D]` of any content."""
+        """A new array `[B, Hkv, C, D]` with undefined content."""
         ...
 
     def assign(self, target: Array, source: Array) -> None:
@@ -30,12 +30,12 @@ class Store(Protocol):
 
 
 class HostStore:
-    """NumPy arrays of float32."""
+    """Stores caches as float32 NumPy arrays."""
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """See `Store.empty`. Pages that no token reaches stay untouched.
+        """See `Store.empty`. Pages are only allocated when tokens are written to them.
 
-        Free slots hold zeros: attention by standard operators weighs them by 0, and NaN times 0 is NaN.
+        Free slots hold zeros: attention with standard operators multiplies them by 0, and NaN times 0 is NaN.
         """
         return np.zeros(shape, np.float32)
 
@@ -53,8 +53,8 @@ class Cache:
     Attributes:
         keys: per layer `[B, Hkv, C_l, D]`.
         values: the same shapes.
-        length: valid slots `[L, B]`, int64; a layer's slots past its length hold anything.
-        store: where the arrays lie.
+        length: valid slots `[L, B]`, int64; slots past a layer's length are undefined.
+        store: allocates the arrays.
     """
 
     def __init__(
@@ -67,39 +67,39 @@ class Cache:
 
     @classmethod
     def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:
-        """A cache for one prompt with `capacity` slots in every layer. Pages that no token reaches stay untouched."""
+        """A cache for one prompt with `capacity` slots in every layer."""
         shape = (1, text.kv_heads, capacity, text.head_dim)
         keys, values = ([store.empty(shape) for _ in range(text.layers)] for _ in range(2))
         return cls(keys, values, np.zeros((text.layers, 1), np.int64), store)
 
     @property
     def batch(self) -> int:
-        """Number of prompts (B)."""
+        """The number of prompts, B."""
         return int(self.length.shape[1])
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays that are alive, free slots included."""
+        """Bytes of the arrays, including free slots and without freed layers."""
         return sum(array.nbytes for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
-        """Slots of a layer (C_l)."""
+        """The slots of a layer, C_l."""
         return int(self.keys[layer].shape[2])
 
     def like(self, capacity: Sequence[int], batch: int = 1) -> Cache:
-        """An empty cache of the same heads and dtype, of other capacities."""
+        """An empty cache with the same heads and dtype, and the given capacities."""
         _, heads, _, dim = self.keys[0].shape
         shapes = [(batch, heads, slots, dim) for slots in capacity]
         keys, values = ([self.store.empty(shape) for shape in shapes] for _ in range(2))
         return Cache(keys, values, np.zeros((len(capacity), batch), np.int64), self.store)
 
     def free(self, layer: int) -> None:
-        """Lets a layer's arrays go."""
+        """Frees a layer's arrays."""
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
     def grown(self, spare: int) -> Cache:
-        """The same tokens in arrays with `spare` free slots behind each layer's longest. This one is emptied."""
+        """Moves the tokens to arrays with `spare` free slots behind each layer's longest prompt; empties this cache."""
         return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
 
     def compacted(self, rows: Sequence[int]) -> tuple[Cache, list[int]]:
@@ -123,14 +123,14 @@ class Cache:
         return Cache(keys, values, np.ascontiguousarray(self.length[:, places]), self.store), places
 
     def overwrite(self, slots: NDArray[np.int64]) -> None:
-        """Each prompt's last token takes the place of another, and the length goes down by one.
+        """Moves each prompt's last token to another slot, and decreases the length by one.
 
-        Attention does not depend on the order of slots, so that this is all that dropping a token needs: D numbers
-        a head are moved.
+        Attention does not depend on the order of slots, so dropping a token needs no more than this: D numbers are
+        moved per head.
 
         Args:
-            slots: `[L, B, Hkv]` int64, the slot to overwrite, under the length; -1 leaves a layer of a prompt alone
-                (in all of its heads).
+            slots: the slots `[L, B, Hkv]` int64 to overwrite, under the length; -1 in all heads leaves a layer of a
+                prompt unchanged.
         """
         if self.store is not HOST:
             self._assign(slots)
@@ -147,7 +147,7 @@ class Cache:
             self.length[layer, prompt] = last
 
     def _assign(self, slots: NDArray[np.int64]) -> None:
-        """The same through the store, a copy for each head of each layer that drops a token."""
+        """`overwrite` with the store's copies, one for each head of each layer that drops a token."""
         for layer, row, head in np.argwhere(slots >= 0).tolist():
             slot, last = int(slots[layer, row, head]), int(self.length[layer, row]) - 1
             for array in (self.keys[layer], self.values[layer]) if slot != last else ():
@@ -157,10 +157,10 @@ class Cache:
 
 
 def join(parts: list[Cache], capacity: Sequence[int] | None = None) -> Cache:
-    """One cache of several prompts, of the given capacity a layer, or the largest of the parts'. The parts are emptied.
+    """Joins the caches of several prompts. Each layer gets the given capacity, or the largest of the parts'.
 
-    It goes layer by layer, so that one layer at most exists twice. A single part with no capacity given is returned
-    as it is.
+    The parts are emptied layer by layer, so at most one layer exists twice. A single part without a given capacity is
+    returned as it is.
     """
     if capacity is None:
         if len(parts) == 1:

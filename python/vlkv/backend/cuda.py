@@ -1,4 +1,4 @@
-"""CUDA's memory and stream, through `cuda.bindings`, which is imported here only. Unverified: no test ran on a GPU."""
+"""CUDA memory and streams, through `cuda.bindings`, which only this module imports. Unverified: never run on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NON_BLOCKING = 1
 
 
 def runtime() -> Any:
-    """CUDA's runtime API; an `EngineError` where the package is missing."""
+    """CUDA's runtime API. Raises `EngineError` if the package is missing."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError as error:
@@ -30,7 +30,7 @@ def runtime() -> Any:
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a CUDA call returned beside its status; a failure is an `EngineError` that names it."""
+    """Returns a CUDA call's results without its status. Raises `EngineError`, which names the status, on failure."""
     status, *values = result
     if int(status) != 0:
         raise EngineError(f"CUDA failed: {status.name}")
@@ -38,10 +38,10 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 def compute_capability(needed: tuple[str, ...]) -> str:
-    """The compute capability of the machine's GPU, as in "8.9", if an engine for `needed` runs on it (none: on any).
+    """The compute capability of the machine's GPU, such as "8.9", if an engine for `needed` runs on it (empty: on any).
 
     Raises:
-        EngineError: no driver, no GPU, or another one.
+        EngineError: there is no driver or no GPU, or the engine was built for other GPUs.
     """
     cuda = runtime()
     wanted = (
@@ -61,7 +61,7 @@ def compute_capability(needed: tuple[str, ...]) -> str:
 
 
 class _CudaMemory:
-    """Device memory, given back in the stream's order when the last view is gone."""
+    """Device memory, freed in stream order when the last view is gone."""
 
     def __init__(self, cuda: Any, size: int, stream: Any) -> None:
         self.pointer = int(check(cuda.cudaMallocAsync(max(size, 1), stream)))
@@ -131,9 +131,9 @@ class CudaDevice:
 
 
 class _Replay:
-    """Work that is enqueued as it is at first, as TensorRT may compile and allocate, then recorded once and launched.
+    """Enqueues work directly the first time, as TensorRT may compile and allocate; records it once, then launches that.
 
-    Where it can't be recorded it goes on being enqueued.
+    Work that can't be recorded is always enqueued directly.
     """
 
     def __init__(self, cuda: Any, stream: Any, work: Callable[[], None]) -> None:

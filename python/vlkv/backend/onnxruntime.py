@@ -1,4 +1,4 @@
-"""Engines on ONNX Runtime's CPU provider: arrays are bound, never copied, and caches are updated in place.
+"""Engines on ONNX Runtime's CPU provider: arrays are bound without copies, and caches are updated in place.
 
 B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, D head dimension, L layers.
 """
@@ -16,10 +16,11 @@ from vlkv.backend.base import NOTHING, Observation, ObservedQueries, ObservedSco
 from vlkv.backend.cache import HOST, Cache, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
-from vlkv.errors import EngineError
+from vlkv.errors import EngineError, ImageError
 from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
+from vlkv.storage.image_facts import takes_pictures
 from vlkv.storage.manifest import Manifest
 
 CPU = "cpu"
@@ -35,7 +36,7 @@ class OnnxRuntimeBackend:
     """The sessions of an engine directory.
 
     Args:
-        directory: the engine directory, verified.
+        directory: the verified engine directory.
         manifest: its manifest.
         threads: threads of one operator; 0 leaves the number to ONNX Runtime.
     """
@@ -47,14 +48,17 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        self._vision = _session(directory / "vision.onnx", threads, manifest.operators)
+        sees = takes_pictures(manifest.image)
+        self._vision = _session(directory / "vision.onnx", threads, manifest.operators) if sees else None
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
     def vision(self, pixels: Float32) -> Float32:
-        """See `Backend.vision`; one tile at a time, so that memory does not grow with their number."""
+        """See `Backend.vision`; runs one tile at a time, so that memory does not grow with their number."""
+        if self._vision is None:
+            raise ImageError("this engine has no vision graph: its model takes text alone")
         run = self._vision.run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]
@@ -121,7 +125,7 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSteps(self, cache)
 
     def bind(self, embeds: Float32, positions: Int64, row_index: Int64, cache: Cache) -> Any:
-        """A binding of the decoder with these inputs and the cache, which is updated in place."""
+        """Binds the decoder to these inputs and to the cache, which is updated in place."""
         binding = self._decoder.io_binding()
         inputs = {"inputs_embeds": embeds, "position_ids": positions, "row_index": row_index}
         for name, array in (*inputs.items(), ("length", cache.length)):
@@ -134,19 +138,19 @@ class OnnxRuntimeBackend:
         return binding
 
     def run(self, binding: Any, *, shrink: bool = False) -> None:
-        """Runs the decoder; `shrink` gives working memory back."""
+        """Runs the decoder; `shrink` frees working memory afterwards."""
         self._decoder.run_with_iobinding(binding, self._shrink if shrink else None)
 
     @property
     def observed(self) -> list[str]:
-        """Names of the outputs that observe."""
+        """The names of the decoder's observation outputs."""
         layers = range(self.text.layers)
         if self._native:
             return [f"query.{layer}" for layer in layers]
         return [*(f"score.{layer}" for layer in layers), "sparsity"]
 
     def observation(self, arrays: dict[str, Float32]) -> Observation:
-        """What those outputs hold, by name; none of them is an empty one."""
+        """The observation in these outputs, by name; `arrays` is empty if nothing was observed."""
         layers = [str(layer) for layer in range(self.text.layers)]
         if "sparsity" in arrays:
             scores = [arrays[f"score.{layer}"] for layer in layers]
@@ -156,12 +160,12 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeSteps:
-    """Decoding: everything is bound once, a step writes two small arrays and reads the logits where they appear.
+    """Decoding: arrays are bound once; a step writes two small arrays and reads the logits in place.
 
-    A step that watches has a binding of its own, with the observed rows as outputs, made when it is first asked for.
+    A step that observes uses a second binding, which has observation outputs and is made on first use.
 
     Attributes:
-        logits: `[B,V]` float32 of the last step; the next step overwrites it.
+        logits: the logits `[B,V]` float32 of the last step; the next step overwrites them.
         observation: see `vlkv.backend.base.Steps`.
     """
 
@@ -204,7 +208,7 @@ class OnnxRuntimeSteps:
         return binding
 
     def _watcher(self) -> Any:
-        """Binds arrays for what is observed, of the sizes that the cache has."""
+        """Binds arrays for the observation, with the cache's sizes."""
         binding, cache, text = self._binding(self._rows), self._cache, self._backend.text
         query = (cache.batch, text.query_heads, 1, text.head_dim)
         arrays = {}

@@ -1,7 +1,7 @@
-"""ONNX Runtime with caches in a device's memory: the graphs of an engine directory over raw pointers.
+"""ONNX Runtime with caches in a device's memory: graphs are bound to raw pointers.
 
-Unverified on CUDA: no test ran on a GPU. GroupQueryAttention has no float32 kernel there; ONNX Runtime then runs that
-node on the CPU and copies what it reads and writes, which is right and slow.
+Unverified on CUDA: no test ran on a GPU. GroupQueryAttention has no float32 kernel there, so ONNX Runtime runs that
+node on the CPU and copies its inputs and outputs: correct but slow.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ NAMES = ("vision", "decoder", "compress")
 
 
 def open_backend(directory: Path, manifest: Manifest, _: Options) -> DeviceBackend:
-    """The engine's graphs on ONNX Runtime's CUDA provider.
+    """Opens the engine's graphs on ONNX Runtime's CUDA provider.
 
     Raises:
-        EngineError: no driver, no CUDA provider, or an engine whose operators run on the CPU alone.
+        EngineError: there is no driver or no CUDA provider, or the engine's operators run on the CPU only.
     """
     if manifest.operators != "functions":
         raise EngineError(
-            f"--device cuda needs an engine whose operators are in its graphs: build {directory} with "
+            f"--device cuda needs an engine whose operators are ONNX functions: build {directory} with "
             "--operators functions"
         )
     compute_capability(())
@@ -49,7 +49,7 @@ def open_backend(directory: Path, manifest: Manifest, _: Options) -> DeviceBacke
 def device_backend(
     directory: Path, manifest: Manifest, device: Device, kind: str, providers: list[Any]
 ) -> DeviceBackend:
-    """The engine's graphs on a device that ONNX Runtime calls `kind`."""
+    """Opens the engine's graphs on a device that ONNX Runtime calls `kind`."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     sessions = {
@@ -63,7 +63,7 @@ def device_backend(
 
 
 class _Graph:
-    """A session; see `vlkv.backend.device.arrays.Graph`. `always` are inputs that no caller gives."""
+    """A session; see `vlkv.backend.device.arrays.Graph`. `always` are constant inputs that callers don't give."""
 
     def __init__(
         self, session: Any, device: Device, kind: str, always: Mapping[str, NDArray[Any]] | None = None

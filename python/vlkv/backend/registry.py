@@ -1,6 +1,6 @@
-"""Which module opens an engine: a line for each backend, loaded when an engine asks for it.
+"""The registry of backends: one line for each; a module is imported when an engine needs it.
 
-A module in this table offers `open_backend(directory, manifest, options) -> Backend`.
+A module in this table has `open_backend(directory, manifest, options) -> Backend`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 
 OWN = ""
-"""The device of a backend that has one only: whatever device is asked for, it takes its own."""
+"""The device of a backend with only one: it is used whatever device is requested."""
 
 BACKENDS = {
     ("onnxruntime", "cpu"): "vlkv.backend.onnxruntime",
@@ -22,12 +22,12 @@ BACKENDS = {
     ("tensorrt", OWN): "vlkv.backend.tensorrt",
     ("tensorrt-rtx", OWN): "vlkv.backend.tensorrt",
 }
-"""Modules by the manifest's backend and by device."""
+"""Modules by the manifest's backend and the requested device."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may say of how an engine is opened.
+    """Options for opening an engine.
 
     Fields:
         threads: threads of one operator; 0 for all cores.
@@ -39,7 +39,7 @@ class Options:
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that no backend has, with an `EngineError` that lists the known ones."""
+    """Raises `EngineError`, which lists the known devices, for a device that no backend has."""
     known = sorted({name for _, name in BACKENDS} - {OWN})
     if device not in known:
         raise EngineError(f"unknown device {device!r}; known: {', '.join(known)}")
@@ -49,7 +49,7 @@ def open_backend(directory: Path, manifest: Manifest, device: str, options: Opti
     """Opens the graphs of a verified engine directory.
 
     Raises:
-        EngineError: an unknown backend or device, or what the backend itself refuses.
+        EngineError: the backend or device is unknown, or the backend can't open the engine.
     """
     check_device(device)
     for key in ((manifest.backend, device), (manifest.backend, OWN)):

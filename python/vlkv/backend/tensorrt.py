@@ -1,4 +1,4 @@
-"""Opens an engine directory with TensorRT or TensorRT for RTX on this machine's GPU. Unverified: no test ran on one."""
+"""Opens engines with TensorRT or TensorRT for RTX on this machine's GPU. Unverified: no test ran on a GPU."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ PLUGIN = "VLKV_TENSORRT_PLUGIN"
 
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> DeviceBackend:
-    """The engine's graphs on this machine's GPU.
+    """Opens the engine's graphs on this machine's GPU.
 
     Args:
-        directory: the engine directory, verified.
+        directory: the verified engine directory.
         manifest: its manifest.
-        options: `plugin` is `libvlkv_tensorrt.so`, for an engine whose operators are the plugin's; else what the
-            environment variable VLKV_TENSORRT_PLUGIN names.
+        options: `plugin` is the path of `libvlkv_tensorrt.so`, for an engine that uses the plugin; the default is the
+            environment variable VLKV_TENSORRT_PLUGIN.
 
     Raises:
-        EngineError: no driver or another GPU, a missing package or plugin, or an engine of another TensorRT.
+        EngineError: there is no driver, the GPU is another one, a package or the plugin is missing, or the engine was
+            built by another version of TensorRT.
     """
     limits = manifest.device
     compute_capability(limits.compute_capabilities if limits else ())
@@ -83,16 +84,14 @@ def _bindings(backend: str) -> Any:
 def _plugin(given: Path | None) -> Path:
     named = given or (Path(os.environ[PLUGIN]) if PLUGIN in os.environ else None)
     if named is None:
-        raise EngineError(
-            f"this engine's operators are vlkv's plugin: say where it is with --plugin or {PLUGIN}"
-        )
+        raise EngineError(f"this engine uses vlkv's TensorRT plugin: give its path with --plugin or {PLUGIN}")
     if not named.is_file():
         raise EngineError(f"{named}: no such plugin")
     return named.resolve()
 
 
 class _Graph:
-    """An engine with a context a profile; see `vlkv.backend.device.arrays.Graph`."""
+    """An engine with one context per profile; see `vlkv.backend.device.arrays.Graph`."""
 
     def __init__(self, trt: Any, engine: Any, device: CudaDevice, errors: list[str], alive: object) -> None:
         self._trt, self._engine, self._device, self._errors, self._alive = trt, engine, device, errors, alive
@@ -124,6 +123,6 @@ class _Graph:
             if context is None or not context.set_optimization_profile_async(
                 profile, int(self._device.stream)
             ):
-                raise EngineError(f"TensorRT has no room for {self._engine.name}: {self._errors[-1:]}")
+                raise EngineError(f"TensorRT has no memory for {self._engine.name}: {self._errors[-1:]}")
             self._contexts[profile] = context
         return self._contexts[profile]

@@ -1,4 +1,4 @@
-"""`vlkv bench`: latency of an engine, full cache and compressed, beside its byte floor and beside other programs."""
+"""`vlkv bench`: latency of an engine with full and compressed cache, beside its byte floor and other programs."""
 
 from vlkv.bench.api import Report, run
 from vlkv.bench.settings import Budget, Settings

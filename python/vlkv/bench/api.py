@@ -1,4 +1,4 @@
-"""The benchmark as a function: opens the engines, starts the peers, measures all of them by turns."""
+"""The benchmark as a function: opens the engines, starts the peers, and measures all of them in turn."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from vlkv.errors import BenchError
 from vlkv.storage.files import reason, show, write_bytes
 
 ENVIRONMENTS = Path("out/peers")
-"""Where the environments of peers lie."""
+"""The default folder of the peers' environments."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Fields:
-        record: settings, machine, every figure; JSON types only.
+        record: settings, machine and all figures; JSON types only.
         markdown: the same as tables.
     """
 
@@ -71,24 +71,24 @@ def run(
     verify: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Report:
-    """Measures an engine's latency under each budget, beside other engines and other programs, by turns.
+    """Measures an engine's latency under each budget, beside other engines and programs; runs take turns.
 
     Args:
         engine: an engine directory.
         settings: prompt lengths, batches, budgets, lengths of answers (tokens), repeats.
         also: further engines of the same checkpoint, by name.
         peers: names from `vlkv.bench.peers.PEERS`; they need `checkpoint`.
-        checkpoint: the Hugging Face folder that the engine comes from.
-        peers_directory: where the environments of peers lie; pip makes them on first use.
-        output: a folder, made before anything is measured so that a wrong place is refused early. The caller writes
-            the report with `Report.write`.
-        threads: of one operator; 0 takes all cores.
+        checkpoint: the Hugging Face folder that the engine was exported from.
+        peers_directory: the folder of the peers' environments; pip makes them on first use.
+        output: a folder, made before any measurement so that an invalid one is refused early. The caller writes the
+            report with `Report.write`.
+        threads: threads of one operator; 0 uses all cores.
         verify: whether the engines' files are hashed and compared with their manifests.
         progress: called with a line about each step.
 
     Raises:
-        BenchError: settings that the engine cannot run, an unknown peer, a peer without a checkpoint.
-        EngineError: a directory is no engine.
+        BenchError: the engine can't run the settings, a peer is unknown, or a peer has no checkpoint.
+        EngineError: a directory is not an engine.
     """
     source = None if checkpoint is None else Path(checkpoint)
     _check_peers(peers, source)
@@ -122,7 +122,7 @@ def _check_peers(names: Sequence[str], checkpoint: Path | None) -> None:
 
 
 def _no_bandwidth() -> float:
-    """A device's memory is not this process's to read."""
+    """Stands for the bandwidth of a device's memory, which this process can't measure."""
     return 0.0
 
 

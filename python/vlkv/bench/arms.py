@@ -1,4 +1,4 @@
-"""The engines of a benchmark, opened, each under every budget."""
+"""Opens the engines of a benchmark, each under every budget."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FULL = Budget(1.0)
 def open_arms(
     engines: Sequence[tuple[str, Path]], settings: Settings, threads: int, verify: bool
 ) -> tuple[list[EngineArm], list[Own]]:
-    """The arms of named engines (the first one's name is empty), and how they stand in tables.
+    """Returns the arms of named engines (the first one's name is empty), and their descriptions for tables.
 
     Raises:
-        BenchError: an engine can't run the settings, or is of another model than the first.
-        EngineError: a directory is no engine.
+        BenchError: an engine can't run the settings, or has another model than the first.
+        EngineError: a directory is not an engine.
     """
     arms: list[EngineArm] = []
     own: list[Own] = []
@@ -32,7 +32,7 @@ def open_arms(
         engine = Engine.load(folder, verify=verify, threads=threads)
         settings.check(engine.manifest)
         if arms and _model(engine.manifest) != _model(arms[0].engine.manifest):
-            raise BenchError(f"{show(folder)} is of another model than {show(engines[0][1])}")
+            raise BenchError(f"{show(folder)} has another model than {show(engines[0][1])}")
         weights = weight_bytes(folder / "decoder.onnx") if engine.manifest.backend == "onnxruntime" else None
         made = [EngineArm(engine, kept, settings.policy, name) for kept in settings.budgets]
         full = next((arm.label for arm in made if arm.budget == FULL), None)
@@ -42,5 +42,5 @@ def open_arms(
 
 
 def _model(manifest: Manifest) -> tuple[object, ...]:
-    """What has to agree for the same prompts to mean the same."""
+    """The facts that must be equal for the same prompts to mean the same."""
     return manifest.text, manifest.image, manifest.tokens

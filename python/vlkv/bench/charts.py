@@ -1,4 +1,4 @@
-"""PNG charts of a benchmark's record; matplotlib comes with `vlkv[bench]` and is imported when a chart is drawn."""
+"""PNG charts of a benchmark's record; matplotlib (`vlkv[bench]`) is imported when a chart is drawn."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CHARTS = (
 
 
 def draw(found: dict[str, Any]) -> dict[str, bytes]:
-    """PNG files by name: a line an arm over prompt tokens, a panel a batch size; byte floors dashed.
+    """Draws PNG files, by name: one line per arm over prompt tokens, one panel per batch size; byte floors are dashed.
 
-    Of answers of several lengths the longest are shown.
+    If there are several lengths of answers, the longest is shown.
 
     Raises:
         BenchError: matplotlib is not installed.

@@ -1,6 +1,6 @@
-"""What follows from runs: medians, byte floors, ratios of pairs, and what Amdahl's law allows.
+"""Figures derived from runs: medians, byte floors, ratios of pairs, and the bound of Amdahl's law.
 
-Times are in milliseconds, memory in bytes, shares and ratios as they are. None stands for what a program does not tell.
+Times are in milliseconds, memory in bytes, shares and ratios are fractions. None: a program does not report it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def row(cell: Cell, label: str, weights: int | None) -> Row:
-    """One arm of one cell; `weights` are the bytes that each of its decode steps reads beside the cache."""
+    """The figures of one arm in one cell; `weights` is the bytes that each decode step reads beside the cache."""
     runs = cell.runs[label]
     steps = [step * MS for run in runs for step in run.steps]
     floors = [floor(run, weights) for run in runs] if weights else []
@@ -31,9 +31,9 @@ def row(cell: Cell, label: str, weights: int | None) -> Row:
         "arm": label,
         "runs": len(runs),
         "first_token_ms": median(run.first for run in runs) * MS,
-        "vision_ms": _told(runs, lambda run: run.vision),
-        "prefill_ms": _told(runs, lambda run: run.prefill),
-        "compress_ms": _told(runs, lambda run: run.compress) if any(run.prefill for run in runs) else None,
+        "vision_ms": _part_ms(runs, lambda run: run.vision),
+        "prefill_ms": _part_ms(runs, lambda run: run.prefill),
+        "compress_ms": _part_ms(runs, lambda run: run.compress) if any(run.prefill for run in runs) else None,
         "token_ms": median(median(run.steps) for run in runs) * MS,
         "token_p95_ms": float(np.percentile(steps, 95)),
         "floor_ms": median(floors) * MS if floors else None,
@@ -46,12 +46,12 @@ def row(cell: Cell, label: str, weights: int | None) -> Row:
 
 
 def floor(run: Run, weights: int) -> float:
-    """Seconds that reading the weights and the kept cache once takes, by the bandwidth around the run."""
+    """The seconds to read the weights and the kept cache once, at the bandwidth measured around the run."""
     return (weights + run.read_bytes) / (sum(run.bandwidth) / 2)
 
 
 def ratios(cell: Cell, label: str, other: str) -> Row:
-    """How many times faster `label` is than `other`: medians of pairs, runs of the same turn."""
+    """The speedup of `label` over `other`: medians over pairs of runs of the same turn."""
     pairs = list(zip(cell.runs[other], cell.runs[label], strict=True))
     return {
         "prompt_tokens": cell.length,
@@ -67,10 +67,10 @@ def ratios(cell: Cell, label: str, other: str) -> Row:
 
 
 def amdahl(cell: Cell, label: str, full: str) -> Row:
-    """The end-to-end gain over the full cache beside its bound.
+    """The end-to-end speedup over the full cache, beside its bound.
 
-    With the shares of the full cache's run, first token 1 - d and decoding d, and decoding s times faster, no more than
-    1 / (1 - d + d / s) is possible: compression for nothing. Medians of pairs.
+    In the full cache's run the first token takes the share 1 - d and decoding d. With decoding s times faster and
+    compression free of cost, the speedup would be 1 / (1 - d + d / s). Medians over pairs.
     """
     pairs = list(zip(cell.runs[full], cell.runs[label], strict=True))
     shares = [sum(a.steps) / a.whole for a, _ in pairs]
@@ -91,13 +91,13 @@ def amdahl(cell: Cell, label: str, full: str) -> Row:
     }
 
 
-def _told(runs: Sequence[Run], part: Callable[[Run], float]) -> float | None:
-    """Milliseconds of a part of the first token's time; None where no run tells any part."""
+def _part_ms(runs: Sequence[Run], part: Callable[[Run], float]) -> float | None:
+    """The milliseconds of a part of the first token's time; None if no run reports parts."""
     return median(part(run) for run in runs) * MS if any(run.prefill for run in runs) else None
 
 
 def _same(pairs: Sequence[tuple[Run, Run]]) -> float | None:
-    """The share of answer tokens that agree, place by place; None where a program tells no tokens."""
+    """The share of answer tokens that agree, position by position; None if a program reports no tokens."""
     hits = [
         mine == theirs
         for a, b in pairs

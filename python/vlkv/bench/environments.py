@@ -1,4 +1,4 @@
-"""Environments of the peers: each is made by pip on first use, in a folder of its own."""
+"""Environments of the peers: pip makes each on first use, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vlkv.errors import BenchError
 from vlkv.storage.files import reason, show, write_bytes
 
 READY = "vlkv-ready"
-"""Holds the requirements that the environment was made from; written last."""
+"""The file with the requirements that the environment was made from; it is written last."""
 BRITTLE = ("torchvision",)
-"""Compiled for one build of torch; beside another it takes transformers down with it, which does without it."""
+"""Packages compiled for one build of torch: with another build they break transformers, which does not need them."""
 
 
 def peer_file(name: str) -> Path:
-    """A file of the package that holds the peers' programs. It is run, never imported."""
+    """The path of a peer's program, which is run and never imported."""
     spec = find_spec("vlkv_peers")
     if spec is None or not spec.submodule_search_locations:
         raise BenchError("the peers' programs are not installed (package vlkv_peers)")
@@ -30,18 +30,18 @@ def peer_file(name: str) -> Path:
     raise BenchError(f"the peers' programs hold no {name}")
 
 
-def make_environment(folder: Path, requirements: Path, told: Callable[[str], None]) -> Path:
-    """The Python of an environment with these requirements; an existing one of the same is used as it is.
+def make_environment(folder: Path, requirements: Path, progress: Callable[[str], None]) -> Path:
+    """Returns the Python of an environment with these requirements; an existing one is reused.
 
     Raises:
-        BenchError: pip or venv failed, with its last line; nothing is left then.
+        BenchError: pip or venv failed, with its last line; the folder is then removed.
     """
     wanted = requirements.read_bytes()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = folder / READY
     if ready.is_file() and ready.read_bytes() == wanted and python.exists():
         return python
-    told(f"making an environment for {requirements.stem}")
+    progress(f"making an environment for {requirements.stem}")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What an arm's answers are worth: the reference's own answer, given to each arm token by token."""
+"""The fidelity of an arm: teacher forcing with the reference's own answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vlkv.generation.forced import perplexity, token_loss
 
 
 def fidelity(arms: Sequence[EngineArm], asked: Asked, tokens: Sequence[int]) -> list[Row]:
-    """Perplexity of those tokens, and the share of them that are the arm's first choice, a row an arm.
+    """One row per arm: the perplexity of the tokens, and the share of them that are the arm's first choice.
 
     Args:
         arms: engines of one checkpoint under their budgets.
         asked: the prompt.
-        tokens: the answer of the arm that is the reference, at least one.
+        tokens: the reference arm's answer, at least one token.
     """
     return [_row(arm, asked, tokens) for arm in arms]
 

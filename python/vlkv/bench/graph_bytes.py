@@ -1,7 +1,7 @@
-"""Bytes of the weights in an ONNX file, read off its protocol buffer; no ONNX package is needed.
+"""The bytes of the weights in an ONNX file, read from its protocol buffer without an ONNX package.
 
-Of a ModelProto the graph is field 7; of a GraphProto, initializers are field 5; of a TensorProto, 9 is the raw data and
-13 holds pairs of texts that say where external data lies.
+Field 7 of a ModelProto is the graph; field 5 of a GraphProto holds initializers; in a TensorProto, field 9 is the raw
+data and field 13 holds pairs of texts with the location of external data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _GRAPH, _INITIALIZER, _RAW, _EXTERNAL = 7, 5, 9, 13
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of all initializers, each place in an external file counted once. `EngineError`: not an ONNX file."""
+    """Bytes of all initializers; each range of an external file counts once. Raises `EngineError` for other files."""
     try:
         data = memoryview(path.read_bytes())
         inline, places = 0, {}
@@ -44,7 +44,7 @@ def weight_bytes(path: Path) -> int:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Numbers and contents of a message's fields that are bytes; numbers are passed over."""
+    """Yields number and contents of a message's byte fields; numeric fields are skipped."""
     place = 0
     while place < len(data):
         tag, place = _varint(data, place)
@@ -54,7 +54,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == _BYTES:
             size, place = _varint(data, place)
             if place + size > len(data):
-                raise ValueError("a field ends behind the file")
+                raise ValueError("a field ends after the end of the file")
             yield tag >> 3, data[place : place + size]
             place += size
         elif kind in (_FIXED32, _FIXED64):

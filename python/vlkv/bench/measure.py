@@ -1,4 +1,4 @@
-"""The runs of a benchmark, by turns, so that what the machine does meanwhile meets all arms alike."""
+"""The runs of a benchmark: arms take turns, so that changes of the machine's load affect all of them alike."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WARM_TOKENS = 4
 
 
 Probe = Callable[[], float]
-"""Gives the read bandwidth at this moment, bytes a second."""
+"""Measures the current read bandwidth, in bytes per second."""
 
 
 @dataclass
 class Cell:
-    """One prompt length, batch size and length of answers: runs by the arm's label, the same number of each."""
+    """One prompt length, batch size and length of answers: runs by the arm's label, equally many for each arm."""
 
     length: int
     batch: int
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass
 class Measured:
-    """Everything that was measured; `failed` says why an arm stopped."""
+    """All measurements; `failed` holds the reason why an arm stopped."""
 
     cells: list[Cell] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -41,16 +41,16 @@ def measure(
     manifest: Manifest,
     arms: Sequence[Arm],
     probe: Probe,
-    told: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Measured:
-    """Runs all arms: each once on the shortest prompt to warm up, then `repeat` times on each cell, by turns.
+    """Runs all arms: each once on the shortest prompt to warm up, then `repeat` times on each cell, in turn.
 
-    An arm that fails (a peer: `BenchError`) is left out of what follows, and its runs of that cell are dropped.
+    A peer that fails with `BenchError` is excluded from later runs, and its runs of that cell are dropped.
     """
     measured = Measured()
     shortest = make_prompts(manifest, min(settings.lengths), 1)
     for arm in arms:
-        told(f"warming up: {arm.label}")
+        progress(f"warming up: {arm.label}")
         _tried(arm, measured, shortest, WARM_TOKENS)
     for batch in settings.batches:
         for length in settings.lengths:
@@ -60,7 +60,7 @@ def measure(
                 for arm in arms:
                     if arm.label in measured.failed:
                         continue
-                    told(
+                    progress(
                         f"{length} prompt tokens, batch {batch}, {arm.label}, {turn + 1} of {settings.repeat}"
                     )
                     before = probe()
@@ -77,7 +77,7 @@ def measure(
 
 
 def _tried(arm: Arm, measured: Measured, asked: Sequence[Asked], new_tokens: int) -> Run | None:
-    """The run; a peer's failure is noted. This engine's own is not caught."""
+    """Runs an arm. A peer's failure is recorded; a failure of this engine is raised."""
     try:
         return arm.run(asked, new_tokens)
     except BenchError as error:

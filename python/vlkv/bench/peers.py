@@ -1,6 +1,6 @@
-"""Other programs on the same checkpoint, each a process of its own that is spoken to in lines of JSON.
+"""Other programs on the same checkpoint; each runs in a process of its own and communicates in lines of JSON.
 
-The protocol is in `peers/worker.py`. A program's standard error goes to a log beside its environment.
+`peers/vlkv_peers/worker.py` describes the protocol. A program's standard error goes to a log beside its environment.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from vlkv.engine import Engine
 from vlkv.errors import BenchError
 from vlkv.inputs.preprocess import pixel_values
 from vlkv.storage.files import show
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, takes_pictures
 
 PATIENCE = 3600.0
-"""Seconds that an answer may take."""
+"""The most seconds that an answer may take."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program: its name in tables, the environment and the file that it is, what it is told to be."""
+    """A program: its name in tables, its environment, its file, and its mode."""
 
     label: str
     environment: str
@@ -60,11 +60,11 @@ GROUPS = {
 PEERS = GROUPS | {
     f"{name}-{peer.mode}": (peer,) for name, group in GROUPS.items() if len(group) > 1 for peer in group
 }
-"""Peers by name: all of one program, or one of them."""
+"""Peers by name: all modes of a program, or one of them."""
 
 
-class _Told(msgspec.Struct, kw_only=True):
-    """A worker's answer, whichever it is."""
+class _Answer(msgspec.Struct, kw_only=True):
+    """Any answer of a worker."""
 
     error: str = ""
     versions: dict[str, str] = {}
@@ -76,18 +76,18 @@ class _Told(msgspec.Struct, kw_only=True):
 
 
 class PeerArm:
-    """A peer's process, loaded. Close it in the end.
+    """A peer's process with the loaded checkpoint. The caller must close it.
 
     Args:
         label: its name in tables.
-        command: starts its program.
-        log: where its standard error goes.
-        load: what it is told to load, see `peers/worker.py`.
-        image: how pictures become pixel values.
-        decode: token ids to text, for peers that take no ids.
+        command: the command that starts its program.
+        log: the file for its standard error.
+        load: the message that makes it load, see `peers/vlkv_peers/worker.py`.
+        image: the image facts, which define pixel values.
+        decode: token ids to text, for peers that accept no ids.
 
     Raises:
-        BenchError: it can't be started, or can't load the checkpoint.
+        BenchError: it does not start, or can't load the checkpoint.
     """
 
     own = False
@@ -126,17 +126,17 @@ class PeerArm:
 
     def _pixels(self, one: Asked) -> NDArray[np.float32]:
         (layout,) = one.prompt.pictures
-        return pixel_values(one.picture, layout, self._image)
+        return pixel_values(one.pictures[0], layout, self._image)
 
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
-        """See `Arm.run`. Pixel values are made beforehand; a peer that makes its own gets the picture's file."""
+        """See `Arm.run`. Pixel values are prepared outside the measured time; some peers receive the picture's file."""
         with TemporaryDirectory(prefix="vlkv-bench-") as folder:
             pixels = Path(folder) / "pixels.npy"
             np.save(pixels, np.concatenate([self._pixels(one) for one in asked]))
             pictures = []
             for number, one in enumerate(asked):
                 pictures.append(str(Path(folder) / f"{number}.png"))
-                one.picture.save(pictures[-1])
+                one.pictures[0].save(pictures[-1])
             request = {
                 "token_ids": [one.prompt.token_ids.tolist() for one in asked],
                 "pixels": str(pixels),
@@ -145,16 +145,18 @@ class PeerArm:
                 "new_tokens": new_tokens,
             }
             self._peak.reset()
-            told = self._ask({"run": request})
-        if len(told.steps) != new_tokens - 1:
-            raise BenchError(f"{self.label}: {len(told.steps) + 1} tokens came, {new_tokens} were asked for")
+            answer = self._ask({"run": request})
+        if len(answer.steps) != new_tokens - 1:
+            raise BenchError(
+                f"{self.label}: {len(answer.steps) + 1} tokens came, {new_tokens} were asked for"
+            )
         return Run(
-            first=told.first,
-            steps=told.steps,
-            whole=told.whole,
-            cache_bytes=told.cache_bytes,
+            first=answer.first,
+            steps=answer.steps,
+            whole=answer.whole,
+            cache_bytes=answer.cache_bytes,
             peak_bytes=self._peak.bytes(),
-            tokens=told.tokens,
+            tokens=answer.tokens,
         )
 
     def close(self) -> None:
@@ -170,7 +172,7 @@ class PeerArm:
         self._listener.join()
 
     def _text(self, one: Asked) -> str:
-        """The prompt as text, the picture where it stands."""
+        """The prompt as text, with the image token at the picture's place."""
         ids, places = one.prompt.token_ids, one.prompt.image_positions
         before, after = ids[: places[0]].tolist(), ids[places[-1] + 1 :].tolist()
         return f"{self._decode(before)} {self._image.token} {self._decode(after)}"
@@ -182,7 +184,7 @@ class PeerArm:
                 self._lines.put(line)
         self._lines.put(b"")
 
-    def _ask(self, message: dict[str, Any]) -> _Told:
+    def _ask(self, message: dict[str, Any]) -> _Answer:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(msgspec.json.encode(message) + b"\n")
@@ -196,12 +198,12 @@ class PeerArm:
         if not line:
             raise BenchError(f"{self.label} ended: {self._last_words()}")
         try:
-            told = msgspec.json.decode(line, type=_Told)
+            answer = msgspec.json.decode(line, type=_Answer)
         except msgspec.MsgspecError as error:
             raise BenchError(f"{self.label} answered {line[:80]!r}: {error}") from None
-        if told.error:
-            raise BenchError(f"{self.label}: {show(told.error)}")
-        return told
+        if answer.error:
+            raise BenchError(f"{self.label}: {show(answer.error)}")
+        return answer
 
     def _last_words(self) -> str:
         code = self._process.wait()
@@ -216,9 +218,9 @@ def started(
     checkpoint: Path | None,
     folder: Path,
     threads: int,
-    told: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Iterator[tuple[list[PeerArm], dict[str, str]]]:
-    """The named peers' processes, ended at the end; and why others did not start, by label."""
+    """Yields the named peers' processes, which end with the block, and the reasons why others did not start."""
     arms: list[PeerArm] = []
     failed: dict[str, str] = {}
     try:
@@ -226,7 +228,9 @@ def started(
             assert checkpoint is not None
             try:
                 image = engine.manifest.image
-                arms.append(start(peer, folder, checkpoint, threads, image, engine.decode, told))
+                if not takes_pictures(image):
+                    raise BenchError(f"{peer.label} is asked about pictures; this engine takes text alone")
+                arms.append(start(peer, folder, checkpoint, threads, image, engine.decode, progress))
             except BenchError as error:
                 failed[peer.label] = str(error)
         yield arms, failed
@@ -242,12 +246,12 @@ def start(
     threads: int,
     image: ImageFacts,
     decode: Callable[[Sequence[int]], str],
-    told: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> PeerArm:
-    """Makes the environment where there is none, starts the program, loads the checkpoint."""
+    """Makes the environment if it is missing, starts the program, and loads the checkpoint."""
     place = folder.resolve() / peer.environment
-    python = make_environment(place, peer_file(f"{peer.environment}.txt"), told)
-    told(f"loading {peer.label}")
+    python = make_environment(place, peer_file(f"{peer.environment}.txt"), progress)
+    progress(f"loading {peer.label}")
     load = {
         "checkpoint": str(checkpoint.resolve()),
         "threads": threads,

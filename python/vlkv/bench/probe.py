@@ -1,4 +1,4 @@
-"""What the machine gives at the moment: its read bandwidth, and the process's peak memory."""
+"""Measures the machine's current read bandwidth and the process's peak memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PASSES = 5
 
 
 class Bandwidth:
-    """A reader of `size` bytes, far more than caches hold, on as many threads as the engine has (0: all cores)."""
+    """Reads `size` bytes, far more than processor caches hold, with as many threads as the engine (0: all cores)."""
 
     def __init__(self, threads: int = 0, size: int = PROBE_BYTES) -> None:
         self._words = np.ones(size // 4, np.uint32)
         self._read, self._threads = native().read_words, threads
 
     def __call__(self) -> float:
-        """Bytes a second, the best of a few passes: a floor by it is the lowest that this moment allows."""
+        """Bytes per second, the best of a few passes, so that a byte floor is the lowest possible time."""
         best = float("inf")
         for _ in range(PASSES):
             start = perf_counter()
@@ -31,20 +31,20 @@ class Bandwidth:
 
 
 class Peak:
-    """A process's peak resident memory since `reset`; since its start where the system can't reset it."""
+    """A process's peak resident memory since `reset`, or since its start if the system can't reset it."""
 
     def __init__(self, process: int | None = None) -> None:
         self._folder = Path(f"/proc/{'self' if process is None else process}")
 
     def reset(self) -> None:
-        """Begins anew (Linux: writes 5 to `clear_refs`)."""
+        """Resets the peak (Linux: writes 5 to `clear_refs`)."""
         try:
             (self._folder / "clear_refs").write_text("5")
         except OSError:
             return
 
     def bytes(self) -> int:
-        """The peak; 0 where the system does not tell."""
+        """The peak in bytes; 0 if the system does not report it."""
         try:
             lines = (self._folder / "status").read_text().splitlines()
         except OSError:

@@ -1,4 +1,4 @@
-"""A benchmark's figures as one record, and as Markdown tables."""
+"""A benchmark's figures as one record and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Own:
     """One of this project's arms.
 
     Fields:
-        label: in tables.
-        full: the label of the same engine's full cache; None where that was not asked for.
-        weights: bytes of its decoder's weights; None where floors mean nothing.
+        label: its name in tables.
+        full: the label of the same engine's full cache; None if that was not requested.
+        weights: bytes of its decoder's weights; None if byte floors do not apply.
     """
 
     label: str
@@ -43,15 +43,15 @@ def record(
     peers: dict[str, dict[str, str]],
     fidelity: Sequence[Row] = (),
 ) -> dict[str, Any]:
-    """Everything for the JSON file.
+    """Makes the record for the JSON file.
 
     Args:
-        settings: what was asked for.
-        manifest: the engine's.
+        settings: the settings of the benchmark.
+        manifest: the engine's manifest.
         measured: the runs.
         own: this project's arms, the first engine's first; the other labels are peers.
         peers: versions by the peer's label.
-        fidelity: what `vlkv.bench.fidelity` found.
+        fidelity: the rows of `vlkv.bench.fidelity`.
     """
     found: dict[str, Any] = {
         "environment": environment(manifest),
@@ -79,7 +79,7 @@ def record(
 
 
 def environment(manifest: Manifest) -> dict[str, Any]:
-    """Where this was measured."""
+    """Describes the machine and the versions."""
     text = manifest.text
     return {
         "processor": _processor(),
@@ -104,7 +104,7 @@ def _processor() -> str:
 
 
 def markdown(found: dict[str, Any], own: Sequence[Own]) -> str:
-    """The record's tables: a summary, every arm, ratios to the full cache, Amdahl's bound, answers' worth, peers."""
+    """The record's tables: summary, all arms, ratios to the full cache, Amdahl's bound, fidelity, peers."""
     parts = ["## Summary", _summary(found, own), "## All arms", _arms(found["rows"])]
     if found["against_full"]:
         parts += ["## Times as fast as the full cache", _against(found["against_full"])]
@@ -122,7 +122,7 @@ def markdown(found: dict[str, Any], own: Sequence[Own]) -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; numbers short, a dash for None."""
+    """A Markdown table with short numbers, and a dash for None."""
     text = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     return "\n".join(text + [f"| {' | '.join(map(_shown, line))} |" for line in lines])
 
@@ -148,7 +148,7 @@ def _list(values: dict[str, Any]) -> str:
 
 
 def _summary(found: dict[str, Any], own: Sequence[Own]) -> str:
-    """A line a cell: the first compressed arm tells prefill and compression, each arm its time of a token."""
+    """One line per cell: prefill and compression of the first compressed arm, and each arm's time per token."""
     cells: dict[tuple[int, ...], dict[str, Row]] = {}
     for each in found["rows"]:
         cells.setdefault(_cell(each), {})[each["arm"]] = each

@@ -1,4 +1,4 @@
-"""One run of one arm, whoever runs it: the engine under a budget, or another program."""
+"""One timed run of one arm: the engine under a budget, or another program."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from vlkv.storage.manifest import BYTES
 
 @dataclass
 class Run:
-    """What one run took. Seconds and bytes.
+    """The measurements of one run, in seconds and bytes.
 
     Fields:
-        first: until every prompt of the batch has its first token; `vision`, `prefill` and `compress` are parts of it,
-            and 0 where a program does not tell them apart.
-        steps: of each decode step of the whole batch.
-        whole: from the prompts to the last token.
-        cache_bytes: of the arrays that are alive while decoding, all prompts together; 0 where unknown.
-        kept_bytes: of the cache that prefill left, all prompts together; 0 where unknown.
-        grown_bytes: what each step adds to it.
+        first: time until every prompt of the batch has its first token; `vision`, `prefill` and `compress` are parts of
+            it, or 0 if a program does not report them.
+        steps: time of each decode step of the whole batch.
+        whole: time from the prompts to the last token.
+        cache_bytes: bytes of the caches' arrays during decoding, over all prompts; 0 if unknown.
+        kept_bytes: bytes of the caches after prefill, over all prompts; 0 if unknown.
+        grown_bytes: bytes that each step adds to them.
         peak_bytes: peak resident memory of the process during the run.
-        bandwidth: bytes a second, before and after the run.
-        tokens: of each prompt.
+        bandwidth: read bandwidth in bytes per second, before and after the run.
+        tokens: the answer's tokens of each prompt.
     """
 
     first: float
@@ -52,11 +52,11 @@ class Run:
 
     @property
     def read_bytes(self) -> int:
-        """Of the cache that a decode step reads, the mean over the steps."""
+        """The bytes of the cache that a decode step reads, as a mean over steps."""
         return self.kept_bytes + self.grown_bytes * (len(self.steps) + 1) // 2
 
     def beginning(self, new_tokens: int) -> Run:
-        """The same run up to that many new tokens. Arrays keep their size: they had room for all."""
+        """The same run up to `new_tokens`. The arrays keep the size for the whole answer."""
         if new_tokens > len(self.steps):
             return self
         steps = self.steps[: new_tokens - 1]
@@ -65,23 +65,23 @@ class Run:
 
 
 class Arm(Protocol):
-    """Something that is measured.
+    """An arm of the benchmark: a measured configuration.
 
     Attributes:
         label: its name in tables.
-        own: whether it is this engine.
+        own: whether it is an engine of this project.
     """
 
     label: str
     own: bool
 
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
-        """Answers the prompts, all with exactly that many tokens, greedily."""
+        """Answers all prompts greedily with exactly `new_tokens` tokens."""
         ...
 
 
 class EngineArm:
-    """An engine under one budget; `name` tells it from other engines of the same run."""
+    """An engine under one budget; `name` distinguishes it from other engines of the same run."""
 
     own = True
 
@@ -97,18 +97,18 @@ class EngineArm:
         self._peak = Peak()
 
     def request(self, one: Asked, new_tokens: int) -> Prepared:
-        """The prompt under this budget, answered greedily."""
+        """Prepares the prompt under this budget, for a greedy answer."""
         share = self.budget.of(len(one.prompt.token_ids))
         sampling = Sampling(max_new_tokens=new_tokens)
-        return Prepared(one.prompt, [one.picture], self._policy, share, new_tokens, sampling)
+        return Prepared(one.prompt, one.pictures, self._policy, share, new_tokens, sampling)
 
     def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Float32]:
-        """Logits `[V]` at the prompt's end and after each of the given tokens."""
+        """Yields logits `[V]` at the prompt's end and after each of the given tokens."""
         for step in self.engine.forced(self.request(one, max(1, len(tokens))), tokens):
             yield step.logits
 
     def run(self, asked: Sequence[Asked], new_tokens: int) -> Run:
-        """See `Arm.run`: prompts are read one after the other, then decode together."""
+        """See `Arm.run`: prompts are prefilled one after the other, then decode together."""
         requests = [self.request(one, new_tokens) for one in asked]
         self._peak.reset()
         marks: list[float] = []

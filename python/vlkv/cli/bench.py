@@ -18,43 +18,43 @@ ENVIRONMENTS = Path("out/peers")
 def bench(
     engine: EngineFolder,
     prompt_tokens: Annotated[
-        str, typer.Option(help="Prompt lengths, image tokens included; k is 1000.")
+        str, typer.Option(help="Prompt lengths, including image tokens; k is 1000.")
     ] = "1k,4k,16k,32k",
     batch: Annotated[str, typer.Option(help="Prompts that decode together.")] = "1",
     budget: Annotated[
-        str, typer.Option(help="Shares of the cache to keep; 160t keeps 160 tokens a layer.")
+        str, typer.Option(help="Shares of the cache to keep; 160t keeps 160 tokens per layer.")
     ] = "1,0.1",
     new_tokens: Annotated[
-        str, typer.Option(help="Lengths of answers; the longest is run, the others are its beginnings.")
+        str, typer.Option(help="Lengths of answers; the longest is run, shorter ones are its beginnings.")
     ] = "100",
-    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, by turns.")] = 3,
-    policy: Annotated[str, typer.Option(help="Of budgets under 1.")] = DEFAULT_POLICY,
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each, in turn.")] = 3,
+    policy: Annotated[str, typer.Option(help="The policy of budgets under 1.")] = DEFAULT_POLICY,
     also: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=ENGINE", help="A further engine of the checkpoint, e.g. int8=DIR; repeatable."
+            metavar="NAME=ENGINE", help="Another engine of the checkpoint, e.g. int8=DIR; repeatable."
         ),
     ] = None,
     peers: Annotated[
         str | None,
         typer.Option(
-            help="Other programs, with --checkpoint: hf, kvpress, openvino, or one of them: hf-sdpa."
+            help="Other programs, with --checkpoint: hf, kvpress, openvino, or one mode such as hf-sdpa."
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="The Hugging Face folder that the engine comes from.")
+        Path | None, typer.Option(help="The Hugging Face folder that the engine was exported from.")
     ] = None,
-    peers_directory: Annotated[Path, typer.Option(help="Where peers' environments lie.")] = ENVIRONMENTS,
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="Of one operator; 0 takes all cores.")] = 0,
+    peers_directory: Annotated[Path, typer.Option(help="Folder of peers' environments.")] = ENVIRONMENTS,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads per operator; 0: all cores.")] = 0,
     no_verify: NoVerify = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where bench.md, bench.json and charts go.")
+        Path | None, typer.Option("-o", "--output", help="Folder for bench.md, bench.json and charts.")
     ] = None,
 ) -> None:
-    """Measure latency, full cache and compressed, by turns in one run."""
+    """Measure latency with the full and the compressed cache, in turn in one run."""
     from vlkv.bench import Settings, run
     from vlkv.bench.peers import PEERS
     from vlkv.bench.settings import (

@@ -1,6 +1,6 @@
-"""Where the command line writes: answers to standard output, progress and notes to standard error.
+"""The command line's output: answers go to standard output, progress and notes to standard error.
 
-`NO_COLOR` is respected by rich; `--quiet` drops progress and notes, `--verbose` says more.
+rich respects `NO_COLOR`; `--quiet` suppresses progress and notes, `--verbose` adds details.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rich.progress import (
 
 MIB = 1 << 20
 PLAIN: Any = {"highlight": False, "markup": False, "emoji": False}
-"""Texts hold paths and answers: brackets and colons in them are themselves."""
+"""No markup: brackets and colons in paths and answers are printed literally."""
 
 
 @dataclass
 class Verbosity:
-    """How much is said: -1 quiet, 0 as usual, 1 verbose. Set once by the command line."""
+    """The level of output: -1 quiet, 0 normal, 1 verbose. The command line sets it once."""
 
     level: int = 0
 
@@ -49,14 +49,14 @@ def notes() -> Console:
 
 
 def answers() -> Console:
-    """The console for what was asked for."""
+    """The console for results."""
     return Console(file=sys.stdout, **PLAIN)
 
 
 def write_json(value: object) -> None:
-    """One line of JSON on standard output, in ASCII: whatever the terminal's encoding, it can be read back.
+    """Writes one line of JSON to standard output, in ASCII, so that it is valid in every encoding.
 
-    `value` is what to write, or JSON as bytes.
+    `value` is the object to write, or JSON as bytes.
     """
     value = msgspec.json.decode(value) if isinstance(value, bytes) else value
     sys.stdout.write(json.dumps(msgspec.to_builtins(value), separators=(",", ":")) + "\n")
@@ -64,9 +64,9 @@ def write_json(value: object) -> None:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Sees to it that what is written to standard output arrives, or that an `OSError` says why not.
+    """Ensures that standard output is written completely; raises `OSError` if it can't be.
 
-    Characters that its encoding does not have are written as escapes, rather than ending an answer in its middle.
+    Characters that the encoding lacks are written as escapes instead of ending the output.
     """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
@@ -83,7 +83,7 @@ def whole_output() -> Iterator[None]:
 
 
 def _drop_output(stream: object) -> None:
-    """What is left in the buffer goes nowhere, so that the interpreter does not fail on it at its end."""
+    """Discards the stream's buffer, so that the interpreter does not fail on it at exit."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, cast(io.TextIOWrapper, stream).fileno())
@@ -93,7 +93,7 @@ def _drop_output(stream: object) -> None:
 
 
 class Bar:
-    """A line that says what is being done, with a bar where the amount is known."""
+    """A progress line that names the step, with a bar if the amount is known."""
 
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task
@@ -105,24 +105,24 @@ class Bar:
         self._bar.update(self._task, description=name, total=None, completed=0)
 
     def total(self, size: int) -> None:
-        """Says how many units the step has."""
+        """Sets the number of units of the step."""
         self._bar.update(self._task, total=size, completed=0)
 
     def advance(self, done: int) -> None:
-        """Adds units that are done."""
+        """Adds finished units."""
         self._bar.update(self._task, advance=done)
 
     def done(self, text: str) -> None:
-        """Ends with a note."""
+        """Ends the progress with a note."""
         self._bar.update(self._task, visible=False)
         self._bar.console.print(text, soft_wrap=True)
 
 
 @contextmanager
 def progress(*, data: bool = True, remaining: bool = False) -> Iterator[Bar]:
-    """A progress line on standard error, gone when it ends. `data` shows bytes, otherwise counts.
+    """Shows a progress line on standard error while the block runs. `data` shows bytes, else counts.
 
-    `remaining` adds the time that is left.
+    `remaining` adds the remaining time.
     """
     amount = DownloadColumn(binary_units=True) if data else TextColumn("{task.completed:.0f}/{task.total}")
     columns = (

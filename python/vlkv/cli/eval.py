@@ -1,4 +1,4 @@
-"""`vlkv eval`: what a policy costs in accuracy."""
+"""`vlkv eval`: the accuracy of policies and budgets."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ def evaluate(
         typer.Option(help="form-qa, form-list, two-forms, second-question, text, or folder with --data."),
     ] = "form-qa",
     policy: Annotated[
-        str, typer.Option(help="Names with commas between; vlkv policies lists them.")
+        str, typer.Option(help="Comma-separated names; vlkv policies lists them.")
     ] = f"full,{DEFAULT_POLICY}",
-    budget: Annotated[str, typer.Option(help="Shares of the cache with commas between.")] = BUDGETS,
+    budget: Annotated[str, typer.Option(help="Comma-separated shares of the cache.")] = BUDGETS,
     samples: Annotated[
         int | None,
-        typer.Option(help="How many; of texts, of each kind.", show_default="500, 12 texts, of a folder all"),
+        typer.Option(
+            help="Number of samples (texts: of each kind).", show_default="500; 12 texts; a folder's all"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the forms or texts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the forms or texts.")] = 0,
     turns: Annotated[int, typer.Option(help="2 asks a second question about each picture.")] = 1,
     data: Annotated[
         Path | None, typer.Option(help="For task folder: a .jsonl file, or its folder.", show_default=False)
     ] = None,
     question: Annotated[
         str | None,
-        typer.Option(help="Other words for form tasks; {key} is the key.", show_default="what is the {key}?"),
+        typer.Option(help="The question of form tasks; {key} is the key.", show_default="what is the {key}?"),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="8 to 128, by task")
@@ -49,7 +51,7 @@ def evaluate(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for answers, table, chart; there, a run goes on.",
+            help="Folder for answers, table and chart; an interrupted run resumes there.",
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`vlkv inspect`: what was kept of a picture, as a page and as PNGs."""
+"""`vlkv inspect`: the kept patches of a picture, as a page and as PNGs."""
 
 from __future__ import annotations
 

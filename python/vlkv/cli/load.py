@@ -19,31 +19,32 @@ def load(
     url: Annotated[
         str,
         typer.Argument(
-            show_default=False, help="As http://127.0.0.1:8000 (Triton), or with /v1 (OpenAI's API)."
+            show_default=False,
+            help="Such as http://127.0.0.1:8000 (Triton), or ending in /v1 (OpenAI's API).",
         ),
     ],
-    requests: Annotated[int, typer.Option(min=1, help="How many.")] = 500,
-    concurrency: Annotated[int, typer.Option(min=1, help="At once (closed loop).")] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests.")] = 500,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once (closed loop).")] = 16,
     rate: Annotated[
-        float | None, typer.Option(help="Requests a second at random moments (open loop).", min=1e-3)
+        float | None, typer.Option(help="Requests per second at random times (open loop).", min=1e-3)
     ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture for each request, by turns.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; repeatable, used in turn.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Picture; repeatable, used in turn.")] = None,
     policy: Annotated[str | None, typer.Option(help="How the cache is compressed.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the cache to keep.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
     model: Annotated[
-        str | None, typer.Option(help="The model's name.", show_default="vlkv, of OpenAI's API llava")
+        str | None, typer.Option(help="The model's name.", show_default="vlkv; llava with OpenAI's API")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="A recorded load, a JSON line a request; see docs/serving.md.")
+        Path | None, typer.Option(help="A recorded load, one JSON line per request; see docs/serving.md.")
     ] = None,
-    api_key: Annotated[str, typer.Option(help="Of OpenAI's API.")] = "x",
+    api_key: Annotated[str, typer.Option(help="API key for OpenAI's API.")] = "x",
     most_ttft: Annotated[
-        float | None, typer.Option(help="Seconds to the first token up to which an answer is good.", min=1e-3)
+        float | None, typer.Option(help="Most seconds to the first token of a good answer.", min=1e-3)
     ] = None,
     most_tpot: Annotated[
-        float | None, typer.Option(help="Seconds a token after it, likewise.", min=1e-6)
+        float | None, typer.Option(help="Most seconds per later token of a good answer.", min=1e-6)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`vlkv`: the commands of this package, and those that the export part brings where it is installed."""
+"""`vlkv`: the commands of this package, and those of `vlkv_export` if it is installed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BACKENDS = {
     "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx"),
     "cuda": ("cuda-bindings",),
 }
-"""The packages of each backend besides ONNX Runtime, and of the device that they share."""
+"""The packages of each backend other than ONNX Runtime, and of the device that they share."""
 BAD_INPUT = 2
 INTERRUPTED = 130
 
 WRONG_USE = cast(
     type[Exception], next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 )
-"""What typer raises for a command line that it can't read: click's class, or the one of typer's own copy of click."""
+"""The exceptions that typer raises for an invalid command line: click's, or those of typer's own copy of click."""
 
 app = typer.Typer(
     name="vlkv",
@@ -45,8 +45,8 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but what was asked for.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print results only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print details.")] = False,
     show_version: Annotated[bool, typer.Option("--version", help="Print versions and backends.")] = False,
 ) -> None:
     """Vision-language models with a tenth of the KV cache."""
@@ -60,7 +60,7 @@ def options(
 
 
 def print_versions() -> None:
-    """One line for vlkv, one a package, one for the operators, one for the backends."""
+    """Prints one line for vlkv, for each package, for the operators, and for each backend."""
     out = answers()
     out.print(f"vlkv {version('vlkv')}")
     for package in PACKAGES:
@@ -73,9 +73,9 @@ def print_versions() -> None:
 
 
 def backends() -> list[str]:
-    """A line for each backend: what is installed of it.
+    """One line per backend: whether its packages are installed.
 
-    Nothing is opened, because TensorRT's runtime ends a process that has no GPU.
+    The packages are not imported, because TensorRT's runtime ends a process on a machine without a GPU.
     """
     import onnxruntime
 
@@ -128,9 +128,9 @@ def _missing(name: str, error: ImportError) -> Callable[[], None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; what a user did wrong is one line on standard error and exit code 2.
+    """Runs the command line. A user's mistake, or an error of the system, is one line on standard error and code 2.
 
-    So is what the operating system refuses. SIGTERM and SIGHUP end it as Ctrl-C does, with nothing half-written left.
+    SIGTERM and SIGHUP end it like Ctrl-C: no incomplete file is left behind.
     """
     _add_commands()
     try:
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Lets signals that end a program unwind it first; one that is ignored, as by nohup, stays so."""
+    """Makes terminating signals unwind the program first; ignored signals, as under nohup, stay ignored."""
     before: dict[int, Any] = {}
 
     def end(number: int, _: object) -> None:

@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")]
+EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")]
 Prompt = Annotated[
-    str, typer.Option(help="The question; <image> says where a picture goes.", show_default=False)
+    str, typer.Option(help="The question; <image> marks the place of a picture.", show_default=False)
 ]
-Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")]
+Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.")]
 OneBudget = Annotated[
     float | None,
     typer.Option(
         help="Share of the prompt's cache to keep, in (0, 1].",
-        show_default="0.1, 64 tokens a layer at least; full: 1",
+        show_default="0.1, at least 64 tokens per layer; full: 1",
     ),
 ]
-Raw = Annotated[bool, typer.Option("--raw", help="No chat template.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]
-Threads = Annotated[int, typer.Option(help="Threads of one operator; 0 takes all cores.")]
-Device = Annotated[str, typer.Option(help="Where ONNX Runtime runs: cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]
+Device = Annotated[str, typer.Option(help="Device of ONNX Runtime: cpu or cuda.")]
 Plugin = Annotated[
     Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
 ]

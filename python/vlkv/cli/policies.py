@@ -1,4 +1,4 @@
-"""`vlkv policies`: the known policies' fields as a table."""
+"""`vlkv policies`: the fields of the built-in policies as a table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def policies(
         if field != "name":
             table.add_row(field, *(shown(fields[field]) for fields in known.values()))
     console = answers()
-    # as wide as it is: a pipe has no width
+    # a pipe has no width: use the table's
     console.width = max(
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum
     )
@@ -36,7 +36,7 @@ def policies(
 
 
 def shown(value: Any) -> str:
-    """A field's value, short."""
+    """A field's value as a short text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""`vlkv run`: a question about pictures, answered on the terminal."""
+"""`vlkv run`: answers a question about pictures on the terminal."""
 
 from __future__ import annotations
 
@@ -29,18 +29,16 @@ def run(
     budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest of this total probability.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Repeats a sampled answer.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Ends the answer; may be given several times.")
-    ] = None,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the top tokens of this total probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; repeatable.")] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="Above 1: tokens that came before are less likely.", show_default=CHECKPOINT),
+        typer.Option(help="Above 1, earlier tokens are less likely.", show_default=CHECKPOINT),
     ] = None,
     no_repeat_ngram_size: Annotated[
-        int | None, typer.Option(help="So many tokens never come twice in a row.", show_default=CHECKPOINT)
+        int | None, typer.Option(help="N-grams of this size never repeat.", show_default=CHECKPOINT)
     ] = None,
     min_new_tokens: Annotated[
         int | None, typer.Option(help="Least tokens to generate.", show_default=CHECKPOINT)
@@ -98,7 +96,7 @@ def run(
 
 
 def summary(stream: Stream) -> str:
-    """One line: what was kept and how fast it was."""
+    """One line: kept tokens, memory and speed."""
     result = stream.result
     spent = result.seconds
     share = result.cache_bytes / result.cache_bytes_full

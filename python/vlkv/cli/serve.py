@@ -1,4 +1,4 @@
-"""`vlkv serve`: an HTTP server that speaks OpenAI's API."""
+"""`vlkv serve`: an HTTP server with OpenAI's API."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from vlkv.storage.files import reason
 
 KEYS = "VLKV_API_KEYS"
 GRACE = 30
-"""Seconds that running answers get when the server is stopped."""
+"""Seconds that running answers have to finish when the server is stopped."""
 
 
 def serve(
     engine: EngineFolder,
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     model: Annotated[str, typer.Option(help="The model's name.")] = "llava",
-    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
-    memory: Annotated[str, typer.Option(help="What caches may take; auto: half of what is at hand.")] = AUTO,
-    slots: Annotated[int, typer.Option(min=1, help="Answers that run at once.")] = SLOTS,
+    policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
+    memory: Annotated[
+        str, typer.Option(help="Most memory of all caches; auto: half of what is available.")
+    ] = AUTO,
+    slots: Annotated[int, typer.Option(min=1, help="Lanes: answers that run at once.")] = SLOTS,
     prompt_tokens: Annotated[
-        int | None, typer.Option(help="The longest prompt that is compressed.", show_default="by memory")
+        int | None, typer.Option(help="Longest prompt that can be compressed.", show_default="by memory")
     ] = None,
     capacity: Annotated[
-        int | None, typer.Option(help="The most tokens of an answer in a layer.", show_default="by memory")
+        int | None, typer.Option(help="Most tokens of a lane in each layer.", show_default="by memory")
     ] = None,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = QUEUE,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests that may wait.")] = QUEUE,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"A key that clients must give; repeatable. {KEYS} holds them with commas between."
-        ),
+        typer.Option(help=f"A key that clients must send; repeatable. {KEYS} holds a comma-separated list."),
     ] = None,
     allow_image_urls: Annotated[
-        str, typer.Option(metavar="HOSTS", help="Hosts from which pictures are fetched, with commas between.")
+        str, typer.Option(metavar="HOSTS", help="Hosts that pictures may be fetched from, comma-separated.")
     ] = "",
-    cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Origins of other pages that may ask.")] = "",
+    cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Allowed CORS origins.")] = "",
     max_body: Annotated[str, typer.Option(help="The largest request.")] = "64MiB",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which an answer ends.")] = 600.0,
     no_verify: NoVerify = False,
@@ -56,7 +56,7 @@ def serve(
     device: Device = "cpu",
     plugin: Plugin = None,
 ) -> None:
-    """Serve an engine over HTTP as OpenAI's API does."""
+    """Serve an engine over HTTP with OpenAI's API."""
     try:
         import uvicorn
 
@@ -93,7 +93,7 @@ def serve(
         raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
     notes().print(f"serving {model} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
-    # uvicorn ends by SIGTERM, which it then raises again; to have ended well is no failure
+    # uvicorn raises SIGTERM again after it has shut down in order; that is not a failure
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""`vlkv triton`: an engine's model repository for Triton Inference Server."""
+"""`vlkv triton`: writes an engine's model repository for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from vlkv.storage import manifest as manifests
 
 
 def triton(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="What vlkv build wrote.")],
+    engine: Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")],
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
-    slots: Annotated[int, typer.Option(help="Answers that run at once.")] = SLOTS,
+    slots: Annotated[int, typer.Option(help="Lanes: answers that run at once.")] = SLOTS,
     memory: Annotated[
-        str, typer.Option(help="What caches may take, of an instance; auto: half of what is at hand.")
+        str, typer.Option(help="Most memory of an instance's caches; auto: half of what is available.")
     ] = AUTO,
-    queue: Annotated[int, typer.Option(help="Requests that may wait.")] = QUEUE,
-    policy: Annotated[str, typer.Option(help="Where a request names none.")] = DEFAULT_POLICY,
+    queue: Annotated[int, typer.Option(help="Most requests that may wait.")] = QUEUE,
+    policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
     threads: Annotated[
-        int, typer.Option(help="Threads of one operator; 0 divides the cores by the instances.")
+        int, typer.Option(help="Threads per operator; 0 divides the cores by the instances.")
     ] = 0,
-    instances: Annotated[int, typer.Option(help="Processes, each with an engine and slots of its own.")] = 1,
+    instances: Annotated[int, typer.Option(help="Processes, each with its own engine and lanes.")] = 1,
     prompt_tokens: Annotated[
-        int | None, typer.Option(help="The longest prompt that is compressed.", show_default="by memory")
+        int | None, typer.Option(help="Longest prompt that can be compressed.", show_default="by memory")
     ] = None,
     capacity: Annotated[
-        int | None, typer.Option(help="The most tokens of an answer in a layer.", show_default="by memory")
+        int | None, typer.Option(help="Most tokens of a lane in each layer.", show_default="by memory")
     ] = None,
     chunk: Annotated[
         int | None,
-        typer.Option(help="The most prompt tokens between two steps.", show_default=str(SCHEDULED_CHUNK)),
+        typer.Option(help="Most prompt tokens between two steps.", show_default=str(SCHEDULED_CHUNK)),
     ] = None,
-    gpus: Annotated[str, typer.Option(help="Device numbers, as 0,1; without, on the CPU.")] = "",
+    gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     engine_path: Annotated[
-        str | None, typer.Option(help="Where the server finds the engine.", show_default="its absolute path")
+        str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")
     ] = None,
 ) -> None:
     """Write a model repository that tritonserver serves."""
     try:
         devices = tuple(int(number) for number in gpus.split(",") if number)
     except ValueError:
-        raise VlkvError(f"gpus {gpus!r} is no list of numbers; 0,1 is") from None
+        raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices,
         prompt_tokens, capacity, chunk,
@@ -62,5 +62,7 @@ def triton(
     for line in lines(settings.plan(manifest), manifest):
         notes().print(line, soft_wrap=True)
     if settings.memory.strip().lower() == AUTO:
-        notes().print("this is by the memory at hand here; the server decides where it runs", soft_wrap=True)
+        notes().print(
+            "these are for the memory here; the server decides by its own at its start", soft_wrap=True
+        )
     notes().print(f"wrote {folder}; serve it with: tritonserver --model-repository={output}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a policy costs in accuracy: tasks, metrics, runs that resume, tables, charts, pictures of what was kept."""
+"""The accuracy of policies: tasks, metrics, resumable runs, tables, charts, and maps of kept patches."""
 
 from vlkv.eval.api import Report, run
 

@@ -1,7 +1,7 @@
-"""What VL-Cache's parts are worth: policies that differ in one thing, as data.
+"""The ablation of VL-Cache: policies that differ in one respect, as data.
 
-The two parts apart, the sensitivity to p, the published clipping against the exact total, and each policy's cache hit
-rate: what the paper's reviewers asked for.
+It covers the experiments that the paper's reviewers requested: the two parts separately, the sensitivity to p, the
+published clipping against the exact total, and each policy's cache hit rate.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ ROWS = {"all": "all rows", "post_vision": "post-vision rows"}
 
 @dataclass(frozen=True)
 class Part:
-    """A table of its own: what it shows, and the policies that it compares."""
+    """One table: its caption and the policies that it compares."""
 
     title: str
     policies: tuple[Policy, ...]
 
     def lines(self, lines: Sequence[Line]) -> list[Line]:
-        """Those of its policies, of all lines."""
+        """The lines of this part's policies, out of all lines."""
         names = [policy.name for policy in self.policies]
         return [line for name in names for line in lines if line.policy == name]
 
 
 def parts() -> tuple[Part, ...]:
-    """The tables."""
+    """The tables of the ablation."""
     base = POLICIES["vl-cache"]
     crossed = tuple(
         replace(base, name=f"{layers}, {observed}", allocation=allocation, rows=rows)  # type: ignore[arg-type]

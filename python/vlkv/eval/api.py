@@ -1,4 +1,4 @@
-"""The evaluation as a function: samples of a task, asked under policies and budgets, with 95% intervals."""
+"""The evaluation as a function: samples of a task under policies and budgets, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLICIES = ("full", DEFAULT_POLICY)
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Fields:
         title: task, number of samples, seed.
@@ -40,7 +40,7 @@ class Report:
         return as_json(self.title, self.lines)
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes the table, the JSON and, where matplotlib is installed, the chart. Returns their paths."""
+        """Writes the table, the JSON and, if matplotlib is installed, the chart. Returns their paths."""
         return write_report(folder, self.title, self.lines, self.ablation)
 
 
@@ -69,23 +69,23 @@ def run(
         task: `form-qa`, `form-list`, `two-forms`, `second-question`, or `folder` with `data`.
         policies: names of policies; not used with `ablation`.
         budgets: shares of the cache, in (0, 1].
-        samples: how many; None for 500, or for all of a folder.
-        seed: of the forms.
+        samples: the number of samples; None for 500, or for all of a folder.
+        seed: the seed of the forms.
         turns: questions about one picture, 1 or 2.
         data: a JSONL file or its folder, for the task `folder`.
-        question: other words for the form tasks; `{key}` is the place of the key.
-        max_new_tokens: most tokens of an answer; None for the task's own limit.
+        question: the question of the form tasks; `{key}` is the place of the key.
+        max_new_tokens: the most tokens of an answer; None for the task's own limit.
         ablation: compare the parts of vl-cache instead of policies, and measure cache hit rates.
-        output: a folder that keeps the answers as they come; a run with the same arguments continues there. The caller
-            writes the report with `Report.write`.
-        batch: most settings that decode together; memory grows with it.
+        output: a folder to which answers are appended; a run with the same arguments resumes there. The caller writes
+            the report with `Report.write`.
+        batch: the most settings that decode together; memory grows with it.
         begin: called with a description and the number of records to come, before the first question.
         progress: called with the number of new records after each sample.
 
     Raises:
-        EvalError: an unknown task, a number out of range, samples that cannot be read.
-        PolicyError: an unknown policy.
-        EngineError: the directory is no engine.
+        EvalError: the task is unknown, a number is out of range, or samples can't be read.
+        PolicyError: a policy is unknown.
+        EngineError: the directory is not an engine.
     """
     if batch < 1:
         raise EvalError(f"batch {batch} is under 1")
@@ -95,7 +95,7 @@ def run(
         make_samples(task, samples, seed, turns, data, question)[0].turns
     )  # arguments are checked first
     if ablation and turns > 1:
-        raise EvalError("--ablation needs a task with one question a sample")
+        raise EvalError("--ablation needs a task with one question per sample")
     settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
     new_tokens = max_new_tokens or NEW_TOKENS[task]
     asked = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)

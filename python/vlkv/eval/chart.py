@@ -1,4 +1,4 @@
-"""Accuracy over the budget as a PNG, a line a policy, with 95% intervals. Needs matplotlib (`vlkv[eval]`)."""
+"""A chart of accuracy over budget, one line per policy, with 95% intervals. Needs matplotlib (`vlkv[eval]`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from vlkv.eval.summary import Line
 
 COLOURS = ("#0b6e4f", "#d1495b", "#2e6fdb", "#e09f3e", "#7b4fb5", "#3c4858", "#00a5b5", "#a44a3f", "#7a9e2f")
-DODGE = 1.008  # so that intervals at one budget stand beside each other
+DODGE = 1.008  # shifts intervals at the same budget beside each other
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 
 
@@ -19,7 +19,7 @@ def available() -> bool:
 
 
 def draw_chart(lines: Sequence[Line], title: str, path: Path) -> None:
-    """Writes the chart; a setting of one budget that keeps all becomes a level line."""
+    """Writes the chart; a policy that keeps everything is a horizontal line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
@@ -76,7 +76,7 @@ def draw_chart(lines: Sequence[Line], title: str, path: Path) -> None:
 
 
 def spread(heights: Sequence[float], gap: float = 5.4, most: float = 102.0) -> list[float]:
-    """Heights moved so far apart that labels do not overlap, their order kept."""
+    """Moves heights apart, in the same order, so that labels do not overlap."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed = [0.0] * len(heights)
     least = -gap

@@ -1,7 +1,7 @@
-"""Dense forms of `key: VALUE` fields on 336 x 336 pictures, deterministic by seed.
+"""Dense forms of `key: VALUE` fields on 336 x 336 pictures, determined by a seed.
 
-A form is a grid of 24 x 24 cells of 14 pixels, one character a cell, which is one patch of the vision tower.
-Each row is two halves of 12 columns; a half is empty or holds one field. Needs NumPy and Pillow only.
+A form is a grid of 24 x 24 cells of 14 pixels. A cell holds one character and is one patch of the vision tower. Each
+row has two halves of 12 columns; a half is empty or holds one field. Needs only NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GRID = 24  # cells along a side
 CELL = 14  # pixels along a cell's side
 SIDE = GRID * CELL  # pixels along the picture's side
 HALF = GRID // 2  # columns of a half row
-GLYPH_LEFT, GLYPH_TOP = 4, 1  # where the 6 x 11 glyph stands in its cell, pixels
+GLYPH_LEFT, GLYPH_TOP = 4, 1  # the place of the 6 x 11 glyph in its cell, pixels
 
 _KEYS = """
 name date city code time year size unit room gate seat line plan team rank type
@@ -37,13 +37,13 @@ HELD_OUT_SEEDS = range(1_000_000_000, 2_000_000_000)
 
 
 class Forms(Protocol):
-    """A kind of form: what tasks ask about."""
+    """A kind of form that tasks ask about."""
 
     def held_out(self, number: int) -> Form:
-        """Make the held-out form of that number (from 0); training never draws it."""
+        """Make the held-out form of that number (from 0), which training never uses."""
 
     def draw(self, form: Form) -> Image.Image:
-        """Draw it as an RGB picture."""
+        """Draw the form as an RGB picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Field:
 
     @property
     def text(self) -> str:
-        """What is written on the form, from the cell (`row`, `column`) to the right."""
+        """The text on the form, from the cell (`row`, `column`) to the right."""
         return f"{self.key}: {self.value}"
 
     @property
@@ -68,7 +68,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The fields of one form, from the top left to the bottom right, and the seed that made it."""
+    """The fields of one form, from top left to bottom right, and its seed."""
 
     seed: int
     fields: tuple[Field, ...]
@@ -77,7 +77,7 @@ class Form:
 def random_form(
     seed: int, rows: Sequence[int] = tuple(range(GRID)), counts: tuple[int, int] = FIELD_COUNTS
 ) -> Form:
-    """Make the form of that seed: `counts[0]` to `counts[1]` fields, only on the given rows of the grid."""
+    """Make the form of that seed, with `counts[0]` to `counts[1]` fields, on the given rows of the grid only."""
     rng = np.random.default_rng(seed)
     most = min(counts[1], 2 * len(rows), len(KEYS))
     count = int(rng.integers(min(counts[0], most), most + 1))
@@ -97,7 +97,7 @@ def random_form(
 
 
 def held_out_form(number: int) -> Form:
-    """Make the held-out form of that number (from 0); training never draws a seed of this range."""
+    """Make the held-out form of that number (from 0); training never uses seeds of this range."""
     return random_form(HELD_OUT_SEEDS[number])
 
 
@@ -107,7 +107,7 @@ def training_form(number: int, rows: Sequence[int], counts: tuple[int, int]) -> 
 
 
 def characters(form: Form) -> np.ndarray:
-    """Return the character of each cell, `[24, 24]` of one-character strings; a blank cell holds a space."""
+    """Return the character of each cell, `[24, 24]` one-character strings; a blank cell holds a space."""
     grid = np.full((GRID, GRID), " ", dtype="<U1")
     for field in form.fields:
         grid[field.row, field.column : field.column + len(field.text)] = list(field.text)
@@ -132,30 +132,30 @@ def draw(form: Form) -> Image.Image:
 
 
 def question(key: str, words: str = QUESTION) -> str:
-    """Say what a user asks to get the value of `key`; `{key}` in the words is its place."""
+    """Return the question for the value of `key`; `{key}` in the words is its place."""
     return words.replace("{key}", key)
 
 
 def questions(form: Form, words: str = QUESTION) -> list[tuple[str, str]]:
-    """List the (question, right answer) of each field of the form."""
+    """List the (question, expected answer) of each field of the form."""
     return [(question(field.key, words), field.value) for field in form.fields]
 
 
 def one_question(form: Form, words: str = QUESTION) -> tuple[str, str]:
-    """Return one (question, right answer) of the form, chosen by its seed."""
+    """Return one (question, expected answer) of the form, chosen by its seed."""
     choice = np.random.default_rng([form.seed, 1]).integers(len(form.fields))
     return questions(form, words)[choice]
 
 
 def two_questions(form: Form, words: str = QUESTION) -> list[tuple[str, str]]:
-    """Return two different (question, right answer)s of the form, chosen by its seed."""
+    """Return two different pairs (question, expected answer) of the form, chosen by its seed."""
     choice = np.random.default_rng([form.seed, 2]).choice(len(form.fields), size=2, replace=False)
     asked = questions(form, words)
     return [asked[index] for index in choice]
 
 
 class CharacterForms:
-    """The forms of this module, as a kind of form."""
+    """The kind of form that this module defines."""
 
     def held_out(self, number: int) -> Form:
         """See `held_out_form`."""

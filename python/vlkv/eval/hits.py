@@ -1,6 +1,6 @@
-"""The cache hit rate: of the tokens that decoding attends to most, the share that was kept.
+"""The cache hit rate: the share of the most attended tokens that was kept.
 
-VL-Cache's measure that needs no labels (arXiv 2410.23317, section 3.3). L layers, Hkv key/value heads, S prompt tokens.
+VL-Cache's measure without labels (arXiv 2410.23317, section 3.3). L layers, Hkv key/value heads, S prompt tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Attention = NDArray[np.float32]
 def hit_rate(
     steps: Sequence[Sequence[Attention]], kept: Sequence[NDArray[np.int32]], tokens: int, budget: float
 ) -> tuple[float, float]:
-    """Averages over the decoded tokens, layers and KV heads.
+    """Averages over decoded tokens, layers and KV heads.
 
     Args:
-        steps: for each decoded token, per layer `[Hkv, C]`, its attention with the full cache; C >= S.
-        kept: per layer the kept prompt positions `[Hkv, count]`.
-        tokens: of the prompt, S.
-        budget: k, of the k most attended tokens, is its share of S, rounded, at least 1; ties go to the first.
+        steps: for each decoded token, its attention with the full cache per layer, `[Hkv, C]`; C >= S.
+        kept: the kept prompt positions per layer, `[Hkv, count]`.
+        tokens: the prompt's tokens, S.
+        budget: the k most attended tokens count, with k this share of S, rounded, at least 1; ties go to the first.
 
     Returns:
-        The share of the k that was kept, and the share of the attention to the prompt that goes to the kept.
+        The share of the k tokens that was kept, and the share of the attention to the prompt that kept tokens receive.
     """
     count = max(1, round(budget * tokens))
     hits, mass = [], []

@@ -1,4 +1,4 @@
-"""An inspection's files: `index.html` and PNGs."""
+"""Writes the files of an inspection: `index.html` and PNGs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlkv.storage.files import reason, show, write_bytes
 
 
 def write(found: Inspection, folder: Path) -> list[Path]:
-    """Writes the page, `bars.png`, and with pictures `kept.png` and `layer-0.png` onwards; each whole or not at all."""
+    """Writes the page, `bars.png`, and with pictures `kept.png` and one `layer-N.png` per layer, each atomically."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What was kept of a prompt, by layer, KV head and patch, beside the answers with the full and the compressed cache."""
+"""Inspection of a prompt: the kept tokens by layer, KV head and patch, and the answers with both caches."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Pane:
     """A rectangle of a picture's tokens.
 
     Fields:
-        picture: the pixels that they are of, RGB.
-        patches: `[rows, columns]`, the prompt position of each.
+        picture: the pixels that they show, RGB.
+        patches: the prompt position of each token, `[rows, columns]`.
     """
 
     picture: Image
@@ -37,15 +37,15 @@ class Pane:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that a page shows.
+    """The contents of a page.
 
     Fields:
-        question, policy, budget: what was asked, and how.
-        panes: the pictures as the model saw them: each as one tile, and again as the grid of its tiles.
+        question, policy, budget: the question and its setting.
+        panes: the pictures as the model sees them: each as one tile, and again as its grid of tiles.
         full, small: the results with the full and with the compressed cache.
-        kept: `[L, Hkv, S]` bool, which prompt tokens each head of each layer keeps.
-        scores: `[L, Hkv, S]`, attention summed over the observed rows; zeros where nothing was observed.
-        words: text of each prompt token, None for image tokens.
+        kept: `[L, Hkv, S]` bool, the prompt tokens that each head of each layer keeps.
+        scores: `[L, Hkv, S]`, attention summed over the observation window; zeros if nothing was observed.
+        words: the text of each prompt token, None for image tokens.
     """
 
     question: str
@@ -59,7 +59,7 @@ class Inspection:
     words: list[str | None]
 
     def share(self, layer: int | None = None, head: int | None = None) -> Shares:
-        """Share of the chosen layers' and heads' caches that hold each prompt token, `[S]`."""
+        """The share `[S]` of the selected layers' and heads' caches that hold each prompt token."""
         chosen = self.kept if layer is None else self.kept[layer : layer + 1]
         chosen = chosen if head is None else chosen[:, head : head + 1]
         share: Shares = chosen.mean(axis=(0, 1))
@@ -67,12 +67,12 @@ class Inspection:
 
 
 def inspect(engine: Engine, asked: Question, setting: Setting) -> Inspection:
-    """Answers with both caches and collects what was kept.
+    """Answers with both caches and collects the kept tokens.
 
     Args:
-        engine: opened.
-        asked: its policy and budget have no effect; without a picture there is no heat map.
-        setting: policy and budget.
+        engine: the opened engine.
+        asked: the question; its policy and budget have no effect. Without a picture there is no heat map.
+        setting: the policy and the budget.
     """
     reading = engine.read(replace(asked, scores=True))
     full, small = reading.answer([FULL.variant, setting.variant])
@@ -98,7 +98,7 @@ def panes_of(prompt: Prompt, pictures: Sequence[Image], image: ImageFacts) -> li
     """All rectangles of the tokens of a prompt's pictures."""
     panes, done = [], 0
     for picture, layout in zip(pictures, prompt.pictures, strict=True):
-        # where in the prompt the picture's tokens begin: its first token has features
+        # the prompt position of the picture's first token, which has features
         first = int(prompt.image_positions[done])
         done += len(layout.sources)
         whole = next(tiles(picture, layout, image))
@@ -114,6 +114,6 @@ def panes_of(prompt: Prompt, pictures: Sequence[Image], image: ImageFacts) -> li
 
 
 def words_of(engine: Engine, ids: Sequence[int]) -> list[str | None]:
-    """Text of each token, None for image tokens; a special token shows its name."""
+    """The text of each token, None for image tokens; a special token shows its name."""
     image = engine.manifest.image.token_id
     return [None if token == image else word for token, word in zip(ids, engine.words(ids), strict=True)]

@@ -1,4 +1,4 @@
-"""How right an answer is, and how sure a mean over samples is (95% intervals)."""
+"""Metrics of answers, and means over samples with 95% intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its 95% interval, all in 0 to 1 where the values are."""
+    """A mean with its 95% interval, within 0 to 1 if the values are."""
 
     value: float
     low: float
@@ -24,19 +24,19 @@ class Mean:
 
 
 def exact(answer: str, expected: str) -> bool:
-    """Whether both are the same to the character, blanks at the ends left out."""
+    """Whether both are equal, apart from blanks at the ends."""
     return answer.strip() == expected.strip()
 
 
 def similarity(answer: str, expected: str) -> float:
-    """1 - edit distance / the longer length, over characters (insert, delete, replace); 1 for two empty texts."""
+    """1 - edit distance / the longer length, in characters (insert, delete, replace); 1 for two empty texts."""
     first, second = answer.strip(), expected.strip()
     longest = max(len(first), len(second))
     return 1.0 if not longest else 1.0 - edit_distance(first, second) / longest
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein's: the fewest characters to insert, delete or replace. O(len * len) time, O(len) memory."""
+    """The Levenshtein distance: the fewest insertions, deletions or replacements. O(len * len) time, O(len) memory."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         before, row[0] = row[0], i
@@ -46,7 +46,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def proportion(right: Sequence[bool]) -> Mean:
-    """A share with Wilson's score interval (E. B. Wilson 1927), which is sound at 0% and 100% too."""
+    """A share with Wilson's score interval (E. B. Wilson 1927), which is valid at 0% and 100% too."""
     count = len(right)
     share = sum(right) / count
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
@@ -55,7 +55,7 @@ def proportion(right: Sequence[bool]) -> Mean:
 
 
 def average(values: Sequence[float]) -> Mean:
-    """A mean with a percentile bootstrap interval, the same for the same values."""
+    """A mean with a percentile bootstrap interval; equal values give equal intervals."""
     array = np.asarray(values, np.float64)
     rng = np.random.default_rng(len(array))
     means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(RESAMPLES)]

@@ -1,4 +1,4 @@
-"""What was kept, drawn over the pictures: PNGs for slides and papers, in the page's colours."""
+"""Heat maps of kept tokens over the pictures, as PNGs in the page's colours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GAP, CAPTION = 16, 30
 
 
 def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
-    """The picture with patches of `grid` `[rows, columns]`, 0 to 1: veiled at 0, tinted towards 1."""
+    """The picture with a heat map of `grid` `[rows, columns]`, 0 to 1: dimmed at 0, tinted towards 1."""
     base = np.asarray(picture.convert("RGB"), np.float64)
     shares = Image.fromarray(grid.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
     share = np.asarray(shares, np.float64)[..., np.newaxis]
@@ -27,7 +27,7 @@ def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
 
 
 def panels(found: Inspection, choices: list[tuple[str, int | None, int | None]]) -> Image.Image:
-    """A row for each pane of the pictures, a column for each choice of (caption, layer, head), itself first."""
+    """One row per pane of the pictures; the first column is the pane, the others are (caption, layer, head)."""
     wide, high = (max(sides) for sides in zip(*(pane.picture.size for pane in found.panes), strict=True))
     columns = len(choices) + 1
     size = (columns * (wide + GAP) + GAP, len(found.panes) * (high + CAPTION + GAP) + GAP)
@@ -46,19 +46,19 @@ def panels(found: Inspection, choices: list[tuple[str, int | None, int | None]])
 
 
 def kept_sheet(found: Inspection) -> Image.Image:
-    """All layers together, then each layer."""
+    """The sheet with all layers together, then each layer."""
     layers = range(len(found.kept))
     return panels(found, [("all layers", None, None), *((f"layer {n}", n, None) for n in layers)])
 
 
 def layer_sheet(found: Inspection, layer: int) -> Image.Image:
-    """One layer: all KV heads together, then each."""
+    """The sheet of one layer: all KV heads together, then each head."""
     heads = range(found.kept.shape[1])
     return panels(found, [(f"layer {layer}", layer, None), *((f"KV head {n}", layer, n) for n in heads)])
 
 
 def bars(found: Inspection) -> Image.Image:
-    """Tokens kept and sparsity, a line a layer."""
+    """A chart of kept tokens and sparsity, one line per layer."""
     counts, sparsity = found.small.kept_tokens, found.small.sparsity
     line, left, long = 30, 100, 300
     sheet = Image.new("RGB", (left + 2 * (long + 110), (len(counts) + 1) * line + 2 * GAP), WASH)

@@ -1,4 +1,4 @@
-"""Answers on disk: a JSON line each, appended as they come, so that an interrupted run goes on where it was."""
+"""Answers on disk, one JSON line each, appended immediately, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ NAME = "answers.jsonl"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What one setting made of one sample.
+    """The result of one setting on one sample.
 
     Fields:
-        run: task, data, seed, turns, and whatever else decides what is asked.
+        run: task, data, seed, turns, and everything else that determines the questions.
         engine: digest of the engine's manifest.
-        policy, digest, budget, keep: the setting; `digest` is of the policy's fields.
-        sample: its number.
-        questions, expected, answers: one a turn.
-        exact, similarity: of the last turn.
-        loss, agreed, tokens: of the full cache's own answer, given token by token: the sum of -ln p, the number of
-            tokens that are this setting's first choice too, and their number; 0 tokens where it was not measured.
-        kept: tokens kept a layer.
-        prompt_tokens: of the last turn.
-        kind, divergence: of a text: its kind, and the sum over its tokens of KL(full cache || this setting), in nats;
-            there `agreed` counts first choices that are the full cache's, and `loss` is of the text's own tokens.
-        hit, mass: of the tokens attended to most, the share that was kept, and the share of the attention that the
-            kept have (`vlkv.eval.hits`); None where it was not measured.
+        policy, digest, budget, keep: the setting; `digest` is that of the policy's fields.
+        sample: the sample's number.
+        questions, expected, answers: one per turn.
+        exact, similarity: metrics of the last turn.
+        loss, agreed, tokens: of the full cache's answer under teacher forcing: the sum of -ln p, the number of tokens
+            that are also this setting's first choice, and the number of all; 0 tokens if it was not measured.
+        kept: tokens kept per layer.
+        prompt_tokens: prompt tokens of the last turn.
+        kind, divergence: for a text, its kind, and the sum over its tokens of KL(full cache || this setting), in nats;
+            `agreed` then counts first choices equal to the full cache's, and `loss` is that of the text's own tokens.
+        hit, mass: the share of the most attended tokens that was kept, and the share of the attention that kept tokens
+            receive (`vlkv.eval.hits`); None if it was not measured.
     """
 
     run: str
@@ -59,14 +59,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes it the answer to what is asked for."""
+        """The fields that identify the record."""
         return (self.run, self.engine, self.digest, self.policy, self.budget, self.keep, self.sample)
 
 
 class Answers:
-    """Records of a folder, or of memory alone where there is none. Use it as a context.
+    """The records of a folder, or in memory only if there is no folder. Use it as a context manager.
 
-    A last line that an interruption cut is taken away. Another malformed line is an `EvalError` with its number.
+    An incomplete last line, left by an interruption, is removed. Another malformed line is an `EvalError` with its
+    number.
     """
 
     def __init__(self, folder: Path | None) -> None:

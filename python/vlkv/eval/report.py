@@ -1,4 +1,4 @@
-"""A run's results as files: `table.md`, `summary.json`, `chart.png`, beside `answers.jsonl`."""
+"""Writes a run's results: `table.md`, `summary.json` and `chart.png`, beside `answers.jsonl`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def as_json(title: str, lines: Sequence[Line]) -> bytes:
 
 
 def write_report(folder: Path, title: str, lines: Sequence[Line], ablation: bool = False) -> list[Path]:
-    """Writes the files, each whole or not at all; where matplotlib is missing, no chart."""
+    """Writes the files, each atomically; without matplotlib there is no chart."""
     text = f"# {title}\n\n"
     if ablation:
         text += "".join(f"## {part.title}\n\n{markdown(part.lines(lines))}\n" for part in parts())

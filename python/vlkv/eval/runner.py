@@ -1,4 +1,4 @@
-"""Asks every sample under every setting, and writes down what comes."""
+"""Asks every sample under every setting, and records the answers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Run:
-    """What is asked, and how.
+    """The description of a run.
 
     Fields:
-        name: task, data, seed and turns as a text: records of another one are none of this.
-        new_tokens: most tokens of an answer.
-        batch: most settings that decode together, an engine's own limit aside; memory grows with it.
+        name: task, data, seed and turns as a text; records with another name belong to another run.
+        new_tokens: the most tokens of an answer.
+        batch: the most settings that decode together, within the engine's limit; memory grows with it.
         hits: whether cache hit rates are measured.
     """
 
@@ -46,14 +46,14 @@ class Run:
 def run_name(
     task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None, words: str | None = None
 ) -> str:
-    """The name of a `Run`; a folder's is that of its lines, wherever they lie."""
+    """The name of a `Run`; a folder's name depends on its lines, not on its path."""
     where = f" {hash_file(data_file(data))[:16]}" if data is not None else ""
     asked = f" asked {words!r}" if words is not None else ""
     return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}"
 
 
 def engine_digest(directory: Path) -> str:
-    """The manifest holds every file's hash."""
+    """The digest of the manifest, which holds every file's hash."""
     return hash_file(directory / MANIFEST)[:16]
 
 
@@ -65,9 +65,9 @@ def evaluate(
     answers: Answers,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Record]:
-    """Records of all settings and samples, those that `answers` knew already with them.
+    """Returns the records of all settings and samples, including those that `answers` already had.
 
-    `advance` is told how many records are there after each sample.
+    `advance` is called with the number of new records after each sample.
     """
     digest = engine_digest(engine.directory)
     found: list[Record] = []
@@ -127,7 +127,7 @@ def _with(record: Record, **fields: object) -> Record:
 def _ask_once(
     engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
 ) -> list[Record]:
-    """The prompt is read once for each choice of observed rows; its settings decode together."""
+    """Prefills the prompt once per observation window; its settings decode together."""
     question = Question(sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens)
     reading = engine.read(question)
     full = reading.answer([FULL.variant])[0]
@@ -156,7 +156,7 @@ def _ask_once(
 def _forced(
     reading: SharedPrompt, settings: Sequence[Setting], tokens: Sequence[int]
 ) -> list[tuple[float, int]]:
-    """For each setting, the sum of -ln p of the given tokens, and how many of them are its first choice."""
+    """For each setting, the sum of -ln p of the given tokens, and the number of them that are its first choice."""
     loss, agreed = np.zeros(len(settings)), np.zeros(len(settings), np.int64)
     steps = reading.forced([setting.variant for setting in settings], tokens[:-1])
     for token, logits in zip(tokens, steps, strict=True):
@@ -166,7 +166,7 @@ def _forced(
 
 
 def _attention(engine: Engine, question: Question, full: Result) -> list[list[np.ndarray]]:
-    """What each token of the full cache's answer attended to."""
+    """The attention of each token of the full cache's answer."""
     steps = engine.forced(replace(question, policy="full"), full.token_ids[:-1], attention=True)
     return [step.attention for step in steps if step.attention is not None]
 
@@ -174,7 +174,7 @@ def _attention(engine: Engine, question: Question, full: Result) -> list[list[np
 def _ask_turns(
     engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
 ) -> list[Record]:
-    """A conversation for each setting; the last answer counts."""
+    """Runs a conversation for each setting; the last answer counts."""
     pictures = sample.pictures()
     records = []
     for setting, blank in asked:

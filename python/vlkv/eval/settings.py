@@ -1,4 +1,4 @@
-"""What an evaluation compares: policies at budgets, and in conversations what a later question is answered from."""
+"""The settings that an evaluation compares: policies at budgets, and the cache that answers a later question."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Setting:
     Fields:
         policy: how the cache is compressed.
         budget: the share of the prompt's cache that is kept.
-        keep: what the second question is answered from; empty where there is none.
+        keep: the cache that answers the second question, `compressed` or `reusable`; empty if there is no second one.
     """
 
     policy: Policy
@@ -33,17 +33,17 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The policy's name, and what is kept for a second question."""
+        """The policy's name, and `keep` if there is a second question."""
         return f"{self.policy.name}, {self.keep}" if self.keep else self.policy.name
 
     @property
     def variant(self) -> Variant:
-        """The same for `Engine.read`."""
+        """The setting in the form that `Engine.read` needs."""
         return Variant(self.policy, self.budget)
 
     @property
     def digest(self) -> str:
-        """Tells policies of the same name and different fields apart."""
+        """A digest of the policy's fields, which distinguishes policies of the same name."""
         return hashlib.sha256(msgspec.json.encode(asdict(self.policy), order="sorted")).hexdigest()[:16]
 
 
@@ -53,11 +53,11 @@ FULL = Setting(resolve("full"), 1.0)
 def make_settings(
     policies: Sequence[str | Policy], budgets: Sequence[float], turns: int = 1
 ) -> list[Setting]:
-    """Every policy at every budget, in this order; one that keeps all has 1 alone.
+    """Every policy at every budget, in this order; a policy that keeps everything has only the budget 1.
 
     Raises:
-        PolicyError: an unknown policy, or a budget outside (0, 1].
-        EvalError: no policy or no budget.
+        PolicyError: a policy is unknown, or a budget is outside (0, 1].
+        EvalError: there is no policy or no budget.
     """
     if not policies or not budgets:
         raise EvalError(f"no {'budget' if policies else 'policy'} is given")
@@ -73,18 +73,18 @@ def make_settings(
 
 
 def split_names(text: str) -> list[str]:
-    """`a,b` as a list; blanks around names are left out, and so are empty names."""
+    """Splits `a,b` into a list, without surrounding blanks and empty names."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def split_numbers(text: str) -> list[float]:
-    """`1,0.5` as numbers; anything else is an `EvalError`."""
+    """Parses `1,0.5` as numbers. Raises `EvalError` for anything else."""
     numbers = []
     for name in split_names(text):
         try:
             numbers.append(float(name))
         except ValueError:
             raise EvalError(
-                f"budget {name!r} is no number; shares of the cache look like 0.5,0.2,0.1"
+                f"budget {name!r} is not a number; shares of the cache look like 0.5,0.2,0.1"
             ) from None
     return numbers

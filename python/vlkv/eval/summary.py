@@ -1,4 +1,4 @@
-"""Records to a line a setting: means, intervals, and what was kept."""
+"""Summarises records, one line per setting: means, intervals, and kept tokens."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Line:
 
     Fields:
         label, policy, keep, budget: the setting.
-        samples: how many.
-        exact: share of answers that are right to the character, with Wilson's interval.
+        samples: the number of samples.
+        exact: the share of answers that equal the expected answer, with Wilson's interval.
         similarity: 1 - edit distance / length, with a bootstrap interval.
-        perplexity: of the full cache's own answer, given token by token; None where it was not measured.
-        agreement: share of those tokens that are the first choice here too, a mean over samples.
-        kept: share of the prompt's cache that was kept.
-        layers: mean number of tokens kept, per layer.
-        hit, mass: see `vlkv.eval.hits`; None where they were not measured.
+        perplexity: the perplexity of the full cache's answer under teacher forcing; None if it was not measured.
+        agreement: the share of these tokens that are also this setting's first choice, as a mean over samples.
+        kept: the share of the prompt's cache that was kept.
+        layers: the mean number of tokens kept, per layer.
+        hit, mass: see `vlkv.eval.hits`; None if they were not measured.
     """
 
     label: str
@@ -42,12 +42,12 @@ class Line:
     mass: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The fields as JSON types."""
         return asdict(self)
 
 
 def summarize(records: Sequence[Record]) -> list[Line]:
-    """A line for each setting, in the order of their first records."""
+    """One line per setting, in the order of their first records."""
     groups: dict[tuple[str, str, str, float], list[Record]] = {}
     for record in records:
         groups.setdefault((record.policy, record.digest, record.keep, record.budget), []).append(record)

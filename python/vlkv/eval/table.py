@@ -1,4 +1,4 @@
-"""Lines of a summary as a table, for the terminal and as Markdown."""
+"""Formats a summary as a table, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Rows = list[list[str]]
 
 
 def percent(mean: Mean | None) -> str:
-    """`93.4% (90.8-95.3)`."""
+    """Formats a mean with its interval, as `93.4% (90.8-95.3)`."""
     if mean is None:
         return ""
     return f"{mean.value:.1%} ({100 * mean.low:.1f}-{100 * mean.high:.1f})"
 
 
 def share(value: float | None) -> str:
-    """A share as percent; nothing where there is none."""
+    """Formats a share as percent; an empty text for None."""
     return "" if value is None else f"{value:.1%}"
 
 
 def cells(lines: Sequence[Line]) -> tuple[list[str], Rows]:
-    """Names of the columns that hold something, and a row a line."""
+    """The names of the columns with content, and one row per line."""
     columns = {
         "policy": [line.label for line in lines],
         "budget": [f"{line.budget:.4g}" for line in lines],
@@ -43,7 +43,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], Rows]:
 
 
 def terminal(lines: Sequence[Line], title: str) -> Table:
-    """For the console."""
+    """The table for the console."""
     names, rows = cells(lines)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in names:
@@ -56,14 +56,14 @@ def terminal(lines: Sequence[Line], title: str) -> Table:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """For a page."""
+    """The table as Markdown."""
     names, rows = cells(lines)
     text = [names, ["---"] * len(names), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in text)
 
 
 def grid(lines: Sequence[Line]) -> str:
-    """Markdown, a row a policy and a column a budget: exact answers alone."""
+    """A Markdown table of exact answers, with one row per policy and one column per budget."""
     budgets = sorted({line.budget for line in lines if line.budget < 1}, reverse=True)
     header = ["policy", *(f"{budget:.4g}" for budget in budgets)]
     rows = [header, ["---"] * len(header)]

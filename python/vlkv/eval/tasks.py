@@ -1,7 +1,7 @@
-"""Tasks: pictures, questions and right answers, made on the fly, the same for the same seed.
+"""Tasks: pictures, questions and expected answers, generated from a seed.
 
-They are about forms that no training draws, of characters (`vlkv.eval.forms`) or, where the engine's checkpoint says
-which, of words (`vlkv.eval.word_forms`); or read from a folder (`vlkv.eval.folder`).
+They use forms that training never uses, of characters (`vlkv.eval.forms`) or, if the engine's checkpoint defines them,
+of words (`vlkv.eval.word_forms`); or they are read from a folder (`vlkv.eval.folder`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MAX_SAMPLES = FORMS_PER_SEED // 2
 
 
 def engine_forms(directory: Path) -> Forms:
-    """The forms that an engine's checkpoint reads: those of its `forms.json`, else of characters.
+    """The forms that an engine's checkpoint was trained on: those of its `forms.json`, else of characters.
 
     Raises:
-        EvalError: that file can't be used.
+        EvalError: that file is invalid.
     """
     path = directory / FORMS_FILE
     return read_word_forms(path) if path.is_file() else CHARACTERS
@@ -39,7 +39,7 @@ def engine_forms(directory: Path) -> Forms:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its right answer."""
+    """A question with its expected answer."""
 
     question: str
     answer: str
@@ -47,11 +47,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing to ask about.
+    """One sample of a task.
 
     Fields:
-        number: from 0.
-        pictures: opens its pictures.
+        number: its number, from 0.
+        pictures: a function that opens its pictures.
         turns: one question, or several about the same pictures.
     """
 
@@ -61,25 +61,25 @@ class Sample:
 
 
 def form_number(seed: int, sample: int) -> int:
-    """The number of a held-out form; seeds share none."""
+    """The number of a held-out form; different seeds have different forms."""
     return seed * FORMS_PER_SEED + sample
 
 
 def form_qa(seed: int, sample: int, words: str = QUESTION, forms: Forms = CHARACTERS) -> Sample:
-    """Read one field of a dense form: the answer lies in a few patches."""
+    """Read one field of a dense form: the answer is in a few patches."""
     form = forms.held_out(form_number(seed, sample))
     return Sample(sample, lambda: [forms.draw(form)], (Turn(*one_question(form, words)),))
 
 
 def form_list(seed: int, sample: int, words: str = LIST_QUESTION, forms: Forms = CHARACTERS) -> Sample:
-    """Say all keys of a form in order, with blanks between: the answer needs patches all over the picture."""
+    """List all keys of a form in order, separated by blanks: the answer needs patches from the whole picture."""
     form = forms.held_out(form_number(seed, sample))
     keys = " ".join(field.key for field in form.fields)
     return Sample(sample, lambda: [forms.draw(form)], (Turn(words, keys),))
 
 
 def two_forms(seed: int, sample: int, words: str = TWO_FORMS_QUESTION, forms: Forms = CHARACTERS) -> Sample:
-    """Two forms that share the key asked for; the question names one of them."""
+    """Two forms that share a key; the question names one of the forms."""
     first = forms.held_out(form_number(seed, sample))
     for number in range(form_number(seed, MAX_SAMPLES + sample), form_number(seed + 1, 0)):
         second = forms.held_out(number)
@@ -94,7 +94,7 @@ def two_forms(seed: int, sample: int, words: str = TWO_FORMS_QUESTION, forms: Fo
 
 
 def second_question(seed: int, sample: int, words: str = QUESTION, forms: Forms = CHARACTERS) -> Sample:
-    """Two questions about one form, one after the other."""
+    """Two successive questions about one form."""
     form = forms.held_out(form_number(seed, sample))
     turns = tuple(Turn(*pair) for pair in two_questions(form, words))
     return Sample(sample, lambda: [forms.draw(form)], turns)
@@ -119,25 +119,25 @@ def make_samples(
     words: str | None = None,
     forms: Forms = CHARACTERS,
 ) -> list[Sample]:
-    """Samples of a task.
+    """Makes the samples of a task.
 
     Args:
         task: one of `TASKS`.
-        count: how many; None for 500, of a folder for all.
-        seed: of the forms.
+        count: the number of samples; None for 500, or for all of a folder.
+        seed: the seed of the forms.
         turns: questions about one picture. `form-qa` with 2 is `second-question`, which always has 2.
-        words: the question, where the model was trained on another; `{key}` is the place of the key, in `two-forms`
-            `{form}` of the form's number.
-        data: a folder or JSONL file, for the task `folder` and for no other.
-        forms: which forms the form tasks are about.
+        words: the question, for models trained on another one; `{key}` is the place of the key, and in `two-forms`
+            `{form}` that of the form's number.
+        data: a folder or JSONL file, only for the task `folder`.
+        forms: the kind of forms.
 
     Raises:
-        EvalError: an unknown task, a number out of its range, or data that can't be used.
+        EvalError: the task is unknown, a number is out of range, or the data is invalid.
     """
     if task not in TASKS:
         raise EvalError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     if task == "text":
-        raise EvalError("task text asks about no pictures; vlkv.eval.texts makes its samples")
+        raise EvalError("task text has no pictures; vlkv.eval.texts makes its samples")
     if count is not None and not 1 <= count <= MAX_SAMPLES:
         raise EvalError(f"{count} samples are outside 1 to {MAX_SAMPLES:,}")
     if not 0 <= seed < SEEDS:
@@ -163,7 +163,7 @@ def make_samples(
         task = "second-question"
     if turns == 2 and task != "second-question":
         raise EvalError(
-            f"task {task} has one question a sample; two have form-qa, second-question and folder"
+            f"task {task} has one question per sample; form-qa, second-question and folder have two"
         )
     make = partial(MAKERS[task], forms=forms)
     if words is not None:

@@ -1,4 +1,4 @@
-"""The task `text` as a function: what settings make of the tokens that follow texts, with 95% intervals."""
+"""The task `text` as a function: perplexity of and agreement on the tokens that follow texts, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlkv.eval.texts import make_texts
 
 @dataclass(frozen=True)
 class TextReport:
-    """What was found: a line for each kind of text and setting."""
+    """The results: one line for each kind of text and setting."""
 
     title: str
     lines: list[TextLine]
@@ -47,14 +47,14 @@ def run_texts(
     begin: Callable[[str, int], None] = lambda what, records: None,
     progress: Callable[[int], None] = lambda records: None,
 ) -> TextReport:
-    """Reads texts of every kind under every policy and budget; the arguments are those of `vlkv.eval.run`.
+    """Evaluates texts of every kind under every policy and budget; the arguments are those of `vlkv.eval.run`.
 
-    `samples` counts texts of each kind, `max_new_tokens` the tokens after each.
+    `samples` is the number of texts of each kind, `max_new_tokens` the number of tokens after each.
 
     Raises:
-        EvalError: a number out of range, or a text too short for this model's tokenizer.
-        PolicyError: an unknown policy.
-        EngineError: the directory is no engine.
+        EvalError: a number is out of range, or a text is too short for this model's tokenizer.
+        PolicyError: a policy is unknown.
+        EngineError: the directory is not an engine.
     """
     if batch < 1:
         raise EvalError(f"batch {batch} is under 1")

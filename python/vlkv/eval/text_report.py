@@ -1,4 +1,4 @@
-"""Records of texts to a line a kind and setting; as tables and files."""
+"""Summarises records of texts, one line per kind and setting, as tables and files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TextLine:
     """One setting's results on one kind of text.
 
     Fields:
-        kind, policy, budget: what was read, and how.
-        texts, tokens: how many of them; tokens that follow the prompts.
-        perplexity: of those tokens.
-        ratio: perplexity over the full cache's, geometric mean over texts; None without the full cache.
-        agreement: share of first choices that are the full cache's, a mean over texts.
-        divergence: KL(full cache || this) a token, nats, a mean over texts.
-        kept: share of the prompt's cache that was kept.
+        kind, policy, budget: the kind of text and the setting.
+        texts, tokens: the number of texts, and of tokens that follow the prompts.
+        perplexity: the perplexity of those tokens.
+        ratio: perplexity over the full cache's, as a geometric mean over texts; None without the full cache.
+        agreement: the share of first choices that equal the full cache's, as a mean over texts.
+        divergence: KL(full cache || this) per token in nats, as a mean over texts.
+        kept: the share of the prompt's cache that was kept.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class TextLine:
 
 
 def summarize_texts(records: Sequence[Record]) -> list[TextLine]:
-    """A line for each kind and setting, in the order of their first records."""
+    """One line per kind and setting, in the order of their first records."""
     groups: dict[tuple[str, str, str, float], list[Record]] = {}
     for record in records:
         groups.setdefault((record.kind, record.policy, record.digest, record.budget), []).append(record)
@@ -97,7 +97,7 @@ def _interval(mean: Mean) -> str:
 
 
 def text_tables(lines: Sequence[TextLine], title: str) -> list[Table]:
-    """For the console, one a kind."""
+    """The tables for the console, one per kind."""
     tables = []
     for kind in dict.fromkeys(line.kind for line in lines):
         table = Table(title=f"{title}, {kind}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -111,7 +111,7 @@ def text_tables(lines: Sequence[TextLine], title: str) -> list[Table]:
 
 
 def text_markdown(lines: Sequence[TextLine], title: str) -> str:
-    """For a page: a grid a kind, perplexity and agreement, then all of it."""
+    """The tables as Markdown: a grid of perplexity and agreement per kind, then all figures."""
     text = f"# {title}\n"
     for kind in dict.fromkeys(line.kind for line in lines):
         own = [line for line in lines if line.kind == kind]
@@ -142,12 +142,12 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def text_json(title: str, lines: Sequence[TextLine]) -> bytes:
-    """One object: the title and the lines."""
+    """The title and the lines as one JSON object."""
     return msgspec.json.encode({"run": title, "lines": [asdict(line) for line in lines]})
 
 
 def write_text_report(folder: Path, title: str, lines: Sequence[TextLine]) -> list[Path]:
-    """Writes `table.md` and `summary.json`, each whole or not at all."""
+    """Writes `table.md` and `summary.json`, each atomically."""
     write_bytes(folder / "table.md", text_markdown(lines, title).encode())
     write_bytes(folder / "summary.json", msgspec.json.format(text_json(title, lines), indent=2) + b"\n")
     return [folder / "table.md", folder / "summary.json"]

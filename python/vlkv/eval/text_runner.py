@@ -1,4 +1,4 @@
-"""Reads every text under every setting: what each makes of the tokens that follow, beside the full cache."""
+"""Runs every text under every setting, and compares the predictions of the following tokens with the full cache's."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def evaluate_texts(
     answers: Answers,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Record]:
-    """Records of all settings and texts, those that `answers` knew already with them.
+    """Returns the records of all settings and texts, including those that `answers` already had.
 
-    `advance` is told how many records are there after each text. A text too short for its prompt is an `EvalError`.
+    `advance` is called with the number of new records after each text. A text that is too short is an `EvalError`.
     """
     digest = engine_digest(engine.directory)
     found: list[Record] = []
@@ -68,7 +68,7 @@ def _blank(run: Run, digest: str, text: Text, setting: Setting) -> Record:
 
 
 def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]]:
-    """What is read, and the text's own tokens that follow it; none where the model's are wanted."""
+    """The prompt, and the text's own tokens that follow it; none if the model's answer is used instead."""
     ids: list[int] = []
     if text.tokens:
         ids = engine.prompt(Question(text.body, raw=True)).token_ids.tolist()
@@ -76,7 +76,7 @@ def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]
         if len(ids) < wanted:
             raise EvalError(
                 f"text {text.number} ({text.kind}) has {len(ids)} tokens of this model, "
-                f"{wanted} are needed; fewer --max-new-tokens"
+                f"{wanted} are needed; use fewer --max-new-tokens"
             )
     head = engine.decode(ids[: text.tokens])
     if text.asked is None:
@@ -86,7 +86,7 @@ def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]
 
 
 def _read(engine: Engine, run: Run, text: Text, asked: Sequence[tuple[Setting, Record]]) -> list[Record]:
-    """The text is read once for each observation window; its settings go on together, the full cache among them."""
+    """Prefills the text once per observation window; its settings run together, beside the full cache."""
     question, tokens = _question(engine, run, text)
     shared = engine.read(question)
     tokens = tokens or list(shared.answer([FULL.variant])[0].token_ids)
@@ -116,9 +116,10 @@ def _read(engine: Engine, run: Run, text: Text, asked: Sequence[tuple[Setting, R
 
 
 def compared(logits: Float32, token: int) -> Float64:
-    """What N settings make of a token, `[3, N]`, by logits `[1 + N, V]` whose first row is the full cache's.
+    """Compares N settings on one token: figures `[3, N]` from logits `[1 + N, V]`, whose first row is the full cache's.
 
-    -ln p of the token; 1 where the first choice is the full cache's; KL(full cache || setting) in nats.
+    The figures are -ln p of the token; 1 if the first choice equals the full cache's; KL(full cache || setting) in
+    nats.
     """
     rows = log_softmax(logits)
     full, own = rows[0], rows[1:]
@@ -129,7 +130,7 @@ def compared(logits: Float32, token: int) -> Float64:
 
 
 def log_softmax(logits: Float32) -> NDArray[np.float64]:
-    """Ln of each row's probabilities `[N, V]`."""
+    """The logarithms of each row's probabilities `[N, V]`."""
     rows = logits.astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))

@@ -1,8 +1,8 @@
-"""Texts to read on: prose, code, short chats, and documents with a question.
+"""The texts of the task `text`: prose, code, short chats, and documents with a question.
 
-Prose is Python's own language reference (`pydoc_data.topics`), code is its standard library, so that every machine
-has them; chats and questions about documents are written here. What follows a prompt is the text's own next tokens; in
-a chat and after a document it is what the model says with its full cache.
+Prose is Python's language reference (`pydoc_data.topics`) and code is its standard library, which every machine has;
+chats and questions about documents are written here. The tokens after a prompt are the text's own; after a chat or a
+document they are the model's answer with the full cache.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from vlkv.errors import EvalError
 from vlkv.eval.tasks import SEEDS
 
-CHARACTERS = 7000  # of a text: enough for its prompt and what follows it
-PROSE_TOKENS, DOCUMENT_TOKENS = 1200, 1100  # of a prompt
+CHARACTERS = 7000  # length of a text: enough for its prompt and the tokens after it
+PROSE_TOKENS, DOCUMENT_TOKENS = 1200, 1100  # length of a prompt
 DEFAULT_SAMPLES, MAX_SAMPLES = 12, 24
 
 _MODULES = """
@@ -70,11 +70,11 @@ class Text:
     """One text.
 
     Fields:
-        number: from 0, over all kinds.
+        number: its number, from 0, over all kinds.
         kind: one of `KINDS`.
-        tokens: of the prompt that are taken from `body`; 0 for all.
+        tokens: the number of prompt tokens to take from `body`; 0 for all.
         body: the text itself.
-        asked: what is asked about it, in the chat template; None to go on with the body itself.
+        asked: the question about it, for the chat template; None to continue the body itself.
     """
 
     number: int
@@ -104,7 +104,7 @@ def _code(rng: np.random.Generator, count: int) -> list[str]:
         if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             continue
         text = Path(spec.origin).read_text(encoding="utf-8")
-        start = text.find("\n", len(text) // 3) + 1  # past licence and imports
+        start = text.find("\n", len(text) // 3) + 1  # after licence and imports
         if len(text) - start >= CHARACTERS:
             found.append(text[start : start + CHARACTERS])
     return found
@@ -137,10 +137,10 @@ KINDS: dict[str, Callable[[np.random.Generator, int], list[tuple[int, str, str |
 
 
 def make_texts(count: int | None, seed: int = 0, kinds: Sequence[str] = tuple(KINDS)) -> list[Text]:
-    """Texts of each kind, `count` of it, None for 12; the same for the same seed and the same Python.
+    """Makes `count` texts of each kind, None for 12; equal seeds and Python versions give equal texts.
 
     Raises:
-        EvalError: a number out of its range.
+        EvalError: a number is out of range.
     """
     count = DEFAULT_SAMPLES if count is None else count
     if not 1 <= count <= MAX_SAMPLES:

@@ -1,8 +1,8 @@
-"""Forms whose cells hold whole words, of a closed list that a checkpoint's makers give as a JSON file.
+"""Forms whose cells hold whole words, from a closed list that a checkpoint provides as a JSON file.
 
     {"cell": 32, "keys": ["total", "city"], "words": ["red", "Paris"], "digits": [2, 4]}
 
-A field takes a row of cells: its key, a colon, and its value, which is one word or a number of one digit a cell. The
+A field is a row of cells: its key, a colon, and its value, which is one word, or a number with one digit per cell. The
 grid, its halves and the seeds are those of `vlkv.eval.forms`; a cell is one patch of the vision tower.
 """
 
@@ -29,8 +29,8 @@ class WordForms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Fields:
         cell: pixels along a cell's side.
-        keys, words: what keys and values are; no word is in both.
-        digits: fewest and most of a number.
+        keys, words: the possible keys and values; no word is in both.
+        digits: the fewest and most digits of a number.
     """
 
     cell: int
@@ -39,7 +39,7 @@ class WordForms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digits: tuple[int, int]
 
     def random_form(self, seed: int, counts: tuple[int, int] = FIELD_COUNTS) -> Form:
-        """Make the form of that seed, of `counts[0]` to `counts[1]` fields."""
+        """Make the form of that seed, with `counts[0]` to `counts[1]` fields."""
         rng = np.random.default_rng(seed)
         most = min(counts[1], len(self.keys))
         count = int(rng.integers(min(counts[0], most), most + 1))
@@ -61,15 +61,15 @@ class WordForms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @staticmethod
     def cells(value: str) -> tuple[str, ...]:
-        """What each of a value's cells holds."""
+        """The texts of a value's cells."""
         return tuple(value) if value.isdigit() else (value,)
 
     def held_out(self, number: int) -> Form:
-        """Make the held-out form of that number (from 0); training never draws a seed of this range."""
+        """Make the held-out form of that number (from 0); training never uses seeds of this range."""
         return self.random_form(HELD_OUT_SEEDS[number])
 
     def grid(self, form: Form) -> np.ndarray:
-        """Return the text of each cell, `[24, 24]`; empty where the cell is blank."""
+        """Return the text of each cell, `[24, 24]`; empty for a blank cell."""
         grid = np.full((GRID, GRID), "", dtype=object)
         for field in form.fields:
             texts = (field.key, ":", *self.cells(field.value))
@@ -77,7 +77,7 @@ class WordForms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return grid
 
     def draw(self, form: Form) -> Image.Image:
-        """Draw the form as an RGB picture of 24 cells a side, black on white."""
+        """Draw the form as an RGB picture with 24 cells per side, black on white."""
         picture = Image.new("RGB", (GRID * self.cell, GRID * self.cell), "white")
         pen = ImageDraw.Draw(picture)
         top = (self.cell - GLYPHS[1]) // 2
@@ -102,7 +102,7 @@ def read_word_forms(path: Path) -> WordForms:
     """Read a kind of form from its JSON file.
 
     Raises:
-        EvalError: no such file, or one that can't be used, with the reason.
+        EvalError: the file does not exist or is invalid.
     """
     where = show(path)
     try:
@@ -115,11 +115,11 @@ def read_word_forms(path: Path) -> WordForms:
         )
     low, high = forms.digits
     if low not in _LIMITS.digits or high not in _LIMITS.digits or low > high:
-        raise EvalError(f"{where}: digits {low}, {high} are no range within 1 to {_LIMITS.digits[-1]}")
+        raise EvalError(f"{where}: digits {low}, {high} are not a range within 1 to {_LIMITS.digits[-1]}")
     if len(forms.keys) < FIELD_COUNTS[0] or not forms.words:
         raise EvalError(
             f"{where} has {len(forms.keys)} keys and {len(forms.words)} words; "
-            f"a form needs {FIELD_COUNTS[0]} keys and a word at least"
+            f"a form needs at least {FIELD_COUNTS[0]} keys and a word"
         )
     given = [*forms.keys, *forms.words]
     if len(given) > _LIMITS.most:
@@ -128,8 +128,8 @@ def read_word_forms(path: Path) -> WordForms:
     widest = (forms.cell - LEFT) // GLYPHS[0]
     for word in given:
         if word in seen:
-            raise EvalError(f"{where}: {show(word)!r} is there twice")
+            raise EvalError(f"{where}: {show(word)!r} occurs twice")
         if not (word.isascii() and word.isalpha() and len(word) <= widest):
-            raise EvalError(f"{where}: {show(word)!r} is no word of 1 to {widest} letters a-z, A-Z")
+            raise EvalError(f"{where}: {show(word)!r} is not a word of 1 to {widest} letters a-z, A-Z")
         seen.add(word)
     return forms

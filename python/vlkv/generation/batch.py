@@ -1,4 +1,4 @@
-"""From prompts to answers: each prompt is prefilled and compressed alone, then all decode together."""
+"""Batched generation: each prompt is prefilled and compressed alone, then all sequences decode together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlkv.model import Model
 
 
 class Stream:
-    """An answer as it comes: iterate for pieces of text; `result` grows along and is whole at the end."""
+    """An answer in progress: iterate over its pieces of text; `result` grows with them and is complete at the end."""
 
     def __init__(self, pieces: abc.Iterator[Piece]) -> None:
         self._pieces = pieces
@@ -29,10 +29,10 @@ class Stream:
 def generate(
     model: Model, sequences: abc.Sequence[Sequence], progress: Progress | None = None
 ) -> abc.Iterator[Piece]:
-    """Answers a batch.
+    """Answers a batch of sequences.
 
     Yields:
-        A sequence's number, its new text, and its result so far, after each of its tokens.
+        After each token: the sequence's number, its new text, and its result so far.
     """
     for number, sequence in enumerate(sequences):
         prefill(model, sequence, progress)

@@ -1,8 +1,8 @@
-"""A conversation about pictures: later questions go on from what is in memory.
+"""A conversation about pictures: later turns reuse the cache of the earlier ones.
 
-`compressed` goes on in the compressed cache: what a turn adds is appended, positions keep counting, and what decoding
-evicts goes on to be evicted. `reusable` holds the full keys and values: each question's rows score them anew, and its
-answer comes from a compressed copy, as it would if the whole conversation were run from its beginning.
+`compressed` continues in the compressed cache: a turn appends its tokens, positions keep counting, and eviction during
+decoding continues. `reusable` keeps the full keys and values: each question scores them anew and is answered from a
+compressed copy, so its answer equals that of the whole conversation run from its beginning.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Keep = Literal["compressed", "reusable"]
 
 @dataclass
 class FullCache:
-    """The full keys and values of the prompts so far, answers included once they were part of one.
+    """The full keys and values of the conversation so far, up to the last question.
 
     Attributes:
-        embeds: `[S, hidden]`, what was run.
+        embeds: the embeddings `[S, hidden]` of its tokens.
         cache: S tokens; slot n holds token n.
-        observer: what was added up of them.
+        observer: the scores that were added up over these tokens.
     """
 
     embeds: Float32
@@ -50,11 +50,11 @@ class FullCache:
 
 
 class Conversation:
-    """Made by `Engine.chat`.
+    """A conversation with one engine; `Engine.chat` makes one.
 
     Attributes:
-        policy: of all turns.
-        budget: share of the prompt's cache that is kept; None for the default of each turn's prompt.
+        policy: the policy of all turns.
+        budget: the share of the prompt's cache to keep; None for the default of each turn's prompt.
         keep: `compressed` or `reusable`.
     """
 
@@ -70,7 +70,7 @@ class Conversation:
 
     @property
     def turns(self) -> list[ChatTurn]:
-        """Questions and answers so far."""
+        """The questions and answers so far."""
         if self._last is None:
             return []
         last = self._turns[-1]
@@ -78,26 +78,26 @@ class Conversation:
 
     @property
     def token_ids(self) -> Int64:
-        """All tokens so far, but for an end token at the last answer's end."""
+        """All token ids so far, without an end token of the last answer."""
         if self._last is None:
             return np.zeros(0, np.int64)
         return np.concatenate([self._last.prompt.token_ids, np.array(self._said(self._last), np.int64)])
 
     def ask(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Result:
-        """Answers the next question; the arguments are those of `Engine.generate` but for policy and budget."""
+        """Answers the next question. Takes the arguments of `Engine.generate` except policy and budget."""
         stream = self.stream(prompt, images, **settings)
         for _ in stream:
             pass
         return stream.result
 
     def stream(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Stream:
-        """The same, piece by piece. The next question may come before the answer is done; it is then cut there.
+        """Streams the answer to the next question. Asking again before the answer has ended cuts it there.
 
         Raises:
-            PromptError: a picture in a later turn where `keep` is `compressed`, or what `Engine.generate` refuses.
+            PromptError: a later turn has a picture and `keep` is `compressed`, or `Engine.generate` refuses the prompt.
         """
         last, turn, begin = self._last, ChatTurn(prompt, len(images)), 0
-        # what decoding evicts goes on under the budget that the first turn began with
+        # eviction continues under the budget that the first turn began with
         budget = self.budget if last is None or self.keep == "reusable" else last.budget
         question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
         if last is None:
@@ -119,7 +119,7 @@ class Conversation:
         return Stream(self._running)
 
     def _said(self, last: Sequence) -> list[int]:
-        """The last answer's tokens but for an end token, which is the template's to write."""
+        """The last answer's tokens without an end token: the chat template writes that."""
         tokens = last.result.token_ids
         return tokens[:-1] if tokens and tokens[-1] in self._model.manifest.tokens.eos else tokens
 
@@ -129,7 +129,7 @@ class Conversation:
             self._prefill(sequence, begin)
         else:
             self._extend(self._last, sequence)
-        sequence.images = ()  # later turns need what was made of the pictures only
+        sequence.images = ()  # later turns need the pictures' features only
         self._turns = [*self.turns, turn]
         self._last = sequence
         yield 0, sequence.take(sequence.logits), sequence.result
@@ -137,7 +137,7 @@ class Conversation:
         yield from decode(self._model, sequence.cache, [sequence])
 
     def _prefill(self, sequence: Sequence, begin: int) -> None:
-        """Runs what is new behind the full cache, and cuts a copy of it; the first turn has nothing before it."""
+        """Runs the new tokens behind the full cache, which is empty in the first turn, and compresses a copy of it."""
         start = perf_counter()
         backend, text, prompt = self._model.backend, self._model.manifest.text, sequence.prompt
         policy, length, before = sequence.policy, len(prompt.token_ids), self._full
@@ -160,7 +160,7 @@ class Conversation:
                 observer = before.observer.grown(length, rows)
             else:
                 observer = Observer(text, policy, length, rows, backend.threads)
-                # rows of an earlier turn are run once more, in the slots where they are
+                # rows of the observation window that lie in an earlier turn are run again, in their slots
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old
             before.cache = cache
@@ -171,7 +171,7 @@ class Conversation:
         cut(self._model, sequence, cache, observer, keep)
 
     def _extend(self, last: Sequence, sequence: Sequence) -> None:
-        """Runs what is new behind the compressed cache; what decoding evicts makes way for it."""
+        """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget."""
         backend, eviction = self._model.backend, last.eviction
         done, length = last.position, sequence.result.prompt_tokens
         cache = last.give_cache().grown(length - done)
@@ -207,7 +207,7 @@ class Conversation:
         self._describe(last.result, sequence, sequence.cache)
 
     def _describe(self, before: Result, sequence: Sequence, cache: Cache) -> None:
-        """What the result says of a later turn: the slots that hold a token when its question has been run."""
+        """Fills in the result of a later turn: the tokens that the cache holds once the question has been run."""
         result = sequence.result
         result.sparsity = before.sparsity
         result.kept_tokens = cache.length[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""What a checkpoint's generation settings forbid or make less likely, on logits, before a token is chosen.
+"""Generation settings that forbid tokens or lower their logits before a token is chosen.
 
 The settings, their order and their arithmetic are those of transformers' logits processors. V vocabulary.
 """
@@ -16,12 +16,12 @@ from vlkv.storage.manifest import GenerationFacts
 
 
 class Constraints:
-    """One answer's; tokens of prompt and answer count alike.
+    """The constraints of one answer; tokens of the prompt and of the answer count alike.
 
     Args:
         facts: the settings.
-        prompt: token ids of the prompt.
-        eos: ids that end an answer.
+        prompt: the token ids of the prompt.
+        eos: the ids that end an answer.
     """
 
     def __init__(self, facts: GenerationFacts, prompt: NDArray[np.int64], eos: Sequence[int]) -> None:
@@ -37,7 +37,7 @@ class Constraints:
             self._note(end)
 
     def push(self, token: int) -> None:
-        """Takes a token of the answer."""
+        """Adds a token of the answer."""
         if self._active:
             self._tokens.append(token)
             self._seen.add(token)
@@ -45,7 +45,7 @@ class Constraints:
                 self._note(len(self._tokens))
 
     def apply(self, logits: Float32) -> Float32:
-        """The logits `[V]` under the settings; a copy where there are any."""
+        """Returns the logits `[V]` under the settings; a copy if any setting is active."""
         if not self._active:
             return logits
         facts, found = self._facts, logits.astype(np.float32)
@@ -64,7 +64,7 @@ class Constraints:
         return found
 
     def _note(self, end: int) -> None:
-        """Writes down which token followed those before it."""
+        """Records which token followed the n-gram that ends before `end`."""
         size = self._facts.no_repeat_ngram_size
         self._followers[tuple(self._tokens[end - size : end - 1])].append(self._tokens[end - 1])
 
@@ -75,7 +75,7 @@ class Constraints:
         return list(self._followers.get(tuple(self._tokens[len(self._tokens) + 1 - size :]), ()))
 
     def _bad(self) -> list[int]:
-        """Last tokens of bad words whose other tokens stand at the end."""
+        """The last tokens of those bad words whose other tokens are the newest ones."""
         ends = []
         for *before, last in self._words:
             if len(before) <= len(self._tokens) and self._tokens[len(self._tokens) - len(before) :] == before:

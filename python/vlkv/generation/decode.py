@@ -1,4 +1,4 @@
-"""Decoding: single-token steps of a batch in which each sequence evicts under a policy of its own, or not at all.
+"""Decoding: single-token steps of a batch; each sequence evicts under its own policy, or not at all.
 
 B sequences, V vocabulary, L layers, Hkv key/value heads.
 """
@@ -23,16 +23,16 @@ Piece = tuple[int, str, Result]
 
 
 class Decoder:
-    """Steps over one cache.
+    """Single-token steps over one cache.
 
     Args:
-        model: runs them.
-        cache: of B sequences.
-        sequences: those, prefilled, in the cache's order.
+        model: runs the steps.
+        cache: the cache of B sequences.
+        sequences: the prefilled sequences, in the cache's order.
 
     Attributes:
-        cache: the same.
-        positions: `[B]`, of each sequence's next token.
+        cache: the cache of the B sequences.
+        positions: the position `[B]` of each sequence's next token.
     """
 
     def __init__(self, model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> None:
@@ -50,15 +50,15 @@ class Decoder:
 
     @property
     def observation(self) -> Observation:
-        """What the last step saw that watched any sequence."""
+        """The observation of the last step that observed any sequence."""
         return self._steps.observation
 
     def step(
         self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
     ) -> Float32:
-        """One token `[B]` of each active sequence `[B]`; logits `[B, V]`, which the next step overwrites.
+        """Runs one token `[B]` of each active sequence `[B]`; returns logits `[B, V]`, which the next step overwrites.
 
-        `watched` `[B]` are sequences to observe beside those whose policy asks for it: `observation` has them.
+        `watched` `[B]` marks sequences to observe in addition to those whose policy observes; see `observation`.
         """
         asked = watched
         if self._watches:
@@ -79,9 +79,9 @@ class Decoder:
         return logits
 
     def attention(self, row: int) -> list[Float32]:
-        """What a sequence's newest token attended to, per layer `[Hkv, C]` over the valid slots.
+        """The attention of a sequence's newest token to the valid slots, per layer `[Hkv, C]`.
 
-        The last step has to have watched it.
+        The last step must have observed the sequence.
         """
         found = []
         for layer, length in enumerate(self.cache.length[:, row].tolist()):
@@ -92,9 +92,9 @@ class Decoder:
 
 
 def decode(model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> abc.Iterator[Piece]:
-    """Lets begun answers go on until all are done; yields after each token of each sequence.
+    """Decodes sequences that have their first token until all are done; yields after each token of each sequence.
 
-    A row whose answer has ended is computed no more: the last row takes its place. Caches on a device keep theirs.
+    A row whose answer has ended is no longer computed: the last row takes its place. A device's cache keeps all rows.
     """
     rows, decoder, seconds = list(range(len(sequences))), None, 0.0
     while True:

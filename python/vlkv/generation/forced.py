@@ -1,6 +1,6 @@
-"""Tokens that are given, not chosen: logits of each step under a policy, and what each step attends to.
+"""Teacher forcing: the logits and the attention of each step over given tokens, under a policy.
 
-For perplexity, for agreement with the full cache, and for cache hit rates (VL-Cache, arXiv 2410.23317, section 3).
+Used for perplexity, for agreement with the full cache, and for cache hit rates (VL-Cache, arXiv 2410.23317, section 3).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
 
 MOST_LOSS = 700.0
-"""Of a token on average: its exponential is still a number."""
+"""The largest mean loss of a token whose exponential is still finite."""
 
 
 @dataclass(frozen=True)
 class ForcedStep:
-    """The prompt's end, or one given token.
+    """One step: the prompt's end, or one given token.
 
     Fields:
-        logits: `[V]`, of what follows it.
-        attention: where asked for, per layer `[Hkv, C]`: this token's attention to the C valid slots, its own the last,
-            summed over the query heads of each KV head; None at the prompt's end. With the full cache slot n holds
-            token n, after compression the first hold `result.positions`, in order.
+        logits: the logits `[V]` of the token that follows.
+        attention: if requested, this token's attention per layer, `[Hkv, C]` over the C valid slots, summed over the
+            query heads of each KV head; its own slot is the last. None at the prompt's end. With the full cache slot n
+            holds token n; after compression the first slots hold `result.positions`, in order.
     """
 
     logits: Float32
@@ -39,10 +39,10 @@ class ForcedStep:
 
 
 class Forced:
-    """Iterate for a step at the prompt's end and one after each token; `result` is there from the first on.
+    """Iterate for one step at the prompt's end and one after each given token.
 
     Attributes:
-        result: of the prompt; without an answer.
+        result: the prompt's result, without an answer; set when the first step is yielded.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Forced:
 
 
 def token_loss(logits: Float32, token: int) -> Float64:
-    """-ln of the probability that each row of logits `[N, V]` gives the token, `[N]`."""
+    """The negative log likelihood `[N]` that each row of logits `[N, V]` gives the token."""
     rows = logits.astype(np.float64)
     highest = rows.max(axis=1)
     loss: Float64 = highest + np.log(np.exp(rows - highest[:, np.newaxis]).sum(axis=1)) - rows[:, token]
@@ -84,5 +84,5 @@ def token_loss(logits: Float32, token: int) -> Float64:
 
 
 def perplexity(loss: float, tokens: int) -> float:
-    """Of that many tokens whose losses add up to `loss`."""
+    """The perplexity of `tokens` tokens whose losses sum to `loss`."""
     return exp(min(loss / tokens, MOST_LOSS))

@@ -1,7 +1,7 @@
 """A prompt that is prefilled once and answered under any number of policies.
 
-Its full keys and values stay in memory, as `keep="reusable"` holds them in a conversation; each policy gets a cut copy.
-What comes out equals `Engine.generate_batch` of the same policies, which prefills the prompt for each of them.
+Its full keys and values stay in memory, as in a conversation with `keep="reusable"`; each policy gets a compressed
+copy. The answers equal those of `Engine.generate_batch` under the same policies, which prefills the prompt for each.
 L layers, S prompt tokens, V vocabulary.
 """
 
@@ -33,11 +33,11 @@ class Variant:
 
 
 class SharedPrompt:
-    """Made by `Engine.read`.
+    """A prefilled prompt; `Engine.read` makes one.
 
     Attributes:
-        prompt: its token ids.
-        tokens: how many there are, S.
+        prompt: the prompt with its token ids.
+        tokens: the number of its tokens, S.
     """
 
     def __init__(self, model: Model, sequence: Sequence) -> None:
@@ -50,7 +50,7 @@ class SharedPrompt:
         self._seen: dict[tuple[int, int, float], Observer] = {}
 
     def answer(self, variants: abc.Sequence[Variant]) -> list[Result]:
-        """Answers under each variant; they decode together."""
+        """Answers under each variant; all variants decode together."""
         sequences = [self._fork(variant, self._sequence.max_new_tokens) for variant in variants]
         for sequence in sequences:
             sequence.take(sequence.logits)
@@ -66,10 +66,10 @@ class SharedPrompt:
         tokens: abc.Sequence[int],
         results: list[Result] | None = None,
     ) -> abc.Iterator[Float32]:
-        """Logits `[len(variants), V]` at the prompt's end and after each of the given tokens, under each variant.
+        """Yields logits `[len(variants), V]` at the prompt's end and after each of the given tokens.
 
-        `tokens` are at most as many as there are positions behind the prompt. What is yielded is overwritten next.
-        `results` is given one a variant, without an answer: what was kept.
+        There are at most as many `tokens` as positions behind the prompt. The next step overwrites the yielded array.
+        `results` receives one result per variant, without an answer: it says what was kept.
         """
         sequences = [self._fork(variant, max(1, len(tokens))) for variant in variants]
         if results is not None:
@@ -80,7 +80,7 @@ class SharedPrompt:
             yield logits
 
     def _fork(self, variant: Variant, max_new_tokens: int) -> Sequence:
-        """A copy under the variant, prefilled from what was run already where it was."""
+        """A copy of the sequence under the variant, prefilled; the prompt runs only if it has not run before."""
         check_threshold(variant.policy, self._model.manifest)
         check_budget(variant.budget, variant.policy)
         sequence = replace(
@@ -94,7 +94,7 @@ class SharedPrompt:
         return sequence
 
     def _observer(self, sequence: Sequence) -> Observer:
-        """Scores of the observation window; the prompt is run once for each choice of it."""
+        """The observer of the policy's observation window; the prompt runs once for each window."""
         policy, backend = sequence.policy, self._model.backend
         rows = observed_rows(policy, self.tokens, self.prompt.last_image)
         key = (rows.start, rows.stop, policy.threshold) if len(rows) else (0, 0, 0.0)
@@ -108,7 +108,7 @@ class SharedPrompt:
 
 
 def positions_or_all(result: Result, heads: int) -> list[NDArray[np.int32]]:
-    """Kept prompt positions per layer `[Hkv, kept]`, where the result has none all of them."""
+    """The kept prompt positions per layer, `[Hkv, kept]`; all positions if the result has none."""
     if result.positions is not None:
         return result.positions
     every = np.arange(result.prompt_tokens, dtype=np.int32)

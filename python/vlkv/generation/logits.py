@@ -1,4 +1,4 @@
-"""What changes the logits before a token is chosen: penalties, biases, a grammar; and the log probabilities after.
+"""Penalties on the tokens of an answer, and log probabilities of chosen tokens.
 
 Source of the penalties: OpenAI's API reference ("Frequency and presence penalties").
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The natural logarithm of a chosen token's probability, and those of the likeliest tokens, in order."""
+    """The natural logarithm of a chosen token's probability, and those of the most likely tokens, in order."""
 
     token_id: int
     logprob: float
@@ -22,7 +22,7 @@ class TokenLogprob:
 
 
 def logprobs(logits: NDArray[np.floating], token: int, top: int) -> TokenLogprob:
-    """Of logits `[V]`, before temperature and whatever changed them; `top` is how many alternatives are told."""
+    """Log probabilities from unmodified logits `[V]`; `top` is the number of alternatives to return."""
     wide = logits.astype(np.float64)
     wide -= wide.max()
     wide -= np.log(np.exp(wide).sum())
@@ -35,11 +35,11 @@ def logprobs(logits: NDArray[np.floating], token: int, top: int) -> TokenLogprob
 
 
 class Penalties:
-    """Lowers the logits of tokens that the answer holds already.
+    """Lowers the logits of tokens that the answer already contains.
 
     Args:
-        frequency: taken off once for each time that a token came.
-        presence: taken off once from each token that came.
+        frequency: subtracted from a token's logit once per occurrence.
+        presence: subtracted once from the logit of each token that occurs.
     """
 
     def __init__(self, frequency: float, presence: float) -> None:

@@ -1,4 +1,4 @@
-"""A prompt's first pass: its pictures and tokens through the decoder in chunks, then its cache cut to the budget."""
+"""Prefill: a prompt's pictures and tokens run in chunks, then its cache is compressed to the budget."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import Observer, observed_rows
 
 PREFILL_CHUNK = 1024
-"""Prompt tokens of a call: 512 to 2048 are equally fast, a long prompt in one piece is slower and takes more memory."""
+"""Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
 
 GRAIN = 64
-"""Chunks end at multiples of so many tokens, counted from the first observed one, and none has fewer: then their size
-changes no bit. Fewer than 20 rows take other kernels, and scores are added in blocks of 64 rows."""
+"""Chunks end at multiples of this from the first observed token, and no chunk is shorter, so that their size does not
+change a bit of the results: fewer than 20 rows use other kernels, and scores are added in blocks of 64 rows."""
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 Chunk = int | Callable[[], int]
 Parts = Generator[int, None, T]
-"""Work part by part, with the prompt tokens done after each."""
+"""A generator that does a part of its work at each `next` and yields the number of prompt tokens done."""
 
 
 def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 0) -> int:
-    """Where a chunk ends that begins at token `first` of `length`.
+    """Returns where the chunk that begins at token `first` ends.
 
     Args:
-        first: its first token.
-        length: of the prompt.
-        chunk: how many tokens are wanted; it has up to 2 `GRAIN` - 1 more, so that none is too small.
-        origin: the first observed token; ends are multiples of `GRAIN` from there.
-        most: the most that the backend takes; 0 for any number.
+        first: the chunk's first token.
+        length: tokens of the prompt.
+        chunk: the wanted size; the chunk may have up to 2 `GRAIN` - 1 tokens more, so that none is too small.
+        origin: the first observed token; chunks end at multiples of `GRAIN` from there.
+        most: the most tokens of a call of the backend; 0 for any number.
     """
     chunk = min(chunk, most or chunk)
     grain = min(GRAIN, chunk)
@@ -61,7 +61,7 @@ def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 
 def chunk_bounds(
     length: int, chunk: int = PREFILL_CHUNK, begin: int = 0, origin: int = 0, most: int = 0
 ) -> list[tuple[int, int]]:
-    """The chunks of the tokens from `begin` to `length`: see `chunk_end`."""
+    """Divides the tokens from `begin` to `length` into chunks: see `chunk_end`."""
     edges = [begin]
     while edges[-1] < length:
         edges.append(chunk_end(edges[-1], length, chunk, origin, most))
@@ -71,7 +71,7 @@ def chunk_bounds(
 def prefill(
     model: Model, sequence: Sequence, progress: Progress | None = None, chunk: int = PREFILL_CHUNK
 ) -> None:
-    """Runs one prompt to its end; `progress` gets the tokens done and in all. See `prefilling`."""
+    """Runs one prompt to its end; `progress` is called with the tokens done and their total. See `prefilling`."""
     length = len(sequence.prompt.token_ids)
     advance = None if progress is None else (lambda done: progress(done, length))
     finish(prefilling(model, sequence, chunk), advance)
@@ -80,17 +80,17 @@ def prefill(
 def prefilling(
     model: Model, sequence: Sequence, chunk: Chunk = PREFILL_CHUNK, lane: Callable[[], Cache] | None = None
 ) -> Parts[None]:
-    """Runs one prompt part by part: a picture's tile, or a chunk of tokens, between one `next` and another.
+    """Runs one prompt part by part: each `next` runs one tile of a picture or one chunk of tokens.
 
-    At the end the sequence has its cache, logits and eviction, and its result is whole but for the answer. Closing
-    the generator lets go of everything that it holds.
+    At the end the sequence has its cache, logits and eviction, and its result is complete except for the answer.
+    Closing the generator releases everything that it holds.
 
     Args:
         model: the opened engine.
         sequence: the prompt and its policy.
-        chunk: tokens of a call; a function is asked before each.
-        lane: gives the place where the cache is to end (B = 1), for a layer's kept tokens and the answer; it is asked
-            once, when the first of them are to be written. None makes arrays of that size.
+        chunk: the tokens of a call; a function is called before each.
+        lane: returns the cache (B = 1) that receives the kept tokens and the answer. It is called once, before the
+            first of them is written. None allocates a cache of the size needed.
     """
     sequence.begin(model)
     length, policy, text, backend = (
@@ -110,7 +110,7 @@ def prefilling(
 
 
 def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
-    """Runs all parts; `progress` gets the tokens done after each."""
+    """Runs all parts; `progress` is called with the tokens done after each."""
     while True:
         try:
             done = next(parts)
@@ -122,14 +122,14 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
 
 
 def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
-    """Embeddings `[S, hidden]` of the prompt, image features in the places of image tokens."""
+    """Embeddings `[S, hidden]` of the prompt, with image features in place of image tokens."""
     return finish(_embedding(model, prompt, images, Seconds()))
 
 
 def _embedding(
     model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
 ) -> Parts[Float32]:
-    """The same, a tile a part."""
+    """`embed`, one tile per part."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     begin = 0
@@ -152,9 +152,9 @@ def _embedding(
 def run_rows(
     model: Model, embeds: Float32, begin: int, cache: Cache, observer: Observer, spent: Seconds
 ) -> Float32:
-    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds those before.
+    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds the earlier rows.
 
-    The observer gets those of its rows that are run. Returns logits `[V]` of the last token.
+    The observer receives the rows of its window that run. Returns logits `[V]` of the last token.
     """
     return finish(_running(model, embeds, begin, cache, observer, spent, PREFILL_CHUNK))
 
@@ -168,7 +168,7 @@ def _running(
     spent: Seconds,
     chunk: Chunk,
 ) -> Parts[Float32]:
-    """The same, a chunk a part."""
+    """`run_rows`, one chunk per part."""
     length, rows, backend = len(embeds), observer.rows, model.backend
     first, last = begin, begin
     while last < length:
@@ -197,10 +197,10 @@ def cut(
     keep_source: bool = False,
     lane: Cache | None = None,
 ) -> None:
-    """Cuts a whole prompt's cache to the sequence's budget: the sequence gets what is kept, and what decoding evicts.
+    """Compresses a whole prompt's cache to the sequence's budget, and gives the sequence its cache and eviction.
 
-    The given cache is emptied, unless `keep_source`. Without anything to evict it is the sequence's as it is. With a
-    `lane` the tokens go there, and the part of it counts that they and the answer may fill.
+    The given cache is emptied, unless `keep_source`. A policy that keeps everything takes it over as it is. With a
+    `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
     budget, length = sequence.budget, result.prompt_tokens

@@ -1,4 +1,4 @@
-"""A question to an engine, as data."""
+"""The `Question` record: one prompt with its pictures and settings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_NEW_TOKENS = 256
 class Question:
     """One prompt of a batch; the fields are the arguments of `Engine.generate`.
 
-    With `messages` the prompt is a whole chat, and `prompt` is not looked at; the pictures are those of the messages,
-    in their order. The fields behind it are those of `Sampling`.
+    With `messages` the prompt is a whole chat, and `prompt` is ignored; `images` are then the pictures of the
+    messages, in their order. The fields after `messages` are those of `Sampling`.
     """
 
     prompt: str

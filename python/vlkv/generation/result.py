@@ -1,4 +1,4 @@
-"""What an answer comes with."""
+"""The `Result` record: an answer with its statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlkv.generation.logits import TokenLogprob
 
 @dataclass
 class Seconds:
-    """Where the time went. `prefill` is the decoder over the prompt; scoring, splitting and evicting are `compress`."""
+    """Seconds spent. `prefill` is the decoder over the prompt; `compress` is scoring, splitting and evicting."""
 
     vision: float = 0.0
     prefill: float = 0.0
@@ -27,23 +27,23 @@ class Result:
 
     Attributes:
         text: the answer, without its stop string.
-        token_ids: what was generated, the end token included.
+        token_ids: the generated tokens, including the end token.
         finish_reason: `stop` (end token or stop string) or `length`.
         prompt_tokens: tokens of the prompt, image tokens included.
-        image_tokens: of these, image tokens.
-        policy: its name.
-        budget: the share of the prompt's cache that was asked for.
-        kept_tokens: prompt tokens kept, per layer.
-        sparsity: per layer, 0 where nothing was observed.
-        cache_bytes: bytes of this prompt's cache arrays while decoding, room for new tokens included.
-        cache_bytes_full: what the uncompressed cache would take.
-        seconds: where the time went; in a batch, decoding is shared.
-        tokens_per_second: decoded tokens by decoding time; the first token comes from prefill.
-        positions: per layer the kept prompt positions `[Hkv, kept]`, None where all were.
-        image_positions: `[N * P]`, which prompt tokens are image tokens.
-        logprobs: where asked for, the log probability of each token of `token_ids`.
-        scores: where asked for, per layer the prompt's scores `[Hkv, S]` float32: attention summed over the observed
-            rows and the query heads of each KV head, not pooled; 0 where nothing is observed.
+        image_tokens: how many of these are image tokens.
+        policy: the policy's name.
+        budget: the share of the prompt's cache that was requested.
+        kept_tokens: the number of prompt tokens kept, per layer.
+        sparsity: the attention's sparsity per layer; 0 if nothing was observed.
+        cache_bytes: bytes of this sequence's cache during decoding, including slots for new tokens.
+        cache_bytes_full: bytes that the uncompressed cache would need.
+        seconds: the time spent; the sequences of a batch share the decoding time.
+        tokens_per_second: decoded tokens divided by decoding time; the first token comes from prefill.
+        positions: the kept prompt positions per layer, `[Hkv, kept]`; None if all were kept.
+        image_positions: the indices `[N * P]` of the prompt's image tokens.
+        logprobs: if requested, the log probability of each token of `token_ids`.
+        scores: if requested, the prompt's scores per layer, `[Hkv, S]` float32: attention summed over the observation
+            window and the query heads of each KV head, before pooling; 0 if nothing is observed.
     """
 
     text: str = ""
@@ -65,7 +65,7 @@ class Result:
     scores: list[NDArray[np.float32]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but arrays and log probabilities, ready for JSON."""
+        """All fields except arrays and log probabilities, ready for JSON."""
         return {
             name: asdict(self.seconds) if name == "seconds" else value
             for name, value in vars(self).items()

@@ -1,4 +1,4 @@
-"""Which token comes next: greedy, or drawn at random under temperature, top-k and top-p."""
+"""Sampling: the next token, greedy or drawn under temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MAX_LOGPROBS = 20
 
 
 class Grammar(Protocol):
-    """What an answer must follow; see `vlkv.inputs.grammar.Matcher`."""
+    """A grammar that the answer must follow; see `vlkv.inputs.grammar.Matcher`."""
 
     def restrict(self, logits: NDArray[np.float32]) -> None:
-        """Sets the logits `[V]` of tokens that can't follow to minus infinity, in place."""
+        """Sets the logits `[V]` of tokens that can't come next to minus infinity, in place."""
         ...
 
     def take(self, token: int) -> None:
-        """Goes on behind a token."""
+        """Advances past a chosen token."""
         ...
 
 
@@ -39,25 +39,25 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one request's tokens are chosen and when it ends. A value outside its range is a `SamplingError`.
+    """How one answer's tokens are chosen and when it ends. A value outside its range is a `SamplingError`.
 
     Fields:
-        temperature: 0 takes the most likely token; else logits are divided by it.
-        top_k: only the k most likely tokens, and those as likely as the k-th; 0 or None for all.
-        top_p: only the smallest set of most likely tokens whose probabilities sum to this or more.
-        seed: same seed, same draws; None draws anew each time.
+        temperature: 0 takes the most likely token; a larger value divides the logits.
+        top_k: draw from the k most likely tokens and those as likely as the k-th; 0 or None for all tokens.
+        top_p: draw from the smallest set of most likely tokens whose probabilities sum to at least this.
+        seed: equal seeds give equal draws; None draws differently each time.
         max_new_tokens: the most tokens of an answer.
-        stop: texts before which an answer ends, at most `MAX_STOPS` of `MAX_STOP_LENGTH` characters; one text may be
-            given as it is. The text of a special token, such as `<|im_end|>`, is that token too.
-        frequency_penalty: taken off a token's logit once for each time that the answer holds it, -2 to 2.
-        presence_penalty: taken off once where the answer holds it, -2 to 2.
+        stop: texts before which an answer ends, at most `MAX_STOPS` of `MAX_STOP_LENGTH` characters; a single text
+            needs no list. The text of a special token, such as `<|im_end|>`, also matches that token.
+        frequency_penalty: subtracted from a token's logit once per occurrence in the answer, -2 to 2.
+        presence_penalty: subtracted once from the logit of each token that the answer contains, -2 to 2.
         logit_bias: added to the logits of these token ids, each -100 to 100.
-        logprobs: how many alternatives are told of each token beside its own probability, 0 to 20; None tells none.
-        json_schema: a JSON schema, as JSON, that the answer is to follow; None for free text.
-        repetition_penalty: divides positive logits of tokens that came before, and multiplies negative ones; 1 is
-            off, None what the checkpoint says.
-        no_repeat_ngram_size: no so many tokens come twice in a row of prompt and answer; 0 is off, None as above.
-        min_new_tokens: no end token before so many; None as above.
+        logprobs: the number of alternatives to return with each token's log probability, 0 to 20; None returns none.
+        json_schema: a JSON schema, as JSON text, that the answer must follow; None for free text.
+        repetition_penalty: divides positive logits of earlier tokens and multiplies negative ones; 1 disables it, None
+            takes the checkpoint's setting.
+        no_repeat_ngram_size: n-grams of this size occur only once in prompt and answer; 0 disables it, None as above.
+        min_new_tokens: the end token is forbidden before this many tokens; None as above.
     """
 
     temperature: float = 0.0
@@ -107,12 +107,12 @@ class Sampling:
         self._need("logit_bias", right, f"a mapping of at most {MAX_BIASES} token ids to numbers")
         sound = all(_is_whole(n) and n >= 0 and _is_number(v) and -100 <= v <= 100 for n, v in bias.items())
         self._need("logit_bias", sound, "of token ids and numbers in [-100, 100]")
-        told = 0 if self.logprobs is None else self.logprobs
-        self._need("logprobs", _is_whole(told) and 0 <= told <= MAX_LOGPROBS, f"in 0 to {MAX_LOGPROBS}")
+        top = 0 if self.logprobs is None else self.logprobs
+        self._need("logprobs", _is_whole(top) and 0 <= top <= MAX_LOGPROBS, f"in 0 to {MAX_LOGPROBS}")
         self._need("json_schema", isinstance(self.json_schema, str | None), "a JSON schema as text")
 
     def merged(self, facts: GenerationFacts) -> GenerationFacts:
-        """The checkpoint's settings, with this request's where it has any."""
+        """The checkpoint's settings, replaced by this request's where it has its own."""
         names = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         return msgspec.structs.replace(facts, **own)
@@ -132,14 +132,14 @@ def _is_number(value: object) -> bool:
 
 
 class Sampler:
-    """One request's choices; it has its own random numbers, so that other requests don't change them.
+    """Chooses the tokens of one answer, with random numbers of its own, so that other requests don't change them.
 
     Args:
         sampling: how tokens are chosen.
-        grammar: what the answer must follow, None for free text.
+        grammar: the grammar that the answer must follow; None for free text.
 
     Attributes:
-        logprob: of the token that was chosen last, where `sampling.logprobs` asks for it.
+        logprob: the log probability of the last chosen token, if `sampling.logprobs` asks for it.
     """
 
     def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
@@ -152,9 +152,9 @@ class Sampler:
         self.logprob: TokenLogprob | None = None
 
     def pick(self, logits: NDArray[np.floating]) -> int:
-        """Choose a token from logits `[V]`: greedy the lowest id of the largest, else a draw.
+        """Chooses a token from logits `[V]`: the lowest id of the largest logit, or a draw.
 
-        NaN and infinite largest logits are a `VlkvError`: the model or its weights are broken.
+        A NaN or an infinite largest logit is a `VlkvError`: the model or its weights are damaged.
         """
         best = _best(logits)
         if self._penalties or self._biases or self._grammar:
@@ -198,7 +198,7 @@ def _best(logits: NDArray[np.floating]) -> int:
 def kept_tokens(
     logits: NDArray[np.floating], sampling: Sampling
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the ids that may be drawn, ascending, and their weights (largest 1), from finite logits `[V]`.
+    """Returns the ids that may be drawn, ascending, and their weights (largest 1), from finite logits `[V]`.
 
     The steps and their order are those of transformers: temperature, top-k, top-p.
     """
@@ -208,7 +208,7 @@ def kept_tokens(
 
 
 def _weights(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.float64]:
-    """The weights `[V]` of a draw, largest 1; 0 for what may not be drawn."""
+    """The weights `[V]` of a draw, largest 1; 0 for tokens that may not be drawn."""
     weight = _exp(logits, logits.max(), sampling.temperature)
     ranked = logits
     if sampling.top_k and sampling.top_k < len(logits):
@@ -232,11 +232,11 @@ def _exp(logits: NDArray[np.floating], largest: np.floating, temperature: float)
 
 
 def _nucleus(logits: NDArray[np.floating], total: float, sampling: Sampling) -> tuple[np.floating, int]:
-    """The least logit of the smallest set of the largest that weighs `top_p` of `total`, and how many of it are in."""
+    """The smallest logit of the top-p set, and how many tokens with exactly that logit belong to the set."""
     limit, size = (1 - sampling.top_p) * total, len(logits)
     ranked, left = logits, 0.0
     if size > MOST:
-        # a model's likely tokens are few: only where they are many the whole vocabulary is sorted
+        # likely tokens are usually few; the whole vocabulary is sorted only if they are many
         top = np.partition(logits, -MOST)[-MOST:]
         rest = total - float(_exp(top, top.max(), sampling.temperature).sum())
         if rest <= limit:
@@ -248,9 +248,9 @@ def _nucleus(logits: NDArray[np.floating], total: float, sampling: Sampling) -> 
 
 
 def _place(weight: NDArray[np.float64], limit: float) -> int:
-    """The first index up to which weights sum to more than `limit`; by blocks, as one long sum is slow.
+    """The first index up to which the weights sum to more than `limit`; in blocks, as one long sum is slow.
 
-    Where rounding leaves none it is the last one that weighs anything.
+    If rounding leaves no such index, it is the last one with a weight above 0.
     """
     blocks = np.cumsum(np.add.reduceat(weight, np.arange(0, len(weight), BLOCK)))
     block = int(np.searchsorted(blocks, limit, side="right"))

@@ -1,7 +1,7 @@
 """`Sequence`: one prompt and its answer, from the prepared prompt to the last token.
 
-Prefill gives it a cache and its first logits, decoding takes it token by token. A conversation extends one, `fork`
-copies one, `forced` feeds one, the scheduler batches them. L layers, V vocabulary.
+Prefill gives it a cache and its first logits; decoding adds tokens. A conversation extends a sequence, `fork` copies
+one, `forced` feeds one, and the scheduler batches them. L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures
 from vlkv.storage.manifest import BYTES
 
 Read = Callable[[abc.Sequence[Any], abc.Sequence[Layout], ImageFacts, Limits], abc.Sequence[Float32]]
@@ -44,21 +44,21 @@ class Sequence:
     """One prompt and its answer.
 
     Fields:
-        prompt: its token ids.
-        images: pictures, or the pixel values `[tiles,3,height,width]` of each; prefill needs them, nothing after it.
-        policy: how its cache is kept.
+        prompt: the prompt with its token ids.
+        images: the pictures, or the pixel values `[tiles,3,height,width]` of each; only prefill needs them.
+        policy: how the cache is compressed.
         budget: the share of the prompt's cache to keep.
-        max_new_tokens: the most tokens of the answer; with the prompt at most as many as the model has positions.
+        max_new_tokens: the most tokens of the answer; prompt and answer together fit the model's positions.
         sampling: how tokens are chosen.
-        want_scores: whether the result is to hold the scores.
-        grammar: what the answer must follow; None for free text.
+        want_scores: whether the result includes the scores.
+        grammar: the grammar that the answer must follow; None for free text.
 
     Attributes:
-        result: grows along, from `begin` on.
-        cache: what is kept of the prompt, with free slots for the answer; None before prefill, and once it is part
-            of a batch.
-        eviction: what decoding evicts; None for nothing.
-        logits: `[V]` of the prompt's last token, after prefill.
+        result: the result so far; `begin` makes it.
+        cache: the kept prompt tokens, with free slots for the answer; None before prefill, and after the cache became
+            part of a batch.
+        eviction: the eviction during decoding; None if nothing is evicted.
+        logits: the logits `[V]` of the prompt's last token, after prefill.
     """
 
     prompt: Prompt
@@ -78,7 +78,7 @@ class Sequence:
     _stopping: Stopping = field(init=False, repr=False)
 
     def begin(self, model: Model) -> None:
-        """Writes down what is known of the result before anything has run; nothing is generated yet."""
+        """Makes the result, with the fields that are known before prefill."""
         length, text = len(self.prompt.token_ids), model.manifest.text
         slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
         self.result = Result(
@@ -107,16 +107,16 @@ class Sequence:
 
     @property
     def last_token(self) -> int:
-        """The token to decode from."""
+        """The newest token, which the next step runs."""
         return self.result.token_ids[-1]
 
     @property
     def position(self) -> int:
-        """Where the next token to run stands; positions keep counting, whatever is evicted."""
+        """The position of the next token to run; eviction does not change positions."""
         return self.result.prompt_tokens + max(0, len(self.result.token_ids) - 1)
 
     def take(self, logits: Float32) -> str:
-        """Picks a token from logits `[V]`; returns the text that is certain now."""
+        """Chooses a token from logits `[V]`; returns the text that has become certain."""
         token = self._sampler.pick(self._constraints.apply(logits))
         self._constraints.push(token)
         self.result.token_ids.append(token)
@@ -128,7 +128,7 @@ class Sequence:
         return piece
 
     def give_cache(self) -> Cache:
-        """The cache, which is no longer this sequence's own."""
+        """Hands the cache over; the sequence no longer holds it."""
         if self.cache is None:
             raise RuntimeError("the sequence has no cache: it was not prefilled, or is part of a batch")
         cache, self.cache = self.cache, None
@@ -136,7 +136,7 @@ class Sequence:
 
 
 def prompt_of(model: Model, question: Question) -> Prompt:
-    """The token ids of a question. Of its pictures no more is read than their sizes, and that only where they count."""
+    """The prompt of a question. Of its pictures only the sizes are read, and only if the prompt depends on them."""
     image = model.manifest.image
     if question.messages:
         layouts = lay_out(sizes_of(question.images, image), image)
@@ -153,8 +153,8 @@ def prompt_of(model: Model, question: Question) -> Prompt:
 
 
 def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
-    """Width and height of each picture; of a model whose pictures all have as many tokens they are not looked at."""
-    if isinstance(image.rule, Fixed):
+    """Width and height of each picture; the tile's, without a look at the picture, if every picture is one tile."""
+    if isinstance(image.rule, Fixed | NoPictures):
         return [(image.width, image.height)] * len(pictures)
     return [picture_size(picture) for picture in pictures]
 
@@ -166,12 +166,12 @@ def prepare(
     limits: Limits | None = None,
     read: Read = read_pictures,
 ) -> Sequence:
-    """The sequence of a question, checked; `prompt` is its prompt where that is known already.
+    """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
-    `limits` are those of its pictures, which `read` decodes, one at a time.
+    `limits` applies to the pictures, which `read` decodes, one at a time.
 
     Raises:
-        PromptError, ImageError, PolicyError, SamplingError: what was given can't be used.
+        PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
     """
     policy = resolve(question.policy)
     given = None if question.budget is None else check_budget(question.budget, policy)

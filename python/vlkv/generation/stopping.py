@@ -1,4 +1,4 @@
-"""When an answer ends: a stop token, a stop text, or its length. Text comes out as far as it is certain."""
+"""The end of an answer: a stop token, a stop text, or its length. Text is streamed as soon as it is certain."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FinishReason = Literal["stop", "length"]
 
 
 class StopTexts:
-    """Cuts streamed text before the first stop text, and holds back what may be the beginning of one.
+    """Cuts streamed text before the first stop text, and holds back text that may begin one.
 
-    The stop text that is complete first counts, of several that end together the longest; so the result does
-    not depend on how the text was cut into pieces. A character takes the same time whatever the number of stop texts
-    and their length: they are one automaton (Aho and Corasick 1975), whose state is the longest end of the text that
-    begins a stop text.
+    The stop text that is complete first wins; of several that end together, the longest. So the result does not
+    depend on the pieces in which the text arrives. The time per character does not depend on the number of stop texts
+    or their length: they form one automaton (Aho and Corasick 1975), whose state is the longest suffix of the text
+    that is a prefix of a stop text.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class StopTexts:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """Take a piece; return the text that is certain to stay. After a stop text it is empty."""
+        """Takes a piece; returns the text that is certain to stay. After a stop text that is empty."""
         if self.stopped:
             return ""
         text, state = self._held + piece, self._state
@@ -45,13 +45,13 @@ class StopTexts:
         return text[:sure]
 
     def finish(self) -> str:
-        """Return the held text, when no more comes."""
+        """Returns the text that was held back, at the end of the answer."""
         held, self._held, self._state = self._held, "", 0
         return held
 
 
 def _automaton(stop: Sequence[str]) -> tuple[list[dict[str, int]], list[int], list[int]]:
-    """The tree of all stop texts: by state what follows, its depth, the length of the stop text that ends in it."""
+    """The trie of all stop texts: per state its successors, depth, and the length of a stop text that ends there."""
     following: list[dict[str, int]] = [{}]
     depth, match = [0], [0]
     for text in stop:
@@ -68,7 +68,7 @@ def _automaton(stop: Sequence[str]) -> tuple[list[dict[str, int]], list[int], li
 
 
 def _failures(following: list[dict[str, int]], match: list[int]) -> list[int]:
-    """By state, the state of its longest end that begins a stop text; `match` learns of stop texts inside others."""
+    """The failure link of each state; adds stop texts that end inside others to `match`."""
     fail = [0] * len(following)
     queue = deque(following[0].values())
     while queue:
@@ -87,8 +87,8 @@ class Stopping:
     """One answer's text and end: tokens go in, certain text comes out.
 
     Attributes:
-        finish_reason: None while the answer goes on; "stop" after a stop token or text, else "length".
-        tokens: how many tokens came, the stop token counted.
+        finish_reason: None while the answer continues; "stop" after a stop token or stop text, else "length".
+        tokens: the number of tokens, including the stop token.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Stopping:
         self.tokens = 0
 
     def push(self, token: int) -> str:
-        """Take a token; return the text to show now. The last call returns all that was held back.
+        """Takes a token; returns the text to show now. The last call returns all text that was held back.
 
-        A stop token has no text. Tokens after the end are a `RuntimeError`.
+        A stop token has no text. A token after the end is a `RuntimeError`.
         """
         if self.finish_reason is not None:
             raise RuntimeError("the answer has ended")

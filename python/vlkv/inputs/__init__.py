@@ -1,1 +1,1 @@
-"""What a person asks, as token ids, embeddings and pixel values."""
+"""Turns text and pictures into token ids, embeddings and pixel values."""

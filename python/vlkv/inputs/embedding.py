@@ -1,4 +1,4 @@
-"""Rows of the token embedding table, read from the file that holds it."""
+"""Token embeddings, read row by row from the file of the embedding table."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vlkv.storage.manifest import Embedding
 
 
 class TokenEmbedding:
-    """The table `[V, hidden]`, mapped, not loaded: a row is read when its token is used.
+    """The memory-mapped table `[V, hidden]`: a row is read when its token is used.
 
     Args:
         directory: the engine directory.
-        facts: where the table lies.
+        facts: the table's location.
     """
 
     def __init__(self, directory: Path, facts: Embedding) -> None:
@@ -25,11 +25,11 @@ class TokenEmbedding:
         self._table = np.memmap(directory / facts.file, stored, "r", facts.offset, facts.shape)
 
     def rows(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings `[S, hidden]`, float32, of token ids `[S]`."""
+        """The embeddings `[S, hidden]` float32 of token ids `[S]`."""
         if token_ids.size and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < len(self._table):
             wrong = token_ids[(token_ids < 0) | (token_ids >= len(self._table))].flat[0]
             raise EngineError(
-                f"token {wrong} has no embedding, the table has {len(self._table)}: the tokenizer is not this model's"
+                f"token {wrong} has no embedding, the table has {len(self._table)}: wrong tokenizer for this model"
             )
         rows = np.asarray(self._table[token_ids])
         if self._dtype == "float16":

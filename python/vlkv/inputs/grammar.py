@@ -1,4 +1,4 @@
-"""Answers that follow a JSON schema: which tokens may come next. The work is done by the library `llguidance`."""
+"""Constrained decoding: answers that follow a JSON schema, with the library `llguidance`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vlkv.storage.files import reason
 MAX_SCHEMA = 1 << 18
 """The longest schema, in characters of its JSON."""
 COMPACT = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]?"}
-"""One blank or line break at most: a small model would else write blanks until its tokens are used up."""
+"""At most one blank or line break in a row: otherwise a small model may write blanks until the answer's limit."""
 
 
 class Matcher:
-    """One answer's place in its grammar.
+    """The state of one answer in its grammar.
 
     Attributes:
-        ended: whether only the end of the answer may follow.
+        ended: whether only an end token may follow.
     """
 
     def __init__(self, matcher: Any, vocab: int) -> None:
@@ -33,23 +33,23 @@ class Matcher:
         self.ended = False
 
     def restrict(self, logits: NDArray[np.float32]) -> None:
-        """Sets the logits `[V]` of tokens that can't follow to minus infinity, in place."""
+        """Sets the logits `[V]` of tokens that can't come next to minus infinity, in place."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: len(logits)]
         logits[allowed == 0] = -np.inf
 
     def take(self, token: int) -> None:
-        """Goes on behind a token that was allowed."""
+        """Advances past an allowed token."""
         self._matcher.consume_token(token)
         self.ended = bool(self._matcher.is_stopped())
 
 
 class Grammars:
-    """Makes matchers for one tokenizer; it is read when the first one is asked for.
+    """Makes matchers for one tokenizer, which is read on first use.
 
     Args:
-        directory: holds `tokenizer.json`.
-        vocab: entries of the logits (V); ids beyond the tokenizer's never follow.
+        directory: the folder of `tokenizer.json`.
+        vocab: the size of the logits, V; ids beyond the tokenizer's are never allowed.
         eos: the ids that end an answer.
     """
 
@@ -58,10 +58,10 @@ class Grammars:
         self._lock, self._tokenizer = Lock(), None
 
     def json(self, schema: str) -> Matcher:
-        """A matcher of JSON texts of a schema, given as JSON; `{}` allows any JSON.
+        """A matcher for the JSON texts of a schema, which is given as JSON; `{}` allows any JSON.
 
         Raises:
-            SamplingError: no schema, one that is too long, or one that can't be followed.
+            SamplingError: the schema is invalid, too long, or not supported.
             EngineError: `llguidance` is not installed, or can't read the tokenizer.
         """
         if len(schema) > MAX_SCHEMA:
@@ -96,6 +96,6 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise EngineError(
-            f"answers of a schema need llguidance; pip install 'vlkv[serve]' ({error})"
+            f"answers that follow a schema need llguidance; pip install 'vlkv[serve]' ({error})"
         ) from None
     return llguidance

@@ -1,6 +1,6 @@
-"""Which grid of tiles a picture is scaled into, and which tokens of the grid are left of it.
+"""The choice of a picture's grid of tiles, and the tokens that remain without the grid's padding.
 
-As transformers' `select_best_resolution`, `get_patch_output_size` and `unpad_image` do, to the last rounding.
+Equal to transformers' `select_best_resolution`, `get_patch_output_size` and `unpad_image`, including rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def best_pinpoint(size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The grid that shows most of a picture's pixels, of those the one with the least left over; height and width."""
+    """Height and width of the grid that shows most of a picture's pixels; of several, the one with least padding."""
     width, height = size
     best, most, least = pinpoints[0], 0, math.inf
     for high, wide in pinpoints:
@@ -25,7 +25,7 @@ def best_pinpoint(size: tuple[int, int], pinpoints: Sequence[tuple[int, int]]) -
 
 
 def scaled_into(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of a picture scaled to fit, the side that has play rounded up."""
+    """Width and height of a picture scaled to fit `room`; the side that does not fill it is rounded up."""
     across, down = room[0] / size[0], room[1] / size[1]
     if across < down:
         return room[0], min(math.ceil(size[1] * across), room[1])
@@ -33,21 +33,21 @@ def scaled_into(size: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]
 
 
 def padding(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
-    """Rows of tokens above (and below) a picture in its grid, and columns before (and behind) it."""
+    """The rows of padding tokens above (and below) a picture in its grid, and the columns left (and right) of it."""
     if size[0] / size[1] > columns / rows:
         return (rows - int(round(size[1] * (columns / size[0]), 7))) // 2, 0
     return 0, (columns - int(round(size[0] * (rows / size[1]), 7))) // 2
 
 
 class Axis:
-    """One direction of a grid of `count` tokens from place `begin` on, scaled to `target` of them.
+    """One axis of a grid: `count` tokens from index `begin` on, scaled to `target` tokens.
 
-    Scaling is PyTorch's bilinear `interpolate` without aligned corners, in float32 as there.
+    Scaling equals PyTorch's bilinear `interpolate` without aligned corners, in float32.
 
     Attributes:
-        places: `[target, n]`, the grid's places that each is made of, n = 1 or 2.
-        shares: `[target, n]` float32.
-        begin, end: of all, in places.
+        places: the grid's indices `[target, n]` that each token is interpolated from, n = 1 or 2.
+        shares: their weights `[target, n]` float32.
+        begin, end: the range of all of them, in indices.
     """
 
     def __init__(self, begin: int, count: int, target: int) -> None:

@@ -1,4 +1,4 @@
-"""Pictures from files, bytes or Pillow images, as 8-bit RGB; anything wrong with one is an `ImageError`."""
+"""Reads pictures from files, bytes or Pillow images as 8-bit RGB. Every failure is an `ImageError`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BAND = 1 << 20
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
 REDUCED = 16_000_000
-"""Above so many pixels a picture is read at a half, a quarter or an eighth where its format can do that."""
+"""Pictures with more pixels are decoded at a half, a quarter or an eighth of their size, if the format supports it."""
 
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -35,20 +35,20 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = None) -> Image.Image:
     """Read a picture as an RGB image: upright by its EXIF orientation, the first frame of an animation.
 
-    Transparency is laid on white, as Hugging Face's processors of transformers 5 do with a Pillow image.
-    16-bit gray is scaled to 8 bits; gray in 32-bit integers counts as 8 bits where no value is above 255, else as 16.
+    Transparency is composed on white, as Hugging Face's processors of transformers 5 do with a Pillow image.
+    16-bit gray is scaled to 8 bits; gray in 32-bit integers counts as 8 bits if no value is above 255, else as 16.
 
     Args:
         source: a path, a file's content, or a Pillow image.
-        limit: the most pixels that are decoded, seen from the header before any of them is.
-        least: the shortest side that is of use; a large JPEG or JPEG 2000 is then decoded at a fraction of its size,
-            both sides at least twice as long as this.
+        limit: the most pixels to decode; the header is checked before decoding.
+        least: the shortest useful side; a large JPEG or JPEG 2000 is then decoded at a fraction of its size, with both
+            sides at least twice as long as this.
 
     Raises:
-        ImageError: one line that names the source: no file, not a picture, truncated, no pixels, more than `limit`.
+        ImageError: the source is not a file, not a picture, truncated, without pixels, or has more than `limit`.
     """
     name = _name(source)
-    with _told(name), _QUIET:
+    with _as_image_error(name), _QUIET:
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return _read(source, name, limit)
@@ -58,9 +58,9 @@ def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = N
 
 
 def picture_size(source: Source) -> tuple[int, int]:
-    """Read a picture's width and height, upright, from its header: no pixel is decoded. The same errors."""
+    """Read a picture's width and height, upright, from its header alone. Raises the errors of `open_image`."""
     name = _name(source)
-    with _told(name), _QUIET:
+    with _as_image_error(name), _QUIET:
         if isinstance(source, Image.Image):
             return _size(source, name)
         with Image.open(_stream(source, name), formats=_formats()) as image:
@@ -68,9 +68,9 @@ def picture_size(source: Source) -> tuple[int, int]:
 
 
 def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None = None) -> int:
-    """How many pixels `open_image` would decode; the header alone is read. The same errors."""
+    """The number of pixels that `open_image` would decode, from the header alone. Raises the errors of `open_image`."""
     name = _name(source)
-    with _told(name), _QUIET:
+    with _as_image_error(name), _QUIET:
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return source.width * source.height
@@ -79,12 +79,12 @@ def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None
 
 
 def _check_size(image: Image.Image, name: str, limit: int, least: int | None) -> int:
-    """Refuse what is too large, and set a large picture to be read at a fraction of its size; pixels to decode."""
+    """Check the size, and make a large picture decode at a fraction of it; returns the pixels to decode."""
     check_pixels(*image.size, name, MAX_PIXELS)
     width, height = image.size
     if least is not None and width * height > min(REDUCED, limit):
         halvings = next((by for by in (3, 2, 1) if min(image.size) >> by >= 2 * least), 0)
-        # a progressive JPEG's coefficients are all held, whatever comes of them
+        # a progressive JPEG's coefficients are all held in memory, even if it is decoded at a fraction
         if image.format == "JPEG" and not image.info.get("progressive"):
             image.draft(image.mode, (width >> halvings, height >> halvings))
             width, height = image.size
@@ -96,8 +96,8 @@ def _check_size(image: Image.Image, name: str, limit: int, least: int | None) ->
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turns whatever goes wrong with a picture into one line."""
+def _as_image_error(name: str) -> Iterator[None]:
+    """Turns every exception about a picture into an `ImageError` of one line."""
     try:
         yield
     except ImageError:
@@ -110,14 +110,14 @@ def _told(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: picture has {size}, the limit is {_megapixels(MAX_PIXELS)}") from error
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode it") from error
-    except Exception as error:  # decoders raise whatever bad bytes lead them to
+    except Exception as error:  # decoders raise any exception on damaged bytes
         raise ImageError(f"{name}: damaged or truncated picture: {reason(error)}") from error
 
 
 class _Quiet:
-    """Decoders' warnings are not shown while any picture is read.
+    """Suppresses decoders' warnings while any thread reads a picture.
 
-    Filters belong to the process: the first reader sets one and the last takes it away, and no one waits.
+    Warning filters are global to the process: the first reader sets one and the last removes it, without waiting.
     """
 
     def __init__(self) -> None:
@@ -145,13 +145,13 @@ _QUIET = _Quiet()
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this Pillow knows; others, such as PostScript, are never tried."""
+    """Return those of `FORMATS` that this Pillow supports; other formats, such as PostScript, are never tried."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def check_pixels(width: int, height: int, name: str, limit: int = MAX_PIXELS) -> None:
-    """Raise an `ImageError` that names the size where a picture has no pixels or more than `limit`."""
+    """Raise an `ImageError` that names the size if a picture has no pixels or more than `limit`."""
     if width <= 0 or height <= 0:
         raise ImageError(f"{name}: {width} x {height} picture has no pixels")
     if width * height > limit:
@@ -195,7 +195,7 @@ def _read(image: Image.Image, name: str, limit: int) -> Image.Image:
 def _size(image: Image.Image, name: str) -> tuple[int, int]:
     check_pixels(*image.size, name, MAX_PIXELS)
     try:
-        # Pillow decodes a whole PNG to look for an EXIF block behind its pixels
+        # Pillow decodes a whole PNG to look for an EXIF block after its pixels
         known = image.format != "PNG" or "exif" in image.info
         turned = known and image.getexif().get(ORIENTATION) in SIDEWAYS
     except Exception:
@@ -204,7 +204,7 @@ def _size(image: Image.Image, name: str) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; an EXIF block that can't be read says nothing about orientation."""
+    """Apply the EXIF orientation; an unreadable EXIF block is ignored."""
     try:
         if image.getexif().get(ORIENTATION, 1) == 1:
             return image
@@ -226,7 +226,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Lay transparency on white, some rows at a time: three copies of a whole picture are what its memory is."""
+    """Compose transparency on white, a few rows at a time, as three copies of a whole picture need much memory."""
     found = Image.new("RGB", image.size)
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
@@ -240,10 +240,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image, name: str) -> Image.Image:
-    """Scale gray 0..65535 to 0..255, rounded; a value that counts as transparent becomes white.
+    """Scale gray 0..65535 to 0..255, rounded; the value that marks transparency becomes white.
 
-    32-bit integers say nothing about their range: what has no value above 255 is taken as 8 bits, as transformers
-    does, but for PPM, which is always read as 16 bits.
+    32-bit integers don't state their range: a picture without a value above 255 is taken as 8 bits, as in
+    transformers, except PPM, which is always read as 16 bits.
     """
     gray = np.asarray(image)
     low, high = int(gray.min()), int(gray.max())

@@ -1,4 +1,4 @@
-"""A picture as tiles and tokens, from its width and height alone: how many there are, and what each is made of.
+"""The layout of a picture's tiles and tokens, which follows from its width and height alone.
 
 T tokens of a picture that get features, P rows of features a tile, R rows and C columns of a tile's tokens.
 """
@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 
 from vlkv.errors import ImageError
 from vlkv.inputs.grids import Axis, best_pinpoint, padding, scaled_into
-from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, takes_pictures
 
 Array = NDArray[Any]
 SHRINK_FROM = 1.1
-"""OneVision scales a grid down whose side is more than so many times too long."""
+"""OneVision scales a grid down if its side is more than this many times too long."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A rectangle of a picture's tokens, and the pixels that they are of.
+    """A rectangle of a picture's tokens, and the pixels that they show.
 
     Fields:
-        tokens: `[rows, columns]`, indices into the layout's tokens.
-        box: left, top, right and bottom in the canvas that the grid's tiles are cut of; None for the one tile that
-            holds the whole picture.
+        tokens: indices `[rows, columns]` into the layout's tokens.
+        box: left, top, right and bottom in the canvas of the grid's tiles; None for the tile of the whole picture.
     """
 
     tokens: NDArray[np.int64]
@@ -39,18 +38,18 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """One picture.
+    """The layout of one picture.
 
     Fields:
-        size: its width and height, upright.
-        tiles: what the tower gets of it: `(height, width)` of each, all alike.
-        count: tiles.
-        grid: rows and columns of tiles that the scaled picture is cut into, after one of the whole; (0, 0) for none.
-        scaled: width and height of the picture inside of the grid, where it is centred; that of its one tile else.
-        token_ids: `[K]`, K >= T, what stands for the picture in the prompt.
-        has_features: `[K]` bool, which of those get features; the others are tokens of text.
-        sources: `[T, n]`, the rows of the tower's features, all tiles' one after the other, that a token is made of.
-        weights: `[T, n]` float32, in what shares; None for all of one row (n = 1).
+        size: the picture's width and height, upright.
+        tiles: `(height, width)` of each tile that the tower receives; all are equal.
+        count: the number of tiles.
+        grid: rows and columns of tiles that the scaled picture is cut into, after the overview tile; (0, 0) for none.
+        scaled: width and height of the picture inside the grid, where it is centred; without a grid, of its one tile.
+        token_ids: the picture's tokens in the prompt, `[K]`, K >= T.
+        has_features: `[K]` bool, which tokens get features; the others are text tokens.
+        sources: `[T, n]`, the rows of the tower's features, over all tiles, from which each token is interpolated.
+        weights: `[T, n]` float32, the weights of these rows; None if each token is one row (n = 1).
         views: the rectangles that its tokens form.
     """
 
@@ -67,11 +66,13 @@ class Layout:
 
 
 def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0) -> tuple[Layout, ...]:
-    """The layouts of a prompt's pictures, of their widths and heights.
+    """The layouts of a prompt's pictures, from their widths and heights.
 
-    `others` pictures stand in earlier turns of the conversation: some models make less of each of several.
-    `ImageError`: a picture that comes out with no tokens at all.
+    `others` is the number of pictures in earlier turns: some models use fewer tiles if there are several pictures.
+    Raises `ImageError` for a picture that would have no tokens at all, and for any if the model takes none.
     """
+    if sizes and not takes_pictures(facts):
+        raise ImageError(f"this model takes text alone; {len(sizes)} pictures were given")
     alone = len(sizes) + others == 1
     if not isinstance(facts.rule, AnyRes | Rows):
         sizes = [(facts.width, facts.height)] * len(sizes)
@@ -79,7 +80,7 @@ def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0
 
 
 def pack(features: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """The features `[T, hidden]` of a picture's tokens, of the tower's `[count, P, hidden]` of its tiles."""
+    """The features `[T, hidden]` of a picture's tokens, from the tower's features `[count, P, hidden]` of its tiles."""
     rows = features.reshape(-1, features.shape[-1])
     if layout.weights is None:
         packed: NDArray[np.float32] = rows[layout.sources[:, 0]]
@@ -104,7 +105,7 @@ def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
 
 
 def _patches(facts: ImageFacts) -> tuple[int, int, int]:
-    """Rows and columns of a tile's patches, and how many tokens come before them (a class token)."""
+    """Rows and columns of a tile's patches, and the number of tokens before them (a class token)."""
     for skipped in (0, 1):
         count = facts.tile_features - skipped
         rows = round((count * facts.height / facts.width) ** 0.5)
@@ -119,7 +120,7 @@ def _rectangle(rows: int, columns: int) -> NDArray[np.int64]:
 
 
 def _one_tile(size: tuple[int, int], facts: ImageFacts, tokens: int, view: NDArray[np.int64]) -> Layout:
-    """The first rows of one tile's features as tokens."""
+    """The layout of a picture whose tokens are the first rows of one tile's features."""
     return Layout(
         size=size,
         tiles=(facts.height, facts.width),
@@ -132,7 +133,7 @@ def _one_tile(size: tuple[int, int], facts: ImageFacts, tokens: int, view: NDArr
 
 
 def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
-    """The whole picture's tokens, then the grid's without its padding, a newline behind each of their rows."""
+    """The tokens of the overview tile, then those of the grid without padding, with a newline after each grid row."""
     height, width = best_pinpoint(size, rule.pinpoints)
     grid = height // facts.height, width // facts.width
     down, across = _axes(size, grid, rule)
@@ -167,7 +168,7 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
 
 
 def _axes(size: tuple[int, int], grid: tuple[int, int], rule: AnyRes) -> tuple[Axis, Axis]:
-    """The grid's rows and columns of tokens that are left without its padding, scaled down where there are too many."""
+    """The grid's rows and columns of tokens without padding, scaled down if there are too many."""
     down, across = grid[0] * rule.rows, grid[1] * rule.columns
     top, left = padding(size, down, across)
     high, wide = target = down - 2 * top, across - 2 * left
@@ -183,20 +184,20 @@ def _axes(size: tuple[int, int], grid: tuple[int, int], rule: AnyRes) -> tuple[A
 
 
 def _box(down: Axis, across: Axis, pixels: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The part of the canvas that the kept tokens are of, each of so many pixels."""
+    """The part of the canvas that the remaining tokens show; `pixels` is the size of each."""
     left, right = round(across.begin * pixels[1]), round(across.end * pixels[1])
     top, bottom = round(down.begin * pixels[0]), round(down.end * pixels[0])
     return left, top, right, bottom
 
 
 def _with_newlines(whole: Array, grid: Array, newline: Array) -> Array:
-    """`[T, n]`: the whole picture's tokens `[P, n]`, then the grid's `[R, C, n]`, `newline` `[n]` behind each row."""
+    """Joins the overview tile's tokens `[P, n]` and the grid's `[R, C, n]`, with `newline` `[n]` after each row."""
     ends = np.broadcast_to(newline, (len(grid), 1, grid.shape[2]))
     return np.concatenate([whole, np.concatenate([grid, ends], axis=1).reshape(-1, grid.shape[2])])
 
 
 def _rows(size: tuple[int, int], facts: ImageFacts, rule: Rows) -> Layout:
-    """A token a patch, and one of text behind each row of them."""
+    """The layout with one token per patch, and a text token after each row."""
     width, height = size
     ratio = max(height / rule.longest[0], width / rule.longest[1])
     if ratio > 1:

@@ -1,7 +1,7 @@
-"""The text and token ids of a conversation's next turn, behind those that were already run.
+"""Chats as prompts: a whole chat, or the next turn of a conversation whose earlier turns have already run.
 
-The tokens of earlier turns stay what they were, the answer's as they were generated: only what comes behind the answer
-is tokenised, so that nothing has to be run again.
+The token ids of earlier turns do not change, and answers keep their generated tokens: only the text after the last
+answer is tokenised, so nothing has to run again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PICTURE = Picture.HERE
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat: who says it (`system`, `user` or `assistant`), its texts and pictures in their order."""
+    """One turn of a chat: its role (`system`, `user` or `assistant`), and its texts and pictures in their order."""
 
     role: str
     parts: tuple[str | Picture, ...]
@@ -43,23 +43,23 @@ class Message:
 
     @property
     def images(self) -> int:
-        """How many pictures."""
+        """The number of pictures."""
         return sum(part is PICTURE for part in self.parts)
 
 
 def build_chat(
     messages: Sequence[Message], pictures: Sequence[Layout], tokenizer: Tokenizer, manifest: Manifest
 ) -> Prompt:
-    """Puts a whole chat into the checkpoint's template, with the beginning of the model's answer at its end.
+    """Renders a whole chat with the checkpoint's template, with the beginning of the model's answer at its end.
 
     `pictures` are the layouts of all messages' pictures, in their order.
 
-    Templates differ in what they take as a message's content: a list of parts, a text, or a text only where there is
-    no picture. The first of these whose rendering holds every text and every picture counts.
+    Templates differ in the form of a message's content: a list of parts, a text, or a text only if there is no
+    picture. The first form whose rendering contains every text and every picture is used.
 
     Raises:
-        PromptError: nothing is said, a text that holds the image token, a checkpoint without a template, a template
-            that takes none of the forms, or more tokens than positions.
+        PromptError: the chat is empty, a text contains the image token, the checkpoint has no template, the template
+            accepts none of the forms, or there are more tokens than positions.
     """
     image, special = manifest.image, tokenizer.special_tokens
     if not any(message.text.strip() for message in messages):
@@ -108,7 +108,7 @@ def _as_text(message: Message, token: str) -> str:
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """A question with its number of pictures, and its answer's text; None before it is answered."""
+    """A question with its number of pictures, and its answer's text, None before it is answered."""
 
     text: str
     images: int
@@ -124,20 +124,20 @@ def next_prompt(
     raw: bool = False,
     pictures: Sequence[Layout] = (),
 ) -> tuple[Prompt, int]:
-    """The whole conversation as a prompt, and at which token its newest turn begins.
+    """Returns the whole conversation as a prompt, and the index of the newest turn's first token.
 
     Args:
         before: the conversation up to the last answer.
-        answer_ids: the last answer, an end token at its end left out: the template writes one or does not.
-        turns: all of them, the last without an answer.
-        tokenizer: the checkpoint's.
-        manifest: the model's facts.
-        raw: takes the text as it is, past the template.
+        answer_ids: the last answer without an end token, which the template may or may not write.
+        turns: all turns; the last has no answer.
+        tokenizer: the checkpoint's tokenizer.
+        manifest: the model's manifest.
+        raw: whether to use the text without the template.
         pictures: the layouts of the newest turn's pictures.
 
     Raises:
-        PromptError: an empty question, pictures and places that differ, more tokens than positions, or a template
-            that writes earlier turns otherwise than before.
+        PromptError: the question is empty, it has more or fewer places than pictures, there are more tokens than
+            positions, or the template renders earlier turns differently than before.
     """
     newest, image, special = turns[-1], manifest.image, tokenizer.special_tokens
     if not (newest.text if raw else newest.text.strip()):
@@ -166,7 +166,7 @@ def next_prompt(
 def _continued(
     before: str, turns: Sequence[ChatTurn], template: str, token: str, special: dict[str, str]
 ) -> tuple[str, int]:
-    """The template's text of all turns, and where the last answer ends in it."""
+    """The rendered text of all turns, and the index where the last answer ends in it."""
     answer = (turns[-2].answer or "").strip()
     failure = ""
     for as_parts in (True, False):
@@ -180,7 +180,7 @@ def _continued(
         if whole.startswith(before) and rest[gap:].startswith(answer):
             return whole, len(before) + (gap + len(answer) if answer else 0)
     raise PromptError(
-        failure or "chat template writes earlier turns otherwise in a later one; ask with raw=True"
+        failure or "the chat template renders earlier turns differently in a later turn; ask with raw=True"
     )
 
 
@@ -199,7 +199,7 @@ def _messages(turns: Sequence[ChatTurn], token: str, as_parts: bool) -> list[dic
 
 
 def _encoded_from(whole: str, end: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the text from `end` on, as they come inside the whole where the tokenizer lets them be told apart."""
+    """The ids of the text from `end` on, tokenised within the whole text if there is a token boundary at `end`."""
     first = tokenizer.encode(whole[:end], add_special_tokens=False)
     both = tokenizer.encode(whole, add_special_tokens=False)
     if both[: len(first)] == first:

@@ -1,4 +1,4 @@
-"""A request's pictures, from their sources to pixel values: their sizes are known before any is decoded."""
+"""Reads a request's pictures as pixel values; all sizes are checked before any picture is decoded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vlkv.storage.image_facts import Fixed, ImageFacts
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that is decoded for one request.
+    """Limits of the pictures of one request.
 
     Fields:
-        picture: pixels of a picture.
-        request: pixels of all pictures of a request; None for any number.
-        count: pictures of a request; None for any number.
+        picture: the most pixels of a picture.
+        request: the most pixels of all pictures of a request; None for no limit.
+        count: the most pictures of a request; None for no limit.
     """
 
     picture: int = MAX_PIXELS
@@ -56,10 +56,10 @@ def _least(layouts: Sequence[Layout], facts: ImageFacts) -> list[int]:
 def read_pictures(
     sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
 ) -> list[Float32]:
-    """Pixel values `[tiles,3,height,width]` of each; one picture at a time is decoded and made small.
+    """The pixel values `[tiles,3,height,width]` of each picture; they are decoded and resized one at a time.
 
     Raises:
-        ImageError: a picture that can't be read, or more pixels than `limits`, told from the headers of all.
+        ImageError: a picture can't be read, or the headers show more pixels than `limits`.
     """
     measure_pictures(sources, layouts, facts, limits)
     least = _least(layouts, facts)
@@ -74,10 +74,10 @@ def read_pictures(
 
 
 def _check_shape(size: tuple[int, int], layout: Layout, facts: ImageFacts, name: str) -> None:
-    """Refuse a picture that came out turned: a PNG may say that only behind its pixels."""
+    """Raise `ImageError` for a picture that turned out rotated: a PNG may state its orientation after its pixels."""
     if isinstance(facts.rule, Fixed):
         return
-    # a large picture is read at a fraction of its size, up to an eighth
+    # a large picture is decoded at a fraction of its size, down to an eighth
     if abs(size[0] * layout.size[1] - size[1] * layout.size[0]) > 8 * sum(layout.size):
         said = f"its header says {layout.size[0]} x {layout.size[1]}, {size[0]} x {size[1]} came out"
         raise ImageError(f"{name}: {said}; save it anew")

@@ -1,7 +1,7 @@
-"""Pictures to the vision graph's input, equal to Hugging Face's Pillow processors.
+"""Turns pictures into the vision graph's input, with the same results as Hugging Face's Pillow processors.
 
-Order: pad to a square, resize, center crop, rescale, normalise; each as the checkpoint's processor does it. A picture
-of several tiles is resized to each of its grids, padded with black, and cut.
+The order is: pad to a square, resize, center crop, rescale, normalise, each as in the checkpoint's processor. A picture
+of several tiles is resized to its grid, padded with black, and cut.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows
 def pixel_values(
     image: Image.Image | NDArray[np.float32], layout: Layout, facts: ImageFacts, name: str = "picture"
 ) -> NDArray[np.float32]:
-    """Make `pixel_values` float32 `[tiles, 3, height, width]` of an RGB image (as `open_image` returns it).
+    """Make `pixel_values` float32 `[tiles, 3, height, width]` from an RGB image (as `open_image` returns it).
 
-    What are pixel values already is returned as it is. `ImageError`: a picture that does not have the graph's size in
-    the end, or is above the limit of pixels on the way (a very long one that is resized by its shorter edge).
+    An array of pixel values is returned as it is. Raises `ImageError` if the result does not have the graph's size, or
+    an intermediate picture exceeds the limit of pixels (a very long one that is resized by its shorter edge).
     """
     if isinstance(image, np.ndarray):
         return image
@@ -40,7 +40,7 @@ def pixel_values(
 def tiles(
     image: Image.Image, layout: Layout, facts: ImageFacts, name: str = "picture"
 ) -> Iterator[NDArray[np.uint8]]:
-    """What the model sees of a picture: uint8 `[height, width, 3]` tile by tile, the whole picture's first."""
+    """The picture as the model sees it: uint8 `[height, width, 3]` per tile, the overview tile first."""
     if isinstance(facts.rule, Rows):
         yield np.asarray(image.resize(layout.scaled, resample=facts.resample))
         return
@@ -57,7 +57,7 @@ def tiles(
 
 
 def grid_canvas(image: Image.Image, layout: Layout, resample: int) -> NDArray[np.uint8]:
-    """The picture scaled into the middle of its grid of tiles, black around it, `[height, width, 3]`."""
+    """The canvas `[height, width, 3]` of a picture's grid: the scaled picture in the middle, black around it."""
     height, width = layout.grid[0] * layout.tiles[0], layout.grid[1] * layout.tiles[1]
     canvas = np.zeros((height, width, 3), np.uint8)
     left, top = (width - layout.scaled[0]) // 2, (height - layout.scaled[1]) // 2
@@ -67,7 +67,7 @@ def grid_canvas(image: Image.Image, layout: Layout, resample: int) -> NDArray[np
 
 
 def _table(facts: ImageFacts) -> NDArray[np.float32]:
-    """Compute what each channel's 256 levels become `[3, 256]`, in the original's order and precision."""
+    """The normalised values `[3, 256]` of each channel's 256 levels, in the original's order and precision."""
     level = (np.arange(256, dtype=np.float64) * facts.rescale).astype(np.float32)
     if not facts.normalize:
         return np.stack([level] * 3)
@@ -76,7 +76,7 @@ def _table(facts: ImageFacts) -> NDArray[np.float32]:
 
 
 def arrange(image: Image.Image, facts: ImageFacts, name: str = "picture") -> NDArray[np.uint8]:
-    """Pad, resize and crop to uint8 `[height, width, 3]`: what the model sees of a picture."""
+    """Pad, resize and crop to uint8 `[height, width, 3]`, as the model sees the picture."""
     original = image.size
     if facts.pad_to_square:
         image = _pad_to_square(image, facts, name)
@@ -109,7 +109,7 @@ def _pad_to_square(image: Image.Image, facts: ImageFacts, name: str) -> Image.Im
 
 
 def _resized(size: tuple[int, int], facts: ImageFacts) -> tuple[int, int] | None:
-    """Return width and height after resizing, none where the picture stays as it is."""
+    """Return width and height after resizing; None if the picture is not resized."""
     if facts.resize == "none":
         return None
     if facts.resize == "exact":
@@ -122,7 +122,7 @@ def _resized(size: tuple[int, int], facts: ImageFacts) -> tuple[int, int] | None
 
 
 def _center_crop(array: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Cut out the middle `[height, width, 3]`, with zeros (black) around a picture that is smaller."""
+    """Cut out the middle `[height, width, 3]`, with zeros (black) around a smaller picture."""
     above, left = array.shape[0] - height, array.shape[1] - width
     if above >= 0 and left >= 0:
         return array[above // 2 : above // 2 + height, left // 2 : left // 2 + width]

@@ -1,6 +1,6 @@
-"""A user's text and pictures to token ids, equal to Hugging Face's `LlavaProcessor`.
+"""Turns a user's text and pictures into token ids, with the same results as Hugging Face's `LlavaProcessor`.
 
-Where a picture goes: at each image token (`<image>`) in the text, else all of them before the text.
+Pictures replace the image tokens (`<image>`) in the text; without image tokens they precede the text.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Prompt:
     """A prompt that is ready for the model.
 
     Fields:
-        text: what was tokenised, with one image token for each picture.
-        token_ids: int64 `[S]`; each picture is the tokens of its layout.
-        image_positions: int64, where the tokens are that get features, all pictures' one after the other, ascending.
-        last_image: index of the last token of the last picture; -1 where there is no picture.
+        text: the tokenised text, with one image token for each picture.
+        token_ids: int64 `[S]`; each picture is replaced by the tokens of its layout.
+        image_positions: int64, the indices of the tokens that get features, over all pictures, ascending.
+        last_image: the index of the last token of the last picture; -1 without a picture.
         pictures: the pictures' layouts.
     """
 
@@ -57,20 +57,20 @@ def build_prompt(
     raw: bool = False,
     max_positions: int | None = None,
 ) -> Prompt:
-    """Put text and pictures into the checkpoint's chat template, tokenise, and make room for the pictures.
+    """Render text and pictures with the checkpoint's chat template, tokenise, and insert the pictures' tokens.
 
     Args:
-        text: what the user says; every `image.token` in it is the place of a picture.
+        text: the user's text; every `image.token` in it is the place of a picture.
         pictures: the layouts of its pictures.
-        tokenizer: the checkpoint's.
-        image: which token stands for a picture.
-        chat_template: the checkpoint's Jinja template, None where it has none.
-        raw: take the text as it is, past the template.
-        max_positions: how many positions the model has.
+        tokenizer: the checkpoint's tokenizer.
+        image: the image facts, which name the image token.
+        chat_template: the checkpoint's Jinja template, or None.
+        raw: whether to use the text without the template.
+        max_positions: the number of positions of the model.
 
-    BOS is added as the tokenizer does it, except where the text begins with it already.
-    `PromptError`: empty; numbers of pictures and places that differ; a template that fails; lone surrogates;
-    more tokens than positions.
+    BOS is added as the tokenizer does, unless the text already begins with it. Raises `PromptError` if the text is
+    empty or has lone surrogates, the numbers of pictures and places differ, the template fails, or there are more
+    tokens than positions.
     """
     if not (text if raw else text.strip()):
         raise PromptError("the prompt is empty")
@@ -94,7 +94,7 @@ def _pictures(count: int) -> str:
 
 
 def plain(text: str, image_count: int, token: str) -> str:
-    """The text with image tokens before it, a line each, unless it says itself where they go."""
+    """The text with one image token per line before it, unless the text contains image tokens itself."""
     return text if token in text else f"{token}\n" * image_count + text
 
 
@@ -105,7 +105,7 @@ def expand(
     image: ImageFacts,
     max_positions: int | None,
 ) -> Prompt:
-    """Put each picture's tokens in the place of its image token."""
+    """Replace each image token by the tokens of its picture."""
     places = np.flatnonzero(ids == image.token_id)
     if len(places) != len(pictures):
         raise PromptError(
@@ -135,11 +135,11 @@ def expand(
 
 
 def _chat(text: str, image_count: int, token: str, template: str, special: dict[str, str]) -> str:
-    """Render one user message; as a list of parts, or as a string for templates that take only strings.
+    """Render one user message, as a list of parts, or as a string for templates that accept only strings.
 
-    The last form leaves the pictures' places to the template. `image_token` is known to it, as to transformers'.
-    A template has taken a form where it has as many image tokens as there are pictures and does not print
-    the list itself; the first such rendering that holds the user's text counts, else the first at all.
+    The last form leaves the pictures' places to the template, which knows `image_token` as in transformers. A template
+    has accepted a form if the rendering has as many image tokens as pictures and does not print the list itself. The
+    first such rendering that contains the user's text is used, else the first at all.
     """
     pictures = [] if token in text else [{"type": "image"}] * image_count
     forms: tuple[Any, ...] = (
@@ -171,9 +171,9 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
 
 
 def render(template: str, messages: list[dict[str, Any]], special: dict[str, str]) -> str:
-    """Render a chat template in Jinja's sandbox, with the prompt for the model's answer at the end.
+    """Render a chat template in Jinja's sandbox, with the beginning of the model's answer at the end.
 
-    `special` are the texts of `bos_token` and its like. Every failure is a `PromptError` of one line.
+    `special` holds the texts of `bos_token` and similar tokens. Every failure is a `PromptError` of one line.
     """
     try:
         compiled = _compiled(template)
@@ -181,7 +181,7 @@ def render(template: str, messages: list[dict[str, Any]], special: dict[str, str
             return compiled.render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
             )
-    except Exception as error:  # a template can raise whatever its expressions raise
+    except Exception as error:  # a template can raise any exception
         raise PromptError(f"chat template: {reason(error)}") from error
 
 
@@ -192,7 +192,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """Make the environment that transformers gives chat templates; `generation` tags have no effect."""
+    """Make the environment that transformers provides for chat templates; `generation` tags have no effect."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser

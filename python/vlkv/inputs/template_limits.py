@@ -1,7 +1,8 @@
-"""Limits of what a chat template may do: a checkpoint's template is somebody else's program.
+"""Limits of time and memory for chat templates, which are untrusted programs.
 
-Jinja's sandbox keeps a template from the interpreter, not from its time and memory. Here each turn of a loop and each
-call of a macro is a step, of which there are `STEPS`, within `SECONDS`; texts that operators make end at `CHARACTERS`.
+Jinja's sandbox isolates a template from the interpreter but does not limit its time and memory. Here each iteration of
+a loop and each call of a macro is a step; there are at most `STEPS`, within `SECONDS`, and operators make texts of at
+most `CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STEPS = 1_000_000
 SECONDS = 10.0
 CHARACTERS = 1 << 24
 LARGEST = 1_000_000
-"""The largest number that is given to a method or filter, such as a width."""
+"""The largest number that a method or filter accepts, such as a width."""
 
 _STEP, _JOIN = "_vlkv_step", "_vlkv_join"
 _now = threading.local()
@@ -29,13 +30,13 @@ E = TypeVar("E", bound="SandboxedEnvironment")
 
 @contextmanager
 def counted() -> Iterator[None]:
-    """One rendering, whose steps are counted from 0; a thread renders one template at a time."""
+    """Count the steps of one rendering from 0; a thread renders one template at a time."""
     _now.steps, _now.end = 0, monotonic() + SECONDS
     yield
 
 
 def limited(base: type[E]) -> type[E]:
-    """An environment of that class whose templates are limited; too much is a `SecurityError` of Jinja's."""
+    """A subclass of the environment class with limits; exceeding one raises Jinja's `SecurityError`."""
     from jinja2 import nodes, pass_context
     from jinja2.exceptions import SecurityError
 
@@ -97,7 +98,7 @@ def limited(base: type[E]) -> type[E]:
             return super().call(context, function, *arguments, **named)
 
     def _rewritten(tree: Any) -> None:
-        """Each body of a loop or macro begins with a step; `~` becomes the join that has a limit."""
+        """Insert a step at the beginning of each loop and macro body; replace `~` by a join with a limit."""
         for node in (*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)),):
             counting = nodes.Filter(nodes.Const(None), _STEP, [], [], None, None, lineno=node.lineno)
             node.body.insert(0, nodes.ExprStmt(counting, lineno=node.lineno))

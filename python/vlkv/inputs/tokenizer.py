@@ -1,4 +1,4 @@
-"""Text to ids and back, with the `tokenizers` library and nothing but the engine directory's files."""
+"""Text to token ids and back, with the `tokenizers` library and the engine directory's files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tokenizer:
     """The checkpoint's tokenizer.
 
     Attributes:
-        special_tokens: texts by the names that chat templates know: `bos_token`, `eos_token`, ...
+        special_tokens: texts by the names that chat templates use: `bos_token`, `eos_token`, ...
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
@@ -44,8 +44,8 @@ class Tokenizer:
     def load(cls, directory: Path, tokens: TokenFacts | None = None) -> Tokenizer:
         """Read `tokenizer.json`, and the special tokens' texts from the configuration beside it.
 
-        Without `tokenizer_config.json` the texts of BOS, EOS and padding come from the ids of `tokens`.
-        A file that is missing or damaged is an `EngineError`.
+        Without `tokenizer_config.json` the texts of BOS, EOS and padding come from the ids of `tokens`. Raises
+        `EngineError` for a missing or damaged file.
         """
         backend = _parse(_read(directory / NAME), show(directory / NAME))
         special: dict[str, str] = {}
@@ -68,8 +68,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Turn text into ids; texts of special tokens in it become those tokens.
 
-        `add_special_tokens` adds what the tokenizer puts around a text, such as BOS. A text with lone
-        surrogates is a `PromptError`.
+        `add_special_tokens` adds the tokens that the tokenizer puts around a text, such as BOS. Raises `PromptError`
+        for a text with lone surrogates.
         """
         try:
             text.encode()
@@ -81,12 +81,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into text; special tokens are left out."""
+        """Turn ids into text, without special tokens."""
         text: str = self._backend.decode([int(index) for index in ids], skip_special_tokens=True)
         return text
 
     def token_id(self, token: str) -> int | None:
-        """Return the id of a token's text, None where the vocabulary has no such token."""
+        """Return the id of a token's text, or None if the vocabulary has no such token."""
         found: int | None = self._backend.token_to_id(token)
         return found
 
@@ -99,7 +99,7 @@ class Tokenizer:
         }
 
     def piece(self, token: int) -> str:
-        """What a token says, for a person to read; special ones keep their names."""
+        """The text of a token for display; special tokens show their names."""
         text: str = self._backend.id_to_token(token) or ""
         if token in self._special_ids:
             return text
@@ -112,17 +112,17 @@ class Tokenizer:
         return Detokenizer(self, self._byte_ids)
 
     def is_silent(self, token: int) -> bool:
-        """Tell whether an id has no text: a special token, or an id beyond the vocabulary."""
+        """Return whether an id has no text: a special token, or an id beyond the vocabulary."""
         return token in self._special_ids or self._backend.id_to_token(token) is None
 
 
 class Detokenizer:
-    """Text of one answer as its tokens come; the pieces put together equal `Tokenizer.decode` of them all.
+    """Decodes one answer token by token; the joined pieces equal `Tokenizer.decode` of all tokens.
 
-    A piece is held back while it could still change: while the text ends in an incomplete character (U+FFFD).
-    Byte tokens `<0x..>` give a character as soon as it is complete. `Tokenizer.decode` turns a whole run of them into
-    U+FFFD where one byte is wrong; here only the wrong ones become that, as what was shown can't be taken back.
-    Only the last tokens are decoded again, so that a step's time does not grow with the answer.
+    A piece is held back while it may still change: while the text ends in an incomplete character (U+FFFD). Byte tokens
+    `<0x..>` give a character as soon as it is complete. `Tokenizer.decode` replaces a whole run of them by U+FFFD if
+    one byte is wrong; here only the wrong bytes are replaced, as text that was shown can't be taken back. Only the last
+    tokens are decoded again, so a step's time does not grow with the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, byte_tokens: Mapping[int, int]) -> None:
@@ -134,7 +134,7 @@ class Detokenizer:
         self._shown = ""
 
     def push(self, token: int) -> str:
-        """Take one token; return the text that is complete now, often empty."""
+        """Take one token; return the text that is complete now, which is often empty."""
         if self._tokenizer.is_silent(token):
             return ""
         byte = self._byte_tokens.get(token)
@@ -154,13 +154,13 @@ class Detokenizer:
         return piece
 
     def _take_bytes(self, data: bytes, end: bool = False) -> bool:
-        """Adds the characters that are complete with these bytes, as the ids of theirs; wrong ones are U+FFFD's."""
+        """Add the characters that these bytes complete, as token ids; wrong bytes become U+FFFD."""
         text = self._characters.decode(data, end)
         self._ids += (self._ids_of_bytes[byte] for byte in text.encode())
         return bool(text)
 
     def finish(self) -> str:
-        """Return what was held back, as it is."""
+        """Return the text that was held back."""
         self._take_bytes(b"", end=True)
         text = self._tokenizer.decode(self._ids)
         piece = text[len(self._shown) :] if text.startswith(self._shown) else ""
@@ -168,13 +168,13 @@ class Detokenizer:
         return piece
 
     def _forget(self) -> None:
-        """Keep the last tokens only; what follows is added to their text as it is to the whole.
+        """Keep only the last tokens; later tokens extend their text as they extend the whole text.
 
-        That holds as long as they have a text: a decoder may strip a space before the first one only.
+        This requires that they have a text, as a decoder may strip a space before the first token.
         """
         start = len(self._ids) - _WINDOW
         while start < len(self._ids) - 1 and self._byte_tokens.get(self._ids[start], 0) & 0xC0 == 0x80:
-            start += 1  # not within a character's bytes
+            start += 1  # not inside a character's bytes
         ids = self._ids[start:]
         alone = self._tokenizer.decode(ids)
         if alone:
@@ -195,12 +195,12 @@ def _parse(data: bytes, name: str) -> tokenizers.Tokenizer:
         return Backend.from_str(data.decode())
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library's panics are no `Exception`
+    except BaseException as error:  # the library's panics are not subclasses of `Exception`
         raise EngineError(f"{name}: not a tokenizer: {reason(error)}") from error
 
 
 def _special_tokens(path: Path) -> dict[str, str]:
-    """Read `bos_token` and its like: a text, or an object with the text as `content`."""
+    """Read `bos_token` and similar entries: a text, or an object with the text as `content`."""
     try:
         config = msgspec.json.decode(_read(path))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
@@ -215,7 +215,7 @@ def _special_tokens(path: Path) -> dict[str, str]:
 
 
 def _byte_ids(backend: tokenizers.Tokenizer) -> dict[int, int]:
-    """Return the bytes by the ids of `<0x00>`..`<0xFF>`, where all are there and the decoder joins them."""
+    """Return the bytes by the ids of `<0x00>`..`<0xFF>`, if all exist and the decoder joins them."""
     decoder = backend.decoder
     if decoder is None or "ByteFallback" not in decoder.__getstate__().decode():
         return {}

@@ -1,4 +1,4 @@
-"""How one prompt's budget is split over the layers. Host arithmetic on L numbers, no device.
+"""The split of one prompt's budget over the layers: arithmetic on L numbers, on the host.
 
 Source: VL-Cache (arXiv 2410.23317), the sparsity-aware layer budget.
 """
@@ -22,7 +22,7 @@ FLOOR = 0.01
 
 
 def check_share(budget: float) -> float:
-    """The budget as a float; outside (0, 1] it is a `PolicyError`."""
+    """Returns the budget as a float. Raises `PolicyError` outside (0, 1]."""
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0.0 < budget <= 1.0:
         raise PolicyError(f"budget {budget!r} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache")
     return float(budget)
@@ -36,19 +36,19 @@ def allocate(
     floor: float = FLOOR,
     ceiling: ArrayLike | None = None,
 ) -> Counts:
-    """Tokens that each layer keeps of a prompt of `length` tokens.
+    """Returns the number of tokens that each layer keeps of a prompt of `length` tokens.
 
-    Layers share by density, 1 - sparsity; where all densities are 0, equally.
+    Layers share in proportion to density, 1 - sparsity; equally if all densities are 0.
 
-    `paper` is the published formula: the shares (1 - g_l) / sum(1 - g) * L * budget, clipped to [floor, 1],
-    times the length, rounded half up. Clipping breaks the total: it may be above or below the budget.
+    `paper` is the published formula: the shares (1 - g_l) / sum(1 - g) * L * budget, clipped to [floor, 1], times the
+    length, rounded half up. Clipping changes the total: it may be above or below the budget.
 
-    `exact` gives x_l = clip(t * density_l, lower_l, upper_l) with the t for which the layers add up to
-    round(budget * L * length), made whole by largest remainders (ties: the denser, then the lower layer).
-    upper_l is the smaller of the length and the ceiling, lower_l is floor * length, rounded half up. The sum
-    is met to the token, save in this order of precedence: every layer keeps at least 1 token of a prompt that
-    has any; no layer exceeds its ceiling, the length included, so the sum may be smaller; the total; the
-    floor, which sinks for all layers alike where the total can't pay for it.
+    `exact` computes x_l = clip(t * density_l, lower_l, upper_l) with the t for which the layers sum to
+    round(budget * L * length), rounded to integers by largest remainders (ties: the denser, then the lower layer).
+    upper_l is the smaller of the length and the ceiling; lower_l is floor * length, rounded half up. The constraints,
+    in order of precedence: every layer keeps at least 1 token of a nonempty prompt; no layer exceeds its ceiling or the
+    length, so the sum may be smaller; the total; the floor, which decreases equally for all layers if the total is too
+    small for it.
 
     Args:
         sparsity: [L], each in [0, 1]: the share of attended weights that count as zero.
@@ -56,15 +56,14 @@ def allocate(
         budget: the share of the full cache to keep, in (0, 1].
         rule: `exact` or `paper`.
         floor: the smallest share of the prompt that a layer keeps, in [0, 1].
-        ceiling: the most tokens that a layer keeps, at least 1: one number, or [L]. It holds under both
-        rules.
+        ceiling: the most tokens that a layer keeps, at least 1: one number, or [L]. It applies under both rules.
 
     Returns:
         [L] int64.
 
     Raises:
-        PolicyError: the budget, rule, floor or ceiling is out of its range, or a sparsity is (NaN included).
-        OperatorError: an array of another rank or size, or a negative length.
+        PolicyError: the budget, rule, floor, ceiling or a sparsity is outside its range or NaN.
+        OperatorError: an array has another rank or size, or the length is negative.
     """
     share = check_share(budget)
     density = 1.0 - _sparsity(sparsity)
@@ -123,7 +122,7 @@ def _half_up(values: Float64 | np.float64) -> Counts:
 
 
 def _lower(upper: Counts, total: int, floor: int) -> Counts:
-    """Sink the floor to the highest level that the total pays for, under the ceilings."""
+    """Lower the floor to the highest level that the total allows, under the ceilings."""
     low, high = 1, floor
     while low < high:
         middle = (low + high + 1) // 2
@@ -135,9 +134,9 @@ def _lower(upper: Counts, total: int, floor: int) -> Counts:
 
 
 def _fill(density: Float64, lower: Counts, upper: Counts, total: int) -> Float64:
-    """clip(t * density, lower, upper) with the t that makes the sum `total`, in sum(lower)..sum(upper).
+    """Compute clip(t * density, lower, upper) with the t that makes the sum `total`, in sum(lower)..sum(upper).
 
-    Layers of density 0 rise, alike, only when all others are full.
+    Layers of density 0 rise, equally, only when all others are full.
     """
     some = density > 0.0
     filled = lower.astype(np.float64)
@@ -152,7 +151,7 @@ def _fill(density: Float64, lower: Counts, upper: Counts, total: int) -> Float64
 
 
 def _level(density: Float64, lower: Counts, upper: Counts, total: int) -> Float64:
-    """Do the same for densities above 0: the sum is piecewise linear in t, so t lies between two bends."""
+    """`_fill` for densities above 0: the sum is piecewise linear in t, so t lies between two breakpoints."""
     bends = np.sort(np.concatenate([lower / density, upper / density]))
     sums = np.clip(bends[:, None] * density, lower, upper).sum(axis=1)
     after = int(np.searchsorted(sums, total))
@@ -168,7 +167,7 @@ def _level(density: Float64, lower: Counts, upper: Counts, total: int) -> Float6
 
 
 def _whole(real: Float64, density: Float64, upper: Counts, total: int) -> Counts:
-    """Round down, and give the rest of `total` to the largest remainders under `upper`."""
+    """Round down, and add the rest of `total` to the largest remainders, under `upper`."""
     counts = np.floor(real).astype(np.int64)
     order = np.lexsort((np.arange(real.size), -density, counts - real))
     rest = total - int(counts.sum())

@@ -1,8 +1,8 @@
 """The operators on NumPy arrays: `score`, `allocate`, `evict`.
 
-Dimensions: B prompts, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
-L layers. Two implementations agree: `native` (compiled, the default where it is installed) and `reference`,
-the operators' ONNX bodies in ONNX Runtime. Everything is checked here, once, before either runs.
+Dimensions: B prompts, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension, L layers.
+There are two implementations with equal results: `native` (compiled, the default if it is installed) and `reference`,
+the operators' ONNX bodies in ONNX Runtime. Arguments are checked here, once, before either runs.
 Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121).
 """
 
@@ -36,7 +36,7 @@ def score(
     *,
     implementation: Implementation | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Sum the attention that each cache slot gets from the observed rows, and measure how sparse it is.
+    """Sum the attention that each cache slot receives from the observed rows, and measure its sparsity.
 
     Row i of prompt b attends to slots 0..row_position[b, i]; -1 marks a padding row. Query head h reads KV
     head h // (Hq / Hkv). A = softmax(scale * query . key), in float32.
@@ -47,15 +47,14 @@ def score(
         row_position: [B, W] integers in -1..C-1.
         scale: above 0; None is 1 / sqrt(D).
         threshold: in [0, 1]; a weight under `threshold` times its row's largest counts as zero.
-        implementation: `native` or `reference`; None takes `native` where it is installed.
+        implementation: `native` or `reference`; None takes `native` if it is installed.
 
     Returns:
         score [B, Hkv, C] float32, A summed over the rows and over the query heads of each KV head; sparsity
-        [B] float32, the share of attended (row, slot, query head) that counts as zero, 0 where nothing is
-        attended.
+        [B] float32, the share of attended (row, slot, query head) that counts as zero, 0 if nothing is attended.
 
     Raises:
-        OperatorError: a rank, size, dtype or value out of range, or an implementation that is not there.
+        OperatorError: a rank, size, dtype or value is invalid, or the implementation is not available.
     """
     _check_floats("score", query=query, key=key)
     batch, heads, rows, dim = query.shape
@@ -99,9 +98,9 @@ def allocate(
     *,
     implementation: Implementation | None = None,
 ) -> NDArray[np.int64]:
-    """Split a budget over layers, on the host whatever the implementation: see `vlkv.ops.allocation.allocate`.
+    """Split a budget over layers; see `vlkv.ops.allocation.allocate`.
 
-    `implementation` is there as the other operators have it, and is checked as theirs.
+    `implementation` is checked as in the other operators and has no effect.
     """
     _native("allocate", implementation)
     return allocation.allocate(sparsity, length, budget, rule, floor, ceiling)
@@ -121,7 +120,7 @@ def evict(
     *,
     implementation: Implementation | None = None,
 ) -> tuple[Array, Array, NDArray[np.int32]]:
-    """Keep min(keep, length) slots of a cache, in ascending order, at the front of a small one.
+    """Keep min(keep, length) slots of a cache, in ascending order, in a small cache.
 
     The first `sinks` and the last `recent` of the valid slots stay; the rest of `keep` goes to the highest
     scores, ties to the lower position, NaN after every number.
@@ -136,17 +135,16 @@ def evict(
         recent: last valid slots that stay, at least 0; with `sinks` at most `keep`.
         capacity: slots of the result; None is the largest min(keep, length).
         per_head: select for each KV head; else once, by the scores summed over heads.
-        merge: `none` drops the evicted; `nearest_mean` averages each into the nearest kept slot (tie: the
-        lower),
-            in float32, the kept slot counted.
-        implementation: `native` or `reference`; None takes `native` where it is installed.
+        merge: `none` drops evicted slots; `nearest_mean` averages each into the nearest kept slot (tie: the lower),
+            in float32, including the kept slot.
+        implementation: `native` or `reference`; None takes `native` if it is installed.
 
     Returns:
-        key, value [B, Hkv, capacity, D] of the given dtype, zero beyond the kept; position [B, Hkv, capacity]
-        int32, the slot each came from, -1 beyond.
+        key, value [B, Hkv, capacity, D] of the given dtype, zero past the kept slots; position [B, Hkv, capacity]
+        int32, the slot that each came from, -1 past the kept slots.
 
     Raises:
-        OperatorError: a rank, size, dtype or value out of range, or an implementation that is not there.
+        OperatorError: a rank, size, dtype or value is invalid, or the implementation is not available.
     """
     _check_floats("evict", key=key, value=value)
     if value.shape != key.shape:
@@ -207,7 +205,7 @@ def _shape(array: Array) -> str:
 
 
 def _check_floats(operator: str, **arrays: Array) -> None:
-    """Rank 4, one known dtype, at least one head and one dimension."""
+    """Check for rank 4, one known dtype, at least one head and one dimension."""
     for name, array in arrays.items():
         known = isinstance(array, np.ndarray) and array.dtype.name in DTYPES and array.dtype.isnative
         if not known:
@@ -231,7 +229,7 @@ def _check_floats(operator: str, **arrays: Array) -> None:
 def _integers(
     operator: str, name: str, given: ArrayLike, shape: tuple[int, ...], text: str
 ) -> NDArray[np.int64]:
-    """Read the given integers as int64 of that shape; for a [B] one number will do."""
+    """Convert the given integers to int64 of that shape; a single number stands for a whole [B]."""
     array = np.asarray(given)
     if array.dtype.kind not in "iu" and array.size:
         _fail(operator, f"{name} has dtype {array.dtype}; integers are wanted")
@@ -246,7 +244,7 @@ def _float32(array: Array) -> Array:
 
 
 def _bits(array: Array) -> Array:
-    """View as the native code reads it: last axis dense, bfloat16 as its bits. Other strides are no copy."""
+    """View an array as the native code reads it: dense last axis, bfloat16 as bits. Other axes may have any strides."""
     plain = array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)
     return plain.view(np.uint16) if array.dtype.name == "bfloat16" else plain
 

@@ -11,18 +11,18 @@ from vlkv.errors import EngineError
 
 @cache
 def native() -> Any:
-    """The extension module; where it was not built, an `EngineError` that says what works without it."""
+    """The extension module. Raises `EngineError`, which names the alternative, if it was not built."""
     try:
         return import_module("vlkv._native")
     except ImportError as error:
         raise EngineError(
-            f"vlkv's native operators were not built ({error}); install vlkv with a C++ compiler at hand, "
+            f"vlkv's native operators were not built ({error}); install vlkv with a C++ compiler available, "
             "or build the engine with --operators functions"
         ) from None
 
 
 def describe() -> str:
-    """What the operators run on: the vector instructions in use, or that only the ONNX bodies are there."""
+    """Describes the operators' implementation: the vector instructions in use, or ONNX bodies only."""
     try:
         return f"native ({native().simd()})"
     except EngineError:

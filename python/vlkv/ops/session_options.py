@@ -1,4 +1,4 @@
-"""What every session of ONNX Runtime on the CPU is opened with."""
+"""The options of all ONNX Runtime sessions on the CPU."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import onnxruntime as ort
 from vlkv.ops.native import native
 
 REST = "session.force_spinning_stop"
-"""A session's threads wait for work in a loop, for over 50 ms after its last run, unless this is said."""
+"""Without this entry a session's threads spin for over 50 ms after each run."""
 
 
 def session_options(threads: int = 0, operators: str = "functions") -> Any:
-    """Options whose sessions leave the cores to others between runs.
+    """Options for sessions that leave the cores free between runs.
 
     Args:
-        threads: of one operator, 0 for all cores.
-        operators: with `native`, graphs may hold the operators of `vlkv._native`.
+        threads: threads of one operator, 0 for all cores.
+        operators: with `native`, graphs may contain the operators of `vlkv._native`.
 
     Raises:
-        EngineError: these are asked for and were not built.
+        EngineError: native operators are requested and were not built.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

@@ -1,7 +1,7 @@
-"""Which tokens of one selection for all heads stay: by their scores, or by places that scatter.
+"""The choice of anchor tokens, for a selection that all heads share: by score, or spread over the prompt.
 
-Sources: Elastic Cache (arXiv 2407.18121) and its published code, which compares the numbers in `argsort(scores)` where
-the paper has ranks, so that its anchors lie almost evenly. `docs/notes/elastic-cache.md` has what either costs.
+Sources: Elastic Cache (arXiv 2407.18121) and its published code, which compares the numbers in `argsort(scores)`
+instead of ranks as in the paper, so its anchors are spread almost evenly. `docs/notes/elastic-cache.md` compares them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ def rated(
     between: tuple[int, int],
     count: int,
 ) -> NDArray[np.float32]:
-    """Scores `[1, Hkv, C]` whose sum over heads is highest where tokens are to stay.
+    """Scores `[1, Hkv, C]` whose sum over heads is highest for the tokens to keep.
 
     Args:
-        scores: what prompt rows gave each token.
-        kind: `scores` returns them as they are. `published` gives token i the number in place i of `argsort(scores)`,
-            both counted from the first token that may go; ties by place. `spread` gives 1 to `count` of them, evenly.
-        between: the first token that may go, and the first after it that always stays.
-        count: how many of those between stay.
+        scores: the attention that each token received from prompt rows.
+        kind: `scores` returns them unchanged. `published` gives token i the i-th number of `argsort(scores)`, both
+            counted from the first token that may be evicted; ties by index. `spread` gives 1 to `count` evenly spaced
+            tokens.
+        between: the first token that may be evicted, and the first token after it that is always kept.
+        count: the number of tokens to keep between them.
     """
     if kind == "scores":
         return scores

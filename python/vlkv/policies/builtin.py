@@ -1,4 +1,4 @@
-"""The policies that have a name. One line adds another; `docs/policies.md` says where each comes from.
+"""The built-in policies. One line adds another; `docs/policies.md` names the source of each.
 
 Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arXiv 2306.14048), SnapKV (arXiv
 2404.14469), PyramidKV (arXiv 2406.02069), StreamingLLM (arXiv 2309.17453).
@@ -40,11 +40,11 @@ POLICIES = {
 }
 
 DEFAULT_POLICY = "shared-question"
-"""Where none is named; `docs/policies.md` says why."""
+"""The policy of a question that names none; `docs/policies.md` gives the reasons."""
 
 
 def resolve(policy: str | Policy) -> Policy:
-    """The policy of that name, or the given one; an unknown name is a `PolicyError` that lists the known ones."""
+    """The policy of that name, or the given policy. Raises `PolicyError`, which lists all names, if it is unknown."""
     if isinstance(policy, Policy):
         return policy
     if policy not in POLICIES:

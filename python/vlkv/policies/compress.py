@@ -1,4 +1,4 @@
-"""After prefill: the budget is split over layers, each layer is cut to its share, and the rest is freed."""
+"""Compression after prefill: splits the budget over layers, evicts from each layer, and frees the rest."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def split_budget(
     observed: int = 0,
     ceiling: Sequence[int] | None = None,
 ) -> NDArray[np.int64]:
-    """How many of a prompt's `length` tokens each layer keeps, `[L]`; equal layers are those of equal sparsity.
+    """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
-    `observed` is the number of observed rows: a pyramid is no narrower than those that always stay.
-    `ceiling` `[L]` is the most that each layer has slots for.
+    `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
+    `ceiling` `[L]` is the number of slots of each layer.
     """
     if policy.keeps_all:
         return np.full(len(sparsity), length, np.int64)
@@ -43,7 +43,7 @@ def split_budget(
 
 
 def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
-    """The most tokens that all layers of a prompt of `length` tokens keep together, whatever is observed."""
+    """The most tokens that all layers together can keep of a prompt of `length` tokens, whatever the observation."""
     if policy.keeps_all:
         return layers * length
     kept = max(round(budget * layers * length), layers)
@@ -53,10 +53,10 @@ def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
 
 
 def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArray[np.float64]:
-    """Shares `[L]` of a prompt that fall evenly from the first layer to the last, `budget` on average.
+    """Shares `[L]` of a prompt that decrease linearly from the first layer to the last, with mean `budget`.
 
-    The last is budget / beta, unless the first, 2 * budget - last, were more than `most`: then the first is `most`
-    and the last is what remains, the first at the most (arXiv 2406.02069, section 4.2).
+    The last share is budget / beta, and the first 2 * budget - last. If that exceeds `most`, the first is `most` and
+    the last follows from the mean, but is at most the first (arXiv 2406.02069, section 4.2).
     """
     last = budget / beta
     first = 2 * budget - last
@@ -67,7 +67,7 @@ def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArr
 
 
 def always_kept(policy: Policy, count: int, observed: int) -> tuple[int, int]:
-    """How many of a layer's `count` tokens are the prompt's first, and its last, whatever their score."""
+    """How many of a layer's `count` tokens are the prompt's first and its last tokens, regardless of their scores."""
     sinks = min(policy.sinks, count)
     recent = max(round(policy.recent * count), policy.recent_tokens, observed if policy.keep_observed else 0)
     return sinks, min(recent, count - sinks)
@@ -83,20 +83,20 @@ def compress(
     keep_source: bool = False,
     target: Cache | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
-    """Moves what is kept of one prompt into right-sized arrays. The given cache is emptied layer by layer.
+    """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
     Args:
-        policy: what always stays, and whether heads choose alone.
-        cache: the whole prompt's, B = 1.
-        observer: its scores.
-        counts: tokens to keep, `[L]`.
-        spare: free slots behind the kept ones, for new tokens.
+        policy: the tokens that always stay, and whether heads select separately.
+        cache: the cache of the whole prompt, B = 1.
+        observer: the prompt's scores.
+        counts: the number of tokens to keep, `[L]`.
+        spare: free slots behind the kept tokens, for new tokens.
         backend: runs the eviction.
-        keep_source: leaves the given cache as it is.
-        target: where the kept tokens go (B = 1); None makes arrays of their size.
+        keep_source: whether to leave the given cache unchanged.
+        target: the cache that receives the kept tokens (B = 1); None allocates one.
 
     Returns:
-        The small cache, and per layer the kept positions `[Hkv, count]`.
+        The compressed cache, and the kept positions per layer, `[Hkv, count]`.
     """
     small = target or cache.like([int(count) + spare for count in counts])
     positions = []

@@ -1,8 +1,8 @@
-"""What one prompt evicts while it decodes, under its policy.
+"""Eviction during decoding, for one prompt under its policy.
 
-A step writes the new token behind the valid slots, and attention sees them all. Then a slot is chosen in each layer
-whose budget is passed, the new token's keys and values take its place (`Steps.overwrite`), and the length stays. So
-slots are not in order of age: what is known of each slot is kept here.
+A step writes the new token behind the valid slots and attends to all of them. Then each layer that exceeds its budget
+chooses a slot, the new token's keys and values overwrite it (`Steps.overwrite`), and the length stays. So slots are
+not in order of age; this module records the position and score of each slot.
 
 Sources: StreamingLLM (arXiv 2309.17453), H2O (arXiv 2306.14048), Elastic Cache (arXiv 2407.18121). L layers, C slots,
 Hkv key/value heads, Hq query heads, D head dimension.
@@ -28,12 +28,12 @@ Positions = list[NDArray[np.int32]]
 
 
 def share(budget: float, tokens: int) -> int:
-    """Whole tokens in a share of some; the ninth digit is rounded, so that 0.29 of 100 is 29."""
+    """The whole tokens in a share of `tokens`, rounded at the ninth digit, so that 0.29 of 100 is 29."""
     return floor(round(budget * tokens, 9))
 
 
 def slots_for(policy: Policy, budget: float, prompt_tokens: int, new_tokens: int) -> int:
-    """Slots behind the kept ones that `new_tokens` of an answer need: one spare where each overwrites an older one."""
+    """The slots that `new_tokens` of an answer need behind the kept ones: one, if each overwrites an older token."""
     if policy.decode == "append":
         return new_tokens
     growth = 0
@@ -51,16 +51,16 @@ def evicting(
     spare: int,
     threads: int,
 ) -> Eviction | None:
-    """What evicts for a prompt that was just compressed; None where decoding appends only.
+    """The eviction of a prompt that was just compressed; None if decoding only appends.
 
     Args:
-        policy: the prompt's.
-        budget: its share of prompt and answer.
-        prompt_tokens: its length.
-        kept: per layer the kept positions `[Hkv, count]`, of which slot n holds the n-th.
-        scores: per layer `[1, Hkv, S]` over the prompt.
+        policy: the prompt's policy.
+        budget: the share of prompt and answer to keep.
+        prompt_tokens: the prompt's length.
+        kept: the kept positions per layer, `[Hkv, count]`; slot n holds the n-th.
+        scores: the scores per layer, `[1, Hkv, S]`, over the prompt.
         spare: free slots behind the kept ones.
-        threads: of one operator; 0 for all cores.
+        threads: threads of one operator; 0 for all cores.
     """
     if policy.decode == "append":
         return None
@@ -70,7 +70,7 @@ def evicting(
 
 
 def _fitted(array: NDArray[Any], slots: int, fill: float) -> NDArray[Any]:
-    """The same with another number of slots, its last axis."""
+    """A copy with another number of slots, on the last axis; new ones hold `fill`."""
     result = np.full((*array.shape[:-1], slots), fill, array.dtype)
     both = min(slots, array.shape[-1])
     result[..., :both] = array[..., :both]
@@ -78,11 +78,11 @@ def _fitted(array: NDArray[Any], slots: int, fill: float) -> NDArray[Any]:
 
 
 class Eviction:
-    """What one prompt evicts.
+    """The eviction of one prompt; subclasses choose the slot.
 
     Attributes:
-        watches: whether the decoded rows' attention has to be observed, with `observe`.
-        positions: per layer `[Hkv, C]` int32, the position of the token in each slot.
+        watches: whether the attention of decoded tokens must be observed, with `observe`.
+        positions: the position of the token in each slot, per layer `[Hkv, C]` int32.
     """
 
     watches = False
@@ -91,25 +91,25 @@ class Eviction:
         self.positions = [np.pad(layer, ((0, 0), (0, spare)), constant_values=-1) for layer in kept]
 
     def fit(self, capacity: Sequence[int]) -> None:
-        """Follows the cache's arrays to other capacities `[L]`."""
+        """Adapts to other capacities `[L]` of the cache's arrays."""
         self.positions = [
             _fitted(layer, slots, -1) for layer, slots in zip(self.positions, capacity, strict=True)
         ]
 
     def observe(self, seen: Observation, cache: Cache, row: int, window: int = 1) -> None:
-        """Adds what the newest `window` tokens attended to; `row` is the prompt's place in the batch."""
+        """Adds the attention of the newest `window` tokens; `row` is the prompt's row in the batch."""
 
     def append(self, length: Int64, position: int) -> None:
-        """Takes note of a token at `position` in slot `length - 1`; `length` `[L]` counts it."""
+        """Records a token at `position` in slot `length - 1`; `length` `[L]` includes it."""
         for layer, slot in enumerate(length.tolist()):
             self.positions[layer][:, slot - 1] = position
 
     def choose(self, length: Int64, slots: Int64) -> bool:
-        """Chooses what to drop.
+        """Chooses the tokens to drop.
 
         Args:
-            length: `[L]`, valid slots, the newest token's with them.
-            slots: `[L, Hkv]` to write: the slot that the token in slot `length - 1` is to take, -1 for none.
+            length: valid slots `[L]`, including the newest token's.
+            slots: `[L, Hkv]`, written: the slot that the token in slot `length - 1` overwrites, -1 for none.
 
         Returns:
             Whether any layer drops a token. The caller overwrites the slots before the next call.
@@ -122,10 +122,10 @@ class Eviction:
 
 
 class Oldest(Eviction):
-    """Drops the oldest token behind a fixed point: the sinks (`sliding`), or the truncation point (`fixed_point`).
+    """Drops the oldest token after a fixed point: after the sinks (`sliding`), or the truncation point (`fixed_point`).
 
-    In a list in order of age this is dropping the entry at that index: those before it never move, those behind it
-    are a queue.
+    In a list ordered by age this removes the entry at that index: entries before it never move, entries after it form
+    a queue.
     """
 
     def __init__(
@@ -166,12 +166,12 @@ class Oldest(Eviction):
 
 
 class Lowest(Eviction):
-    """Drops the lowest sum of attention, over prompt and answer, of those that are neither sinks nor recent.
+    """Drops the token with the lowest sum of attention, over prompt and answer, that is neither a sink nor recent.
 
     Ties go to the newer token; NaN is lower than every number.
 
     Attributes:
-        scores: per layer `[1, Hkv, C]` float32.
+        scores: the sums per layer, `[1, Hkv, C]` float32.
     """
 
     watches = True

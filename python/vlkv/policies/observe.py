@@ -1,7 +1,7 @@
-"""Which rows of a prompt are observed, and what they attended to, added up over chunks.
+"""The observation window of a prompt, and its scores and sparsity, accumulated over chunks.
 
-Score is a sum over rows and sparsity a share of pairs, so that chunks add up exactly. Source: VL-Cache (arXiv
-2410.23317), section 4. L layers, W observed rows, C cache slots, Hq query heads, Hkv key/value heads.
+Scores are sums over rows and sparsity is a share of pairs, so accumulation over chunks is exact. Source: VL-Cache
+(arXiv 2410.23317), section 4. L layers, W observed rows, C cache slots, Hq query heads, Hkv key/value heads.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from vlkv.storage.manifest import Manifest, TextFacts
 
 
 def check_threshold(policy: Policy, manifest: Manifest) -> None:
-    """A policy whose threshold the engine's operators do not have is a `PolicyError`."""
+    """Raises `PolicyError` if the engine's operators have another threshold built in than the policy's."""
     if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
         raise PolicyError(
-            f"policy {policy.name!r}: threshold {policy.threshold} does not go with an engine of operators "
-            f"'functions', which has {THRESHOLD}; build one of operators 'native'"
+            f"policy {policy.name!r}: threshold {policy.threshold} does not fit this engine of operators "
+            f"'functions', which has {THRESHOLD} built in; build it with --operators native"
         )
 
 
 def observed_rows(policy: Policy, length: int, last_image: int, since: int = 0) -> range:
-    """The prompt rows that a policy observes.
+    """The observation window: the prompt rows that a policy observes.
 
     Args:
-        policy: says which.
+        policy: the policy.
         length: tokens of the prompt.
-        last_image: position of the last image token, -1 where there is none. Without a picture, and where a
-            picture ends the prompt, the rows after it are the last `policy.window`.
-        since: where the newest turn of a conversation begins: rows after a picture are those of that turn.
+        last_image: the position of the last image token, -1 without one. Without a picture, or if a picture ends the
+            prompt, the window is the last `policy.window` rows.
+        since: the first token of the newest turn of a conversation; rows after a picture are those of that turn.
     """
     if policy.rows == "none":
         return range(0)
@@ -46,12 +46,12 @@ def observed_rows(policy: Policy, length: int, last_image: int, since: int = 0) 
 
 
 class Observer:
-    """Adds up scores of one prompt.
+    """Accumulates the scores of one prompt.
 
     Attributes:
-        rows: positions of the prompt that are to be observed.
-        scores: per layer `[1, Hkv, C]` float32.
-        sparsity: `[L]` float64, of what was added so far.
+        rows: the prompt positions in the observation window.
+        scores: the scores per layer, `[1, Hkv, C]` float32.
+        sparsity: the sparsity `[L]` float64 of the rows added so far.
     """
 
     def __init__(self, text: TextFacts, policy: Policy, length: int, rows: range, threads: int = 0) -> None:
@@ -63,12 +63,12 @@ class Observer:
 
     @property
     def sparsity(self) -> NDArray[np.float64]:
-        """Share of the attended pairs whose weight is under the threshold, per layer."""
+        """The share of attended pairs whose weight is under the threshold, per layer."""
         below = self._below[:, 0]
         return np.divide(below, self._pairs[:, 0], out=np.zeros_like(below), where=self._pairs[:, 0] > 0)
 
     def grown(self, length: int, rows: range) -> Observer:
-        """The same sums with space for a longer prompt, to add more of its rows to."""
+        """A copy with the same sums for a longer prompt, to which more rows can be added."""
         other = Observer(self._text, self._policy, length, rows, self._threads)
         for new, old in zip(other.scores, self.scores, strict=True):
             new[:, :, : old.shape[2]] = old

@@ -1,6 +1,6 @@
-"""Scores shared with their neighbours before selection, so that what is kept comes in clusters.
+"""Pools scores over neighbouring tokens before selection, so that clusters of tokens are kept.
 
-Source: SnapKV (arXiv 2404.14469), max-pooling; kvpress pools by the mean.
+Source: SnapKV (arXiv 2404.14469) with max pooling; kvpress pools by mean.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 def pool(
     scores: NDArray[np.float32], kind: Literal["none", "max", "mean"], kernel: int, end: int
 ) -> NDArray[np.float32]:
-    """Pools scores `[..., C]` along their last axis over `kernel` neighbours, of the first `end` ones only.
+    """Pools the first `end` scores of `[..., C]` along the last axis over `kernel` neighbours.
 
-    `max` takes the largest that is there; `mean` divides by `kernel` at the edges too, zeros counted as neighbours.
+    `max` takes the largest existing neighbour; `mean` divides by `kernel` at the edges too, as if zeros followed.
     Scores from `end` on are 0 in the result.
     """
     if kind == "none":

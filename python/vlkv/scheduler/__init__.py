@@ -1,4 +1,4 @@
-"""Many requests at once over a fixed number of lanes: `Engine.scheduler` makes one."""
+"""Continuous batching: many requests at once over a fixed number of lanes. `Engine.scheduler` makes a scheduler."""
 
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.scheduler import Scheduler

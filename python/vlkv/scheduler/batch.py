@@ -1,4 +1,4 @@
-"""The answers that run: a token for each of them a step."""
+"""The running answers: every step decodes one token for each of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vlkv.scheduler.stats import Stats
 
 
 class Batch:
-    """Running answers in the first lanes, without gaps: whoever leaves is replaced by the last.
+    """Running answers fill the first lanes without gaps: the last answer moves into the lane of one that ends.
 
-    A row's logits are the same bits whatever stands beside it, so that an answer does not depend on the others.
+    A row's logits are bit for bit the same in every batch, so an answer does not depend on the other answers.
 
     Args:
-        lanes: the cache; the batch's rows are its first.
+        lanes: the cache; the batch uses its first rows.
         model: runs the steps.
-        stats: counts steps and seconds.
+        stats: receives the number of steps and the seconds spent.
 
     Attributes:
-        running: the answers, each in the lane of its place.
-        seconds: of the last step.
+        running: the answers; answer n is in lane n.
+        seconds: duration of the last step.
     """
 
     def __init__(self, lanes: LaneCache, model: Model, stats: Stats) -> None:
@@ -36,7 +36,7 @@ class Batch:
         self.seconds = 0.0
 
     def add(self, one: Pending) -> None:
-        """Takes in an answer whose prompt was prefilled in its lane, which is no running answer's."""
+        """Adds an answer whose prompt was prefilled in its lane. No running answer may use that lane."""
         self._settle()
         self._lanes.settle(one.sequence.give_cache(), one.lane)
         place = len(self.running)
@@ -45,7 +45,7 @@ class Batch:
         self.running.append(one)
 
     def remove(self, one: Pending) -> None:
-        """Lets an answer go; its lane is free."""
+        """Removes an answer and frees its lane."""
         self._settle()
         place, last = self.running.index(one), len(self.running) - 1
         if place != last:
@@ -56,14 +56,14 @@ class Batch:
         self.running.pop()
 
     def clear(self) -> None:
-        """Lets all go."""
+        """Removes all answers and frees their lanes."""
         for lane in range(len(self.running)):
             self._lanes.release(lane)
         self.running.clear()
         self._decoder = None
 
     def step(self) -> Iterator[tuple[Pending, str | None, Exception | None]]:
-        """One token for every answer: the new text, or what went wrong with that one."""
+        """Decodes one token for every answer; yields each answer with its new text or its error."""
         running = list(self.running)
         sequences = [one.sequence for one in running]
         if self._decoder is None:
@@ -87,7 +87,7 @@ class Batch:
         yield from found
 
     def _settle(self) -> None:
-        """Takes the lengths back from the step's view before rows change."""
+        """Copies the lengths back from the decoder's view; needed before rows change."""
         if self._decoder is not None:
             self._lanes.settle(self._decoder.cache)
         self._decoder = None

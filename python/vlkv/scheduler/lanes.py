@@ -1,8 +1,8 @@
-"""The one cache of all running answers: a pair of arrays a layer with a row for each lane, made once.
+"""The one cache of all running answers: per layer one pair of arrays with a row for each lane, allocated once.
 
-Only addresses are made. A page of memory is there from the first token that reaches it until its lane is released,
-so that an answer takes what it needs however large its lane could grow. Running answers are the first rows, so that a
-step's batch is a view. L layers, B lanes, C cache slots of a layer, Hkv key/value heads, D head dimension.
+Allocation reserves addresses only. A page of memory exists from the first token that is written to it until its lane
+is released, so an answer occupies what it needs, however large its lane could grow. Running answers occupy the first
+rows, so a step's batch is a view. L layers, B lanes, C cache slots of a layer, Hkv key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.storage.manifest import TextFacts
 
 NO_RESERVE = 0x4000
-"""Linux's MAP_NORESERVE: no memory is promised for addresses that may never be touched."""
+"""Linux's MAP_NORESERVE: the kernel reserves no memory for addresses that may never be touched."""
 
 
 class Reserved:
-    """An array of float32 whose pages can be given back.
+    """A float32 array whose pages can be returned to the operating system.
 
     Attributes:
-        array: it.
+        array: the array.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -38,12 +38,12 @@ class Reserved:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
         self._memory = mmap.mmap(-1, size, flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            # a huge page for the first token of each head would take more than most answers do
+            # with huge pages the first token of each head would occupy more memory than most whole answers
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.array = np.frombuffer(self._memory, np.float32).reshape(shape)
 
     def release(self, row: int) -> None:
-        """Gives the pages of one row back; its content is undefined after that."""
+        """Returns the pages of one row; the row's content is undefined afterwards."""
         if self._memory is None:
             return
         size = self.array[0].nbytes
@@ -54,7 +54,7 @@ class Reserved:
 
 
 class LaneCache:
-    """Arrays `[B, Hkv, C_l, D]`.
+    """The keys and values of all lanes, as arrays `[B, Hkv, C_l, D]` per layer.
 
     Args:
         text: the model's sizes.
@@ -72,23 +72,23 @@ class LaneCache:
 
     @property
     def lanes(self) -> int:
-        """How many there are."""
+        """The number of lanes, B."""
         return int(self.length.shape[1])
 
     def one(self, lane: int) -> Cache:
-        """A lane as an empty cache of its own; its lengths are not ours until `settle`."""
+        """One lane as an empty cache with lengths of its own; `settle` copies them back."""
         return self._view(slice(lane, lane + 1), np.zeros((len(self._keys), 1), np.int64))
 
     def first(self, count: int) -> Cache:
-        """The first lanes as one cache; its lengths are a copy, to be given back with `settle`."""
+        """The first `count` lanes as one cache. Its lengths are a copy; `settle` copies them back."""
         return self._view(slice(0, count), self.length[:, :count].copy())
 
     def settle(self, cache: Cache, lane: int = 0) -> None:
-        """Takes over the lengths of a view that begins at `lane`."""
+        """Copies the lengths of a view that begins at `lane`."""
         self.length[:, lane : lane + cache.batch] = cache.length
 
     def move(self, source: int, target: int) -> None:
-        """Copies one lane's tokens to another and releases it, a layer at a time."""
+        """Copies the tokens of lane `source` to lane `target` and releases `source`, one layer at a time."""
         self.length[:, target] = self.length[:, source]
         for layer, tokens in enumerate(self.length[:, source].tolist()):
             for kind in (self._keys[layer], self._values[layer]):
@@ -111,7 +111,7 @@ class LaneCache:
         view.values[:] = [kind.array[lane : lane + 1] for kind in self._values]
 
     def release(self, lane: int) -> None:
-        """Gives a lane's memory back."""
+        """Returns a lane's memory to the operating system."""
         for kind in (*self._keys, *self._values):
             kind.release(lane)
 

@@ -1,4 +1,4 @@
-"""One request on its way through the scheduler: in the queue, in prefill, among the running answers."""
+"""One request inside the scheduler: first in the queue, then in prefill, then among the running answers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from vlkv.scheduler.ticket import Ticket
 
 
 class Pending:
-    """What ties a sequence to those who wait for it.
+    """A sequence together with the ticket of its caller.
 
     Attributes:
-        ticket, sequence: whose it is, and what it is.
-        lane: where its cache lies or is to end; -1 until its first tokens are to be written there.
-        view: that lane as a cache, from then on.
+        ticket: receives the answer.
+        sequence: the prompt and its answer.
+        lane: the lane that receives its cache; -1 before the first token is written to it.
+        view: that lane as a cache; None before that.
         left: prompt tokens that are not prefilled yet.
-        passed: how many requests have gone before it that came later.
-        lane_bytes, prefill_bytes: what its answer takes at most, and its prefill beside that.
-        prefill_seconds: spent in its prefill so far.
-        token_seconds: of a prompt token, in its last chunk; 0 before it.
+        passed: the number of later requests that began before this one.
+        lane_bytes: the most bytes of its answer's cache.
+        prefill_bytes: the bytes that its prefill needs in addition.
+        prefill_seconds: time spent in its prefill so far.
+        token_seconds: time per prompt token in its last chunk; 0 before the first chunk.
 
     Args:
-        plan: says what it takes.
-        held: what its pictures take; given back when prefill has read them, or it is closed.
+        plan: computes the bytes.
+        held: the bytes of its pictures; released when prefill has read them or the request is closed.
     """
 
     def __init__(self, ticket: Ticket, sequence: Sequence, plan: Plan, held: Held | None = None) -> None:
@@ -45,7 +47,7 @@ class Pending:
         self._parts: Parts[None] | None = None
 
     def begin(self, model: Model, lane: Callable[[Pending], Cache]) -> None:
-        """Makes ready to prefill; `lane` gives it the lane where its cache is to end."""
+        """Prepares prefill; `lane` assigns the lane that receives the cache."""
 
         def take() -> Cache:
             self.view = lane(self)
@@ -54,7 +56,7 @@ class Pending:
         self._parts = prefilling(model, self.sequence, lambda: self._chunk, take)
 
     def advance(self, chunk: int) -> bool:
-        """Runs one part of the prefill, a picture's tile or about `chunk` tokens; whether it was the last."""
+        """Runs one part of the prefill, a picture's tile or about `chunk` tokens; returns whether it was the last."""
         assert self._parts is not None
         self._chunk = chunk
         start = perf_counter()
@@ -74,14 +76,14 @@ class Pending:
         return False
 
     def close(self) -> None:
-        """Lets go of all that the prefill holds, and the pictures."""
+        """Releases everything that the prefill holds, and the pictures."""
         self._free()
         if self._parts is not None:
             self._parts.close()
             self._parts = None
 
     def _free(self) -> None:
-        """Lets the pictures go: once the first tokens are run nothing needs them."""
+        """Releases the pictures: nothing needs them after the first chunk of tokens."""
         self.sequence.images = ()
         if self._held is not None:
             self._held.release()

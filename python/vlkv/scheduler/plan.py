@@ -1,8 +1,7 @@
-"""What a stated memory is for: every answer takes what its own kept tokens and new ones need, no more.
+"""How the stated memory is divided: every answer occupies what its own kept and new tokens need, no more.
 
-A prompt that is in prefill takes its whole cache beside that, which is freed when it is compressed. Nothing begins
-that does not fit, and nothing is taken that could never fit. L layers, C cache slots, Hkv key/value heads, D head
-dimension.
+A prompt in prefill needs its whole cache in addition, until compression frees it. A prefill begins only when it fits,
+and a request that could never fit is refused at once. L layers, C cache slots, Hkv key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from vlkv.storage.manifest import TextFacts
 SLOTS = 64
 FLOAT = np.dtype(np.float32).itemsize
 PAGE = 4096
-"""Bytes in which memory is touched and given back: each head's last page may be filled in part."""
+"""Bytes of a memory page. Memory is allocated and returned in pages; the last page of each head may be partly empty."""
 
 
 class Prepared(Protocol):
-    """What a plan has to know of a sequence; see `vlkv.generation.sequence.Sequence`."""
+    """The fields of a sequence that a plan needs; see `vlkv.generation.sequence.Sequence`."""
 
     prompt: Prompt
     policy: Policy
@@ -37,16 +36,16 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How the memory is shared out. Make one with `divide`.
+    """The division of the memory; `divide` makes one.
 
     Fields:
-        slots: the most answers that run at once.
-        capacity: the most tokens of an answer in each layer, `[L]`: the kept ones of a prompt and the new ones.
-        prompt_tokens: the longest prompt that can be compressed; its whole cache is alive while it is in prefill.
-        memory: the limit, bytes. Weights and the runtime's own buffers are not in it.
-        token_bytes: a token's keys and values in one layer.
-        prompt_token_bytes: a prompt token's keys and values in all layers, its scores and its embedding.
-        page_bytes: pages of a lane that may be filled in part.
+        slots: the number of lanes: the most answers that run at once.
+        capacity: the most tokens of a lane in each layer, `[L]`: kept prompt tokens and new tokens.
+        prompt_tokens: the longest prompt that can be compressed; its whole cache exists during prefill.
+        memory: the limit in bytes, without weights and the runtime's own buffers.
+        token_bytes: bytes of one token's keys and values in one layer.
+        prompt_token_bytes: bytes of one prompt token's keys and values in all layers, its scores and its embedding.
+        page_bytes: bytes of a lane's pages that may be partly empty.
     """
 
     slots: int
@@ -58,24 +57,24 @@ class Plan:
     page_bytes: int
 
     def lane_bytes(self, sequence: Prepared) -> int:
-        """The most that a sequence's answer holds: the tokens that it keeps, and its new ones."""
+        """The most bytes that a sequence's lane occupies: its kept prompt tokens and its new tokens."""
         length, layers = len(sequence.prompt.token_ids), len(self.capacity)
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
         return (kept + layers * new) * self.token_bytes + self.page_bytes
 
     def prefill_bytes(self, sequence: Prepared) -> int:
-        """What its prefill takes beside that; the cache of a policy that keeps everything is made where it stays."""
+        """Bytes that its prefill needs beside the lane; 0 under a policy that keeps everything: it fills the lane."""
         return 0 if sequence.policy.keeps_all else len(sequence.prompt.token_ids) * self.prompt_token_bytes
 
     def check(self, sequence: Prepared) -> None:
-        """Refuses what can never run here, naming the limit: a `PromptError` or `MemoryLimitError`."""
+        """Raises `PromptError` or `MemoryLimitError`, which names the limit, for a request that can never run here."""
         length, least = len(sequence.prompt.token_ids), min(self.capacity)
-        slot = f"a slot of this server holds {least} tokens a layer (memory {show(self.memory)})"
+        slot = f"a lane of this server holds {least} tokens a layer (memory {show(self.memory)})"
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         if sequence.policy.keeps_all and length + sequence.max_new_tokens > least:
             raise MemoryLimitError(
-                f"policy {sequence.policy.name!r} needs room for {length} prompt and {new} new tokens, {slot}: "
+                f"policy {sequence.policy.name!r} needs cache slots for {length} prompt and {new} new tokens, {slot}: "
                 "ask for fewer new tokens or another policy, or start it with more memory"
             )
         if not sequence.policy.keeps_all:
@@ -109,10 +108,10 @@ def divide(
     capacity: int | Sequence[int] | None = None,
     prompt_tokens: int | None = None,
 ) -> Plan:
-    """A plan for `memory` bytes. What is not given is all that the memory or the model's positions allow.
+    """A plan for `memory` bytes. An argument that is None becomes the most that memory and the model's positions allow.
 
     Raises:
-        MemoryLimitError: a number under 1, or more than the memory holds of one answer or one prompt.
+        MemoryLimitError: a number is under 1, or one answer or one prompt needs more than `memory`.
     """
     layers, most = text.layers, text.max_positions
     token = text.kv_heads * text.head_dim * 2 * FLOAT
@@ -131,7 +130,7 @@ def divide(
     if prompt_tokens is None:
         prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
     for what, wanted in (
-        (f"a slot of {max(each)} tokens", token * sum(each)),
+        (f"a lane of {max(each)} tokens", token * sum(each)),
         (f"a prompt of {prompt_tokens}", prompt_tokens * prompt),
     ):
         if min(each) < 1 or wanted > free:
@@ -149,5 +148,5 @@ def _each(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
 
 
 def show(size: int) -> str:
-    """Bytes as MiB or GiB."""
+    """Writes bytes as MiB or GiB."""
     return f"{size / 2**30:.4g} GiB" if size >= 2**30 else f"{size / 2**20:.4g} MiB"

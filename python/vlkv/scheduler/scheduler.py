@@ -23,30 +23,33 @@ QUEUE = 64
 CLOSE_SECONDS = 60.0
 """How long leaving a `with` block waits for the step that runs; a thread that hangs does not hang others."""
 SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
-"""Lower than the command line's, as many requests are decoded at once; a large JPEG counts as what is decoded."""
+"""Limits of a request's pictures, lower than the command line's: a server decodes many requests' pictures at once.
+
+A large JPEG counts with the pixels that are decoded of it.
+"""
 
 
 class Scheduler:
-    """Answers over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
+    """Answers requests over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
 
-    Prompts are prefilled in chunks between the steps of running answers, for 1.5 times as long as these take; a short
-    prompt passes a long one (`vlkv.scheduler.prefills`). A greedy answer is the one that `Engine.generate` gives,
-    whatever else runs, unless a lane cuts a layer's share (`capacity`).
+    Prompts are prefilled in chunks, between the decode steps of running answers and for 1.5 times as long as they take;
+    a short prompt passes a long one (`vlkv.scheduler.prefills`). A greedy answer equals that of `Engine.generate`,
+    whatever else runs, unless `capacity` limits a layer's share of the budget.
 
     Args:
         model: the opened engine.
-        slots: lanes, the answers that run at once.
-        memory: bytes that caches may take: all lanes, and the whole caches of the prompts in prefill; None for half of
-            what is at hand.
-        queue: requests that may wait.
-        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory gives.
-        prompt_tokens: the longest prompt to compress; None for what the memory gives.
-        chunk: the most prompt tokens between two steps.
-        limits: of a request's pictures.
-        pixel_memory: bytes that the pictures of waiting requests may take, as pixels.
+        slots: the number of lanes: the most answers that run at once.
+        memory: bytes that caches may occupy: all lanes, and the whole caches of the prompts in prefill; None for half
+            of what is available.
+        queue: the most requests that may wait.
+        capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
+        prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
+        chunk: the most prompt tokens between two decode steps.
+        limits: limits of a request's pictures.
+        pixel_memory: bytes that the pixels of waiting requests may occupy.
 
     Raises:
-        MemoryLimitError: the memory does not hold what is asked for.
+        MemoryLimitError: the memory is too small for the other arguments.
     """
 
     def __init__(
@@ -71,20 +74,20 @@ class Scheduler:
         self._worker.start()
 
     def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
-        """Puts a question into the queue. Text and pictures are made ready here, in the caller's thread.
+        """Puts a question into the queue. The caller's thread prepares its text and pictures.
 
         What can be refused is refused before a picture is decoded.
 
         Args:
             question: the prompt, its pictures and how to answer.
-            deadline: seconds from now after which the answer ends with what it has.
+            deadline: seconds from now after which the answer ends with the tokens that it has.
 
         Raises:
-            ServerFullError: too many wait already, or the scheduler is closed.
-            ServerStoppedError: its thread has ended by an error.
-            MemoryLimitError: it can never run here.
-            SamplingError: a deadline that is no number above 0.
-            PromptError, ImageError, PolicyError: what was given can't be used.
+            ServerFullError: too many requests wait, or the scheduler is closed.
+            ServerStoppedError: an error has ended the scheduler's thread.
+            MemoryLimitError: the request needs more memory than the plan has.
+            SamplingError: the deadline is not a number above 0.
+            PromptError, ImageError, PolicyError: the question is invalid.
         """
         if deadline is not None and not deadline > 0:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
@@ -130,11 +133,11 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs and takes requests."""
+        """Whether the thread runs and accepts requests."""
         return self._worker.is_alive() and not self._worker.draining
 
     def stats(self) -> Stats:
-        """The counters, as a copy."""
+        """A copy of the counters."""
         found = copy(self._worker.stats)
         found.finished = found.finished.copy()
         found.waiting = len(self._worker.queue)
@@ -143,7 +146,10 @@ class Scheduler:
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
-        """Takes no more requests, and ends: with `drain` after all answers, else at once. True when it has ended."""
+        """Accepts no more requests and ends the thread: with `drain` after all answers have ended, else at once.
+
+        Returns whether the thread has ended within `timeout` seconds.
+        """
         worker = self._worker
         with worker.changed:
             worker.draining = True
@@ -168,6 +174,6 @@ class Scheduler:
             if waiting >= self._queue:
                 self._worker.stats.refused += 1
                 raise ServerFullError(
-                    f"server is full: {waiting} requests wait for {self.plan.slots} slots, the limit is "
+                    f"server is full: {waiting} requests wait for {self.plan.slots} lanes, the limit is "
                     f"{self._queue}; try again later"
                 )

@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Stats:
-    """Counters since the start, and what is there now.
+    """Counters since the start, and the present state.
 
     Attributes:
-        submitted: requests taken.
-        refused: requests that met a full queue.
+        submitted: accepted requests.
+        refused: requests refused because the queue was full.
         failed: requests that ended with an error.
         finished: ended requests by finish reason.
-        prompt_tokens, image_tokens, kept_tokens: of prompts prefilled; kept ones are the mean over layers, summed.
-        generated_tokens: of all answers.
-        alive: 1 while the scheduler takes requests, else 0.
-        slots, slots_used, waiting: now; a prompt in prefill uses one of the slots, which are lanes.
-        cache_bytes: of the tokens that running answers keep and may yet add, now.
-        cache_bytes_limit: the most that caches may take.
-        pixel_bytes: of the pictures of requests that wait or are in prefill, now.
+        prompt_tokens, image_tokens, kept_tokens: summed over prefilled prompts; kept tokens are the mean over layers.
+        generated_tokens: summed over all answers.
+        alive: 1 while the scheduler accepts requests, else 0.
+        slots, slots_used, waiting: lanes, lanes in use (a prompt in prefill uses one), requests in the queue; now.
+        cache_bytes: bytes of the tokens that running answers hold or may still add; now.
+        cache_bytes_limit: the most bytes that caches may occupy.
+        pixel_bytes: bytes of pictures that prefill has not read yet; now.
         steps: decode steps.
-        rows: answers in these steps, summed.
-        prefill_seconds, step_seconds, pick_seconds: in the graphs over prompts; in decode steps of the backend;
-            choosing tokens and turning them into text.
-        own_seconds: everything else between two decode steps that is no prefill: the scheduler's own cost.
+        rows: running answers, summed over these steps.
+        prefill_seconds, step_seconds, pick_seconds: time in prefill, in the backend's decode steps, and in choosing
+            tokens and turning them into text.
+        own_seconds: the remaining time of the scheduler's loop: its own cost.
     """
 
     submitted: int = 0

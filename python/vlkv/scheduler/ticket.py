@@ -1,4 +1,4 @@
-"""One request's answer, as the threads see it that wait for it."""
+"""One request's answer, as the threads that wait for it see it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from time import monotonic
 from vlkv.generation.result import Result
 
 Listener = Callable[["Ticket", str | None], None]
-"""Called with each piece of text, from the scheduler's thread; None is the end."""
+"""Called in the scheduler's thread with the ticket and each piece of text; None marks the end."""
 
 
 class Ticket:
-    """An answer in the making: iterate for pieces of text, `async for` too, or `wait` for all of it.
+    """An answer in progress. Iterate (`for` or `async for`) over its pieces of text, or `wait` for the whole answer.
 
-    Leaving a `with` block or an `async for` cancels what has not ended. Whoever iterates again gets all of it again.
+    Leaving a `with` block or an `async for` cancels an answer that has not ended. A second iteration yields the whole
+    text again.
 
     Attributes:
-        result: grows along; whole when the answer has ended. `finish_reason` is `stop`, `length`, `cancelled` or
-            `deadline`.
-        submitted, started, first_token, ended: `time.monotonic()` of what happened so far, else None.
+        result: grows with the answer and is complete when the answer has ended. `finish_reason` is `stop`, `length`,
+            `cancelled` or `deadline`.
+        submitted, started, first_token, ended: `time.monotonic()` of each event; None before it.
 
     Args:
-        wake: lets an idle scheduler know of a cancellation.
-        deadline: seconds after which the answer ends with what it has.
+        wake: called on cancellation, so that an idle scheduler notices it.
+        deadline: seconds after which the answer ends with the tokens that it has.
     """
 
     def __init__(self, wake: Callable[[], None] = lambda: None, deadline: float | None = None) -> None:
@@ -41,33 +42,36 @@ class Ticket:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._told: list[str | None] = []
+        self._pieces: list[str | None] = []
         self._listener: Listener | None = None
 
     def listen(self, listener: Listener) -> None:
-        """Tells the listener of all that came and will come. There is one: the last. One that fails has gone away."""
+        """Passes every piece of text so far, and every later one, to the listener, which replaces an earlier one.
+
+        An exception in the listener cancels the answer.
+        """
         with self._lock:
             self._listener = listener
-            for piece in self._told:
+            for piece in self._pieces:
                 self._hand(listener, piece)
 
     def cancel(self) -> None:
-        """Ends the answer; its lane is free after the step that runs now."""
+        """Ends the answer; its lane is free after the current step."""
         self._cancelled = True
         self._wake()
 
     @property
     def done(self) -> bool:
-        """Whether the answer has ended, one way or another."""
+        """Whether the answer has ended, for whatever reason."""
         return self._done.is_set()
 
     @property
     def error(self) -> BaseException | None:
-        """What went wrong with it, if anything."""
+        """The exception that ended the answer, or None."""
         return self._error
 
     def wait(self, timeout: float | None = None) -> Result:
-        """The whole answer. An error of the request is raised, `TimeoutError` where it takes longer."""
+        """Waits for the whole answer. Raises the request's error, or `TimeoutError` after `timeout` seconds."""
         if not self._done.wait(timeout):
             raise TimeoutError(f"no answer within {timeout} s")
         if self._error is not None:
@@ -101,7 +105,7 @@ class Ticket:
             self.cancel()
 
     def over(self, now: float) -> str | None:
-        """Why the answer has to end now; for the scheduler, as are the methods below."""
+        """Why the answer has to end now, or None. For the scheduler alone, like the methods below."""
         if self._cancelled:
             return "cancelled"
         return "deadline" if self._deadline is not None and now >= self._deadline else None
@@ -114,7 +118,7 @@ class Ticket:
             self._tell(piece)
 
     def end(self, reason: str | None = None, error: BaseException | None = None) -> None:
-        """Ends the answer; `reason` is for one that did not end by itself."""
+        """Ends the answer; `reason` is the finish reason of an answer that is ended from outside."""
         if self.done:
             return
         if reason is not None:
@@ -125,9 +129,9 @@ class Ticket:
         self._tell(None)
 
     def _tell(self, piece: str | None) -> None:
-        """Hands over, or keeps it for a listener to come; one that fails has gone away, which cancels."""
+        """Keeps a piece for later listeners, and passes it to the present one."""
         with self._lock:
-            self._told.append(piece)
+            self._pieces.append(piece)
             if self._listener is not None:
                 self._hand(self._listener, piece)
 

@@ -1,4 +1,4 @@
-"""The thread that owns the backend: a part of a prompt, then a step of all running answers, over and over."""
+"""The thread that owns the backend; it alternates a part of one prompt's prefill and a step of all running answers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from vlkv.scheduler.ticket import Ticket
 from vlkv.storage.files import reason
 
 SCHEDULED_CHUNK = 256
-"""The most prompt tokens between two steps: as fast as larger chunks."""
+"""The most prompt tokens between two steps: as fast as chunks of 1024."""
 
 
 class Worker(threading.Thread):
-    """Takes requests from `queue` until it is stopped.
+    """Runs the requests of `queue` until it is stopped.
 
     Args:
-        model: the opened engine; no other thread uses its backend meanwhile.
-        plan: how many lanes of which size.
+        model: the opened engine; no other thread may use its backend meanwhile.
+        plan: the number of lanes and their size.
         chunk: the most prompt tokens between two steps.
 
     Attributes:
         changed: guards `queue` and `draining`, and is notified when they change.
-        queue: who waits.
-        draining: no one may be put into the queue any more, and the thread ends when all is done.
-        aborting: what is there ends at once.
-        died: the error that ended the thread, if one did.
+        queue: the waiting requests.
+        draining: the queue accepts no more requests, and the thread ends when all are done.
+        aborting: every request ends at once.
+        died: the error that ended the thread; None if there is none.
         stats: the counters.
     """
 
@@ -51,12 +51,12 @@ class Worker(threading.Thread):
         self._prefills = Prefills(self._lanes, plan, chunk, model.manifest.operators != "native")
 
     def wake(self) -> None:
-        """Makes an idle thread look again."""
+        """Wakes an idle thread."""
         with self.changed:
             self.changed.notify_all()
 
     def run(self) -> None:
-        """The thread's work."""
+        """The thread's loop."""
         try:
             while self._wait():
                 self._round()
@@ -77,7 +77,7 @@ class Worker(threading.Thread):
         self.stats.own_seconds += perf_counter() - start - (self._accounted() - spent)
 
     def _wait(self) -> bool:
-        """Sleeps while there is nothing to do; false when there will be nothing more."""
+        """Waits until there is work; returns False when there will be no more."""
         with self.changed:
             while not (self._batch.running or self._prefills.running or self.queue):
                 if self.draining:
@@ -90,7 +90,7 @@ class Worker(threading.Thread):
         return stats.prefill_seconds + stats.step_seconds + stats.pick_seconds
 
     def _sweep(self) -> None:
-        """Ends the cancelled and the late, wherever they are."""
+        """Ends cancelled requests and those past their deadline, wherever they are."""
         late = [(one, reason) for one in self._batch.running if (reason := self._over(one.ticket))]
         for one, reason in late:
             self._batch.remove(one)
@@ -111,7 +111,7 @@ class Worker(threading.Thread):
         return "cancelled" if self.aborting else ticket.over(monotonic())
 
     def _fail_all(self, error: BaseException) -> None:
-        """Lets no one wait for an answer that will not come."""
+        """Ends every request with the error, so that no caller waits forever."""
         died = ServerStoppedError(f"the scheduler has stopped by an error: {reason(error)}")
         with self.changed:
             self.draining, self.died = True, died
@@ -129,7 +129,7 @@ class Worker(threading.Thread):
                 one.ticket.end(error=died)
 
     def _begin(self) -> None:
-        """Begins to prefill whoever may; it is known as such before anything can go wrong with it."""
+        """Begins to prefill the prompts that may begin; each is in `running` before anything can fail."""
         while True:
             with self.changed:
                 one = self._prefills.choose(self.queue, self._batch.running)
@@ -143,7 +143,7 @@ class Worker(threading.Thread):
                 self._finish(one.ticket, error=error)
 
     def _advance(self) -> None:
-        """One part of a prompt; after the last it joins the running answers with its first token."""
+        """Runs one part of a prompt; after the last part the sequence joins the running answers."""
         answers = bool(self._batch.running)
         one = self._prefills.next()
         if one is None:
@@ -179,7 +179,7 @@ class Worker(threading.Thread):
         self._prefills.remove(one)
 
     def _step(self) -> None:
-        """One token for every running answer."""
+        """Decodes one token for every running answer."""
         if not self._batch.running:
             self._prefills.idle()
             return
@@ -202,7 +202,7 @@ class Worker(threading.Thread):
                 self._finish(ticket, error=error)
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:
-        """Tells the end; what it held is free and counted before anyone hears of it."""
+        """Ends a ticket. Its memory is free and counted before the caller learns of the end."""
         self._count()
         if error is not None:
             self.stats.failed += 1

@@ -1,1 +1,1 @@
-"""vlkv behind Triton Inference Server: the model repository, the model, a server's process, a load test."""
+"""Servers over one scheduler: an HTTP server with OpenAI's API, Triton Inference Server, Ray Serve; a load test."""

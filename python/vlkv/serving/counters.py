@@ -1,4 +1,4 @@
-"""What a server tells of its scheduler's counters: names and descriptions, for every metrics endpoint."""
+"""Names and descriptions of the scheduler's counters, for all metrics endpoints."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A load test of a running server: so many requests at once (closed loop), so many a second (open loop), or a trace.
+"""A load test of a running server: a number of requests at once (closed loop), a rate (open loop), or a trace.
 
-TTFT is the time to the first text, TPOT the time from there to the end by the tokens after the first. Under an open
-loop, requests come at random moments (a Poisson process), whether or not earlier ones are done.
+TTFT is the time to the first text; TPOT is the time from there to the end, divided by the tokens after the first. In
+an open loop, requests arrive at random times (a Poisson process), whether or not earlier ones are done.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked for.
+    """The description of a load test.
 
     Fields:
-        requests: how many.
-        concurrency: at once, of a closed loop.
-        rate: requests a second of an open loop, which it then is; None for a closed one.
-        bodies: inputs of the requests, by turns.
-        seed: of the open loop's moments.
-        moments: seconds at which the requests are sent, in order, of a trace; None for one of the loops.
-        most_ttft: the time to first token, in seconds, up to which an answer counts as good.
-        most_tpot: the time a token after it, likewise.
+        requests: the number of requests.
+        concurrency: requests at once in a closed loop.
+        rate: requests per second in an open loop; None for a closed loop.
+        bodies: inputs of the requests, used in turn.
+        seed: the seed of the open loop's times.
+        moments: the times in seconds at which a trace sends its requests, ascending; None for a loop.
+        most_ttft: the largest TTFT in seconds of a good answer.
+        most_tpot: the largest TPOT in seconds of a good answer.
     """
 
     requests: int
@@ -50,7 +50,7 @@ class Load:
 
 @dataclass
 class Report:
-    """What came of it. Seconds, tokens a second; `goodput` is good answers a second, where bounds are given."""
+    """The results, in seconds and tokens per second; `goodput` is good answers per second, if bounds are given."""
 
     requests: int
     answered: int
@@ -65,7 +65,7 @@ class Report:
     whole: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The fields as JSON types."""
         return asdict(self)
 
 
@@ -76,7 +76,10 @@ def run_load(
     progress: Callable[[int], None] | None = None,
     key: str = "x",
 ) -> tuple[Report, list[Reply]]:
-    """Sends all, waits for all; `progress` is told how many are done. A URL that ends in /v1 is OpenAI's API."""
+    """Sends all requests and waits for all replies; `progress` is called with the number of finished ones.
+
+    A URL that ends in /v1 is asked through OpenAI's API, any other through Triton's.
+    """
     return asyncio.run(_run(url, load, model, progress, key))
 
 
@@ -115,12 +118,12 @@ async def _run(
 
 
 def is_openai(url: str) -> bool:
-    """Whether a server is asked by OpenAI's API: its address then ends in /v1, as clients of that API have it."""
+    """Whether the URL is that of OpenAI's API: it ends in /v1, as clients of that API expect."""
     return url.rstrip("/").endswith("/v1")
 
 
 def _moments(load: Load) -> Sequence[float]:
-    """Seconds at which the requests are sent."""
+    """The times in seconds at which requests are sent."""
     if load.moments is not None:
         return load.moments
     gaps = np.random.default_rng(load.seed).exponential(1 / (load.rate or 1.0), load.requests)
@@ -136,7 +139,7 @@ def _is_good(reply: Reply, load: Load) -> bool:
 
 
 def report(replies: Sequence[Reply], seconds: float, load: Load | None = None) -> Report:
-    """Sums up."""
+    """Computes the report of the replies."""
     good = [reply for reply in replies if not reply.error]
     tokens = sum(reply.tokens for reply in good)
     later = [

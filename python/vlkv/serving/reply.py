@@ -1,4 +1,4 @@
-"""What came back of one request, whatever API was asked. Times in seconds."""
+"""The reply to one request, for every API. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What came back.
+    """The reply to one request.
 
     Fields:
         text: the answer.
-        finish_reason, usage: as the server tells them.
-        error: what went wrong, "" for nothing.
-        first: until the first piece of text; 0 where none came.
-        pieces: moments of the pieces, from the start.
-        whole: until the end.
+        finish_reason, usage: the server's values.
+        error: the error, "" for none.
+        first: time until the first piece of text; 0 if there was none.
+        pieces: the times of the pieces, from the start.
+        whole: time until the end.
     """
 
     text: str = ""
@@ -29,5 +29,5 @@ class Reply:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer."""
+        """The number of the answer's tokens."""
         return int(self.usage.get("generated_tokens", 0))

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Parses sizes such as `2GiB`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `2GiB`, `512M`, `1.5G` or `1000`; units are powers of 1024. `MemoryLimitError` for other texts."""
+    """The bytes of `2GiB`, `512M`, `1.5G` or `1000`; units are powers of 1024. Raises `MemoryLimitError` otherwise."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None:
-        raise MemoryLimitError(f"memory {text!a:.40} is no size; 2GiB, 512M and 1000000 are")
+        raise MemoryLimitError(f"memory {text!a:.40} is not a size, such as 2GiB, 512M or 1000000")
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 

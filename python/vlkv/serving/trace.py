@@ -1,7 +1,8 @@
-"""A recorded load: when each request came, what picture it had, how long its prompt and its answer were.
+"""A recorded load: the time of each request, its picture, and the lengths of its prompt and answer.
 
-A line a request, JSON: `{"at": seconds, "width": pixels, "height": pixels, "words": of the prompt, "max_tokens": N,
-"image": number of the picture}`. `width` 0 is a request without a picture; requests of one `image` number share one.
+Each line is a request in JSON: `{"at": seconds, "width": pixels, "height": pixels, "words": of the prompt,
+"max_tokens": N, "image": number of the picture}`. With `width` 0 the request has no picture; requests with the same
+`image` number share a picture.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     image: int = 0
 
     def prompt(self) -> str:
-        """A text of that many words."""
+        """A text of `words` words."""
         return " ".join(WORDS[n % len(WORDS)] for n in range(self.words))
 
     def picture(self) -> bytes | None:
-        """A PNG of that size, the same for the same number and size."""
+        """A PNG of that size; equal numbers and sizes give equal pictures."""
         return _png(self.width, self.height, self.image) if self.width and self.height else None
 
 
 def read_trace(path: Path) -> list[Line]:
-    """The lines of a file, in the order of their times; a `VlkvError` names the line that is wrong."""
+    """Reads a file's lines, ordered by time. Raises `VlkvError`, which names the invalid line."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What every front end of a server shares: pictures, limits, usage, and errors as a client sees them."""
+"""Code that all front ends of a server share: pictures, limits, usage, and errors for clients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedE
 from vlkv.generation.result import Result
 
 MAX_IMAGES = 64
-"""Most pictures of one request."""
+"""The most pictures of one request."""
 
 MAX_PICTURE_BYTES = 64 << 20
-"""Most bytes of one picture as it was sent."""
+"""The most bytes of one picture in a request."""
 
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _SPACE = b" \t\n\r\x0b\x0c"
@@ -24,18 +24,18 @@ _LONGEST_PREFIX = 128
 
 
 class ErrorKind(Enum):
-    """Whose fault an error is. A front end maps each kind to a code of its protocol."""
+    """The kind of an error. A front end maps each kind to a code of its protocol."""
 
     INVALID = "invalid"
-    """The request is wrong, and would be wrong again."""
+    """The request is invalid; repeating it does not help."""
     FULL = "full"
-    """The server has no room now. The same request may succeed later."""
+    """The server is full. The same request may succeed later."""
     INTERNAL = "internal"
     """The server is at fault."""
 
 
 def error_kind(error: BaseException) -> ErrorKind:
-    """The kind of an error, by its type."""
+    """The kind of an error, from its type."""
     if isinstance(error, ServerFullError):
         return ErrorKind.FULL
     if isinstance(error, ServerStoppedError):
@@ -44,12 +44,12 @@ def error_kind(error: BaseException) -> ErrorKind:
 
 
 def error_text(error: BaseException) -> str:
-    """One line for a client, with the field names of the wire; the type's name if the error has no text."""
+    """The error as one line for a client; the type's name if the error has no text."""
     return " ".join(str(error).split()).replace("max_new_tokens", "max_tokens") or type(error).__name__
 
 
 def check_images(count: int) -> None:
-    """Refuses a request with too many pictures.
+    """Checks the number of a request's pictures.
 
     Raises:
         PromptError: `count` is over `MAX_IMAGES`.
@@ -87,9 +87,9 @@ def picture(data: bytes) -> bytes:
 
 
 def kept_maps(result: Result, pictures: int) -> list[dict[str, object]]:
-    """What was kept of each picture, for a map over it: of a grid of patches, the share of layers and heads.
+    """Maps of each picture's kept patches: a grid with the share of layers and heads that keep each patch.
 
-    Pictures whose tokens are no square grid have none; the list is empty then, and without pictures.
+    The list is empty without pictures, and if a picture's tokens are not a square grid.
     """
     places, positions = result.image_positions, result.positions
     if places is None or not pictures or len(places) % pictures:
@@ -111,7 +111,7 @@ def kept_maps(result: Result, pictures: int) -> list[dict[str, object]]:
 
 
 def usage(result: Result) -> dict[str, int | list[int]]:
-    """What an answer took: tokens, and bytes of its cache. `kept_tokens` is the mean over layers."""
+    """The tokens of an answer, and the bytes of its cache. `kept_tokens` is the mean over layers."""
     kept = list(result.kept_tokens)
     return {
         "prompt_tokens": result.prompt_tokens,

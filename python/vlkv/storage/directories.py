@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, and replace nothing but their like."""
+"""Atomic directories: they appear complete or not at all, and replace only directories of vlkv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlkv.storage.manifest import is_manifest
 
 
 def check_target(target: Path) -> None:
-    """Raise `EngineError` unless `target` is not there, an empty directory, or holds a vlkv manifest."""
+    """Raise `EngineError` unless `target` does not exist, is empty, or holds a vlkv manifest."""
     if not os.path.lexists(target):
         return
     if not target.is_dir():
@@ -26,11 +26,11 @@ def check_target(target: Path) -> None:
 
 @contextmanager
 def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
-    """Make a directory to fill, which becomes `target` when the block ends well and is removed otherwise.
+    """Make a directory to fill. It becomes `target` when the block succeeds, and is removed when the block fails.
 
-    It lies beside the target under a hidden name, so that the last step is a rename. An empty target and one
-    that holds a vlkv manifest are replaced (with `overwrite=False` only an empty one); anything else is an
-    `EngineError`, raised before the block is entered. Missing parents are made, and removed on failure.
+    It is created beside the target under a hidden name, so that the last step is a rename. A target that is empty or
+    holds a vlkv manifest is replaced (with `overwrite=False` only an empty one); any other target is an `EngineError`,
+    raised before the block is entered. Missing parents are made, and removed on failure.
     """
     target = Path(os.path.realpath(target))
     try:
@@ -80,7 +80,7 @@ def _remove_parents(made: list[Path]) -> None:
 
 
 def _put(beside: Path, target: Path) -> None:
-    """Rename `beside` to `target`; what was there goes away only after that."""
+    """Rename `beside` to `target`; an existing target is removed only after that."""
     check_target(target)
     if not target.is_dir():
         beside.rename(target)

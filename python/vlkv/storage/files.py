@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Atomic files, hashes, and printable paths and errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _COPY_INSTEAD = {
 
 
 def show(path: object) -> str:
-    """Return the path (or any text) as one printable line, escaped where it holds control characters."""
+    """Return the path (or any text) as one printable line, with control characters escaped."""
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     return text if text and text.isprintable() else ascii(text)
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says as one printable line, without the path and number of an `OSError`."""
+    """Return an exception's message as one printable line, without the path and number of an `OSError`."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return show((lines[0] if lines else type(error).__name__)[:200])
@@ -68,10 +68,10 @@ def hash_files(paths: Iterable[Path], progress: Callable[[int], None] | None = N
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Make `target` a hard link to `source`, or a copy across file systems and where links are refused.
+    """Make `target` a hard link to `source`, or a copy if linking is impossible.
 
-    A symbolic link as source is followed, so that the target is the file itself. Returns whether it linked.
-    `EngineError`: no such source, the target exists, or the copy failed (nothing is left of it then).
+    A symbolic link as source is followed, so that the target is the file itself. Returns whether it linked. Raises
+    `EngineError` if the source does not exist, the target exists, or the copy failed, which leaves nothing behind.
     """
     try:
         source = source.resolve(strict=True)

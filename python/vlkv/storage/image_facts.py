@@ -1,4 +1,4 @@
-"""How a picture becomes tiles and tokens, as data of the manifest. `vlkv.inputs.layouts` applies it."""
+"""Records of the manifest that define how a picture becomes tiles and tokens; `vlkv.inputs.layouts` applies them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Fixed(Struct, frozen=True, tag="fixed"):
-    """Every picture is one tile, and each row of features that the tower gives for it is a token."""
+    """Every picture is one tile, and each of its rows of features is a token."""
 
 
 class AnyRes(Struct, frozen=True, tag="anyres"):
-    """The whole picture as one tile, then the picture again, scaled into the grid of tiles that fits it best.
+    """A picture is one overview tile and a grid of tiles into which the picture is scaled; the best grid is chosen.
 
-    LLaVA-NeXT, and with `shrink_to` LLaVA-OneVision. The tokens of the grid's padding are left out.
+    Used by LLaVA-NeXT, and with `shrink_to` by LLaVA-OneVision. Tokens of the grid's padding are dropped.
 
     Fields:
-        pinpoints: height and width of each grid that may be chosen, pixels, multiples of a tile's; the first of
-            equals wins.
-        rows, columns: of a tile's tokens; `rows * columns` features a tile, row-major.
-        shrink_to: where the grid has more tokens than 1.21 times those of so many tiles, it is scaled down to about
-            that many tiles' (bilinear).
-        several: what pictures are of a prompt that has several: `tiles`, as one alone is; `whole`, one tile each,
-            padded to a square.
+        pinpoints: height and width of each possible grid, in pixels, multiples of the tile's; the first of equals wins.
+        rows, columns: the tokens of a tile; it has `rows * columns` features, row-major.
+        shrink_to: a grid with more tokens than 1.21 times those of so many tiles is scaled down to about that many
+            tiles' tokens (bilinear).
+        several: the treatment of each picture in a prompt with several: `tiles`, as a single picture; `whole`, one
+            tile, padded to a square.
 
-    The row of features behind a tile's is the newline vector: it ends each row of the grid's tokens, or a picture
-    that is one tile.
+    The row of features after a tile's is the newline vector: it ends each row of the grid's tokens, or a picture of
+    one tile.
     """
 
     pinpoints: Annotated[tuple[tuple[Side, Side], ...], msgspec.Meta(min_length=1, max_length=1024)]
@@ -45,12 +44,12 @@ class AnyRes(Struct, frozen=True, tag="anyres"):
 
 
 class Rows(Struct, frozen=True, tag="rows"):
-    """One tile of the picture's own shape, a token a patch; a token of text ends each row, another the last (Pixtral).
+    """A picture is one tile of its own shape with one token per patch (Pixtral). Text tokens end its rows and its end.
 
     Fields:
-        patch: pixels of a token's side.
-        longest: height and width that a picture is scaled down to fit in, before whole patches are made of it.
-        break_id, end_id: the tokens behind a row, and behind the last one.
+        patch: the side of a token's patch, in pixels.
+        longest: the height and width that a picture is scaled down to fit, before it is cut into whole patches.
+        break_id, end_id: the token after each row, and the token after the last row.
     """
 
     patch: Side
@@ -59,16 +58,20 @@ class Rows(Struct, frozen=True, tag="rows"):
     end_id: Id
 
 
-Rule = Fixed | AnyRes | Rows
+class NoPictures(Struct, frozen=True, tag="none"):
+    """The model takes text alone; the other fields of `ImageFacts` mean nothing. See `text_alone`."""
+
+
+Rule = Fixed | AnyRes | Rows | NoPictures
 
 
 class ImageFacts(Struct, frozen=True):
-    """How a picture becomes tokens. Sizes in pixels; means and deviations per channel after rescaling.
+    """How a picture becomes tokens. Sizes are in pixels; means and deviations apply per channel after rescaling.
 
-    `height` and `width` are a tile's, with the rule `rows` the largest. `tile_features` are the rows of features that
-    the vision graph gives for such a tile. The other fields say how a tile is made of a picture that is one tile: with
-    `resize="shortest_edge"` the shorter side becomes `resize_height`; with `crop` the middle `height x width` is cut
-    out; `pad_to_square` comes before both. `rescale` is 1 where the processor does not rescale.
+    `height` and `width` are a tile's, with the rule `rows` the largest possible. `tile_features` is the number of rows
+    of features that the vision graph returns for such a tile. The other fields define the preparation of a picture of
+    one tile: with `resize="shortest_edge"` the shorter side becomes `resize_height`; with `crop` the middle
+    `height x width` is cut out; `pad_to_square` comes before both. `rescale` is 1 if the processor does not rescale.
     """
 
     token_id: Id
@@ -89,15 +92,42 @@ class ImageFacts(Struct, frozen=True):
     rule: Rule = Fixed()
 
 
+def text_alone(vocab: int) -> ImageFacts:
+    """The facts of a model of text alone: an image token that no tokenizer makes and no text holds."""
+    return ImageFacts(
+        token_id=vocab,
+        token="\ufffe",
+        tile_features=1,
+        height=1,
+        width=1,
+        resize="none",
+        resize_height=0,
+        resize_width=0,
+        crop=False,
+        pad_to_square=False,
+        resample=0,
+        rescale=1.0,
+        normalize=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        rule=NoPictures(),
+    )
+
+
+def takes_pictures(image: ImageFacts) -> bool:
+    """Tell whether the model has a vision tower."""
+    return not isinstance(image.rule, NoPictures)
+
+
 def features_of(image: ImageFacts, height: int, width: int) -> int:
-    """Rows of features that the vision graph gives for a tile of that many pixels."""
+    """The rows of features that the vision graph returns for a tile of that size in pixels."""
     if isinstance(image.rule, Rows):
         return (height // image.rule.patch) * (width // image.rule.patch)
     return image.tile_features
 
 
 def problem(image: ImageFacts) -> str | None:
-    """What a schema can't say of relations between fields; None where all is right."""
+    """Checks relations between fields that a schema can't express; returns the problem, or None."""
     if image.normalize and not all(image.std):
         return f"std {list(image.std)} holds a zero"
     if image.token == "":

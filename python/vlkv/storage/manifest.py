@@ -1,8 +1,7 @@
-"""`manifest.json`: what a graph or engine directory holds. Read with a schema; nothing in it is executed.
+"""`manifest.json`: the contents of a graph or engine directory. It is read with a schema and never executed.
 
-Dimension legend, here and everywhere: B prompts, S tokens of a call, W observed rows, C cache slots,
-Hq query heads, Hkv key/value heads, D head dimension, L layers, N pictures, P image tokens a picture,
-V vocabulary.
+Dimension letters, here and everywhere: B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads,
+Hkv key/value heads, D head dimension, L layers, N pictures, P image tokens per picture, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from vlkv.storage.files import hash_files, reason, show, write_bytes
 from vlkv.storage.image_facts import Id, ImageFacts, Size, Struct, problem
 
 FORMAT_VERSION = 2
-"""Of what is written. Version 1, in which each picture had `tokens_per_image` tokens, is read too."""
+"""The version that is written. Version 1, in which each picture had `tokens_per_image` tokens, is also read."""
 READ_VERSIONS = (1, FORMAT_VERSION)
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
-"""Of one number, by dtype: of weights, caches, and what graphs take and give."""
+"""Bytes of one element, by dtype."""
 
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -66,7 +65,7 @@ class GenerationFacts(Struct, frozen=True):
 
 
 class Embedding(Struct, frozen=True):
-    """Where the token embedding table `[V, hidden]` lies: a file of the directory, an offset, a dtype.
+    """The location of the token embedding table `[V, hidden]`: a file of the directory, an offset, a dtype.
 
     `scale` multiplies every row.
     """
@@ -79,10 +78,10 @@ class Embedding(Struct, frozen=True):
 
 
 class DeviceFacts(Struct, frozen=True):
-    """What a TensorRT engine was built for: GPUs, as in "8.9", and the largest sizes of its calls.
+    """The GPUs that a TensorRT engine was built for, such as "8.9", and the largest sizes of its calls.
 
-    `capacity` is the most slots of a layer's cache, and with `cache="static"` the slots of each. Static caches are
-    updated in place, as are those of any capacity that are `in-place`; dynamic ones are written anew. `batch` is the
+    `capacity` is the most slots of a layer's cache; with `cache="static"` every cache has that many. Static caches, and
+    `in-place` caches of any capacity, are updated in place; with `dynamic` each call writes a new cache. `batch` is the
     most prompts that decode together, `chunk` the most prompt tokens of a call.
     """
 
@@ -94,14 +93,14 @@ class DeviceFacts(Struct, frozen=True):
 
 
 class FileFacts(Struct, frozen=True):
-    """A file of the directory: bytes, and SHA-256 in hexadecimal (none for a graph directory's weights)."""
+    """A file of the directory: its bytes, and its SHA-256 in hexadecimal (absent for a graph directory's weights)."""
 
     size: Offset
     sha256: Digest | None = None
 
 
 class Manifest(Struct, frozen=True):
-    """Everything that a runtime has to know of a directory before it opens a graph."""
+    """Everything that a runtime needs to know of a directory before it opens a graph."""
 
     format_version: int
     kind: Literal["graphs", "lowered", "engine"]
@@ -133,9 +132,9 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes, name: str = NAME) -> Manifest:
-    """Read a manifest from bytes. Every failure is an `EngineError` of one line that opens with `name`.
+    """Read a manifest from bytes. Every failure is an `EngineError` of one line that begins with `name`.
 
-    The format version is looked at before anything else, so that another version's manifest is told as such.
+    The format version is checked first, so that the error for another version's manifest says so.
     """
     try:
         header = msgspec.json.decode(data, type=_Header)
@@ -151,7 +150,7 @@ def decode(data: bytes, name: str = NAME) -> Manifest:
 
 
 def _from_version_1(data: bytes) -> bytes:
-    """The same manifest as of this version: what was the tokens of each picture are now the features of its tile."""
+    """Convert a manifest of version 1: its `tokens_per_image` become the features of a tile."""
     values = msgspec.json.decode(data)
     values["format_version"] = FORMAT_VERSION
     image = values.get("image")
@@ -169,7 +168,7 @@ def _version_advice(header: _Header) -> str:
 
 
 def check(manifest: Manifest, name: str = NAME) -> None:
-    """Check what a schema can't say: relations between fields. `EngineError` with the fields' values."""
+    """Check relations between fields, which a schema can't express. Raises `EngineError` with the fields' values."""
 
     def need(true: bool, text: str) -> None:
         if not true:
@@ -209,7 +208,7 @@ def _is_plain(name: str) -> bool:
 
 
 def is_manifest(directory: Path) -> bool:
-    """Tell whether the directory holds a manifest of some vlkv, of any format version. Never raises."""
+    """Return whether the directory holds a vlkv manifest of any format version. Never raises."""
     try:
         return msgspec.json.decode(_load(directory), type=_Header).kind in ("graphs", "lowered", "engine")
     except (EngineError, msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -245,9 +244,9 @@ def verify(
     hashes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Check that every file is there, of its size and (with `hashes`) its SHA-256; an `EngineError` names it.
+    """Check that every file exists, with its size and (with `hashes`) its SHA-256. Raises `EngineError`.
 
-    All sizes are looked at before the first hash. `progress` is called with bytes hashed, from threads.
+    All sizes are checked before the first hash. `progress` is called with bytes hashed, from several threads.
     """
     for name, facts in manifest.files.items():
         path = directory / name

@@ -1,4 +1,4 @@
-"""Whole checkpoints of every shape, read and compared with what transformers makes of them."""
+"""Reads whole checkpoints of every shape and compares them with what transformers reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(built: Checkpoint):
 
 
 def check_config(checkpoint: Checkpoint, config) -> None:
-    """Every field of the facts that `config.json` decides, against a transformers configuration."""
+    """Compares every fact that `config.json` decides with a transformers configuration."""
     text, vision = checkpoint.text, checkpoint.vision
     assert text.architecture == config.text_config.model_type
     for mine, theirs in {
@@ -160,7 +160,7 @@ def test_logits_are_not_degenerate(built: Checkpoint, model) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases"])
 def test_all_generations_give_the_same(name: str, tmp_path: Path) -> None:
-    """Renaming a checkpoint's tensors, keys and files to those of other versions changes no fact."""
+    """Renaming tensors, keys and files to those of other versions changes no fact."""
     folders = [tiny.build(name, tmp_path / "saved")]
     for version, rewrite in (("2024", generations.make_2024), ("2025", generations.make_2025)):
         folders.append(Path(shutil.copytree(folders[0], tmp_path / version)))

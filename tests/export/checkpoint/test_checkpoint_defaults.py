@@ -1,4 +1,4 @@
-"""Configurations that say little, tied embeddings, unused tensors, and the size of a real checkpoint."""
+"""Configurations with few fields, tied embeddings, unused tensors, and the size of a real checkpoint."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_7b_is_read_in_under_a_second(tmp_path: Path) -> None:
 
 
 def test_a_tied_head_in_the_files_is_used(tmp_path: Path) -> None:
-    """In transformers, too, no tie is made between an embedding and a head that differ."""
+    """If embedding and head differ in the files, transformers does not tie them either."""
     untied = sparse.write(tmp_path, sparse.SMALL)
     config = sparse.changed(sparse.SMALL, tie_word_embeddings=True)
     sparse.dump(untied / "config.json", config)

@@ -1,4 +1,4 @@
-"""Image processors, chat templates, special ids and tokenizer files in all the ways they are written."""
+"""Image processors, chat templates, special ids and tokenizer files in all the forms that checkpoints have."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_image_tokens(select: str, layers: int | list[int], tokens: int, tmp_pat
 
 
 def test_chat_templates_in_order(tmp_path: Path) -> None:
-    """The order of transformers' processor; the tokenizer's own comes last."""
+    """The order is that of transformers' processor. The tokenizer's own template comes last."""
     folder = sparse.write(tmp_path, sparse.SMALL)
     assert read_checkpoint(folder).chat_template is None
     listed = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "listed"}]

@@ -1,4 +1,4 @@
-"""Checkpoints changed at random: read, or refused by `CheckpointError` in one line, and nothing else."""
+"""Randomly changed checkpoints are read, or refused by a `CheckpointError` of one line; nothing else happens."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ VALUES = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value inside `value`."""
+    """Yields the path to every value inside `value`."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield (*path, key)
         yield from places(value[key], (*path, key))
 
 
 def change(value: Any, data: st.DataObject) -> Any:
-    """Change, drop or add one to three values anywhere inside."""
+    """Changes, drops or adds one to three values anywhere inside."""
     value = json.loads(json.dumps(value))
     for _ in range(data.draw(st.integers(1, 3), label="changes")):
         ways = list(places(value))
@@ -116,7 +116,7 @@ def change(value: Any, data: st.DataObject) -> Any:
 
 
 def check(folder: Path) -> Checkpoint | None:
-    """Read the folder; the only thing that may go wrong is a `CheckpointError` of one line."""
+    """Reads the folder. It may only fail with a `CheckpointError` of one line."""
     try:
         checkpoint = read_checkpoint(folder)
     except CheckpointError as error:
@@ -209,7 +209,7 @@ def test_other_files(folder: Path, name: str, value: Any, data: st.DataObject) -
 @MANY
 @given(data=st.data())
 def test_bytes(folder: Path, data: st.DataObject) -> None:
-    """Flip, cut and insert bytes in any file."""
+    """Flips, cuts and inserts bytes in any file."""
     path = data.draw(st.sampled_from(["config.json", "model.safetensors", "tokenizer.json"]), label="file")
     saved = (folder / path).read_bytes()
     content = bytearray(saved)

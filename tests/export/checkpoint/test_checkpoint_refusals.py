@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is told in one line that names it, whatever is wrong."""
+"""Every fault of a checkpoint is reported in one line that names it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(folder: Path | str, *parts: str) -> None:
-    """Check that the folder is refused, in one line that holds all `parts`."""
+    """Checks that the folder is refused in one line that holds all `parts`."""
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(folder)
     line = str(caught.value)

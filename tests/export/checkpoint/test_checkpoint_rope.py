@@ -1,4 +1,4 @@
-"""Rotary frequencies of every supported type, against transformers' own functions."""
+"""Compares the rotary frequencies of every supported type with transformers' own functions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "yarn, no original": {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
 }
 ULP = 4
-"""Rounding steps of float32: powers of theta are rounded once here and up to twice in torch."""
+"""Rounding steps of float32. vlkv rounds powers of theta once, torch up to twice."""
 
 
 def mine(values: dict[str, Any], head_dim: int):

@@ -1,4 +1,4 @@
-"""Weight files that are damaged, of another shape or dtype, or elsewhere: refused in one line."""
+"""Weight files that are damaged, misplaced, or of another shape or dtype are refused in one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def end_of(entries: dict[str, Any]) -> int:
-    """Return how many bytes of weights a header asks for."""
+    """Returns how many bytes of weights a header asks for."""
     return max(entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__")
 
 
 def edited(folder: Path, **fields: Any) -> None:
-    """Write the weights again with other fields for the first query projection."""
+    """Writes the weights again with other fields for the first query projection."""
     entries = sparse.header(sparse.SMALL)
     entries[QUERY] = {**entries[QUERY], **fields}
     size = max(
@@ -178,7 +178,7 @@ def test_indexes_without_a_map(folder: Path, content: str) -> None:
 
 
 def test_a_link_to_the_file_is_read(folder: Path, tmp_path: Path) -> None:
-    """The Hub's cache links every file of a checkpoint to a blob elsewhere."""
+    """The cache of the Hub links every file of a checkpoint to a blob elsewhere."""
     (folder / "model.safetensors").rename(tmp_path / "blob")
     (folder / "model.safetensors").symlink_to("../blob")
     assert read_checkpoint(folder).tensors

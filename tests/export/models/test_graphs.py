@@ -1,4 +1,4 @@
-"""The graphs themselves: valid, named as the structure page says, portable, and made of a checkpoint of any size."""
+"""The graphs are valid and portable, have the names of the structure page, and fit a checkpoint of any size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ shapes = pytest.mark.parametrize("name", tiny.SHAPES)
 
 
 def border(values):
-    """Name -> (dtype, dimensions) of inputs or outputs, in order."""
+    """Returns {name: (dtype, dimensions)} of inputs or outputs, in order."""
     described = {}
     for value in values:
         kind = value.type.tensor_type
@@ -47,7 +47,7 @@ def per_layer(text, kinds, dtype, last):
 
 @pytest.fixture(scope="module")
 def copy_of(graphs_of, tmp_path_factory):
-    """Graph directories whose weights are copies: onnx refuses to look at files that have several hard links."""
+    """Copies graph directories with their weights. onnx refuses files that have several hard links."""
     base = tmp_path_factory.mktemp("copies")
     return cache(lambda name: Path(shutil.copytree(graphs_of(name), base / name)))
 
@@ -145,7 +145,7 @@ def test_weights_lie_in_the_checkpoints_files(name, checkpoint_of, graphs_of):
                 assert str(value.const_value.location) in files
             else:
                 assert value.const_value.size <= 4
-    # the head is the embedding table where they are tied, and stored once
+    # a tied head is the embedding table, which is stored once
     head = ir.load(graphs / "decoder.onnx").graph.initializers["lm_head.weight"].const_value
     table = read(graphs).embedding
     tied = json.loads((checkpoint / "config.json").read_text()).get("tie_word_embeddings", False)
@@ -168,7 +168,7 @@ def test_portable_decoder_agrees_with_the_lowered_one(name, operators, call, gra
         score = portable[f"score.{layer}"].astype(np.float64)
         heads = read(graphs_of(name)).text.query_heads
         for prompt, valid in enumerate(slots):
-            # each observed row of each query head hands out a weight of one
+            # each observed row of each query head distributes a weight of one
             assert score[prompt].sum() == pytest.approx(rows[prompt] * heads, rel=1e-5)
             assert (score[prompt][:, valid.stop :] == 0).all()
 
@@ -216,7 +216,7 @@ from vlkv_export.directory import export_checkpoint
 start = time.perf_counter()
 export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 seconds = time.perf_counter() - start
-# the largest resident memory of this program alone: ru_maxrss keeps that of the process it was forked from
+# the peak memory of this program alone; ru_maxrss would include that of the process from which it was forked
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(seconds, peak * 1024, "torch" in sys.modules, "transformers" in sys.modules)
 """

@@ -1,4 +1,4 @@
-"""Each lowering pass: how often it rewrites, that it leaves alone what it has no right to, that results stay."""
+"""Each lowering pass: how often it rewrites, what it must leave alone, and that results stay the same."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import pytest
 from models import onnx_runs, tiny
 from vlkv.storage.manifest import read
 from vlkv_export.models import read_checkpoint
+from vlkv_export.passes import (
+    float32,
+    group_query_attention,
+    multi_head_attention,
+    native_attention,
+    observed_rows,
+    transposed_weights,
+)
 from vlkv_export.passes.edit import MICROSOFT
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.group_query_attention import use_group_query_attention
-from vlkv_export.passes.multi_head_attention import use_multi_head_attention
-from vlkv_export.passes.native_attention import attend_natively
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.transposed_weights import fuse_transposed_weights
 from vlkv_export.targets.onnxruntime import lower_for_onnxruntime
 from vlkv_export.weights.convert import external, other_weights
 from vlkv_export.weights.files import write_weights
@@ -37,7 +39,7 @@ def folder(graphs_of, tmp_path):
 
 
 def microsoft(change):
-    """The change, with ONNX Runtime's own operators made known to the graph."""
+    """Returns the change, followed by a declaration of ONNX Runtime's own operators in the graph."""
 
     def changed(model):
         count = change(model)
@@ -52,7 +54,7 @@ def count_nodes(path, op_type):
 
 
 def unchanged(model, change):
-    """Whether the change returns 0 and leaves every byte of the model as it was."""
+    """Returns whether the change returns 0 and leaves every byte of the model as it was."""
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     return change(model) == 0 and ir.to_proto(model).SerializeToString(deterministic=True) == before
 
@@ -68,7 +70,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
     counts = lower_for_onnxruntime(models, {n: external(t) for n, t in placed.items()}, operators)
     half = tiny._SHAPES[name].dtype != "float32"
     native = operators == "native"
-    # native products read their weights as they are; biases become float32 with all else
+    # native products read stored weights; biases become float32 like everything else
     products = {"decoder": DECODER_WEIGHTS, "vision": 6 * TOWER_LAYERS[name] + 2}
     widened = {graph: weights[graph] - products[graph] * native if half else 0 for graph in products}
     assert counts["decoder"] == {
@@ -100,7 +102,7 @@ def external_count(model):
 @calls
 def test_group_query_attention(name, call, folder, rng):
     graphs = folder(name)
-    path, count = onnx_runs.changed(graphs, "decoder", microsoft(use_group_query_attention))
+    path, count = onnx_runs.changed(graphs, "decoder", microsoft(group_query_attention.apply))
     assert count == count_nodes(path, "GroupQueryAttention") == LAYERS
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
     before = onnx_runs.run(graphs / "decoder.onnx", feeds)
@@ -110,9 +112,9 @@ def test_group_query_attention(name, call, folder, rng):
 
 
 def natively(model):
-    """Attend by the native operator, which only ONNX Runtime's form of attention becomes."""
-    microsoft(use_group_query_attention)(model)
-    return attend_natively(model)
+    """Lowers to ONNX Runtime's attention first, because only that becomes the native operator."""
+    microsoft(group_query_attention.apply)(model)
+    return native_attention.apply(model)
 
 
 @float32_shapes
@@ -129,19 +131,19 @@ def test_native_attention(name, call, folder, rng):
 
 def test_native_attention_leaves_alone_what_rotates_or_masks(graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
-    microsoft(use_group_query_attention)(model)
+    microsoft(group_query_attention.apply)(model)
     for node in model.graph:
         if node.op_type == "GroupQueryAttention":
             node.attributes.add(ir.AttrInt64("do_rotary", 1))
-    assert unchanged(model, attend_natively)
-    assert unchanged(ir.load(graphs_of("llama") / "vision.onnx"), attend_natively)
+    assert unchanged(model, native_attention.apply)
+    assert unchanged(ir.load(graphs_of("llama") / "vision.onnx"), native_attention.apply)
 
 
 @float32_shapes
 @calls
 def test_transposed_weights_of_the_decoder(name, call, folder, rng):
     graphs = folder(name)
-    path, count = onnx_runs.changed(graphs, "decoder", microsoft(fuse_transposed_weights))
+    path, count = onnx_runs.changed(graphs, "decoder", microsoft(transposed_weights.apply))
     assert count == count_nodes(path, "FusedMatMul") == DECODER_WEIGHTS
     assert count_nodes(path, "MatMul") == 0
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
@@ -153,8 +155,8 @@ def test_transposed_weights_of_the_decoder(name, call, folder, rng):
 @pytest.mark.parametrize(
     ("change", "op_type", "each", "more"),
     [
-        (use_multi_head_attention, "MultiHeadAttention", 1, 0),
-        (fuse_transposed_weights, "FusedMatMul", 6, 2),
+        (multi_head_attention.apply, "MultiHeadAttention", 1, 0),
+        (transposed_weights.apply, "FusedMatMul", 6, 2),
     ],
 )
 def test_passes_over_vision(name, change, op_type, each, more, folder, rng):
@@ -175,7 +177,7 @@ def test_passes_over_vision(name, change, op_type, each, more, folder, rng):
 @calls
 def test_observed_rows(name, call, folder, rng):
     graphs = folder(name)
-    path, count = onnx_runs.changed(graphs, "decoder", give_out_observed_rows)
+    path, count = onnx_runs.changed(graphs, "decoder", observed_rows.apply)
     assert count == LAYERS
     text = read(graphs).text
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
@@ -185,7 +187,7 @@ def test_observed_rows(name, call, folder, rng):
     queries = [f"query.{layer}" for layer in range(LAYERS)]
     assert after.keys() == (before.keys() - gone) | set(queries)
     onnx_runs.assert_decoders_agree(before, after, feeds)
-    # from the rows that it gives out, the scores can be made as the graph made them
+    # the output rows give the same scores as the graph computed
     from vlkv import ops
 
     rows = feeds["row_index"]
@@ -200,13 +202,13 @@ def test_observed_rows(name, call, folder, rng):
 
 
 def test_float32_of_a_float16_graph(folder, rng):
-    """The wide graph against the float16 one, which ONNX Runtime runs by casting: apart by float16's rounding."""
+    """Compares with the float16 graph, which ONNX Runtime runs by casting. They differ by float16's rounding."""
     graphs = folder("llama-old")
     model = ir.load(graphs / "decoder.onnx")
     halves = other_weights({"decoder": model}, "float32")
     placed = write_weights(graphs, graphs / "all.safetensors", halves, set())
     tensors = {name: external(tensor) for name, tensor in placed.items()}
-    path, count = onnx_runs.changed(graphs, "decoder", lambda m: compute_in_float32(m, tensors))
+    path, count = onnx_runs.changed(graphs, "decoder", lambda m: float32.apply(m, converted=tensors))
     assert count == external_count(model) > DECODER_WEIGHTS
     wide = ir.load(path)
     values = [*wide.graph.inputs, *wide.graph.outputs, *wide.graph.initializers.values()]
@@ -228,11 +230,11 @@ def test_float32_of_a_float16_graph(folder, rng):
 @pytest.mark.parametrize(
     ("change", "graphs"),
     [
-        (use_group_query_attention, ("vision", "compress")),
-        (use_multi_head_attention, ("decoder", "compress")),
-        (give_out_observed_rows, ("vision", "compress")),
-        (fuse_transposed_weights, ("compress",)),
-        (lambda model: compute_in_float32(model, {}), ("vision", "decoder", "compress")),
+        (group_query_attention.apply, ("vision", "compress")),
+        (multi_head_attention.apply, ("decoder", "compress")),
+        (observed_rows.apply, ("vision", "compress")),
+        (transposed_weights.apply, ("compress",)),
+        (lambda model: float32.apply(model, converted={}), ("vision", "decoder", "compress")),
     ],
     ids=["group_query", "multi_head", "observed_rows", "transposed", "float32"],
 )
@@ -242,7 +244,7 @@ def test_graphs_without_the_pattern_stay(change, graphs, graphs_of):
 
 
 @pytest.mark.parametrize(
-    "change", [use_group_query_attention, use_multi_head_attention, fuse_transposed_weights]
+    "change", [group_query_attention.apply, multi_head_attention.apply, transposed_weights.apply]
 )
 def test_a_second_time_finds_nothing(change, graphs_of):
     for graph in ("vision", "decoder"):
@@ -263,7 +265,7 @@ def test_vision_attention_with_more_attributes_stays(attribute, value, graphs_of
     model = ir.load(graphs_of("llama") / "vision.onnx")
     node = attention(model)[0]
     node.attributes.update({attribute: ir.convenience.convert_attribute(attribute, value)})
-    assert use_multi_head_attention(model) == TOWER_LAYERS["llama"] - 1
+    assert multi_head_attention.apply(model) == TOWER_LAYERS["llama"] - 1
     assert attention(model) == [node]
 
 
@@ -271,7 +273,7 @@ def test_vision_attention_with_grouped_heads_stays(graphs_of):
     model = ir.load(graphs_of("llama") / "vision.onnx")
     for node in attention(model):
         node.attributes["kv_num_heads"] = ir.AttrInt64("kv_num_heads", 1)
-    assert unchanged(model, use_multi_head_attention)
+    assert unchanged(model, multi_head_attention.apply)
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("is_causal", 1), ("softcap", 30.0)])
@@ -279,7 +281,7 @@ def test_cached_attention_with_more_attributes_stays(attribute, value, graphs_of
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     node = attention(model)[1]
     node.attributes.update({attribute: ir.convenience.convert_attribute(attribute, value)})
-    assert use_group_query_attention(model) == LAYERS - 1
+    assert group_query_attention.apply(model) == LAYERS - 1
     assert attention(model) == [node]
 
 
@@ -293,7 +295,7 @@ def test_layers_around_one_that_stays_keep_their_own_lengths(call, folder, rng):
 
     before, _ = onnx_runs.changed(graphs, "decoder", capped)
     before = before.rename(graphs / "capped.onnx")
-    path, count = onnx_runs.changed(graphs, "capped", microsoft(use_group_query_attention))
+    path, count = onnx_runs.changed(graphs, "capped", microsoft(group_query_attention.apply))
     assert count == LAYERS - 1
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
     found = onnx_runs.run(before, feeds)
@@ -302,16 +304,16 @@ def test_layers_around_one_that_stays_keep_their_own_lengths(call, folder, rng):
 
 
 def test_cached_attention_with_another_mask_stays(graphs_of):
-    """The fused operator sees all slots up to a row's own: another mask means another result."""
+    """The fused operator lets a row see all slots up to its own, so another mask would change the result."""
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     for node in attention(model):
         visible = node.inputs[3].producer()
         visible.op_type = "Less"
-    assert unchanged(model, use_group_query_attention)
+    assert unchanged(model, group_query_attention.apply)
 
 
 def product(shape, perm, is_weight=True):
-    """`x @ Transpose(w)` as a model: x `[2, K]`."""
+    """Returns a model of `x @ Transpose(w)` with x `[2, K]`."""
     inner = [shape[axis] for axis in perm][-2]
     x = ir.Value(name="x", type=ir.TensorType(FLOAT), shape=ir.Shape([2, inner]))
     tensor = ir.tensor(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), name="w")
@@ -338,7 +340,7 @@ def test_a_product_with_a_transposed_weight_is_the_same():
     results = []
     for expected in (None, 1):
         if expected is not None:
-            assert fuse_transposed_weights(model) == expected
+            assert transposed_weights.apply(model) == expected
         session = ort.InferenceSession(
             ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
         )
@@ -357,4 +359,4 @@ def test_a_product_with_a_transposed_weight_is_the_same():
     ids=["not turned", "rank 3", "other axes", "no weight"],
 )
 def test_other_products_stay(shape, perm, is_weight):
-    assert unchanged(product(shape, perm, is_weight), fuse_transposed_weights)
+    assert unchanged(product(shape, perm, is_weight), transposed_weights.apply)

@@ -1,4 +1,4 @@
-"""The passes for TensorRT: how often each rewrites, what it leaves alone, and the same results in ONNX Runtime."""
+"""The passes for TensorRT: how often each rewrites, what it leaves alone, and equal results in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from models import onnx_runs, tiny
 from oracles.evict import evict as evict_oracle
 from vlkv.storage.manifest import read
 from vlkv_export.ops import compress_model, evict_model
-from vlkv_export.passes.attend_in_place import attend_in_place
-from vlkv_export.passes.dynamic_cache import scatter_elements
-from vlkv_export.passes.fixed_flag import fix_flag
-from vlkv_export.passes.full_sort import select_without_sort
-from vlkv_export.passes.function_bodies import inline_bodies
-from vlkv_export.passes.half import compute_in_half
-from vlkv_export.passes.plugin_nodes import name_plugins
-from vlkv_export.passes.static_cache import fix_capacity
+from vlkv_export.passes import (
+    attend_in_place,
+    dynamic_cache,
+    fixed_flag,
+    full_sort,
+    function_bodies,
+    half,
+    plugin_nodes,
+    static_cache,
+)
 from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
 from vlkv_export.weights.convert import DTYPES, external, other_weights
 from vlkv_export.weights.files import write_weights
@@ -82,7 +84,7 @@ def test_counts_of_a_whole_lowering(name, operators, capacity, graphs_of):
 @calls
 def test_dynamic_cache(name, call, folder, rng):
     graphs = folder(name)
-    path, count = onnx_runs.changed(graphs, "decoder", scatter_elements)
+    path, count = onnx_runs.changed(graphs, "decoder", dynamic_cache.apply)
     assert count == count_nodes(path, "ScatterElements") == 2 * LAYERS
     assert count_nodes(path, "TensorScatter") == 0
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
@@ -90,7 +92,7 @@ def test_dynamic_cache(name, call, folder, rng):
     for layer in range(LAYERS):
         for kind in ("key", "value"):
             cache = f"new_{kind}_cache.{layer}"
-            # rounding of the same sums in another order aside, nothing else may differ, in no slot
+            # except for the rounding of sums in another order, no slot may differ
             np.testing.assert_allclose(after[cache], before[cache], rtol=0, atol=1e-5)
     onnx_runs.assert_decoders_agree(before, after, feeds)
 
@@ -98,7 +100,7 @@ def test_dynamic_cache(name, call, folder, rng):
 @shapes
 @calls
 def test_attend_in_place(name, call, folder, rng):
-    """As a function the layer is the updates and the Attention; the mask and what made it are gone."""
+    """The layer's function is the two updates and the Attention. The mask and its inputs are gone."""
     graphs = folder(name)
     path, count = onnx_runs.changed(graphs, "decoder", lowered_in_place)
     assert count == count_nodes(path, "VlkvAttend") == LAYERS
@@ -109,7 +111,7 @@ def test_attend_in_place(name, call, folder, rng):
 
 
 def lowered_in_place(model):
-    count = attend_in_place(model)
+    count = attend_in_place.apply(model)
     common.RemoveUnusedNodesPass()(model)
     return count
 
@@ -130,7 +132,7 @@ def _other_mask(node):
 def test_attention_that_is_another_stays(change, graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     change(next(node for node in model.graph if node.op_type == "Attention"))
-    assert unchanged(model, attend_in_place)
+    assert unchanged(model, attend_in_place.apply)
 
 
 @pytest.mark.parametrize("dim", [12, 264, None])
@@ -139,7 +141,7 @@ def test_head_sizes_that_the_plugin_lacks_stay(dim, graphs_of):
     for value in model.graph.inputs:
         if "cache" in value.name:
             value.shape = ir.Shape([*list(value.shape)[:3], dim])
-    assert unchanged(model, attend_in_place)
+    assert unchanged(model, attend_in_place.apply)
 
 
 @shapes
@@ -147,7 +149,9 @@ def test_head_sizes_that_the_plugin_lacks_stay(dim, graphs_of):
 def test_static_cache(name, call, folder, rng):
     graphs = folder(name)
     slots = 28
-    path, count = onnx_runs.changed(graphs, "decoder", lambda model: fix_capacity(model, slots))
+    path, count = onnx_runs.changed(
+        graphs, "decoder", lambda model: static_cache.apply(model, capacity=slots)
+    )
     assert count == 2 * LAYERS
     for value in [*ir.load(path).graph.inputs, *ir.load(path).graph.outputs]:
         if "cache" in value.name:
@@ -162,9 +166,9 @@ def test_static_cache(name, call, folder, rng):
 
 @shapes
 @calls
-@pytest.mark.parametrize(("change", "each"), [(inline_bodies, 0), (name_plugins, LAYERS)])
+@pytest.mark.parametrize(("change", "each"), [(function_bodies.apply, 0), (plugin_nodes.apply, LAYERS)])
 def test_score_in_the_decoder(name, call, change, each, folder, rng):
-    """Bodies in place, and the plugin's nodes, which ONNX Runtime takes for functions, are exactly the function."""
+    """Inlined bodies and the plugin's nodes, which ONNX Runtime runs as functions, equal the function exactly."""
     graphs = folder(name)
     path, count = onnx_runs.changed(graphs, "decoder", change)
     assert count == LAYERS
@@ -199,13 +203,13 @@ def compress_feeds(rng, batch=2, heads=2, slots=37, dim=8, ties=False):
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
 def test_compress_lowered_to_bodies(merge, per_head, ties, rng, tmp_path):
-    """Branch taken, body in place, sort replaced: each step gives what the whole graph gave, to the bit."""
+    """Taking the branch, inlining the body and replacing the sort each keep the result to the bit."""
     whole, lowered = tmp_path / "whole.onnx", tmp_path / "lowered.onnx"
     ir.save(compress_model(), whole)
     model = compress_model()
-    assert fix_flag(model, "merge", merge) == 1
-    assert inline_bodies(model) == 1
-    assert select_without_sort(model) == 1
+    assert fixed_flag.apply(model, name="merge", value=merge) == 1
+    assert function_bodies.apply(model) == 1
+    assert full_sort.apply(model) == 1
     assert "TopK" not in {node.op_type for node in model.graph.all_nodes()}
     ir.save(model, lowered)
     onnx.checker.check_model(lowered)
@@ -223,8 +227,8 @@ def test_compress_with_plugin_nodes(merge, rng, tmp_path):
     whole, lowered = tmp_path / "whole.onnx", tmp_path / "lowered.onnx"
     ir.save(compress_model(), whole)
     model = compress_model()
-    assert fix_flag(model, "merge", merge) == 1
-    assert name_plugins(model) == 1
+    assert fixed_flag.apply(model, name="merge", value=merge) == 1
+    assert plugin_nodes.apply(model) == 1
     ir.save(model, lowered)
     onnx.checker.check_model(lowered)
     feeds = compress_feeds(rng)
@@ -235,9 +239,9 @@ def test_compress_with_plugin_nodes(merge, rng, tmp_path):
 
 
 def test_selection_keeps_what_the_oracle_keeps(rng, tmp_path):
-    """Against float64 NumPy, which knows nothing of either body."""
+    """Compares with float64 NumPy, which shares no code with either body."""
     model = evict_model(per_head=True, merge=False)
-    assert (inline_bodies(model), select_without_sort(model)) == (1, 1)
+    assert (function_bodies.apply(model), full_sort.apply(model)) == (1, 1)
     ir.save(model, tmp_path / "evict.onnx")
     feeds = compress_feeds(rng, batch=3, slots=200)
     found = onnx_runs.run(tmp_path / "evict.onnx", feeds)
@@ -247,7 +251,7 @@ def test_selection_keeps_what_the_oracle_keeps(rng, tmp_path):
 
 @pytest.mark.parametrize("name", tiny.SHAPES)
 def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
-    """Apart by float16's rounding. ONNX Runtime does not run bfloat16 graphs, so theirs are opened only."""
+    """They differ by float16's rounding. ONNX Runtime cannot run bfloat16 graphs, so those are only opened."""
     graphs = folder(name)
     source = read(graphs).cache_dtype
     models = {graph: ir.load(graphs / f"{graph}.onnx") for graph in GRAPHS}
@@ -258,7 +262,7 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
     tensors = {name: external(tensor) for name, tensor in placed.items()}
     for graph in ("vision", "decoder"):
         path, count = onnx_runs.changed(
-            graphs, graph, lambda model: compute_in_half(model, ir.DataType.FLOAT16, tensors)
+            graphs, graph, lambda model: half.apply(model, dtype=ir.DataType.FLOAT16, converted=tensors)
         )
         weights = sum(name in models[graph].graph.initializers for name in others)
         assert count == (0 if source == "float16" else weights) > (-1 if source == "float16" else 20)
@@ -275,11 +279,11 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
                 "pixel_values": rng.normal(size=(1, 3, read(graphs).image.height, read(graphs).image.width))
             }
         )
-        half = {n: a.astype(np.float16) if "cache" in n else a for n, a in feeds.items()}
-        half = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in half.items()}
+        narrow = {n: a.astype(np.float16) if "cache" in n else a for n, a in feeds.items()}
+        narrow = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in narrow.items()}
         feeds = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in feeds.items()}
-        before = onnx_runs.run(graphs / f"{graph}.onnx", half if source == "float16" else feeds)
-        after = onnx_runs.run(path, half)
+        before = onnx_runs.run(graphs / f"{graph}.onnx", narrow if source == "float16" else feeds)
+        after = onnx_runs.run(path, narrow)
         output = "logits" if graph == "decoder" else "image_features"
         assert after[output].dtype == np.float32
         # 2^-11 for each of 1500 terms, at random, of the largest; both sides err
@@ -292,10 +296,10 @@ def test_float16_graphs_against_the_checkpoints_dtype(name, folder, rng):
 
 @pytest.mark.parametrize("name", ["llama", "llama-biases"])
 def test_positions_are_computed_in_float32(name, graphs_of):
-    """Float16 counts to 2048, bfloat16 to 256: RoPE's angles of later positions would be wrong."""
+    """Float16 counts to 2048 and bfloat16 to 256, so RoPE's angles of later positions would be wrong."""
     model = ir.load(graphs_of(name) / "decoder.onnx")
     zeros = {key: ir.tensor(np.zeros(1, np.float16), name=key) for key in model.graph.initializers}
-    compute_in_half(model, ir.DataType.FLOAT16, zeros)
+    half.apply(model, dtype=ir.DataType.FLOAT16, converted=zeros)
     (cosine,) = {node.inputs[1] for node in model.graph if node.op_type == "RotaryEmbedding"}
     cast = cosine.producer()
     assert (cast.op_type, cast.attributes.get_int("to")) == ("Cast", ir.DataType.FLOAT16)
@@ -314,13 +318,13 @@ def test_positions_are_computed_in_float32(name, graphs_of):
 @pytest.mark.parametrize(
     ("change", "graphs"),
     [
-        (scatter_elements, ("vision", "compress")),
-        (lambda model: fix_capacity(model, 8), ("vision", "compress")),
-        (lambda model: fix_flag(model, "merge", True), ("vision", "decoder")),
-        (lambda model: fix_flag(model, "per_head", True), ("compress",)),
-        (select_without_sort, ("vision", "decoder", "compress")),
-        (inline_bodies, ("vision",)),
-        (name_plugins, ("vision",)),
+        (dynamic_cache.apply, ("vision", "compress")),
+        (lambda model: static_cache.apply(model, capacity=8), ("vision", "compress")),
+        (lambda model: fixed_flag.apply(model, name="merge", value=True), ("vision", "decoder")),
+        (lambda model: fixed_flag.apply(model, name="per_head", value=True), ("compress",)),
+        (full_sort.apply, ("vision", "decoder", "compress")),
+        (function_bodies.apply, ("vision",)),
+        (plugin_nodes.apply, ("vision",)),
     ],
     ids=["dynamic_cache", "static_cache", "fixed_flag", "another_flag", "full_sort", "bodies", "plugins"],
 )
@@ -330,7 +334,13 @@ def test_graphs_without_the_pattern_stay(change, graphs, graphs_of):
 
 
 @pytest.mark.parametrize(
-    "change", [scatter_elements, inline_bodies, name_plugins, lambda m: fix_capacity(m, 8)]
+    "change",
+    [
+        dynamic_cache.apply,
+        function_bodies.apply,
+        plugin_nodes.apply,
+        lambda m: static_cache.apply(m, capacity=8),
+    ],
 )
 def test_a_second_time_finds_nothing(change, graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
@@ -345,7 +355,7 @@ def test_other_scatters_stay(attribute, value, graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     node = next(node for node in model.graph if node.op_type == "TensorScatter")
     node.attributes.update({attribute: ir.convenience.convert_attribute(attribute, value)})
-    assert scatter_elements(model) == 2 * LAYERS - 1
+    assert dynamic_cache.apply(model) == 2 * LAYERS - 1
 
 
 def test_a_cache_that_is_read_twice_is_not_updated_in_place(graphs_of):
@@ -354,12 +364,12 @@ def test_a_cache_that_is_read_twice_is_not_updated_in_place(graphs_of):
     shape = ir.node("Shape", [cache])
     model.graph.append(shape)
     model.graph.outputs.append(shape.outputs[0])
-    assert unchanged(model, lambda changed: fix_capacity(changed, 8))
+    assert unchanged(model, lambda changed: static_cache.apply(changed, capacity=8))
 
 
 def inlined():
     model = evict_model(per_head=True, merge=False)
-    inline_bodies(model)
+    function_bodies.apply(model)
     return model
 
 
@@ -376,7 +386,7 @@ def inlined():
 def test_other_sorts_stay(spoil):
     model = inlined()
     spoil(next(node for node in model.graph if node.op_type == "TopK"))
-    assert unchanged(model, select_without_sort)
+    assert unchanged(model, full_sort.apply)
 
 
 def test_weights_beyond_float16_are_told(tmp_path):
@@ -385,7 +395,7 @@ def test_weights_beyond_float16_are_told(tmp_path):
 
     (tmp_path / "w").write_bytes(np.array([1, 65519.9, np.inf, -7e4], np.float32).tobytes())
     tensors = {"w": Tensor("w", "w", "float32", (4,), 0, 16)}
-    with pytest.raises(EngineError, match=r"w holds 7e\+04, float16 ends at 65504; use --dtype bfloat16"):
+    with pytest.raises(EngineError, match=r"w holds 7e\+04, above float16's 65504; use --dtype bfloat16"):
         write_weights(tmp_path, tmp_path / "out", tensors, set(), dtype="float16")
     tensors = {"w": Tensor("w", "w", "float32", (3,), 0, 12)}
     placed = write_weights(tmp_path, tmp_path / "out", tensors, set(), dtype="float16")["w"]

@@ -1,4 +1,4 @@
-"""`vlkv build`: what an engine directory holds, and what can't become one."""
+"""`vlkv build`: the contents of an engine directory, and the inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_half_weights_are_written_once_in_float32(name, checkpoint_of, built_of)
         if "language_model" in key
     }
     table = wide.pop("text.embed_tokens.weight")
-    # rows are read one by one, so the table stays as it is
+    # rows are read one by one, so the table keeps its dtype
     assert str(table.dtype) == f"torch.{HALF[name]}"
     assert table.equal(originals["embed_tokens.weight"])
     assert {str(value.dtype) for value in wide.values()} == {"torch.float32"}

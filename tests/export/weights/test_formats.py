@@ -1,4 +1,4 @@
-"""Weight formats: rounding against its definition, the pass against float64, whole engines."""
+"""Weight formats: the definition of their rounding, the pass against float64, and whole engines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from vlkv.errors import EngineError
 from vlkv.storage.manifest import read
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.engine import build_engine
-from vlkv_export.passes.native_linear import Stored, matrices, multiply_natively
+from vlkv_export.passes import native_linear
+from vlkv_export.passes.products import Stored, matrices
 from vlkv_export.weights import int4, int8
 from vlkv_export.weights.codes import write_codes
 from vlkv_export.weights.convert import stored
 from vlkv_export.weights.registry import FORMATS
 
 LAYERS, EACH, NODES = 3, 7, 4
-"""Products of a layer, and the nodes that they are joined into: q, k and v; o; gate and up; down."""
+"""Products of a layer, and the nodes into which they are joined: q, k and v; o; gate and up; down."""
 
 
 def rows_of(rng, rows, columns):
@@ -35,7 +36,7 @@ def test_8_bits_are_within_half_a_step(rows, columns, rng):
     blocks = -(-columns // 32)
     assert codes.shape == (rows, blocks, 32) and scales.shape == (rows, blocks)
     assert (codes.reshape(rows, -1)[:, columns:] == 128).all()
-    # the largest of a block is up to 127 / 2^11 of a step beyond its code, as the scale is rounded to float16
+    # the scale is rounded to float16, so a block's largest is up to 127 / 2^11 of a step beyond its code
     step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
     error = np.abs(oracle.widen(codes, scales, bits=8, depth=columns) - weights)
     assert (error <= step * (0.5 + 127 * 2.0**-11)).all()
@@ -65,7 +66,7 @@ def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
     parts = padded.reshape(rows, blocks, 32)
     low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
     wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
-    # with the whole range each is within half a step, and what the rounding of 15 scales and of the minimum adds
+    # each is within half a step of the range, plus the rounding of 15 scales and of the minimum
     bound = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + np.abs(low) * 2.0**-11 + 16 * 2.0**-24
     assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 
@@ -81,7 +82,7 @@ def test_4_bits_keep_a_block_of_q4_1(rng):
 
 
 def product(weight, add):
-    """A graph of one product, with a bias where `add` is given."""
+    """Returns a graph of one product, with a bias if `add` is given."""
     x = ir.Value(name="x", shape=ir.Shape(("B", weight.shape[1])), type=ir.TensorType(ir.DataType.FLOAT))
     held = [
         ir.Value(
@@ -124,7 +125,7 @@ def test_products_are_those_of_the_stored_numbers(name, rows, columns, batch, bi
         places = {"w": Stored((ir.tensor(meaning, name="w"),))}
     model = product(weights, bias)
     assert list(matrices(model)) == ["w"]
-    assert multiply_natively(model, places) == 1
+    assert native_linear.apply(model, stored=places) == 1
     assert [node.op_type for node in model.graph] == ["Linear"]
     assert ("w" in model.graph.initializers) == (form.bits == 0)
     ir.save(model, tmp_path / "model.onnx")
@@ -139,7 +140,7 @@ def test_a_bias_that_others_read_stays_an_addition(rng):
     result = list(model.graph)[1].outputs[0]
     result.name, result.type = "raw", ir.TensorType(ir.DataType.FLOAT)
     model.graph.outputs.append(result)
-    assert multiply_natively(model, {}) == 1
+    assert native_linear.apply(model, stored={}) == 1
     assert [node.op_type for node in model.graph] == ["Linear", "Add"]
     assert [value.name for value in model.graph.outputs] == ["y", "raw"]
 
@@ -147,12 +148,12 @@ def test_a_bias_that_others_read_stays_an_addition(rng):
 def test_every_product_of_a_decoder_is_taken(graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     assert len(stored(matrices(model).values())) == LAYERS * EACH + 1
-    assert multiply_natively(model, {}) == LAYERS * EACH + 1
+    assert native_linear.apply(model, stored={}) == LAYERS * EACH + 1
     assert [node.op_type for node in model.graph].count("Linear") == LAYERS * NODES + 1
 
 
 WORST = {"bfloat16": 0.02, "int8": 0.03, "int4": 0.5}
-"""Error of the logits over their spread: some 20 products in a row each add noise of a weight's rounding."""
+"""Error of the logits over their spread. Some 20 products in a row each add the noise of rounded weights."""
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-gqa-tied", "llama-biases"])
@@ -192,7 +193,7 @@ def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine
 def test_weights_that_are_not_finite(tmp_path):
     (tmp_path / "w").write_bytes(np.array([[1, np.nan]], np.float32).tobytes())
     tensors = {"text.w": (Tensor("text.w", "w", "float32", (1, 2), 0, 8), FORMATS["int4"])}
-    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 has no code"):
+    with pytest.raises(EngineError, match=r"text\.w has weights that are not finite; int4 can't represent"):
         write_codes(tmp_path, tmp_path / "codes", tensors)
 
 

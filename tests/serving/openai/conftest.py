@@ -18,7 +18,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny_vlm"
 
 
 class Served:
-    """A server process; `url` is where it listens."""
+    """A server process that listens at `url`."""
 
     def __init__(self, engine: Path, log: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "vlkv.cli.main", "serve", str(engine), "--port", "0", *arguments]
@@ -49,7 +49,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(shipped, tmp_path_factory):
-    """A server of 4 lanes that is open to all."""
+    """Runs a server of 4 lanes that requires no key."""
     running = Served(
         shipped,
         tmp_path_factory.mktemp("openai") / "log",

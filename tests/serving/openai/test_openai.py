@@ -1,4 +1,4 @@
-"""OpenAI's API over the shipped engine, asked by the `openai` package's own client."""
+"""OpenAI's API over the shipped engine, through the `openai` package's client."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ASKED = ("what is the type?", "what is the date?", "type?")
 
 
 def said(text, *uris):
-    """A user's message with pictures before its text."""
+    """Returns a user's message with pictures before its text."""
     pictures = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
 
 
 def post(served, path, body, **headers):
-    """Status and JSON of a request."""
+    """Returns status and JSON of a request."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(
         f"{served.url}{path}", data, {"Content-Type": "application/json", **headers}

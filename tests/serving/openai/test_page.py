@@ -1,4 +1,4 @@
-"""The page at `/`, in headless Chromium: a picture is given, a question asked, the answer streamed, the map drawn."""
+"""The page at `/` in headless Chromium: choose a picture, ask a question, see the streamed answer and the map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray Serve's deployments are made of, without a cluster."""
+"""The parts of Ray Serve's deployments, without a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real local Ray cluster of two replicas: answers, routing by picture, one replica killed."""
+"""A real local Ray cluster of two replicas: answers, routing by picture, and the loss of one replica."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(shipped):
-    """The address of the API."""
+    """Returns the address of the API."""
     from ray import serve
 
     from vlkv.serving.ray.app import Cluster, build
@@ -46,7 +46,7 @@ def uri(data):
 
 
 def ask(client, text, data, **settings):
-    """The replica that answered, and what it said."""
+    """Returns the replica that answered, and its answer."""
     content = [{"type": "image_url", "image_url": {"url": uri(data)}}, {"type": "text", "text": text}]
     raw = client.chat.completions.with_raw_response.create(
         model="llava", messages=[{"role": "user", "content": content}], **settings
@@ -55,7 +55,7 @@ def ask(client, text, data, **settings):
 
 
 def patiently(work, seconds=60):
-    """The result, once the cluster's own proxy takes connections: a busy machine may drop some after a death."""
+    """Retries until the cluster's proxy accepts connections. A busy machine may drop some after a replica dies."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -66,7 +66,7 @@ def patiently(work, seconds=60):
 
 
 def form(number):
-    """A picture of its own."""
+    """Returns a new picture for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (336, 336, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
@@ -102,6 +102,6 @@ def test_answers_routing_and_a_death(cluster, opened, picture):
     other, text = patiently(lambda: ask(client, "what is the type?", picture))
     assert text == wanted and other != replica, "what was not yet answered is given to another replica"
     end = time.monotonic() + 120
-    fresh = itertools.count(100)  # a picture that was seen goes where it was
+    fresh = itertools.count(100)  # a picture is routed to the replica that has seen it
     while len({patiently(lambda: ask(client, "type?", form(next(fresh))))[0] for _ in range(8)}) < 2:
         assert time.monotonic() < end, "the dead replica is replaced"

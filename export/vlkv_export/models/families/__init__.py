@@ -1,1 +1,1 @@
-"""Families, a file each: how a tower, a projector and a text model make one model."""
+"""Families, one file each: how a vision tower, a projector and a text model form one model."""

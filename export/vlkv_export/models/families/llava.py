@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a picture is one square, its features go through a projector of two layers."""
+"""LLaVA 1.5: a picture is one square tile, and a two-layer projector maps its features to the text model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VISION_WHERE_ABSENT: dict[str, object] = {
     "image_size": 336,
     "patch_size": 14,
 }
-"""What `LlavaConfig` makes its tower when there is no `vision_config` at all."""
+"""The tower that `LlavaConfig` assumes if there is no `vision_config` at all."""
 
 PREFIXES = (
     (re.compile(r"(?:model\.)?(?:language_model\.)?lm_head\."), "lm_head."),
@@ -35,7 +35,7 @@ PREFIXES = (
     (re.compile(r"(?:model\.)?multi_modal_projector\."), "projector."),
     (re.compile(r"(?:model\.)?image_newline$"), "image_newline"),
 )
-"""Both generations of names that transformers wrote."""
+"""Tensor name prefixes of both generations of transformers."""
 
 
 def read(config: Fields) -> Projector:
@@ -54,14 +54,14 @@ def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Ite
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """Every picture is one tile."""
+    """Read the image facts: every picture is one tile."""
     return read_one_tile(source.processor, source.vision, source.token)
 
 
 def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
-    """The `vision` graph: tiles `[N,3,H,W]` to features `[N,P,hidden]`.
+    """Build the `vision` graph: tiles `[N,3,H,W]` to features `[N,P,hidden]`.
 
-    With a checkpoint's `image_newline` that vector is the last of the P.
+    If the checkpoint has an `image_newline`, that vector is the last of the P.
     """
     config = checkpoint.vision
     b = Builder("vision", checkpoint.tensors, dtype)
@@ -86,7 +86,7 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
 
 
 def _newlines(b: Builder, pixels: ir.Value, hidden: int) -> ir.Value:
-    """The newline vector once a tile `[N,1,hidden]`."""
+    """The newline vector, repeated for each tile: `[N,1,hidden]`."""
     newline = b.op.Reshape(b.weight(NEWLINE), [1, 1, hidden])
     return b.op.Expand(newline, b.op.Concat(b.op.Shape(pixels, start=0, end=1), [1, hidden], axis=0))
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): the picture as one tile, and again in the grid of tiles that fits it; newlines behind its rows."""
+"""LLaVA-NeXT (1.6): a picture is one overview tile and a grid of tiles with a newline token after each row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vlkv_export.models.families import llava
 from vlkv_export.models.spec import ImageSource
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-"""What `LlavaNextConfig` and its image processor assume."""
+"""The grids that `LlavaNextConfig` and its image processor assume if the checkpoint names none."""
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """Grids of tiles; all pictures of a prompt have them."""
+    """Read the image facts: every picture of a prompt becomes a grid of tiles."""
     side = grid_side(source.config, source.vision)
     pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
     rule = AnyRes(pinpoints=pinpoints, rows=side, columns=side)
@@ -27,7 +27,7 @@ def read_image(source: ImageSource) -> ImageFacts:
 
 
 def grid_side(config: Fields, vision: VisionConfig) -> int:
-    """Rows (and columns) of a tile's tokens. Raises `CheckpointError` where its tokens are not those of its patches."""
+    """Rows (and columns) of a tile's tokens. Raises `CheckpointError` if a tile does not have one token per patch."""
     if vision.tokens != vision.patches:
         raise CheckpointError(
             f"{config.where}: vision_feature_select_strategy {vision.select!r} of a {vision.architecture} gives "

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT-Video: pictures as LLaVA-NeXT takes them; of videos nothing yet."""
+"""LLaVA-NeXT-Video: pictures as in LLaVA-NeXT; videos are not supported yet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's grids of up to 36 tiles, scaled down where they have too many tokens."""
+"""LLaVA-OneVision: LLaVA-NeXT's grids with up to 36 tiles; features are scaled down if there are too many tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlkv_export.models.spec import ImageSource, Selection
 
 SIDES = range(384, 2305, 384)
 PINPOINTS = tuple((height, width) for height in SIDES for width in SIDES)
-"""What `LlavaOnevisionConfig` and its image processor assume."""
+"""The grids that `LlavaOnevisionConfig` and its image processor assume if the checkpoint names none."""
 VISION_WHERE_ABSENT: dict[str, object] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -26,7 +26,7 @@ VISION_WHERE_ABSENT: dict[str, object] = {
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """Grids of tiles for a picture that is alone; each of several is one tile."""
+    """Read the image facts: a single picture becomes a grid of tiles; each of several pictures is one tile."""
     side = llava_next.grid_side(source.config, source.vision)
     pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
     tiles = read_most_tiles(source.config)
@@ -36,7 +36,7 @@ def read_image(source: ImageSource) -> ImageFacts:
 
 
 def read_most_tiles(config: Fields) -> int:
-    """Return the number in `vision_aspect_ratio`, `anyres_max_9` for one. Raises `CheckpointError`."""
+    """Return the number in `vision_aspect_ratio`, which is 9 in `anyres_max_9`. Raises `CheckpointError`."""
     value = config.string("vision_aspect_ratio", "anyres_max_9")
     match = re.fullmatch(r"anyres_max_(\d{1,4})", value)
     if match is None or int(match.group(1)) == 0:

@@ -1,4 +1,4 @@
-"""ViP-LLaVA: features of five layers of the tower, joined and normed before the projector."""
+"""ViP-LLaVA: features of five layers of the tower, concatenated and normalised before the projector."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Text models, a file each: their configuration, tensors and graph."""
+"""Text models, one file each: configuration, tensors and graph."""

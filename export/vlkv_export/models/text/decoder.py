@@ -1,4 +1,4 @@
-"""Decoders of Llama's kind: the reader of `text_config` and the tensors that they share."""
+"""What Llama-like decoders share: the reader of `text_config`, and the tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MLP = ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class Defaults:
-    """What transformers assumes for fields that `text_config` lacks.
+    """Values that transformers assumes for fields that `text_config` lacks.
 
-    `kv_heads` None means as many as query heads. `window` None means that the model has no sliding window.
+    `kv_heads` None means as many KV heads as query heads. `window` None means that the model has no sliding window.
     """
 
     architecture: str
@@ -38,7 +38,7 @@ class Defaults:
 
 
 def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
-    """Read `text_config`; `biases` are the projections that have one. Raises `CheckpointError`."""
+    """Read `text_config`; `biases` names the projections with a bias. Raises `CheckpointError`."""
     hidden = text.integer("hidden_size", defaults.hidden)
     query_heads = text.integer("num_attention_heads", defaults.query_heads, high=MAX_HEADS)
     absent = "num_key_value_heads" not in text.values
@@ -82,7 +82,7 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
 
 
 def tensors(text: TextConfig) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the embedding, the layers, the last norm and the head."""
+    """Names and shapes of the embedding, the layers, the final norm and the head."""
     yield EMBEDDING, (text.vocab, text.hidden)
     for layer in range(text.layers):
         yield from _layer(f"text.layers.{layer}", text)

@@ -1,4 +1,4 @@
-"""Gemma: norms whose weights are offsets from one, token embeddings scaled by the root of their size, a GELU."""
+"""Gemma: norm weights are offsets from 1, embeddings are scaled by the square root of their size, GELU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlkv_export.models.text.decoder import ATTENTION, Defaults, read_decoder, t
 
 
 def read(config: Fields, text: Fields) -> TextConfig:
-    """Read `text_config` with the defaults of `GemmaConfig`; its `gelu` is the one that is computed by tanh."""
+    """Read `text_config` with the defaults of `GemmaConfig`; its `gelu` is the tanh approximation."""
     if text.boolean("use_bidirectional_attention", False):
         raise CheckpointError(f"{text.where}: use_bidirectional_attention true is not supported")
     biases = frozenset(ATTENTION if text.boolean("attention_bias", False) else ())

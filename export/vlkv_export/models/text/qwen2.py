@@ -1,4 +1,4 @@
-"""Qwen2: grouped attention with biases in q, k and v; a sliding window in its upper layers where it says so."""
+"""Qwen2: grouped attention with biases in q, k and v, and an optional sliding window in upper layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(config: Fields, text: Fields) -> TextConfig:
 
 
 def refuse_window(text: Fields) -> None:
-    """Raise `CheckpointError` where some layers have a sliding window."""
+    """Raise `CheckpointError` if some layers have a sliding window."""
     if text.boolean("use_sliding_window", False):
         raise CheckpointError(f"{text.where}: use_sliding_window true is not supported; set it to false")
 

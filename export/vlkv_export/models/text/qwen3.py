@@ -1,4 +1,4 @@
-"""Qwen3: grouped attention whose queries and keys are normed head by head."""
+"""Qwen3: grouped attention with a norm over each head's queries and keys."""
 
 from __future__ import annotations
 

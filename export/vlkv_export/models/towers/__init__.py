@@ -1,1 +1,1 @@
-"""Vision towers, a file each: their configuration, tensors and graph."""
+"""Vision towers, one file each: configuration, tensors and graph."""

@@ -1,4 +1,4 @@
-"""CLIP's vision tower: a class token, learned positions, layer norms before each block."""
+"""CLIP's vision tower: a class token, learned positions, pre-norm blocks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
-    """Pictures `[N,3,H,W]` to the features of the chosen layers, joined, `[N,P,hidden * layers]`."""
+    """Map pictures `[N,3,H,W]` to the concatenated features of the selected layers, `[N,P,hidden * layers]`."""
     with b.scope("embeddings"):
         patches = patch_embeddings(b, pixels, config)
         pictures = b.op.Shape(pixels, start=0, end=1)

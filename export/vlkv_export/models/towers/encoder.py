@@ -1,4 +1,4 @@
-"""Encoders of CLIP's kind, which towers share: sizes, blocks with layer norms before them, chosen hidden states."""
+"""What CLIP-like towers share: sizes, pre-norm blocks, selected hidden states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vlkv_export.models.spec import Selection
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a class of towers assumes for absent fields; `prefix` tokens come before those of the patches."""
+    """Values that a class of towers assumes for absent fields; `prefix` tokens precede those of the patches."""
 
     architecture: str
     patch: int
@@ -91,7 +91,7 @@ def block_tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def encode(b: Builder, x: ir.Value, config: VisionConfig) -> ir.Value:
-    """Embedded patches to the features of the chosen layers, joined, `[N,P,hidden * layers]`."""
+    """Map embedded patches to the concatenated features of the selected layers, `[N,P,hidden * layers]`."""
     states = {0: x}
     for index in range(config.used_layers):
         x = _block(b, x, config, index)
@@ -100,7 +100,7 @@ def encode(b: Builder, x: ir.Value, config: VisionConfig) -> ir.Value:
 
 
 def select(b: Builder, chosen: list[ir.Value], config: VisionConfig) -> ir.Value:
-    """The chosen hidden states joined, without the first token where the strategy drops it."""
+    """Concatenate the selected hidden states, without the first token if the strategy drops it."""
     features = chosen[0] if len(chosen) == 1 else b.op.Concat(*chosen, axis=-1)
     if config.select == "default":
         features = b.op.Slice(features, [1], [2**31], [1])
@@ -108,7 +108,7 @@ def select(b: Builder, chosen: list[ir.Value], config: VisionConfig) -> ir.Value
 
 
 def patch_embeddings(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
-    """A vector a patch `[N, patches, hidden]`, row-major; with a bias where the checkpoint has one."""
+    """One vector per patch, `[N, patches, hidden]`, row-major; with a bias if the checkpoint has one."""
     name, patch = "vision.embeddings.patch_embedding", config.patch_size
     weights = [b.weight(f"{name}.{part}") for part in ("weight", "bias") if b.has(f"{name}.{part}")]
     grid = b.op.Conv(b.op.Cast(pixels, to=b.dtype), *weights, strides=[patch, patch])
@@ -116,7 +116,7 @@ def patch_embeddings(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.V
 
 
 def layer_norm(b: Builder, x: ir.Value, name: str, eps: float) -> ir.Value:
-    """Layer norm with the weight and bias of that name."""
+    """Layer norm with the weight and bias called `name`."""
     return b.op.LayerNormalization(x, b.weight(f"{name}.weight"), b.weight(f"{name}.bias"), epsilon=eps)
 
 

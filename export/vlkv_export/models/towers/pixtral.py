@@ -1,4 +1,4 @@
-"""Pixtral's vision tower: pictures of any size, rotary positions in two dimensions, gated blocks without biases."""
+"""Pixtral's vision tower: pictures of any size, two-dimensional rotary positions, gated blocks without biases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlkv_export.models.spec import ImageSource, Selection, Tower
 from vlkv_export.models.towers.encoder import read_select, select
 
 EPS = 1e-5
-"""Of all norms; no configuration changes it."""
+"""The epsilon of all norms; no configuration changes it."""
 
 
 def read(config: Fields, vision: Fields, selection: Selection) -> VisionConfig:
@@ -30,13 +30,13 @@ def read(config: Fields, vision: Fields, selection: Selection) -> VisionConfig:
     heads = vision.integer("num_attention_heads", 16, high=MAX_HEADS)
     if hidden % heads or hidden // heads % 4:
         raise CheckpointError(
-            f"{vision.where}: hidden_size {hidden} is no multiple of 4 times {heads} attention heads"
+            f"{vision.where}: hidden_size {hidden} is not a multiple of 4 times {heads} attention heads"
         )
     rope = vision.child("rope_parameters")
     strategy = read_select(config, selection)
     if strategy != "full":
         raise CheckpointError(
-            f"{config.where}: vision_feature_select_strategy {strategy!r} drops a patch of every picture, as a "
+            f"{config.where}: vision_feature_select_strategy {strategy!r} would drop a patch of every picture, as a "
             "pixtral tower has no class token; use 'full'"
         )
     return VisionConfig(
@@ -58,13 +58,13 @@ def read(config: Fields, vision: Fields, selection: Selection) -> VisionConfig:
 
 
 def read_image(source: ImageSource) -> ImageFacts:
-    """A token a patch, `image_break_token` behind each row of them, `image_end_token` behind the last."""
+    """Read the image facts: one token per patch, `image_break_token` after each row, `image_end_token` at the end."""
     processor, combined, patch = source.processor, source.combined, source.vision.patch_size
     defaults = defaults_of(processor, ("PixtralImageProcessor",))
     said = combined.integer("patch_size", patch) * combined.integer("spatial_merge_size", 1)
     if said != patch:
         raise CheckpointError(
-            f"{combined.where}: pictures are cut into {said} pixels, the tower's patch_size is {patch}"
+            f"{combined.where}: patches have {said} pixels, but the tower's patch_size is {patch}"
         )
     for name, wanted in (("do_resize", True), ("do_center_crop", False)):
         if processor.boolean(name, wanted) != wanted:
@@ -111,7 +111,7 @@ def tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
-    """Pictures `[N,3,H,W]`, all of one size, to the features of the chosen layers, joined, `[N,P,hidden * layers]`."""
+    """Map pictures `[N,3,H,W]` of one size to the features of the selected layers, `[N,P,hidden * layers]`."""
     with b.scope("embeddings"):
         patch = config.patch_size
         kernel = b.weight("vision.patch_conv.weight")
@@ -127,9 +127,9 @@ def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
 
 
 def _rotary_tables(b: Builder, pixels: ir.Value, config: VisionConfig) -> tuple[ir.Value, ir.Value]:
-    """Cos and sin `[N,P,D/2]`: the even frequencies turn with a patch's row, the odd ones with its column.
+    """Cos and sin `[N,P,D/2]`: even frequencies rotate by a patch's row, odd ones by its column.
 
-    They are made of the pictures' shape alone, so that a graph of 16 bits can make them in 32.
+    They depend on the pictures' shape alone, so a 16-bit graph can compute them in float32.
     """
     dim = config.hidden // config.heads
     exponent = np.arange(0, dim, 2).astype(np.float32) / np.float32(dim)

@@ -1,4 +1,4 @@
-"""SigLIP's vision tower: no class token, patches with a bias, learned positions."""
+"""SigLIP's vision tower: no class token, patch embedding with a bias, learned positions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
 
 
 def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
-    """Pictures `[N,3,H,W]` to the features of the chosen layers, joined, `[N,P,hidden * layers]`."""
+    """Map pictures `[N,3,H,W]` to the concatenated features of the selected layers, `[N,P,hidden * layers]`."""
     with b.scope("embeddings"):
         patches = patch_embeddings(b, pixels, config)
         x = b.op.Add(patches, b.weight("vision.embeddings.position_embedding.weight"))

@@ -1,4 +1,4 @@
-"""A graph directory's graphs as TensorRT engines."""
+"""Builds TensorRT engines from the graphs of a graph directory."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ LOWERED = "lowered"
 
 
 def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
-    """Check the options and the builder, and return what writes the engine; see `spec.Prepare`.
+    """Check the options and the builder, and return the function that writes the engine; see `spec.Prepare`.
 
     Raises:
-        EngineError: an option is out of its range, or the builder is missing or can't build for the target.
+        EngineError: an option is outside its range, or the builder is missing or can't build for the target.
     """
     products = {"--weights": options.weights, "--prompt-precision": options.prompt_precision}
     for option, value in products.items():
@@ -57,10 +57,10 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
 
 
 def check_builder(target: Resolved) -> None:
-    """Asks the builder whether it is there and can build for the target, before anything is written.
+    """Checks that the builder is installed and can build for the target, before anything is written.
 
     Raises:
-        EngineError: it is not installed, takes no such compute capability, or can't load the plugin.
+        EngineError: it is not installed, does not support the compute capability, or can't load the plugin.
     """
     known = process.build(target.backend, target.plugin).capabilities
     wanted = target.device.compute_capabilities
@@ -85,7 +85,7 @@ def lower_into(
     target: Resolved,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Writes lowered graphs, their weights and the embedding table into `folder`; else as `build_into`."""
+    """Writes lowered graphs, their weights and the embedding table into `folder`; otherwise like `build_into`."""
     _lowered(source, folder, models, manifest.image, target, watch)
     return {"kind": "lowered"} | _facts(source, folder, manifest, target)
 
@@ -104,7 +104,7 @@ def build_into(
         The fields of the manifest that differ from the graph directory's.
 
     Raises:
-        EngineError: the builder failed, or a weight is beyond the dtype.
+        EngineError: the builder failed, or a weight is outside the dtype's range.
     """
     lowered = folder / LOWERED
     lowered.mkdir()
@@ -119,7 +119,7 @@ def build_into(
 
 
 def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> dict[str, Any]:
-    """Writes the embedding table; the fields of the manifest that do not depend on the builder."""
+    """Writes the embedding table; returns the fields of the manifest that do not depend on the builder."""
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
         "backend": target.backend,
@@ -138,7 +138,7 @@ def _lowered(
     target: Resolved,
     watch: Watch,
 ) -> list[dict[str, Any]]:
-    """Writes the lowered graphs beside their weights; what the builder has to know of each."""
+    """Writes the lowered graphs and their weights; returns what the builder needs to know of each graph."""
     others = other_weights(models, target.dtype)
     placed = {}
     if others:
@@ -152,7 +152,7 @@ def _lowered(
     counts = lower_for_tensorrt(models, converted, DTYPES[target.dtype], target.operators, capacity, in_place)
     if in_place and not counts["decoder"]["attend_in_place"]:
         raise EngineError(
-            "--cache in-place: the decoder's attention is another than the plugin's layer; --cache dynamic takes it"
+            "--cache in-place: the plugin's layer can't replace this decoder's attention; use --cache dynamic"
         )
     graphs = []
     for name, model in models.items():

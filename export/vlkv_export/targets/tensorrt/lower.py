@@ -1,4 +1,4 @@
-"""Which passes make a graph directory's graphs fit TensorRT, and in which order."""
+"""Lowers the graphs of a graph directory for TensorRT: the passes, in their order."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv_export.ops import DOMAIN, score_model
-from vlkv_export.passes.attend_in_place import attend_in_place
-from vlkv_export.passes.dynamic_cache import scatter_elements
+from vlkv_export.passes import (
+    attend_in_place,
+    dynamic_cache,
+    fixed_flag,
+    float32,
+    full_sort,
+    function_bodies,
+    half,
+    observed_rows,
+    plugin_nodes,
+    static_cache,
+)
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
-from vlkv_export.passes.fixed_flag import fix_flag
-from vlkv_export.passes.float32 import compute_in_float32
-from vlkv_export.passes.full_sort import select_without_sort
-from vlkv_export.passes.function_bodies import inline_bodies
-from vlkv_export.passes.half import compute_in_half
-from vlkv_export.passes.observed_rows import give_out_observed_rows
-from vlkv_export.passes.plugin_nodes import name_plugins
-from vlkv_export.passes.static_cache import fix_capacity
 
 MERGING = {"compress": False, "compress_merge": True}
-"""The two graphs that `compress` becomes, and what each does with the evicted."""
+"""The two graphs that replace `compress`, and whether each merges evicted tokens."""
 
 
 def lower_for_tensorrt(
@@ -32,49 +34,49 @@ def lower_for_tensorrt(
     capacity: int | None = None,
     in_place: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Lowers the three graphs in place, and adds what becomes an engine of its own.
+    """Lowers the three graphs in place, and adds graphs that need engines of their own.
 
-    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the bodies of
-    functions, `score` is one too, as its builder crashes on a Loop beside Attention; the decoder then gives out the
-    observed rows.
+    `compress` becomes two graphs, as TensorRT for RTX fails on a Loop inside an If. With the ONNX bodies of operators,
+    `score` becomes a graph too, as the builder crashes on a Loop beside Attention; the decoder then returns the query
+    rows of the observation window.
 
     Args:
         models: the graphs by name.
-        converted: tensors in `dtype` that take the place of other initializers, by name.
-        dtype: what the graphs compute in.
-        operators: `native` keeps nodes for the plugin, `functions` takes the ONNX bodies.
+        converted: tensors of `dtype` that replace other initializers, by name.
+        dtype: the dtype of the graphs' arithmetic.
+        operators: `native` keeps nodes for the plugin, `functions` inlines the ONNX bodies.
         capacity: slots of every cache, for TensorRT's own updates in place; None for caches of any capacity.
         in_place: the plugin's layer attends, and updates caches of any capacity in place.
 
     Returns:
-        How often each pass rewrote, by graph and pass.
+        The counts that the passes returned, by graph and pass.
     """
     compress = ir.to_proto(models.pop("compress"))
     models |= {name: ir.from_proto(compress) for name in MERGING}
     counts: dict[str, dict[str, int]] = {name: {} for name in models}
     for name, merging in MERGING.items():
-        counts[name]["fixed_flag"] = fix_flag(models[name], "merge", merging)
+        counts[name]["fixed_flag"] = fixed_flag.apply(models[name], name="merge", value=merging)
     for name, model in models.items():
         counts[name]["dtype"] = _compute_in(model, dtype, converted)
     decoder, done = models["decoder"], counts["decoder"]
     if in_place:
-        done["attend_in_place"] = attend_in_place(decoder)
+        done["attend_in_place"] = attend_in_place.apply(decoder)
         common.RemoveUnusedNodesPass()(decoder)
     elif capacity is None:
-        done["dynamic_cache"] = scatter_elements(decoder)
+        done["dynamic_cache"] = dynamic_cache.apply(decoder)
     else:
-        done["static_cache"] = fix_capacity(decoder, capacity)
+        done["static_cache"] = static_cache.apply(decoder, capacity=capacity)
     if operators == "functions":
         models["score"] = _score_graph(decoder, dtype)
         counts["score"] = {}
-        done["observed_rows"] = give_out_observed_rows(decoder)
+        done["observed_rows"] = observed_rows.apply(decoder)
         common.RemoveUnusedNodesPass()(decoder)
     for name, model in models.items():
         if operators == "native":
-            counts[name]["plugin_nodes"] = name_plugins(model)
+            counts[name]["plugin_nodes"] = plugin_nodes.apply(model)
         else:
-            counts[name]["function_bodies"] = inline_bodies(model)
-            counts[name]["full_sort"] = select_without_sort(model)
+            counts[name]["function_bodies"] = function_bodies.apply(model)
+            counts[name]["full_sort"] = full_sort.apply(model)
         common.RemoveUnusedNodesPass()(model)
         remove_unused_functions(model)
     return counts
@@ -82,8 +84,8 @@ def lower_for_tensorrt(
 
 def _compute_in(model: ir.Model, dtype: ir.DataType, converted: Mapping[str, ir.TensorProtocol]) -> int:
     if dtype == ir.DataType.FLOAT:
-        return compute_in_float32(model, converted)
-    return compute_in_half(model, dtype, converted)
+        return float32.apply(model, converted=converted)
+    return half.apply(model, dtype=dtype, converted=converted)
 
 
 def _score_graph(decoder: ir.Model, dtype: ir.DataType) -> ir.Model:

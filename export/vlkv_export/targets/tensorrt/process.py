@@ -1,4 +1,4 @@
-"""The builder's process, seen from outside: started with the libraries that it needs, heard to its end."""
+"""Starts the builder's process with the libraries that it needs, and reads its reports until it ends."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXTRAS = {"tensorrt-rtx": "vlkv[tensorrt-rtx]", "tensorrt": "vlkv[tensorrt]"}
 
 @dataclass
 class Built:
-    """What the process said.
+    """The process's report.
 
     Attributes:
-        version: TensorRT's.
+        version: the version of TensorRT.
         capabilities: the compute capabilities that it can build for.
-        graphs: per graph its engine's `bytes`, its `plugins` (names of their layers), how many layers of which
-            `kinds`, and rank and type of its `outputs`.
+        graphs: per graph the engine's `bytes`, its `plugins` (names of their layers), the number of layers by `kinds`,
+            and rank and type of its `outputs`.
     """
 
     version: str = ""
@@ -44,17 +44,17 @@ def build(
     graphs: list[dict[str, Any]] | None = None,
     report: Callable[[str], None] = lambda step: None,
 ) -> Built:
-    """Builds engines; without graphs it only says what the builder can do.
+    """Builds engines; without graphs it only returns the builder's version and capabilities.
 
     Args:
         backend: `tensorrt` or `tensorrt-rtx`.
         plugin: the plugin to load.
-        capabilities: compute capabilities to build for; none is the machine's own.
-        graphs: each a `name`, the paths `onnx` and `engine`, and `profiles`.
-        report: told each step.
+        capabilities: compute capabilities to build for; empty means the machine's own.
+        graphs: for each graph a `name`, the paths `onnx` and `engine`, and `profiles`.
+        report: called with the name of each step.
 
     Raises:
-        EngineError: TensorRT is not installed, or the builder refused, aborted or crashed.
+        EngineError: TensorRT is not installed, or the builder reported an error, aborted or crashed.
     """
     if not any(importlib.util.find_spec(name) for name in worker.MODULES[backend]):
         raise EngineError(
@@ -106,7 +106,7 @@ def build(
 
 
 def _fact(line: str) -> dict[str, Any]:
-    """A line of the worker's; libraries may print others."""
+    """Parses a line of the worker; lines that libraries print are ignored."""
     try:
         fact = json.loads(line)
     except ValueError:
@@ -116,10 +116,10 @@ def _fact(line: str) -> dict[str, Any]:
 
 @contextmanager
 def _environment() -> Iterator[dict[str, str]]:
-    """The environment with a folder on the linker's path where the library has the name that the parser opens it by.
+    """The environment, with a folder on the linker's path in which the library has the name that the parser opens.
 
-    The parser of TensorRT for RTX opens `libtensorrt_rtx.so` as soon as it meets a plugin; the wheel has that file
-    with its version's number only.
+    The parser of TensorRT for RTX opens `libtensorrt_rtx.so` at the first plugin node; the wheel has that file only
+    under a name with the version number.
     """
     environment = dict(os.environ)
     spec = importlib.util.find_spec("tensorrt_rtx_libs")

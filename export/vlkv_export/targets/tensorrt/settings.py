@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
 from vlkv_export.checkpoint.facts import Dtype
-from vlkv_export.passes.attend_in_place import HEAD_SIZES, takes_head_size
+from vlkv_export.ops.attend import HEAD_SIZES, takes_head_size
 from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
 
 Caches = Literal["dynamic", "static", "in-place"]
@@ -23,7 +23,7 @@ Name = TypeVar("Name", bound=str)
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings that are whole and checked."""
+    """Complete and checked settings."""
 
     backend: str
     dtype: Dtype
@@ -33,12 +33,12 @@ class Resolved:
 
 
 def resolve(backend: str, settings: Settings, operators: str | None, manifest: Manifest) -> Resolved:
-    """Checks the settings and fills in what was left open.
+    """Checks the settings and fills in defaults.
 
     Float32 checkpoints become float16 engines, as TensorRT's fused attention has no float32 kernels.
 
     Raises:
-        EngineError: a value out of its range, or two that do not go together.
+        EngineError: a value is outside its range, or two values contradict each other.
     """
     own = "bfloat16" if manifest.cache_dtype == "bfloat16" else "float16"
     dtype = _known("dtype", settings.dtype or own, DTYPES)
@@ -71,7 +71,7 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
 
 
 def _cache(wanted: str | None, operators: str, dtype: str, dim: int) -> Caches:
-    """How caches are updated; a wish for the plugin's way is refused where its layer does not fit."""
+    """How caches are updated. Raises `EngineError` if `in-place` is requested and the plugin's layer does not fit."""
     obstacles = {
         "--operators native and --plugin": operators != "native",
         "--dtype float16 or bfloat16": dtype == "float32",

@@ -1,4 +1,4 @@
-"""The shape ranges that an engine is built for: per graph one or two optimization profiles.
+"""The shape ranges of an engine: one or two optimization profiles per graph.
 
 B prompts, S tokens of a call, W observed rows, C cache slots, N pictures.
 """
@@ -13,17 +13,17 @@ from vlkv.storage.image_facts import ImageFacts, Rows
 from vlkv.storage.manifest import DeviceFacts
 
 Range = tuple[int, int, int]
-"""Least, best tuned for, most."""
+"""The smallest, the optimal and the largest size."""
 Profile = dict[str, list[list[int]]]
-"""Per input three shapes; of an input that gives another its size, three values."""
+"""Three shapes per input; for an input that determines another's size, three values."""
 
 ROWS = 64
 PREFILL, DECODE = 0, 1
-"""The decoder's profiles: a chunk of one prompt, and one token of each of several."""
+"""The decoder's profiles: a chunk of one prompt, and one token of each of several prompts."""
 
 
 def profiles(name: str, model: ir.Model, device: DeviceFacts, image: ImageFacts) -> list[Profile]:
-    """The profiles of one of an engine's graphs; pictures of any size range from one patch to the largest."""
+    """The profiles of the graph `name`; pictures of variable size range from one patch to the largest."""
     chunk, slots = device.chunk, (1, max(1, device.capacity // 2), device.capacity)
     one = (1, 1, 1)
     prompt = {"B": one, "S": (1, chunk, chunk), "W": (0, min(ROWS, chunk), chunk), "C": slots, "N": one}

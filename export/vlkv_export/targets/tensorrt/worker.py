@@ -1,7 +1,7 @@
-"""The builder's process: reads a job from standard input, writes a line of JSON for each thing that happens.
+"""The builder's process: reads a job from standard input, and writes one line of JSON per event.
 
-A process of its own, because the dynamic linker reads LD_LIBRARY_PATH once, when a process starts, and because a
-builder that fails may abort or crash.
+It is a separate process because the dynamic linker reads LD_LIBRARY_PATH only when a process starts, and because a
+failing builder may abort or crash.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODULES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 BAD_PROFILE = "not self-consistent"
-"""In a warning of the builder's: the engine would refuse shapes of its own profile."""
+"""Part of a warning of the builder: the engine would refuse shapes of its own profile."""
 NO_GPU = "cudaError 35"
-"""In errors that follow others on a machine without a GPU, and say nothing."""
+"""Part of errors that follow other errors on a machine without a GPU and add no information."""
 
 
 class BuildError(Exception):
-    """What the other side is told as an error."""
+    """An error that is reported to the parent process."""
 
 
 def say(**fact: object) -> None:
@@ -49,7 +49,7 @@ def bindings(backend: str) -> Any:
 
 
 class Session:
-    """A builder, its log, and the plugin where there is one."""
+    """A builder, its log, and the plugin if there is one."""
 
     def __init__(self, backend: str, plugin: str | None) -> None:
         self.trt = trt = bindings(backend)
@@ -77,16 +77,16 @@ class Session:
             raise BuildError(f"{plugin} can't be loaded: {error}") from error
         names = {creator.name for creator in registry.all_creators}
         if handle is None or not {"VlkvScore", "VlkvEvict", "VlkvAttend"} <= names:
-            raise BuildError(f"{plugin} is not vlkv's plugin: {self.said() or 'no creators of that name'}")
+            raise BuildError(f"{plugin} is not vlkv's plugin: {self.said() or 'it has no plugin creators'}")
 
     def said(self) -> str:
-        """What the log holds of errors, as one line; the log is emptied."""
+        """The log's errors as one line; the log is emptied."""
         text = "; ".join(dict.fromkeys(problem for problem in self.problems if NO_GPU not in problem))
         self.problems.clear()
         return re.sub(r"\s+", " ", text)[:1000]
 
     def capabilities(self) -> dict[str, Any]:
-        """The compute capabilities that can be built for, as in "8.9"; none where only the machine's own can."""
+        """The compute capabilities that can be built for, such as "8.9"; empty if only the machine's own can."""
         kinds = getattr(self.trt, "ComputeCapability", None)
         members = dict(kinds.__members__) if kinds is not None else {}
         return {
@@ -94,7 +94,7 @@ class Session:
         }
 
     def build(self, graph: dict[str, Any], capabilities: list[str]) -> None:
-        """Makes one engine file of an ONNX file."""
+        """Builds one engine file from an ONNX file."""
         trt = self.trt
         network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, self._log)
@@ -109,9 +109,9 @@ class Session:
                 layer.__class__ = trt.IAttentionInputLayer
                 layer.attention.decomposable = True
         config = self.builder.create_builder_config()
-        # float32 is float32: TF32 has 10 bits of fraction, and RoPE's angles are products of positions
+        # no TF32: its 10 bits of fraction are too few for RoPE's angles, which are products of positions
         config.clear_flag(trt.BuilderFlag.TF32)
-        # the plugin's VlkvAttend writes caches where they are
+        # the plugin's VlkvAttend updates caches in place
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if capabilities:
             config.num_compute_capabilities = len(capabilities)
@@ -122,7 +122,7 @@ class Session:
         engine = self.builder.build_serialized_network(network, config)
         said = self.said()
         if engine is None or BAD_PROFILE in said:
-            raise BuildError(f"the builder refuses {graph['name']}: {said or 'it does not say why'}")
+            raise BuildError(f"the builder refuses {graph['name']}: {said or 'it gives no reason'}")
         Path(graph["engine"]).write_bytes(engine)
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
         say(
@@ -147,7 +147,7 @@ class Session:
 
 
 def main() -> None:
-    """Runs the job: says what the builder can do, then builds graph after graph."""
+    """Runs the job: reports the builder's capabilities, then builds the graphs one by one."""
     job = json.load(sys.stdin)
     try:
         session = Session(job["backend"], job["plugin"])

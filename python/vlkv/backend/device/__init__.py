@@ -1,1 +1,1 @@
-"""Engines whose caches lie in the memory of a device."""
+"""Engines whose caches are in a device's memory."""

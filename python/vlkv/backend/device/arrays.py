@@ -1,4 +1,4 @@
-"""Arrays in a device's memory, and what a backend needs of a device; nothing here knows which device it is.
+"""Arrays in a device's memory, and the interface of a device; nothing here depends on the kind of device.
 
 B prompts, C cache slots, Hkv key/value heads, D head dimension.
 """
@@ -18,17 +18,17 @@ from vlkv.storage.manifest import BYTES
 
 
 class DeviceMemory(Protocol):
-    """A piece of device memory, given back when nothing holds it any more."""
+    """A block of device memory, freed when nothing refers to it any more."""
 
     @property
     def pointer(self) -> int:
-        """Where it begins."""
+        """The address of the first byte."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """A view of device memory with NumPy's basic slicing, which copies nothing. Strides and offset in elements."""
+    """A view of device memory with NumPy's basic slicing, which copies nothing. Strides and offset are in elements."""
 
     memory: DeviceMemory
     shape: tuple[int, ...]
@@ -49,12 +49,12 @@ class DeviceArray:
 
     @property
     def pointer(self) -> int:
-        """Where the first element lies."""
+        """The address of the first element."""
         return self.memory.pointer + self.offset * BYTES[self.dtype]
 
     @property
     def root(self) -> DeviceArray:
-        """The whole array that this is a view of."""
+        """The whole array that this array is a view of."""
         return self.base or self
 
     def __getitem__(self, index: tuple[slice | int, ...] | slice | int) -> DeviceArray:
@@ -77,7 +77,7 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class Copy:
-    """Rows of `width` bytes, `height` of them: where the first begins, and how far the next one is."""
+    """A 2D copy: `height` rows of `width` bytes, with the first row's offset and the pitch of both sides."""
 
     target: int
     target_pitch: int
@@ -88,7 +88,7 @@ class Copy:
 
 
 def copies(target: DeviceArray, source: DeviceArray) -> Iterator[Copy]:
-    """The copies of rows that write one view into another of the same shape and dtype; offsets in bytes of memory."""
+    """The 2D copies that write one view into another of the same shape and dtype; offsets in bytes of memory."""
     if target.shape != source.shape or target.dtype != source.dtype:
         raise ValueError(f"{source.dtype} {source.shape} does not fit {target.dtype} {target.shape}")
     if not prod(target.shape):
@@ -122,15 +122,15 @@ class Graph(Protocol):
         outputs: Mapping[str, DeviceArray],
         profile: int = 0,
     ) -> None:
-        """Enqueues the graph on the device's stream. An input in host memory gives another its size."""
+        """Enqueues the graph on the device's stream. Inputs in host memory determine the sizes of outputs."""
         ...
 
 
 class Device(Protocol):
-    """One GPU with one stream: everything is done in the order in which it is asked for."""
+    """One GPU with one stream: work runs in the order in which it is enqueued."""
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """An array of its own, of any content."""
+        """A new array with undefined content."""
         ...
 
     def clear(self, array: DeviceArray) -> None:
@@ -138,7 +138,7 @@ class Device(Protocol):
         ...
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A host array that the device copies from and to without a detour."""
+        """A host array in pinned memory, which the device copies directly."""
         ...
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
@@ -146,7 +146,7 @@ class Device(Protocol):
         ...
 
     def upload(self, target: DeviceArray, source: NDArray[Any]) -> None:
-        """Enqueues a copy from a dense host array, which has to stay as it is until the device has read it."""
+        """Enqueues a copy from a dense host array, which must not change until the device has read it."""
         ...
 
     def download(self, target: NDArray[Any], source: DeviceArray) -> None:
@@ -154,16 +154,16 @@ class Device(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Waits until all that was enqueued is done."""
+        """Waits until all enqueued work is done."""
         ...
 
     def replay(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The same work, as cheap to enqueue as the device can make it when it is asked for again and again."""
+        """Returns a function that enqueues the same work as cheaply as the device can repeat it."""
         ...
 
 
 def to_device(device: Device, array: NDArray[Any]) -> DeviceArray:
-    """A dense host array as a device array. It is read before this returns."""
+    """Copies a host array to the device. The copy is complete when this returns."""
     dense = np.ascontiguousarray(array)
     made = device.allocate(dense.shape, dense.dtype.name)
     device.upload(made, dense)
@@ -172,7 +172,7 @@ def to_device(device: Device, array: NDArray[Any]) -> DeviceArray:
 
 
 def to_host(device: Device, array: DeviceArray) -> NDArray[Any]:
-    """A device array, not of bfloat16, in host memory."""
+    """Copies a device array, not of bfloat16, to host memory."""
     host = device.pinned(array.shape, array.dtype)
     device.download(host, array)
     device.synchronize()

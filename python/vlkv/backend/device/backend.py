@@ -1,8 +1,8 @@
-"""Engines on a device: caches stay there and are bound where they lie, whatever runs the graphs.
+"""Engines on a device: caches stay in its memory and are bound to the graphs without a copy.
 
-TensorRT, TensorRT for RTX (`tensorrt.py`), and ONNX Runtime's CUDA provider (`onnxruntime_device.py`) do.
+TensorRT and TensorRT for RTX (`tensorrt.py`) or ONNX Runtime's CUDA provider (`onnxruntime_device.py`) run the graphs.
 
-The host gets logits, and of what was observed scores and sparsity; it gives embeddings and small integers.
+The host sends embeddings and small integers; it receives logits, and scores and sparsity of the observation window.
 B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, Hkv key/value heads, D head dimension,
 L layers.
 """
@@ -27,19 +27,19 @@ from vlkv.storage.manifest import DeviceFacts, Manifest
 PREFILL, DECODE = 0, 1
 """The decoder's optimization profiles."""
 DEVICE_BATCH, DEVICE_CHUNK = 1024, 1024
-"""Most prompts, and most prompt tokens of a call, of an engine that was built without limits."""
+"""The most prompts, and the most prompt tokens per call, of an engine that was built without limits."""
 
 
 class DeviceStore:
-    """Makes a cache's arrays on a device, as large as the engine takes them."""
+    """Allocates a cache's arrays on a device, with the sizes that the engine requires."""
 
     def __init__(self, device: Device, dtype: str, limits: DeviceFacts) -> None:
         self._device, self._dtype, self._limits = device, dtype, limits
 
     def empty(self, shape: tuple[int, ...]) -> DeviceArray:
-        """An array `[B,Hkv,C,D]` of zeros; a static engine's has all of its slots.
+        """A zeroed array `[B,Hkv,C,D]`; for a static engine C is the engine's capacity.
 
-        Attention gives slots that hold nothing yet the weight 0, and 0 times what memory happens to hold may be NaN.
+        Attention gives empty slots the weight 0, but 0 times uninitialised memory may be NaN; hence the zeros.
         """
         batch, heads, slots, dim = shape
         if slots > self._limits.capacity:
@@ -67,10 +67,10 @@ class DeviceBackend:
     """An engine directory's graphs on a device.
 
     Args:
-        device: where everything lies.
+        device: holds all arrays.
         graphs: by name: `vision`, `decoder`, `compress`, `compress_merge`, and `score` of an engine without the plugin.
-        manifest: the engine's.
-        in_place: whether a call writes caches where it reads them; None is what the engine was built for.
+        manifest: the engine's manifest.
+        in_place: whether a call updates caches in place; None takes what the engine was built for.
     """
 
     threads = 0
@@ -133,7 +133,7 @@ class DeviceBackend:
         per_head: bool,
         merge: bool,
     ) -> NDArray[np.int32]:
-        """See `Backend.evict`; both pairs are the first slots of whole arrays, which are bound as they are."""
+        """See `Backend.evict`; both pairs are the first slots of whole arrays, and the whole arrays are bound."""
         whole, slots = source[0].root.shape, target[0].root.shape[2]
         padded = self.device.allocate(whole[:3], "float32")
         dense = np.ascontiguousarray(score, np.float32)
@@ -159,7 +159,7 @@ class DeviceBackend:
         return DeviceSteps(self, cache)
 
     def target(self, cache: Cache) -> tuple[list[DeviceArray], list[DeviceArray]]:
-        """The arrays that a call writes a cache's keys and values into: its own, where they are updated in place."""
+        """The arrays that a call writes keys and values to: the cache's own if updated in place, else new ones."""
         if self.in_place:
             return cache.keys, cache.values
         keys, values = (
@@ -171,12 +171,12 @@ class DeviceBackend:
     def caches(
         self, keys: list[DeviceArray], values: list[DeviceArray], prefix: str = ""
     ) -> dict[str, DeviceArray]:
-        """The decoder's names for a cache's arrays."""
+        """A cache's arrays by the decoder's names for them."""
         named = {f"{prefix}key_cache.{layer}": array for layer, array in enumerate(keys)}
         return named | {f"{prefix}value_cache.{layer}": array for layer, array in enumerate(values)}
 
     def outputs(self, cache: Cache, rows: int) -> dict[str, DeviceArray]:
-        """Fresh arrays for what the decoder gives out beside the caches, with W = `rows`."""
+        """New arrays for the decoder's outputs other than the caches, with W = `rows`."""
         text, batch = self.text, cache.batch
         made = {"logits": self.device.allocate((batch, text.vocab), "float32")}
         for layer in range(text.layers):
@@ -191,7 +191,7 @@ class DeviceBackend:
         return made
 
     def observed(self, outputs: Mapping[str, DeviceArray], cache: Cache, rows: Int64) -> Observation:
-        """What a call saw: read from its outputs, or made of its query rows, which stand at slots `rows [L,B,W]`."""
+        """A call's observation: read from its outputs, or computed from its query rows, at slots `rows [L,B,W]`."""
         layers = range(self.text.layers)
         if self.scores:
             scores = [to_host(self.device, outputs[f"score.{layer}"]) for layer in layers]
@@ -209,14 +209,14 @@ class DeviceBackend:
 
 
 class DeviceSteps:
-    """A loop of single-token steps over one cache: all is bound once; one that observes nothing is recorded work.
+    """Single-token steps over one cache. Arrays are bound once, and steps that observe nothing are replayed.
 
-    Static caches are updated in place. Dynamic ones are written anew by every step, from one of two sets of arrays into
-    the other and back; the cache holds the set that was written last.
+    Static caches are updated in place. With dynamic caches each step reads one of two sets of arrays and writes the
+    other; the cache holds the set that was written last.
 
     Attributes:
-        logits: `[B,V]` float32 of the last step, in pinned memory; the next step overwrites it.
-        observation: of the last step that watched.
+        logits: the logits `[B,V]` float32 of the last step, in pinned memory; the next step overwrites them.
+        observation: the observation of the last step that observed.
     """
 
     def __init__(self, backend: DeviceBackend, cache: Cache) -> None:
@@ -244,7 +244,7 @@ class DeviceSteps:
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
     ) -> Float32:
-        """See `vlkv.backend.base.Steps.step`; `watched [B]` are prompts whose token is observed too."""
+        """See `vlkv.backend.base.Steps.step`; `watched [B]` marks prompts whose token is observed."""
         self._host["inputs_embeds"][:, 0] = embeds
         self._host["position_ids"][:, 0] = positions
         self._host["length"][:] = self._cache.length

@@ -1,4 +1,4 @@
-"""One HTML file of what was kept: style, script, pictures and data are inside, and nothing is fetched."""
+"""The page of an inspection: one HTML file that includes style, script, pictures and data, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlkv.generation.result import Result
 
 
 def page(found: Inspection) -> str:
-    """The page's text. Texts of prompt and answers are data in it, never markup."""
+    """The page's HTML. Prompt and answers are embedded as data, never as markup."""
     here = files(__package__)
     text = here.joinpath("page.html").read_text(encoding="utf-8")
     data = msgspec.json.encode(page_data(found)).decode()
@@ -35,7 +35,7 @@ def page(found: Inspection) -> str:
 
 
 def page_data(found: Inspection) -> dict[str, Any]:
-    """What the script reads: `kept` bits and `scores` float32, both `[L, Hkv, S]` in base64."""
+    """The script's data: `kept` bits and `scores` float32, both `[L, Hkv, S]` in base64."""
     layers, heads, tokens = found.kept.shape
     facts = [f"{tokens:,} prompt tokens", f"{layers} layers", f"{heads} KV heads"]
     return {
@@ -81,7 +81,7 @@ def _answer(result: Result) -> dict[str, Any]:
 
 
 def size(count: int) -> str:
-    """Bytes for a person to read."""
+    """Bytes as a readable text."""
     number, units = float(count), ["bytes", "KiB", "MiB", "GiB"]
     while number >= 1024 and len(units) > 1:
         number /= 1024

@@ -1,6 +1,6 @@
-"""The operators' public definitions: ONNX functions of standard operators, run in ONNX Runtime.
+"""The operators' public definitions, ONNX functions of standard operators, run in ONNX Runtime.
 
-`python -m vlkv_export.ops` writes the files. ONNX Runtime is imported when the first one is opened.
+`python -m vlkv_export.ops` writes the files. ONNX Runtime is imported when the first file is opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @lru_cache(maxsize=16)
 def session(name: str, attributes: tuple[tuple[str, float], ...] = ()) -> Any:
-    """Open a body, its node's float attributes set to those values. Sessions are kept."""
+    """Open a body with the given float attributes of its node. Sessions are cached."""
     model = resources.files(__name__).joinpath(f"{name}.onnx").read_bytes()
     for attribute, number in attributes:
         model = with_attribute(model, attribute, number)

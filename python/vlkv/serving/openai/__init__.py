@@ -1,1 +1,1 @@
-"""An HTTP server that speaks OpenAI's API: `vlkv serve ENGINE`."""
+"""An HTTP server with OpenAI's API: `vlkv serve ENGINE`."""

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's forms: whole, or as chunks of a stream."""
+"""Answers in OpenAI's formats: complete responses and chunks of a stream."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vlkv.generation.result import Result
 from vlkv.serving.wire import kept_maps
 
 Words = Callable[[int], str]
-"""What a token says."""
+"""The text of a token."""
 
 
 def finish_reason(result: Result) -> str:
-    """OpenAI knows `stop` and `length`; an answer that was cut by its deadline has the second."""
+    """OpenAI's finish reason, `stop` or `length`; an answer that ended at its deadline has `length`."""
     return "stop" if result.finish_reason == "stop" else "length"
 
 
 def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
-    """Tokens of a request's answers; the prompt counts once. `vlkv` says what was kept, of the first answer.
+    """The tokens of a request's answers; the prompt counts once. `vlkv` describes the first answer's cache.
 
-    `pictures` asks for maps of what was kept of that many pictures; 0 for none.
+    `pictures` is the number of pictures for which maps of kept patches are added; 0 for none.
     """
     first = results[0]
     answered = sum(len(result.token_ids) for result in results)
@@ -47,12 +47,12 @@ def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
 
 @dataclass
 class Chat:
-    """The forms of `/v1/chat/completions`.
+    """The response formats of `/v1/chat/completions`.
 
     Args:
-        model: the name to tell.
-        word: what a token says.
-        pictures: of how many it says what was kept.
+        model: the model's name in responses.
+        word: returns the text of a token.
+        pictures: the number of pictures with maps of kept patches.
     """
 
     model: str
@@ -81,7 +81,7 @@ class Chat:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
     def piece(self, index: int, text: str, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
-        """A chunk with text; `tokens` are those that came since the last one."""
+        """A chunk with text; `tokens` are those since the last chunk."""
         return self._chunk(index, {"content": text}, None, self._logprobs(tokens))
 
     def end(self, index: int, result: Result, tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Chat:
 
 @dataclass
 class Completion:
-    """The forms of `/v1/completions`."""
+    """The response formats of `/v1/completions`."""
 
     model: str
     word: Words

@@ -49,16 +49,16 @@ LOG = logging.getLogger("vlkv.serve")
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server serves.
+    """The settings of the server.
 
     Fields:
-        model: the name that clients give; another is refused, none is fine.
-        policy: where a request names none.
-        api_keys: one of them is asked for; none leaves the server open.
-        image_hosts: hosts from which pictures are fetched.
-        origins: of CORS; none by default.
-        max_body: bytes of a request.
-        timeout: seconds after which an answer ends with what it has.
+        model: the model's name; a request may omit it, and another name is refused.
+        policy: the policy of requests that name none.
+        api_keys: requests must send one of them; empty leaves the server open.
+        image_hosts: the hosts that pictures may be fetched from.
+        origins: allowed CORS origins; none by default.
+        max_body: the most bytes of a request.
+        timeout: seconds after which an answer ends with the tokens that it has.
     """
 
     model: str = "llava"
@@ -71,11 +71,11 @@ class Settings:
 
 
 class Service:
-    """What the routes share.
+    """The state that the routes share.
 
     Args:
-        engine: answers.
-        scheduler: of that engine.
+        engine: the engine.
+        scheduler: the engine's scheduler.
         settings: see `Settings`.
     """
 
@@ -87,7 +87,7 @@ class Service:
         self._decoders: CapacityLimiter | None = None
 
     def word(self, token: int) -> str:
-        """What a token says."""
+        """The text of a token."""
         return self.engine.words([token])[0]
 
     async def chat(self, request: Request) -> Response:
@@ -127,7 +127,7 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def page(self, request: Request) -> Response:
-        """`GET /`: a page for people; it asks no other server for anything."""
+        """`GET /`: a page with a form; it requests nothing from other servers."""
         policy = (
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
         )
@@ -135,7 +135,7 @@ class Service:
         return HTMLResponse(PAGE.read_text(), headers=headers)
 
     def check_key(self, request: Request) -> None:
-        """Refuses a request without one of the keys, where there are any."""
+        """Raises `RequestError` if the server has keys and the request has none of them."""
         if not self.settings.api_keys:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -149,7 +149,7 @@ class Service:
             )
 
     async def _body(self, request: Request) -> bytes:
-        """The body, never more of it than may be."""
+        """Reads the body, but no more than the limit."""
         limit, found = self.settings.max_body, bytearray()
         async for piece in request.stream():
             found += piece
@@ -194,7 +194,7 @@ class Service:
         return as_json(form.whole([ticket.result for ticket in tickets]))
 
     async def _submit(self, questions: Sequence[Question]) -> list[Ticket]:
-        """All of a request's questions, or none of them."""
+        """Submits all of a request's questions, or none of them."""
         tickets: list[Ticket] = []
         try:
             for question in questions:
@@ -221,17 +221,17 @@ class Service:
     async def _stream(
         self, tickets: Sequence[Ticket], form: Chat | Completion, include_usage: bool
     ) -> AsyncIterator[bytes]:
-        """Events; whoever stops reading cancels what has not ended."""
+        """Yields events; closing the generator cancels answers that have not ended."""
         pieces: asyncio.Queue[tuple[int, str | None]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        told = [0] * len(tickets)
+        sent = [0] * len(tickets)
 
         def fresh(index: int) -> Any:
             tokens = tickets[index].result.logprobs
             if tokens is None:
                 return None
             count = len(tokens)
-            found, told[index] = tokens[told[index] : count], count
+            found, sent[index] = tokens[sent[index] : count], count
             return found
 
         def hear(index: int, _: Ticket, piece: str | None) -> None:
@@ -276,23 +276,23 @@ async def _text(ticket: Ticket) -> None:
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has gone away."""
+    """Returns when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def as_json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A response of JSON."""
+    """A JSON response."""
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
 def event(value: Any) -> bytes:
-    """A server-sent event of JSON."""
+    """A server-sent event with JSON data."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def failed(error: BaseException) -> RequestError:
-    """Any error in OpenAI's terms; of those that are the server's no more than the type is told."""
+    """Converts any error to OpenAI's format; of an internal error only the type is disclosed."""
     if isinstance(error, RequestError):
         return error
     kind = error_kind(error)
@@ -308,7 +308,7 @@ def failed(error: BaseException) -> RequestError:
 def make_app(
     engine: Engine, scheduler: Scheduler, settings: Settings, close: Callable[[], object]
 ) -> Starlette:
-    """The application; `close` is called when it ends."""
+    """Makes the application; `close` is called when it ends."""
     service = Service(engine, scheduler, settings)
 
     def route(handler: Callable[[Request], Any], *, guarded: bool = True) -> Callable[[Request], Any]:

@@ -1,4 +1,4 @@
-"""Requests to a server of OpenAI's API, streamed. Times in seconds."""
+"""A streaming client of OpenAI's API. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ OWN = ("policy", "budget")
 
 
 def data_uri(data: bytes) -> str:
-    """A picture's file as a data URI; the server finds out itself what it is."""
+    """A picture's file as a data URI; the server detects the format."""
     return f"data:;base64,{base64.b64encode(data).decode()}"
 
 
 def body_of(prompt: str, pictures: list[bytes], max_tokens: int, model: str, **own: Any) -> dict[str, Any]:
-    """A chat completion's body; `own` are vlkv's settings, those that are None left out."""
+    """The body of a chat completion; `own` are vlkv's settings, without those that are None."""
     parts = [{"type": "image_url", "image_url": {"url": data_uri(data)}} for data in pictures]
     content = [*parts, {"type": "text", "text": prompt}]
     return {
@@ -32,7 +32,7 @@ def body_of(prompt: str, pictures: list[bytes], max_tokens: int, model: str, **o
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], key: str = "x") -> Reply:
-    """One chat completion, to its end; whatever goes wrong is in the reply."""
+    """Sends one chat completion and reads it to its end; errors are in the reply."""
     reply, start = Reply(), perf_counter()
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     headers = {"Authorization": f"Bearer {key}"}

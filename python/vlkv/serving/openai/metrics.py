@@ -1,4 +1,4 @@
-"""A scheduler's counters, and times of answers, in Prometheus' text format."""
+"""A scheduler's counters and the times of answers in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMES = (
 
 
 class _Scheduler(Collector):
-    """Reads the counters when they are asked for."""
+    """Collects the counters on each request for metrics."""
 
     def __init__(self, stats: Callable[[], Stats]) -> None:
         self._stats = stats
@@ -68,7 +68,7 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
 
     def answered(self, ticket: Ticket) -> None:
-        """Takes the times of an answer that has ended."""
+        """Records the times of an answer that has ended."""
         first, ended, count = ticket.first_token, ticket.ended, len(ticket.result.token_ids)
         if ended is None or ticket.error is not None:
             return
@@ -80,5 +80,5 @@ class Metrics:
             self._token.observe((ended - first) / (count - 1))
 
     def text(self) -> bytes:
-        """All of them."""
+        """All metrics as text."""
         return generate_latest(self._registry)

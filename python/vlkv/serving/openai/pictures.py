@@ -1,4 +1,4 @@
-"""Pictures of requests: data URIs, and URLs of hosts that the server allows. Never a path of this machine."""
+"""Pictures of requests: data URIs, and URLs of hosts that the server allows; never local paths."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import aiohttp
 from vlkv.serving.openai.protocol import RequestError
 
 MAX_URL_BYTES = 32 << 20
-"""The largest file that is fetched from a URL."""
+"""The most bytes of a file fetched from a URL."""
 FETCH_SECONDS = 20.0
-"""How long a fetch may take, redirects included."""
+"""The most seconds of a fetch, including redirects."""
 
 
 def from_data_uri(uri: str) -> bytes:
@@ -42,15 +42,15 @@ class Pictures:
     """Reads the pictures of requests.
 
     Args:
-        hosts: names of hosts from which pictures may be fetched; `*` allows every one.
-        max_bytes: the largest file.
+        hosts: names of hosts that pictures may be fetched from; `*` allows every host.
+        max_bytes: the most bytes of a file.
     """
 
     def __init__(self, hosts: Sequence[str] = (), max_bytes: int = MAX_URL_BYTES) -> None:
         self._hosts, self._max_bytes = frozenset(hosts), max_bytes
 
     async def read(self, url: str) -> bytes:
-        """The file behind a data URI or an allowed URL; a `RequestError` for anything else."""
+        """Reads the file of a data URI or an allowed URL. Raises `RequestError` for anything else."""
         if url[:5].lower() == "data:":
             return from_data_uri(url)
         self._check(url)

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API as records, and its form of errors. What is not supported is refused by name.
+"""Requests of OpenAI's API as records, and its format of errors. Unsupported fields are refused by name.
 
 Source: OpenAI's API reference, Chat Completions and Completions.
 """
@@ -22,8 +22,8 @@ class RequestError(VlkvError):
     Attributes:
         status: the HTTP status.
         kind: `invalid_request_error`, `authentication_error`, `rate_limit_error` or `server_error`.
-        param: the field that is wrong, None for no single one.
-        code: a short name of the reason, None for none.
+        param: the invalid field, or None.
+        code: a short name of the reason, or None.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RequestError(VlkvError):
         self.status, self.kind, self.param, self.code = status, kind, param, code
 
     def body(self) -> dict[str, Any]:
-        """What OpenAI's clients read."""
+        """The error's JSON, as OpenAI's clients expect it."""
         text = " ".join(str(self).split())
         return {"error": {"message": text, "type": self.kind, "param": self.param, "code": self.code}}
 
@@ -71,7 +71,7 @@ Part = TextPart | ImagePart
 
 
 class ChatMessage(_Record):
-    """One turn. `content` is text or parts in their order."""
+    """One turn of a chat. `content` is a text, or parts in their order."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[Part]
@@ -88,7 +88,7 @@ class JsonSchema(_Record):
 
 
 class ResponseFormat(_Record):
-    """What an answer must be: text, any JSON object, or JSON of a schema."""
+    """The required format of an answer: text, any JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -102,9 +102,9 @@ class StreamOptions(_Record):
 
 
 class Common(msgspec.Struct, kw_only=True):
-    """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are vlkv's own.
+    """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are extensions of vlkv.
 
-    `kept` asks what was kept of the pictures. `user`, `metadata`, `store` and their like have no effect.
+    `kept` requests maps of the pictures' kept patches. `user`, `metadata`, `store` and similar fields have no effect.
     """
 
     model: str = ""
@@ -142,7 +142,7 @@ class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 
 class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """`POST /v1/completions`: text as it is, past the chat template."""
+    """`POST /v1/completions`: text without the chat template."""
 
     prompt: str | list[str]
     logprobs: int | None = None
@@ -150,7 +150,7 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 
 def decode(data: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> ChatRequest | CompletionRequest:
-    """A request from its body; what is wrong with it is a `RequestError` that names the field."""
+    """Parses a request's body. Raises `RequestError`, which names the field, for an invalid one."""
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

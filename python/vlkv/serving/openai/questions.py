@@ -1,4 +1,4 @@
-"""A request's fields to questions: one for each choice that it asks for."""
+"""Converts a request into questions, one for each choice that it requests."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from vlkv.serving.wire import check_images
 
 Read = Callable[[str], Awaitable[bytes]]
 MAX_TOKENS = 16
-"""Of a completion that does not say how many, as OpenAI's."""
+"""The default of a completion's `max_tokens`, as in OpenAI's API."""
 
 
 async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Question]:
-    """The questions of a chat completion, a choice each.
+    """The questions of a chat completion, one per choice.
 
     Args:
-        request: as it was sent.
+        request: the request.
         read: turns a picture's URL into its file.
-        policy: where the request names none.
+        policy: the policy if the request names none.
 
     Raises:
-        RequestError: no messages, too many pictures, or a setting that is not supported.
+        RequestError: there are no messages, too many pictures, or an unsupported setting.
     """
     if not request.messages:
         raise RequestError("messages is empty; give at least one message of role 'user'", param="messages")
@@ -69,12 +69,12 @@ async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Questio
 
 
 def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
-    """The questions of a completion: each prompt as it is, a choice each."""
+    """The questions of a completion, one per prompt and choice; prompts are used without a template."""
     if request.echo:
         raise RequestError("echo is not supported", param="echo", code="unsupported_parameter")
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if not 1 <= len(prompts) <= MAX_CHOICES:
-        raise RequestError(f"{len(prompts)} prompts; 1 to {MAX_CHOICES} are taken", param="prompt")
+        raise RequestError(f"{len(prompts)} prompts; 1 to {MAX_CHOICES} are allowed", param="prompt")
     settings = _settings(request, policy)
     settings["max_new_tokens"] = _positive(
         MAX_TOKENS if request.max_tokens is None else request.max_tokens, "max_tokens"
@@ -103,7 +103,7 @@ def _biases(given: dict[str, float]) -> dict[int, float]:
     try:
         return {int(token): bias for token, bias in given.items()}
     except ValueError:
-        raise RequestError("logit_bias has a key that is no token id", param="logit_bias") from None
+        raise RequestError("logit_bias has a key that is not a token id", param="logit_bias") from None
 
 
 def _positive(value: int, name: str) -> int:
@@ -130,7 +130,7 @@ def _schema(request: ChatRequest) -> str | None:
 
 
 def _choices(question: Question, request: Common) -> list[Question]:
-    """`n` choices; with a seed each has one of its own, so that they differ."""
+    """The `n` choices of a question; with a seed each choice has a seed of its own, so that they differ."""
     count = 1 if request.n is None else request.n
     if not 1 <= count <= MAX_CHOICES:
         raise RequestError(f"n {count} is outside 1 to {MAX_CHOICES}", param="n")

@@ -1,1 +1,1 @@
-"""vlkv on several machines: replicas of an engine behind Ray Serve."""
+"""Serving on several machines: replicas of an engine behind Ray Serve."""

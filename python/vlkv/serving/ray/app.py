@@ -1,7 +1,7 @@
-"""Ray Serve's deployments: replicas that hold an engine each, and an entrance that routes by picture.
+"""Ray Serve deployments: replicas with one engine each, and an entrance that routes by picture.
 
-A picture's requests go to the replica that has seen it, where its features and its keys and values still lie. A
-replica that dies loses its running answers; a request of which nothing was sent yet is given to another one.
+Requests with the same picture go to the replica that has seen it. A replica that dies loses its running answers; a
+request whose response has not begun is sent to another replica.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from vlkv.serving.openai.protocol import RequestError
 from vlkv.serving.ray.asgi import Headers, call
 
 PICTURES = 256
-"""Pictures of which a replica is known to hold something."""
+"""The most pictures per replica that the router remembers."""
 TRIES = 3
 MARK = b'"url"'
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """How many replicas there are.
+    """The description of a cluster.
 
     Fields:
-        engine: the engine directory, as every machine sees it.
-        replicas: how many; with `most` the least.
-        most: the most that autoscaling starts; None for a fixed number.
-        ongoing: requests of a replica that autoscaling aims at.
-        cpus: cores of a replica; an engine runs as many threads.
+        engine: the engine directory, by the path that every machine has.
+        replicas: the number of replicas; with `most` the smallest number.
+        most: the largest number of replicas under autoscaling; None for a fixed number.
+        ongoing: the requests per replica that autoscaling aims at.
+        cpus: cores per replica; its engine runs as many threads.
         scheduler: settings of each replica's scheduler.
-        settings: of its server.
+        settings: settings of each replica's server.
     """
 
     engine: str
@@ -54,7 +54,7 @@ class Cluster:
 
 
 class Replica:
-    """An engine and its scheduler; it answers whole HTTP requests."""
+    """An engine and its scheduler, which answer whole HTTP requests."""
 
     def __init__(self, cluster: Cluster) -> None:
         engine = Engine.load(cluster.engine, threads=max(1, int(cluster.cpus)))
@@ -64,11 +64,11 @@ class Replica:
 
     @serve.multiplexed(max_num_models_per_replica=PICTURES)  # type: ignore[untyped-decorator]
     async def _hold(self, key: str) -> str:
-        """Lets the router know that this replica has seen the picture."""
+        """Tells Ray's router that this replica has seen the picture."""
         return key
 
     async def forward(self, method: str, path: str, headers: Headers, body: bytes) -> AsyncIterator[Any]:
-        """Status and headers, then pieces of the body."""
+        """Yields status and headers, then pieces of the body."""
         key = serve.get_multiplexed_model_id()
         if key:
             await self._hold(key)
@@ -80,19 +80,19 @@ class Replica:
                 yield found
 
     def check_health(self) -> None:
-        """Ray replaces a replica for which this fails."""
+        """Raises if the scheduler has stopped; Ray then replaces the replica."""
         if not self._scheduler.alive:
             raise RuntimeError("the scheduler has stopped")
 
 
 class Entrance:
-    """Takes HTTP requests and gives each to a replica."""
+    """Accepts HTTP requests and forwards each to a replica."""
 
     def __init__(self, replicas: Any, max_body: int) -> None:
         self._replicas, self._max_body = replicas, max_body
 
     async def __call__(self, request: Request) -> Response:
-        """Answers one request, from another replica where the first dies before it has sent anything."""
+        """Answers one request; if a replica dies before it has sent anything, another one answers."""
         body = bytearray()
         async for piece in request.stream():
             body += piece
@@ -121,7 +121,7 @@ class Entrance:
 
 
 async def _rest(first: bytes, pieces: Any, headers: dict[str, str]) -> AsyncIterator[bytes]:
-    """The body; where the replica dies in the middle of a stream, the stream says so."""
+    """Yields the body; if the replica dies in the middle of a stream, the stream ends with an error event."""
     yield first
     try:
         async for piece in pieces:
@@ -134,7 +134,7 @@ async def _rest(first: bytes, pieces: Any, headers: dict[str, str]) -> AsyncIter
 
 
 def picture_key(body: bytes) -> str:
-    """A hash of a request's pictures, "" where it has none; nothing else of the body counts."""
+    """A hash of a request's pictures alone; "" without pictures."""
     if MARK not in body:
         return ""
     try:
@@ -153,7 +153,7 @@ def picture_key(body: bytes) -> str:
 
 
 def build(cluster: Cluster) -> serve.Application:
-    """The application for `serve.run`."""
+    """Makes the application for `serve.run`."""
     count: dict[str, Any] = {"num_replicas": cluster.replicas}
     if cluster.most is not None:
         count = {

@@ -1,4 +1,4 @@
-"""One request through an ASGI application in this process: its status and headers, then its body piece by piece."""
+"""Runs one request through an ASGI application in this process, and streams the response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 async def call(
     app: Callable[..., Any], method: str, path: str, headers: Headers, body: bytes
 ) -> AsyncIterator[tuple[int, list[tuple[bytes, bytes]]] | bytes]:
-    """Yields status and headers, then the body's pieces. Closing the iterator is a client that goes away."""
+    """Yields status and headers, then the body's pieces. Closing the iterator acts as a client that disconnects."""
     sent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     gone = asyncio.Event()
     given = iter([{"type": "http.request", "body": body, "more_body": False}])

@@ -1,1 +1,1 @@
-"""vlkv behind Triton Inference Server: the model repository, the model, a server process."""
+"""Serving with Triton Inference Server: the model repository, the model, and the server process."""

@@ -1,8 +1,7 @@
-"""`python -m vlkv.serving.triton MODEL_REPOSITORY [ARGUMENTS]` runs the tritonserver that is at hand until Ctrl-C.
+"""`python -m vlkv.serving.triton MODEL_REPOSITORY [ARGUMENTS]` runs the installed tritonserver until Ctrl-C.
 
-ARGUMENTS are the server's own.
-
-For one that `make .venv/served` installed: it knows its environment, its backends' folder and its libraries.
+ARGUMENTS are the server's own. For a server that `make .venv/served` installed, this command sets its environment, its
+backends' folder and its libraries.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from vlkv.serving.triton.supervisor import Supervisor
 
 
 def main() -> None:
-    """Runs the server, anew when a model's process dies; exit code 2 where there is none, or no repository."""
+    """Runs the server and restarts it if a model's process dies; exit code 2 if there is no server or repository."""
     try:
         if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
             raise VlkvError(

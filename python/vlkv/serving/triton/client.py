@@ -1,4 +1,4 @@
-"""Requests to a vlkv model over Triton's HTTP endpoint, streamed. Times in seconds."""
+"""A streaming client of a vlkv model on Triton's HTTP endpoint. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vlkv.serving.reply import Reply
 
 
 def encode_image(data: bytes) -> str:
-    """A picture's file for JSON."""
+    """Encodes a picture's file for JSON."""
     return base64.b64encode(data).decode()
 
 
 async def stream(
     session: aiohttp.ClientSession, url: str, body: dict[str, Any], model: str = "vlkv"
 ) -> AsyncIterator[dict[str, Any]]:
-    """Events of `generate_stream`; an error of the server is an event with `error`."""
+    """Yields the events of `generate_stream`; a server error is an event with `error`."""
     target = f"{url.rstrip('/')}/v2/models/{model}/generate_stream"
     async with session.post(target, json={**body, "stream": True}) as response:
         if response.content_type == "application/json":
@@ -33,7 +33,7 @@ async def stream(
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], model: str = "vlkv") -> Reply:
-    """One request, to its end; whatever goes wrong is in the reply."""
+    """Sends one request and reads it to its end; errors are in the reply."""
     reply, start = Reply(), perf_counter()
     try:
         async for event in stream(session, url, body, model):

@@ -1,4 +1,4 @@
-"""Between the scheduler's thread and Triton: one thread sends what tickets say, and asks who has gone away."""
+"""Connects the scheduler to Triton: one thread sends the tickets' pieces, and polls for cancelled requests."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from vlkv.serving.wire import ErrorKind, error_kind, error_text, usage
 from vlkv.storage.files import reason
 
 POLL = 0.1
-"""Seconds between two looks at who has gone away."""
+"""Seconds between two polls for cancelled requests."""
 ASKED = 16
-"""Requests that a look asks about: each costs as much as two responses."""
+"""Requests per poll: each costs as much as two responses."""
 
 CODES = {ErrorKind.INVALID: "INVALID_ARG", ErrorKind.FULL: "UNAVAILABLE", ErrorKind.INTERNAL: "INTERNAL"}
-"""Names of Triton's codes."""
+"""Triton's error codes by kind."""
 
 Event = tuple[Ticket, str | None]
 
 
 class Exchange(threading.Thread):
-    """Sends responses; pieces of one answer that come while it sends others go as one.
+    """Sends responses; pieces of one answer that arrive while it sends others are joined.
 
     Args:
         utils: Triton's `triton_python_backend_utils`.
-        tick: called about every `POLL` seconds, and before an answer's last response: who has that finds it counted.
+        tick: called about every `POLL` seconds, and before an answer's last response, so that metrics include it.
     """
 
     def __init__(self, utils: Any, tick: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class Exchange(threading.Thread):
         self._died: ServerStoppedError | None = None
 
     def follow(self, ticket: Ticket, sender: Any, stream: bool) -> None:
-        """Sends this ticket's answer, in pieces or whole; an error where the thread has ended."""
+        """Sends a ticket's answer, streamed or whole; sends an error if the thread has ended."""
         with self._lock:
             died = self._died
             if died is None:
@@ -61,9 +61,9 @@ class Exchange(threading.Thread):
         ticket.listen(hear)
 
     def close(self, timeout: float | None = None, left: BaseException | None = None) -> bool:
-        """Ends the thread after what was said so far; whether it has ended within `timeout` seconds.
+        """Ends the thread after the pieces so far; returns whether it has ended within `timeout` seconds.
 
-        With `left`, answers that have not ended by then end with that error.
+        If `left` is given, the answers that are still open end with that error.
         """
         self._events.put(None)
         self.join(timeout)
@@ -78,7 +78,7 @@ class Exchange(threading.Thread):
         self._send(sender, self._utils.InferenceResponse(error=refused), last=True)
 
     def run(self) -> None:
-        """The thread's work. An error that ends it ends every answer that it was to send."""
+        """The thread's loop. An error that ends it ends every open answer."""
         try:
             self._send_all()
         except BaseException as error:
@@ -108,7 +108,7 @@ class Exchange(threading.Thread):
                 next_look = monotonic() + POLL
 
     def _wait(self, seconds: float) -> list[Event | None]:
-        """All that was said since it was last asked; nothing where no one says anything for so long."""
+        """Returns all events since the last call; an empty list after `seconds` without events."""
         events: list[Event | None] = []
         try:
             events.append(self._events.get(timeout=seconds))
@@ -118,7 +118,7 @@ class Exchange(threading.Thread):
             return events
 
     def _look(self) -> None:
-        """Asks about those who were not asked for longest."""
+        """Polls the requests whose last poll is the oldest."""
         for ticket in list(self._open)[:ASKED]:
             sender, stream = self._open.pop(ticket)
             self._open[ticket] = (sender, stream)
@@ -157,7 +157,7 @@ class Exchange(threading.Thread):
             self.fail(sender, error)
 
     def _say(self, ticket: Ticket, pieces: list[str | None]) -> None:
-        """One response, however many pieces have come meanwhile; with the end, the last."""
+        """Sends one response for all pieces that have arrived; the last response if the answer has ended."""
         if ticket not in self._open:  # it was lost before
             return
         sender, stream = self._open[ticket]
@@ -186,7 +186,7 @@ class Exchange(threading.Thread):
         return self._utils.InferenceResponse(tensors)
 
     def _send(self, sender: Any, response: Any, last: bool = False) -> None:
-        """A client that is gone is no error."""
+        """Sends a response; a client that has disconnected is not an error."""
         flags = self._utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
         try:
             sender.send(response, flags=flags)

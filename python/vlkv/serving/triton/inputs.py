@@ -1,4 +1,4 @@
-"""A Triton request's tensors to a question."""
+"""Converts the tensors of a Triton request into a question."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Question, bool]:
-    """The question of a request, and whether its answer is to be streamed.
+    """The question of a request, and whether to stream its answer.
 
     Args:
-        tensors: the inputs that were given, by name: numbers and truth values `[1]`, texts as bytes `[1]` or `[N]`.
-        policy: where the request names none.
-        most_bytes: the longest prompt text that can be one; a longer one is not even tokenized.
+        tensors: the given inputs by name: numbers and booleans `[1]`, texts as bytes `[1]` or `[N]`.
+        policy: the policy if the request names none.
+        most_bytes: the longest possible prompt text; a longer one is refused before tokenisation.
 
     Raises:
-        PromptError, ImageError, SamplingError: a text that is none, a prompt that is too long, a picture that is
-            neither one nor base64.
+        PromptError, ImageError, SamplingError: a text is not UTF-8, the prompt is too long, or a picture is neither a
+            file nor base64.
     """
     prompt = _text(_one(tensors, "prompt", b""), "prompt")
     if len(prompt) > most_bytes:
         raise PromptError(
-            f"the prompt has {len(prompt)} characters, no prompt of this model has over {most_bytes}"
+            f"the prompt has {len(prompt)} characters, a prompt of this model has at most {most_bytes}"
         )
     images = list(tensors.get("images", np.empty(0)).reshape(-1))
     check_images(len(images))
@@ -58,7 +58,7 @@ def _one(tensors: Tensors, name: str, default: Any) -> Any:
         return default
     values = tensors[name].reshape(-1)
     if len(values) != 1:
-        raise SamplingError(f"{name} has {len(values)} values; one is wanted")
+        raise SamplingError(f"{name} has {len(values)} values; it must have one")
     return values[0]
 
 
@@ -67,5 +67,5 @@ def _text(value: bytes, name: str) -> str:
         return value.decode()
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"{name} is no UTF-8 text: byte {value[error.start]:#04x} at {error.start}"
+            f"{name} is not UTF-8 text: byte {value[error.start]:#04x} at {error.start}"
         ) from error

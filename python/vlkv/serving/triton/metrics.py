@@ -13,7 +13,7 @@ class Metrics:
 
     Args:
         utils: Triton's `triton_python_backend_utils`.
-        labels: of every metric.
+        labels: the labels of every metric.
     """
 
     def __init__(self, utils: Any, labels: dict[str, str]) -> None:
@@ -30,14 +30,14 @@ class Metrics:
             self._families.append(made)
             self._gauges[name] = made.Metric(labels=labels)
         made = family(
-            name="vlkv_finished_total", description="Answers by how they ended.", kind=family.COUNTER
+            name="vlkv_finished_total", description="Answers by finish reason.", kind=family.COUNTER
         )
         self._families.append(made)
         for reason in REASONS:
             self._reasons[reason] = made.Metric(labels={**labels, "reason": reason})
 
     def update(self, stats: Stats) -> None:
-        """Brings the metrics to the counters."""
+        """Updates the metrics to the counters."""
         for name, metric in self._counters.items():
             self._raise(metric, name, getattr(stats, name))
         for reason, metric in self._reasons.items():

@@ -1,4 +1,4 @@
-"""The Triton model: Triton's Python backend runs this class, one process an instance."""
+"""The Triton model: Triton's Python backend runs this class, in one process per instance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlkv.serving.triton.inputs import Tensors, to_question
 from vlkv.serving.triton.metrics import Metrics
 
 CHARACTERS_A_TOKEN = 32
-"""No text of natural language has more; what is longer than that times the model's positions is not tokenized."""
+"""More than any natural language has; a text longer than this times the model's positions is not tokenised."""
 MICRO = 1e-6
 DRAIN_SECONDS = 300.0
 """How long running answers may go on when the model is unloaded; tritonserver's own `--exit-timeout-secs` is 30 s."""
@@ -34,7 +34,7 @@ class TritonPythonModel:
     """See Triton's Python backend for when these methods are called."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Loads the engine; raising keeps the model unready, and the reason stands in the server's log."""
+        """Loads the engine; an exception keeps the model unready, and the server's log shows the reason."""
         config = json.loads(args["model_config"])
         given = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         self._inputs = [entry["name"] for entry in config["input"]]
@@ -71,7 +71,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> None:
-        """Takes requests; answers come later."""
+        """Submits requests; answers are sent later."""
         self._revive()
         for request in requests:
             sender = request.get_response_sender()
@@ -99,7 +99,7 @@ class TritonPythonModel:
         self._exchange.fail(sender, error)
 
     def finalize(self) -> None:
-        """Lets running answers end, then stops. Nothing makes it wait longer than its limits."""
+        """Waits for running answers, then stops. Each wait has a limit."""
         if not hasattr(self, "_exchange"):
             return
         self._admission.close(END_SECONDS)
@@ -114,7 +114,7 @@ class TritonPythonModel:
         return exchange
 
     def _revive(self) -> None:
-        """Puts a new thread in the place of one that an error has ended: Triton itself would never know."""
+        """Replaces a thread that an error has ended: Triton itself does not notice it."""
         if not self._scheduler.alive:
             pb_utils.Logger.log_error("vlkv: the scheduler had stopped; a new one begins")
             self._scheduler.close(drain=False, timeout=END_SECONDS)
@@ -135,7 +135,7 @@ def _instances(config: dict[str, Any]) -> int:
 
 
 def _deadline(request: Any) -> float | None:
-    """Seconds, from the request's `timeout` in microseconds: Triton's own field over gRPC, a parameter over HTTP."""
+    """The deadline in seconds from the request's `timeout` in microseconds: a gRPC field or an HTTP parameter."""
     timeout = request.timeout() or json.loads(request.parameters() or "{}").get("timeout", 0)
     try:
         return float(timeout) * MICRO if timeout else None

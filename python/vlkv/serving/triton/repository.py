@@ -1,4 +1,4 @@
-"""A Triton model repository for an engine: `config.pbtxt`, and a module that names the model's class."""
+"""Writes a Triton model repository for an engine: `config.pbtxt`, and a module that names the model's class."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INPUTS = (
     ("stop", "STRING", "-1", True),
     ("stream", "BOOL", "1", True),
 )
-"""Name, type, number of values (-1 any), whether it may be left out."""
+"""Name, type, number of values (-1 for any), and whether the input is optional."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
@@ -42,19 +42,19 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What `config.pbtxt` says of a model.
+    """The settings in a model's `config.pbtxt`.
 
     Fields:
-        engine: the engine directory, as the server sees it.
+        engine: the engine directory, by its path on the server.
         name: the model's name.
-        slots, memory, queue: of an instance's scheduler; a memory of `auto` is derived where the server runs.
-        policy: where a request names none.
-        threads: of one operator; 0 divides the cores by the instances.
-        instances: how many processes serve the model, each with an engine and slots of its own.
-        gpus: one instance group on these, else on the CPU.
-        prompt_tokens: of the longest prompt that is compressed; None for what the memory gives.
-        capacity: the most tokens of an answer in a layer; None for what the memory gives.
-        chunk: the most prompt tokens between two steps; None for the scheduler's own.
+        slots, memory, queue: settings of each instance's scheduler; `auto` is half of the memory at the server's start.
+        policy: the policy of requests that name none.
+        threads: threads of one operator; 0 divides the cores by the instances.
+        instances: the number of processes that serve the model, each with its own engine and lanes.
+        gpus: the devices of the instance group; empty for the CPU.
+        prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
+        capacity: the most tokens of a lane in each layer; None for what the memory allows.
+        chunk: the most prompt tokens between two steps; None for the scheduler's default.
     """
 
     engine: str
@@ -82,17 +82,17 @@ class Settings:
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     """Writes `target/NAME/{config.pbtxt,1/model.py}`, whole or not at all; returns the model's folder.
 
-    Other models of a repository stay; one of this name that `vlkv` wrote gets the new configuration.
+    Other models of the repository stay; a model of this name that `vlkv` wrote gets the new configuration.
 
     Raises:
-        VlkvError: no engine there, settings that can't work for it, a name that can't be a model's, or a folder of
-            that name that is someone else's.
+        VlkvError: there is no engine, the settings do not fit it, the name is invalid, or a folder of that name was
+            not written by vlkv.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", settings.name) is None:
-        raise VlkvError(f"model name {settings.name!a:.60} is not of letters, digits, '_', '-' and '.'")
+        raise VlkvError(f"model name {settings.name!a:.60} may have letters, digits, '_', '-' and '.' only")
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
-        raise EngineError(f"{show(engine)} holds graphs; make an engine of them with `vlkv build`")
+        raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
     policy = resolve(settings.policy)
     for name in ("queue", "instances", "chunk"):
         value = getattr(settings, name)
@@ -117,7 +117,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def config(settings: Settings) -> str:
-    """`config.pbtxt`."""
+    """The text of `config.pbtxt`."""
     inputs = ",\n".join(
         f'  {{ name: "{name}" data_type: TYPE_{kind} dims: [ {count} ]{" optional: true" if optional else ""} }}'
         for name, kind, count, optional in INPUTS
@@ -156,5 +156,5 @@ instance_group [ {{ count: {settings.instances} kind: {place} }} ]
 
 
 def _quote(text: str) -> str:
-    """A text between quotes of protobuf's text format."""
+    """Quotes a text for protobuf's text format."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

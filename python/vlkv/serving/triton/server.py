@@ -1,4 +1,4 @@
-"""A `tritonserver` process: found, started, waited for, stopped."""
+"""Finds, starts, waits for and stops a `tritonserver` process."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vlkv.errors import VlkvError
 
 VARIABLE = "VLKV_TRITONSERVER"
 VENV = Path(sys.prefix) / "tritonserver"
-"""Where `make .venv/served` puts the server of the wheel `nvidia-pytriton`: a virtual environment with NumPy 1 before
-this one's packages, as that server's Python backend is compiled for NumPy 1 and reads NumPy 2's arrays wrongly."""
+"""The virtual environment in which `make .venv/served` installs the server of the wheel `nvidia-pytriton`. It has NumPy
+1, because that server's Python backend is compiled for NumPy 1 and misreads arrays of NumPy 2."""
 HELP = f"no tritonserver: `make .venv/served` installs one, or put it on PATH or into {VARIABLE}"
 
 
 @dataclass(frozen=True)
 class Installation:
-    """A server's program, the environment that its Python backend runs, and its backends' folder where it is told."""
+    """A server's program, the environment of its Python backend, and its backends' folder if it is not the default."""
 
     program: Path
     prefix: Path
@@ -36,7 +36,7 @@ class Installation:
 
 
 def find() -> Installation:
-    """`VLKV_TRITONSERVER`, `tritonserver` on PATH, or the wheel's. `VlkvError` where there is none."""
+    """Finds `VLKV_TRITONSERVER`, `tritonserver` on PATH, or the wheel's server. Raises `VlkvError` without one."""
     named = os.environ.get(VARIABLE) or shutil.which("tritonserver")
     if named:
         return Installation(Path(named), Path(sys.prefix))
@@ -56,7 +56,7 @@ def find() -> Installation:
 
 
 def environment(installed: Installation) -> dict[str, str]:
-    """Variables under which the Python backend runs that environment: it takes the first `python3` of PATH."""
+    """Environment variables that make the Python backend use that environment: it runs the first `python3` of PATH."""
     found = dict(os.environ)
     found["PATH"] = f"{installed.prefix / 'bin'}{os.pathsep}{found.get('PATH', '')}"
     library = sysconfig.get_config_var("LIBDIR")
@@ -67,7 +67,7 @@ def environment(installed: Installation) -> dict[str, str]:
 
 
 def command(installed: Installation, repository: Path, arguments: Sequence[str]) -> list[str]:
-    """The command line that serves a model repository; `arguments` are the server's own."""
+    """The command line that serves a model repository; `arguments` are passed to the server."""
     found = [str(installed.program), f"--model-repository={repository.resolve()}", *arguments]
     if installed.backends is not None:
         found.append(f"--backend-directory={installed.backends}")
@@ -75,21 +75,21 @@ def command(installed: Installation, repository: Path, arguments: Sequence[str])
 
 
 def free_port() -> int:
-    """A port that no one uses now."""
+    """A currently unused port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 class Server:
-    """A running server; as a context manager it is stopped at the end.
+    """A running server; leaving its `with` block stops it.
 
     Args:
         repository: the model repository.
-        log: where its output goes.
-        ports: of HTTP, gRPC and metrics; free ones where None.
-        arguments: more of the command line.
-        grace: seconds that running answers get when it is stopped.
+        log: the file for its output.
+        ports: the ports of HTTP, gRPC and metrics; None takes free ones.
+        arguments: further arguments of the server.
+        grace: seconds that running answers have to finish when it is stopped.
     """
 
     def __init__(
@@ -122,19 +122,19 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the HTTP endpoint."""
+        """The URL of the HTTP endpoint."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def live(self) -> bool:
-        """Whether it answers."""
+        """Whether the server is live."""
         return self._ok("/v2/health/live")
 
     def ready(self, model: str = "vlkv") -> bool:
-        """Whether the model takes requests."""
+        """Whether the model is ready."""
         return self._ok(f"/v2/models/{model}/ready")
 
     def wait(self, model: str | None = "vlkv", timeout: float = 60.0) -> None:
-        """Returns when the model is ready (None: the server live); `VlkvError` with the log's end where it never is."""
+        """Waits until the model is ready (None: the server live). Raises `VlkvError` with the log's end otherwise."""
         end = monotonic() + timeout
         while not (self.live() if model is None else self.ready(model)):
             if self.process.poll() is not None or monotonic() > end:
@@ -143,7 +143,7 @@ class Server:
             sleep(0.05)
 
     def metrics(self) -> dict[str, float]:
-        """Values of the metrics endpoint by name, those of several labels added up."""
+        """The values of the metrics endpoint by name, summed over labels."""
         found: dict[str, float] = {}
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as reply:
             for line in reply.read().decode().splitlines():
@@ -153,7 +153,7 @@ class Server:
         return found
 
     def stop(self, kill_after: float | None = None) -> int:
-        """Asks it to end, which lets running answers end; returns its exit code."""
+        """Makes the server finish its running answers and exit; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:

@@ -1,0 +1,109 @@
+"""The adopted decoder beside the original, both in ONNX Runtime: a prompt, then a token behind its cache.
+
+This is what stands behind the parts of a graph that adoption does not read, such as its masks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from vlkv.errors import CheckpointError
+from vlkv_export.adopt.facts import Source
+
+PROMPT = 24
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+"""Of the largest logit: what the order of sums may change. Wrong positions or masks change logits by their own size."""
+CODES = 0.1
+"""The same where products round activations too (`MatMulNBits`): kernels of one row and of many round differently."""
+Floats = NDArray[np.float32]
+
+
+def compare(source: Source, folder: Path, table: Floats, dtype: str, codes: bool, seed: int = 0) -> float:
+    """The largest difference of logits, relative to the largest logit.
+
+    Args:
+        source: the original.
+        folder: the graph directory.
+        table: rows of the embedding table for the tokens `tokens(source, seed)`.
+        dtype: of the caches.
+        codes: whether the graph multiplies with quantised weights.
+        seed: of the tokens.
+
+    Raises:
+        CheckpointError: the answers differ by more than rounding.
+    """
+    ids = tokens(source, seed)
+    before, after = _original(source, ids), _adopted(source, folder, table, dtype)
+    largest = max(float(np.abs(one).max()) for one in before)
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)) / (largest or 1.0)
+    most = max(TOLERANCE[dtype], CODES if codes else 0.0)
+    if not worst <= most:
+        raise CheckpointError(
+            f"{source.graph}: logits of the adopted graph differ from the original's by {worst:.2g} of the largest; "
+            f"at most {most:g} is rounding. A mask or positions were not understood"
+        )
+    return worst
+
+
+def tokens(source: Source, seed: int = 0) -> NDArray[np.int64]:
+    """The tokens `[PROMPT + 1]` that both are asked."""
+    return np.random.default_rng(seed).integers(0, source.vocab, PROMPT + 1)
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_reuse = False  # onnxruntime-genai's float16 graphs name equal sizes that are not
+    return ort.InferenceSession(str(path), options)
+
+
+def _original(source: Source, ids: NDArray[np.int64]) -> list[Floats]:
+    session = _session(source.graph)
+    inputs = {value.name: value for value in session.get_inputs()}
+    names = [pattern % layer for layer in range(source.layers) for pattern in source.past]
+    made = [pattern % layer for layer in range(source.layers) for pattern in source.present]
+    half = "float16" in inputs[names[0]].type
+    empty = np.zeros((1, source.kv_heads, 0, source.head_dim), np.float16 if half else np.float32)
+    caches = dict.fromkeys(names, empty)
+    found, done = [], 0
+    for part in (ids[:PROMPT], ids[PROMPT:]):
+        end = done + len(part)
+        given = {
+            "input_ids": part[np.newaxis],
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": np.arange(done, end)[np.newaxis],
+            "use_cache_branch": np.array([done > 0]),
+        }
+        results = session.run(
+            [source.logits, *made], {name: value for name, value in given.items() if name in inputs} | caches
+        )
+        found.append(results[0][0, -1].astype(np.float32))
+        caches = dict(zip(names, results[1:], strict=True))
+        done = end
+    return found
+
+
+def _adopted(source: Source, folder: Path, table: Floats, dtype: str) -> list[Floats]:
+    session = _session(folder / "decoder.onnx")
+    shape = (1, source.kv_heads, PROMPT + 1, source.head_dim)
+    stored = np.float16 if dtype == "float16" else np.float32
+    kinds = [(kind, layer) for layer in range(source.layers) for kind in ("key", "value")]
+    caches = {f"{kind}_cache.{layer}": np.zeros(shape, stored) for kind, layer in kinds}
+    found, done = [], 0
+    for part in (table[:PROMPT], table[PROMPT:]):
+        end = done + len(part)
+        given = {
+            "inputs_embeds": part[np.newaxis],
+            "position_ids": np.arange(done, end)[np.newaxis],
+            "row_index": np.zeros((1, 0), np.int64),
+            "length": np.full((source.layers, 1), done),
+        }
+        results = session.run(["logits", *(f"new_{name}" for name in caches)], given | caches)
+        found.append(results[0][0].astype(np.float32))
+        caches = dict(zip(caches, results[1:], strict=True))
+        done = end
+    return found

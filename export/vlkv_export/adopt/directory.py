@@ -1,0 +1,194 @@
+"""`vlkv adopt`: the graph directory of a decoder that another exporter wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vlkv.errors import CheckpointError
+from vlkv.inputs.embedding import TokenEmbedding
+from vlkv.storage.directories import new_directory
+from vlkv.storage.files import link_or_copy
+from vlkv.storage.image_facts import text_alone
+from vlkv.storage.manifest import (
+    FORMAT_VERSION,
+    Embedding,
+    GenerationFacts,
+    Manifest,
+    TextFacts,
+    TokenFacts,
+    write,
+)
+from vlkv_export.adopt import check
+from vlkv_export.adopt import weights as adopted_weights
+from vlkv_export.adopt.decoder import DTYPES, adopt_decoder
+from vlkv_export.adopt.facts import Source
+from vlkv_export.adopt.folder import GENAI, load_graph, read_folder
+from vlkv_export.checkpoint import Checkpoint, generation, prompt
+from vlkv_export.checkpoint.fields import Fields, read_object
+from vlkv_export.checkpoint.layout import HEAD
+from vlkv_export.directory import compute_dtype, file_facts, versions
+from vlkv_export.graph.builder import DTYPES as IR_DTYPES
+from vlkv_export.models import build_vision, read_checkpoint
+from vlkv_export.ops import compress_model
+from vlkv_export.weights.files import write_weights
+
+Report = Callable[[str], None]
+VISION = "vision.safetensors"
+NONE = {"bos": None, "eos": None, "pad": None}
+
+
+def adopt_folder(
+    folder: Path,
+    target: Path,
+    decoder: str | None = None,
+    vision: Path | None = None,
+    compared: bool = True,
+    report: Report = lambda step: None,
+    tell: Report = lambda note: None,
+) -> Manifest:
+    """Writes the graph directory of a foreign decoder; `target` appears whole or not at all.
+
+    Args:
+        folder: what onnxruntime-genai's builder, Optimum or onnx-community's scripts wrote.
+        target: the graph directory to make.
+        decoder: the decoder's file in the folder, where it is not the usual one.
+        vision: a LLaVA checkpoint with the same text model, whose tower, tokenizer and prompts are used; None: the
+            engine takes text alone.
+        compared: whether to run both graphs and compare their logits; takes the model's memory, once.
+        report: told the name of each step as it begins.
+        tell: told what was rewritten, a line each.
+
+    Raises:
+        CheckpointError: the folder or its graph is not understood, or the result's logits are others.
+        EngineError: `target` exists and is no directory of vlkv's.
+    """
+    report("reading the folder")
+    source = read_folder(folder, decoder)
+    sight = None if vision is None else _sight(source, vision)
+    texts = _texts(source) if sight is None else _texts_of(sight)
+    report("rewriting the decoder")
+    adopted = adopt_decoder(load_graph(source), source)
+    turned = adopted_weights.turn_matrices(adopted.model)
+    for name, count in {**adopted.counts, "matrix": turned}.items():
+        tell(f"{name}: {count} rewritten")
+    with new_directory(target) as made:
+        report("writing the weights")
+        offset, dtype = adopted_weights.write(adopted, source, made)
+        for name in texts.files:
+            link_or_copy(texts.folder / name, made / name)
+        if sight is not None:
+            report("building the vision graph")
+            ir.save(_vision(sight, made), made / "vision.onnx")
+        ir.save(adopted.model, made / "decoder.onnx")
+        ir.save(
+            compress_model(IR_DTYPES[adopted.dtype], source.kv_heads, source.head_dim), made / "compress.onnx"
+        )
+        window = adopted.window or source.sliding_window
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            kind="graphs",
+            backend="none",
+            operators="functions",
+            cache_dtype=adopted.dtype,
+            text=TextFacts(
+                architecture=source.architecture,
+                layers=source.layers,
+                query_heads=source.query_heads,
+                kv_heads=source.kv_heads,
+                head_dim=source.head_dim,
+                hidden=source.hidden,
+                vocab=source.vocab,
+                max_positions=min(source.max_positions, window or source.max_positions),
+                sliding_window=window,
+            ),
+            image=text_alone(source.vocab) if sight is None else sight.image,
+            tokens=texts.tokens,
+            generation=texts.settings,
+            embedding=Embedding(
+                file=adopted_weights.FILE,
+                offset=offset,
+                dtype=DTYPES[dtype],
+                shape=(source.vocab, source.hidden),
+            ),
+            chat_template=texts.template,
+            versions=versions("vlkv", "onnx", "onnx-ir", "onnxscript"),
+            files=file_facts(made, hash_weights=False),
+        )
+        write(made, manifest)
+        if compared:
+            report("comparing logits with the original's")
+            rows = TokenEmbedding(made, manifest.embedding).rows(check.tokens(source))
+            worst = check.compare(source, made, rows, adopted.dtype, adopted.codes)
+            tell(f"logits differ from the original's by {worst:.1e} of the largest")
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What lies beside the graph: tokenizer files, ids that start and end a text, settings, and the chat template."""
+
+    folder: Path
+    files: tuple[str, ...]
+    tokens: TokenFacts
+    settings: GenerationFacts
+    template: str | None
+
+
+def _texts(source: Source) -> _Texts:
+    folder = source.folder
+    if (folder / GENAI).is_file():
+        config = Fields(read_object(folder / GENAI), str(folder / GENAI))
+        search = config.child("search")
+        settings = GenerationFacts(
+            repetition_penalty=search.number("repetition_penalty", 1.0),
+            no_repeat_ngram_size=search.integer("no_repeat_ngram_size", 0, low=0),
+            min_length=search.integer("min_length", 0, low=0),
+        )
+        config = config.child("model")
+    else:
+        config = Fields(read_object(folder / "config.json"), str(folder / "config.json"))
+        settings, _ = generation.read_generation(folder, source.vocab)
+    return _Texts(
+        folder,
+        prompt.tokenizer_files(folder),
+        prompt.read_tokens(folder, config, source.vocab, NONE),
+        settings,
+        prompt.read_chat_template(folder),
+    )
+
+
+def _texts_of(checkpoint: Checkpoint) -> _Texts:
+    return _Texts(
+        checkpoint.folder,
+        checkpoint.tokenizer_files,
+        checkpoint.tokens,
+        checkpoint.generation,
+        checkpoint.chat_template,
+    )
+
+
+def _sight(source: Source, vision: Path) -> Checkpoint:
+    """The checkpoint whose tower is used. `CheckpointError` where its text model has other sizes."""
+    checkpoint = read_checkpoint(vision)
+    ours, theirs = (source.hidden, source.vocab), (checkpoint.text.hidden, checkpoint.text.vocab)
+    if ours != theirs:
+        raise CheckpointError(
+            f"{vision}: its text model has hidden size and vocabulary {theirs}, the decoder {ours}; "
+            "give the checkpoint that the decoder was exported from"
+        )
+    return checkpoint
+
+
+def _vision(checkpoint: Checkpoint, made: Path) -> ir.Model:
+    """The vision graph; its weights alone are written into the directory."""
+    own = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith("text.") and name != HEAD
+    }
+    placed = write_weights(checkpoint.folder, made / VISION, own, set(own))
+    return build_vision(replace(checkpoint, tensors=placed), compute_dtype(checkpoint))

@@ -1,0 +1,70 @@
+"""The token embedding of a foreign decoder: a table in floats, or what makes its rows.
+
+The runtime looks tokens up by itself, in a table of floats. Where the graph gathers from a matrix, or from the
+vocabulary's matrix turned (tied embeddings), that is the table. Else, with 4-bit codes for instance, the nodes are cut
+out and give all rows once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from vlkv.errors import CheckpointError
+
+LOOKUPS = ("Gather", "GatherBlockQuantized")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """How tokens become rows `[S,hidden]`.
+
+    Fields:
+        output: what the graph's lookup gives; something else takes its place.
+        matrix: the weight that is the table `[V,hidden]`, or with `turned` its transpose; None: neither.
+        turned: whether the matrix is `[hidden,V]`.
+        graph: from `input_ids` to the rows, with all that it needs.
+    """
+
+    output: ir.Value
+    matrix: ir.Value | None
+    turned: bool
+    graph: ir.Graph
+
+
+def find_lookup(graph: ir.Graph) -> Lookup:
+    """The one node that looks up `input_ids`. `CheckpointError` where there is none, or several."""
+    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    if ids is None:
+        names = [value.name for value in graph.inputs][:4]
+        raise CheckpointError(f"the graph has no input 'input_ids' but {names}; expected a decoder of tokens")
+    found = [node for node in ids.consumers() if node.op_type in LOOKUPS and node.inputs[1] is ids]
+    if len(found) != 1:
+        raise CheckpointError(f"{len(found)} nodes look up 'input_ids'; expected one {' or '.join(LOOKUPS)}")
+    (node,) = found
+    table, turned = node.inputs[0], False
+    maker = None if table is None else table.producer()
+    if maker is not None and maker.op_type == "Transpose" and node.op_type == "Gather":
+        table, turned = maker.inputs[0], True
+    plain = node.op_type == "Gather" and table is not None and table.is_initializer()
+    return Lookup(
+        node.outputs[0], table if plain else None, turned, ir.convenience.extract(graph, [ids], node.outputs)
+    )
+
+
+def all_rows(lookup: Lookup, vocab: int) -> ir.TensorProtocol:
+    """The rows `[V,hidden]` in float32, as ONNX Runtime computes them."""
+    import onnxruntime as ort
+
+    graph = lookup.graph
+    for name, value in graph.initializers.items():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=name)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    session = ort.InferenceSession(model, options)
+    rows = session.run(None, {"input_ids": np.arange(vocab)[np.newaxis]})[0][0]
+    return ir.Tensor(rows.astype(np.float32))

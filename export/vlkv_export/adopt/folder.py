@@ -1,0 +1,143 @@
+"""A folder with a decoder that another exporter wrote: whose it is, and what its configuration says.
+
+`genai_config.json` tells of onnxruntime-genai's builder; `config.json` beside `*.onnx` of Optimum's and
+onnx-community's scripts, whose graphs lie in the folder itself or in `onnx/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vlkv.errors import CheckpointError
+from vlkv.storage.files import reason
+from vlkv_export.adopt.facts import Source
+from vlkv_export.checkpoint.fields import Fields, read_object
+
+GENAI = "genai_config.json"
+NAMES = (
+    "decoder_model_merged.onnx",
+    "model.onnx",
+    "decoder_with_past_model.onnx",
+    "decoder_model.onnx",
+)
+"""Files of a decoder with a cache, as Optimum and onnx-community name them; the first that is there."""
+PAST = ("past_key_values.%d.key", "past_key_values.%d.value")
+PRESENT = ("present.%d.key", "present.%d.value")
+
+
+def read_folder(folder: Path, graph: str | None = None) -> Source:
+    """Finds the decoder and reads its configuration.
+
+    Args:
+        folder: what the exporter wrote.
+        graph: the decoder's file in the folder, where it is not the usual one.
+
+    Raises:
+        CheckpointError: no configuration, no decoder, or a field that is missing or wrong.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give what onnxruntime-genai or Optimum wrote")
+    if (folder / GENAI).is_file():
+        return _genai(folder, graph)
+    if (folder / "config.json").is_file():
+        return _transformers(folder, graph)
+    raise CheckpointError(
+        f"{folder} has neither {GENAI} nor config.json; give what onnxruntime-genai or Optimum wrote"
+    )
+
+
+def load_graph(source: Source) -> ir.Model:
+    """The decoder's graph, its weights by reference. `CheckpointError` where the file is no ONNX model."""
+    try:
+        model = ir.load(source.graph)
+    except Exception as error:  # protobuf and onnx-ir raise whatever bad bytes lead them to
+        raise CheckpointError(f"{source.graph}: not an ONNX model: {reason(error)}") from None
+    if not model.graph.outputs:
+        raise CheckpointError(f"{source.graph}: not an ONNX model: it has no outputs")
+    _check_files(model, source)
+    return model
+
+
+def _check_files(model: ir.Model, source: Source) -> None:
+    """Weights lie in plain files beside the graph, and inside them."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        name = str(tensor.location)
+        if Path(name).name != name or name in (".", ".."):
+            raise CheckpointError(
+                f"{source.graph}: weight {value.name!r} lies in {name!a:.80}, not beside the graph"
+            )
+        path = source.graph.parent / name
+        size = path.stat().st_size if path.is_file() else -1
+        end = (tensor.offset or 0) + (tensor.nbytes if tensor.length is None else tensor.length)
+        if size < end:
+            found = "is missing" if size < 0 else f"has {size} bytes"
+            raise CheckpointError(f"{path} {found}; weight {value.name!r} ends at byte {end}")
+
+
+def _genai(folder: Path, graph: str | None) -> Source:
+    config = Fields(read_object(folder / GENAI), str(folder / GENAI))
+    model = config.child("model")
+    decoder = model.child("decoder")
+    names, made = decoder.child("inputs"), decoder.child("outputs")
+    return Source(
+        folder=folder,
+        graph=_graph(folder, graph or decoder.string("filename", "model.onnx")),
+        exporter="onnxruntime-genai",
+        architecture=model.string("type", "llama"),
+        past=(names.string("past_key_names", PAST[0]), names.string("past_value_names", PAST[1])),
+        present=(
+            made.string("present_key_names", PRESENT[0]),
+            made.string("present_value_names", PRESENT[1]),
+        ),
+        logits=made.string("logits", "logits"),
+        layers=decoder.integer("num_hidden_layers", low=1),
+        query_heads=decoder.integer("num_attention_heads", low=1),
+        kv_heads=decoder.integer("num_key_value_heads", low=1),
+        head_dim=decoder.integer("head_size", low=1),
+        hidden=decoder.integer("hidden_size", low=1),
+        vocab=model.integer("vocab_size", low=1),
+        max_positions=model.integer("context_length", low=1),
+        sliding_window=None,
+    )
+
+
+def _transformers(folder: Path, graph: str | None) -> Source:
+    config = Fields(read_object(folder / "config.json"), str(folder / "config.json"))
+    text = config.child("text_config") if "text_config" in config else config
+    heads, hidden = text.integer("num_attention_heads", low=1), text.integer("hidden_size", low=1)
+    positions = text.integer("max_position_embeddings", low=1)
+    window = text.integer("sliding_window", 0, low=0) if text.get("use_sliding_window") is not False else 0
+    return Source(
+        folder=folder,
+        graph=_graph(folder, graph),
+        exporter="Optimum or onnx-community",
+        architecture=text.string("model_type", "llama"),
+        past=PAST,
+        present=PRESENT,
+        logits="logits",
+        layers=text.integer("num_hidden_layers", low=1),
+        query_heads=heads,
+        kv_heads=text.integer("num_key_value_heads", heads, low=1),
+        head_dim=text.integer("head_dim", hidden // heads, low=1),
+        hidden=hidden,
+        vocab=text.integer("vocab_size", low=1),
+        max_positions=min(positions, window or positions),
+        sliding_window=window or None,
+    )
+
+
+def _graph(folder: Path, name: str | None) -> Path:
+    wanted = (name,) if name else NAMES
+    for found in (folder / part / one for one in wanted for part in ("", "onnx")):
+        if found.is_file():
+            return found
+    there = sorted(path.name for path in [*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
+    raise CheckpointError(
+        f"{folder} has no {' or '.join(wanted)}, but {', '.join(there[:6]) or 'no graphs'}; "
+        "name the decoder with --decoder"
+    )

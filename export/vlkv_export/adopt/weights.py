@@ -1,0 +1,138 @@
+"""The weights of an adopted graph, written once into one safetensors file.
+
+Matrices of floats are written as `[outputs, inputs]` and multiplied by their transpose, as vlkv's own graphs have them,
+so that `vlkv build --weights` applies to them. Everything else, 4-bit codes for instance, is copied byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from vlkv.errors import CheckpointError
+from vlkv_export.adopt.decoder import Adopted
+from vlkv_export.adopt.embedding import Lookup, all_rows
+from vlkv_export.adopt.facts import Source
+from vlkv_export.passes.edit import new_node
+
+FILE = "weights.safetensors"
+TABLE = "text.embed_tokens.weight"
+SMALL = 1024
+"""Weights of at most so many bytes stay in the graph's file."""
+ALIGNMENT = 64
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+NAMES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.DOUBLE: "F64",
+    ir.DataType.INT64: "I64",
+    ir.DataType.INT32: "I32",
+    ir.DataType.INT8: "I8",
+    ir.DataType.UINT8: "U8",
+    ir.DataType.BOOL: "BOOL",
+}
+"""How safetensors calls a dtype; others are written as bytes."""
+
+
+def turn_matrices(model: ir.Model) -> int:
+    """Puts `MatMul(x, Transpose(w))` in the place of `MatMul(x, w)`, `w` a matrix of floats that only products read.
+
+    The values of the weights turn here; `write` asks for one at a time. Returns how many matrices turned.
+    """
+    count = 0
+    for name, weight in model.graph.initializers.items():
+        tensor, users = weight.const_value, list(weight.consumers())
+        if tensor is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2 or not users:
+            continue
+        if any(node.op_type != "MatMul" or list(node.inputs).index(weight) != 1 for node in users):
+            continue
+        turned = ir.LazyTensor(
+            lambda tensor=tensor, name=name: ir.Tensor(  # type: ignore[misc]
+                np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype, name=name
+            ),
+            dtype=tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()[::-1]),
+            name=name,
+        )
+        weight.const_value, weight.shape = turned, turned.shape
+        for number, node in enumerate(users):
+            back = ir.Value(name=f"{name}.transposed.{number}", type=weight.type)
+            model.graph.insert_before(
+                node,
+                new_node("Transpose", [weight], [back], {"perm": [1, 0]}, name=f"{name}/Transpose.{number}"),
+            )
+            node.replace_input_with(1, back)
+        count += 1
+    return count
+
+
+def write(
+    adopted: Adopted, source: Source, folder: Path, advance: Callable[[int], None] = lambda count: None
+) -> tuple[int, ir.DataType]:
+    """Writes the graph's large weights and the embedding table; the graph then refers to the file.
+
+    Returns:
+        Where the table begins in the file, and its dtype.
+    """
+    graph = adopted.model.graph
+    table = _table(adopted.lookup, source)
+    tensors = {} if isinstance(table, str) else {TABLE: table}
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if tensor.nbytes > SMALL and tensor.dtype != ir.DataType.STRING:
+            tensors[name] = tensor
+        elif isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        known = NAMES.get(tensor.dtype)
+        shape = list(tensor.shape.numpy()) if known else [tensor.nbytes]
+        header[name] = {
+            "dtype": known or "U8",
+            "shape": shape,
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    start = 8 + len(text)
+    with (folder / FILE).open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            out.write(tensor.tobytes())
+            advance(tensor.nbytes)
+    offsets, at = {}, start
+    for name, tensor in tensors.items():
+        offsets[name] = at
+        if name != TABLE:
+            graph.initializers[name].const_value = ir.ExternalTensor(
+                FILE, at, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+        at += tensor.nbytes
+    name = table if isinstance(table, str) else TABLE
+    return offsets[name], tensors[name].dtype
+
+
+def _table(lookup: Lookup, source: Source) -> ir.TensorProtocol | str:
+    """The table `[V,hidden]` of token embeddings in floats, or the name of the turned matrix that is it."""
+    if lookup.matrix is None:
+        return all_rows(lookup, source.vocab)
+    matrix, tensor = lookup.matrix, lookup.matrix.const_value
+    shape = None if tensor is None else tuple(tensor.shape.numpy())
+    # a matrix that only products read was turned already
+    tied = lookup.turned and isinstance(tensor, ir.LazyTensor)
+    if tensor is None or tensor.dtype not in FLOATS or shape != (source.vocab, source.hidden):
+        if lookup.turned and shape == (source.hidden, source.vocab):
+            return all_rows(lookup, source.vocab)
+        raise CheckpointError(
+            f"{source.graph}: the token embedding is {list(shape or ())}; "
+            f"the configuration says [{source.vocab}, {source.hidden}] of floats"
+        )
+    return str(matrix.name) if tied else tensor
