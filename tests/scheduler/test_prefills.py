@@ -98,6 +98,23 @@ def test_steps_have_their_share_of_the_time():
     assert found.next() is one
 
 
+def test_the_more_wait_the_longer_prefill_takes():
+    found, queue = prefills(), deque(pending(10**6) for _ in range(6))
+    answers = [pending(1)] * 2
+    found.choose(queue, answers)
+    one = found.running[0]
+    one.token_seconds = 1e-4
+    assert found.tokens(one, 0.01) == 256, "six want two answers' time: 1.5 steps thrice"
+    queue.clear()
+    found.choose(queue, answers)
+    assert found.tokens(one, 0.01) == 128
+    few = prefills(lanes=3)
+    few.choose(deque(pending(10**6) for _ in range(6)), answers)
+    few.running[0].token_seconds = 1e-4
+    few.choose(deque(pending(10**6) for _ in range(6)), answers)
+    assert few.tokens(few.running[0], 0.01) == 128, "who has no lane to wait for does not count"
+
+
 def test_parts_follow_the_time_that_tokens_take():
     found, one = prefills(), pending(4000)
     assert found.tokens(one, 0.004) == GRAIN

@@ -136,7 +136,7 @@ def test_answers_are_those_of_requests_alone(
         assert same(one, other), question
         for ours, theirs in zip(one.positions or [], other.positions or [], strict=True):
             assert (ours == theirs).all()
-    assert stats.rows > 1.5 * stats.steps, "answers did not run side by side"
+    assert stats.rows > 1.1 * stats.steps, "answers did not run side by side"
     assert stats.generated_tokens == sum(len(result.token_ids) for result in alone)
     assert stats.prompt_tokens == sum(result.prompt_tokens for result in alone)
     assert sum(stats.finished.values()) == stats.submitted == len(questions)

@@ -1,8 +1,9 @@
 """The prompts in prefill: which one begins, which one goes on, how much of it, and in which lane it lies.
 
 A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
-steps, over any time longer than a part: an answer's tokens take at most 1 + `SHARE` times as long as without it. How
-many tokens a part has follows from how long the last ones took.
+steps, averaged over more than one part: a token takes at most 1 + `SHARE` times as long as without prefill. If more
+requests wait for a free lane than answers run, prefill takes longer in that proportion, since slow steps of few
+answers would delay more people. The number of tokens of a part follows from the duration of the last ones.
 
 The oldest prompt and the shortest go on by turns, so that a short one waits for one part of a long one, and a long one
 has half of the time whatever comes. A second prompt begins only where it is less than half as long as what is left of
@@ -48,12 +49,16 @@ class Prefills:
         self.running: list[Pending] = []
         self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
         self._debt = 0.0
+        self._share = SHARE
         self._oldest_next = False
         self._token_seconds = 0.0
 
     def choose(self, queue: deque[Pending], answers: list[Pending]) -> Pending | None:
-        """Who may begin now; it is then no longer in the queue, and in `running`."""
-        if not queue or len(self.running) >= MOST or len(self.running) + len(answers) >= self._lanes.lanes:
+        """Moves the request that may begin now from the queue to `running`; None if there is none."""
+        free_lanes = self._lanes.lanes - len(answers) - len(self.running)
+        wanting = len(self.running) + max(0, min(len(queue), free_lanes))
+        self._share = SHARE * max(1.0, wanting / max(1, len(answers)))
+        if not queue or len(self.running) >= MOST or free_lanes <= 0:
             return None
         used = sum(one.lane_bytes for one in answers)
         used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
@@ -85,13 +90,13 @@ class Prefills:
         return min(self.running, key=lambda one: one.ticket.submitted)
 
     def tokens(self, one: Pending, step_seconds: float) -> int:
-        """How many of its tokens to run: what takes `SHARE` steps, or `IDLE_SECONDS` where none runs (0)."""
+        """How many of its tokens to run: as many as take its share of a step, or `IDLE_SECONDS` if no answer runs."""
         if self._equal:
             return self._chunk
         known = one.token_seconds or self._token_seconds
         if not known:
             return min(GRAIN, self._chunk)
-        wanted = int((SHARE * step_seconds or IDLE_SECONDS) / known)
+        wanted = int((self._share * step_seconds or IDLE_SECONDS) / known)
         return min(max(wanted - wanted % GRAIN, GRAIN), self._chunk)
 
     def spent(self, one: Pending, seconds: float, answers: bool) -> None:
@@ -101,7 +106,7 @@ class Prefills:
 
     def stepped(self, seconds: float) -> None:
         """Counts a decode step."""
-        self._debt = max(-SHARE * seconds, self._debt - SHARE * seconds)
+        self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
 
     def idle(self) -> None:
         """No answer runs: there is no one to be slowed."""
