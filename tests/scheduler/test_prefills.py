@@ -104,7 +104,7 @@ def test_the_more_wait_the_longer_prefill_takes():
     found.choose(queue, answers)
     one = found.running[0]
     one.token_seconds = 1e-4
-    assert found.tokens(one, 0.01) == 256, "six want two answers' time: 1.5 steps thrice"
+    assert found.tokens(one, 0.01) == 256, "six want 1.5 steps each"
     queue.clear()
     found.choose(queue, answers)
     assert found.tokens(one, 0.01) == 128

@@ -1,9 +1,9 @@
 """The prompts in prefill: which one begins, which one goes on, how much of it, and in which lane it lies.
 
 A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
-steps, averaged over more than one part: a token takes at most 1 + `SHARE` times as long as without prefill. If more
-requests wait for a free lane than answers run, prefill takes longer in that proportion, since slow steps of few
-answers would delay more people. The number of tokens of a part follows from the duration of the last ones.
+steps, averaged over more than one part, for each prompt that is in prefill or could be: beside one long prompt, a token
+takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
+answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
 
 The oldest prompt and the shortest go on by turns, so that a short one waits for one part of a long one, and a long one
 has half of the time whatever comes. A second prompt begins only where it is less than half as long as what is left of
@@ -57,7 +57,7 @@ class Prefills:
         """Moves the request that may begin now from the queue to `running`; None if there is none."""
         free_lanes = self._lanes.lanes - len(answers) - len(self.running)
         wanting = len(self.running) + max(0, min(len(queue), free_lanes))
-        self._share = SHARE * max(1.0, wanting / max(1, len(answers)))
+        self._share = SHARE * max(1, wanting)
         if not queue or len(self.running) >= MOST or free_lanes <= 0:
             return None
         used = sum(one.lane_bytes for one in answers)
