@@ -1,8 +1,6 @@
-// VlkvAttend: query [B, Hq, S, D], key, value [B, Hkv, S, D], key_cache, value_cache [B, Hkv, C, D], length,
-// count [B]
-// -> result [B, Hq, S, D], new_key_cache, new_value_cache, which share the caches' memory.
+// VlkvAttend: query [B, Hq, S, D], key, value [B, Hkv, S, D], key_cache, value_cache [B, Hkv, C, D],
+// length, count [B] -> result [B, Hq, S, D], new_key_cache, new_value_cache, which share the caches' memory.
 #include <algorithm>
-#include <cmath>
 
 #include "common.h"
 #include "vlkv/cuda.h"
@@ -24,8 +22,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
 
   static AttendPlugin* create(const Attributes& attributes) {
     const float scale = attributes.number("scale");
-    require(std::isfinite(scale) && scale > 0.0F, kName, "attribute scale is ", scale,
-            ", not a finite number above 0");
+    require_scale(kName, scale);
     return new AttendPlugin(scale);
   }
 
@@ -65,8 +62,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
                                  int32_t input_count, int32_t output_count) noexcept override {
     return guarded(false, [&] {
       require_counts(tensors, input_count, tensors, output_count);
-      require(position >= 0 && position < kInputs + kOutputs, kName, "position is ", position,
-              ", not in [0, ", kInputs + kOutputs, ")");
+      require_position(kName, position, kInputs + kOutputs);
       const PluginTensorDesc& tensor = tensors[position].desc;
       return tensor.format == nvinfer1::TensorFormat::kLINEAR &&
              takes(position, tensor.type, tensors[kQuery].desc.type);
@@ -111,8 +107,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
   int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
                   void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
     return status([&] {
-      require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, kName,
-              "enqueue was given a null array");
+      require_arrays(kName, in, out, inputs, outputs);
       for (const int32_t output : {kNewKeyCache, kNewValueCache}) {
         require(
             outputs[output - kInputs] == inputs[getAliasedInput(output - kInputs)], kName, kTensors[output],
@@ -152,12 +147,10 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
   }
 
   static void require_counts(const void* in, int32_t input_count, const void* out, int32_t output_count) {
-    require(input_count == kInputs, kName, "has ", input_count, " inputs, not ", kInputs);
-    require(output_count == kOutputs, kName, "has ", output_count, " outputs, not ", kOutputs);
-    require(in != nullptr && out != nullptr, kName, "was given a null array of inputs or outputs");
+    tensorrt::require_counts(kName, in, input_count, kInputs, out, output_count, kOutputs);
   }
 
-  // `cache` is the query's type: all but the counts have it.
+  // `cache` is the query's type, which all tensors but length and count share.
   static bool takes(int32_t tensor, DataType type, DataType cache) noexcept {
     if (tensor == kLength || tensor == kCount) return type == DataType::kINT64;
     return tensor == kQuery ? type == DataType::kHALF || type == DataType::kBF16 : type == cache;
@@ -167,11 +160,10 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
     const char* const wanted = tensor == kLength || tensor == kCount ? "int64"
                                : tensor == kQuery                    ? "float16 or bfloat16"
                                                                      : "the query's type";
-    require(takes(tensor, type, cache), kName, kTensors[tensor], " is ", type_name(type), " (",
-            static_cast<int>(type), "), not ", wanted);
+    tensorrt::require_type(kName, kTensors[tensor], takes(tensor, type, cache), type, wanted);
   }
 
-  // Checks types, ranks and that sizes agree. Those not known yet stay -1.
+  // Checks types, ranks and that sizes agree. Unknown sizes stay -1.
   template <class Tensors>
   static AttendRowsParams sizes(const Tensors& tensor) {
     for (int32_t i = 0; i < kInputs + kOutputs; ++i) {
@@ -191,8 +183,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
       agree(kName, kTensors[i], of_cache ? "C" : "S", of_cache ? p.slots : p.rows, dims.d[2]);
       agree(kName, kTensors[i], "D", p.head_dim, dims.d[3]);
     }
-    require(p.query_heads <= 0 || p.kv_heads <= 0 || p.query_heads % p.kv_heads == 0, kName,
-            "query has Hq = ", p.query_heads, ", no multiple of the caches' Hkv = ", p.kv_heads);
+    require_groups(kName, p.query_heads, p.kv_heads, "key_cache");
     return p;
   }
 

@@ -1,6 +1,7 @@
 #include "common.h"
 
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
@@ -105,6 +106,37 @@ void require_rank(const char* op, const char* name, int32_t rank, int32_t wanted
   require(rank == wanted, op, name, " has rank ", rank, ", not ", wanted);
 }
 
+void require_scale(const char* op, float scale) {
+  require(std::isfinite(scale) && scale > 0.0F, op, "attribute scale is ", scale,
+          ", not a finite number above 0");
+}
+
+void require_counts(const char* op, const void* in, int32_t input_count, int32_t inputs, const void* out,
+                    int32_t output_count, int32_t outputs) {
+  require(input_count == inputs, op, "has ", input_count, " inputs, not ", inputs);
+  require(output_count == outputs, op, "has ", output_count, " outputs, not ", outputs);
+  require(in != nullptr && out != nullptr, op, "was given a null array of inputs or outputs");
+}
+
+void require_position(const char* op, int32_t position, int32_t count) {
+  require(position >= 0 && position < count, op, "position is ", position, ", not in [0, ", count, ")");
+}
+
+void require_arrays(const char* op, const void* in, const void* out, const void* inputs,
+                    const void* outputs) {
+  require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, op,
+          "enqueue was given a null array");
+}
+
+void require_type(const char* op, const char* name, bool holds, DataType type, const char* wanted) {
+  require(holds, op, name, " is ", type_name(type), " (", static_cast<int>(type), "), not ", wanted);
+}
+
+void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const char* tensor) {
+  require(query_heads <= 0 || kv_heads <= 0 || query_heads % kv_heads == 0, op,
+          "query has Hq = ", query_heads, ", not a multiple of the ", tensor, "'s Hkv = ", kv_heads);
+}
+
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other) {
   require(size < 0 || other < 0 || size == other, op, name, " has ", letter, " = ", other,
           ", the tensors before it ", size);
@@ -118,7 +150,7 @@ void* stand_in() noexcept {
 
 }  // namespace vlkv::tensorrt
 
-// TensorRT's two entry points: all that the library exports.
+// TensorRT's two entry points, the only exported functions.
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) {
   static nvinfer1::IPluginCreatorInterface* const creators[] = {

@@ -1,4 +1,4 @@
-// What the plugins share: refusals through TensorRT's logger, attributes in and out, sizes of tensors.
+// Code that the plugins share: errors through TensorRT's logger, attributes, checks of tensors.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -15,7 +15,7 @@
 
 namespace vlkv::tensorrt {
 
-// To the logger of the engine that called, or to standard error where TensorRT has named none.
+// Logs to the calling engine's logger, or to standard error if TensorRT has not set one.
 void log_error(const char* text) noexcept;
 
 template <class... Parts>
@@ -27,7 +27,7 @@ void require(bool holds, const char* op, const Parts&... parts) {
   throw InvalidArgument(text.str());
 }
 
-// Returns what `body` returns. What it throws is logged, and `failure` returned: nothing passes a noexcept.
+// Returns the result of `body`. Logs an exception and returns `failure`, so that nothing escapes a noexcept.
 template <class Result, class Body>
 Result guarded(Result failure, Body body) noexcept {
   try {
@@ -42,7 +42,7 @@ Result guarded(Result failure, Body body) noexcept {
 
 inline constexpr int32_t kDone = 0, kRefused = 1;
 
-// As `guarded`, for methods that answer with a status.
+// Like `guarded`, for methods that return a status.
 template <class Body>
 int32_t status(Body body) noexcept {
   return guarded(kRefused, [&] {
@@ -51,7 +51,7 @@ int32_t status(Body body) noexcept {
   });
 }
 
-// Attributes that a plugin is made from. Every name must be there once, as one value of the right type.
+// The attributes of a plugin. Every name must occur once, with one value of the right type.
 class Attributes {
  public:
   Attributes(const char* op, const nvinfer1::PluginFieldCollection* fields);
@@ -73,17 +73,36 @@ const char* type_name(nvinfer1::DataType type) noexcept;
 
 void require_rank(const char* op, const char* name, int32_t rank, int32_t wanted);
 
-// Sets `size` to `other`; refuses two known sizes that differ. -1 is a size not yet known.
+// Refuses an attribute `scale` that is not a finite number above 0.
+void require_scale(const char* op, float scale);
+
+// Refuses arrays of another length than the layer's inputs and outputs, and null arrays.
+void require_counts(const char* op, const void* in, int32_t input_count, int32_t inputs, const void* out,
+                    int32_t output_count, int32_t outputs);
+
+// Refuses a number of a tensor that is outside [0, count).
+void require_position(const char* op, int32_t position, int32_t count);
+
+// Refuses null arrays in enqueue.
+void require_arrays(const char* op, const void* in, const void* out, const void* inputs, const void* outputs);
+
+// Refuses a tensor's type unless `holds`; `wanted` names the types that it may have.
+void require_type(const char* op, const char* name, bool holds, nvinfer1::DataType type, const char* wanted);
+
+// Refuses query heads that are not a multiple of the KV heads of `tensor`. -1 is a size not yet known.
+void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const char* tensor);
+
+// Sets `size` to `other`; refuses two known sizes that differ. -1 is an unknown size.
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other);
 
-// Strides of a tensor [B, heads, slots, dim] without gaps.
+// A view of a dense tensor [B, heads, slots, dim].
 template <class Pointer>
 BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, int64_t slots, int64_t dim) {
   return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
 }
 
-// A workspace begins on 256 bytes, as run_cuda asks; TensorRT promises no alignment. So that much more is
-// asked for.
+// run_cuda requires a workspace aligned to 256 bytes; TensorRT guarantees no alignment, so 256 bytes more are
+// requested.
 inline constexpr size_t kWorkspaceAlignment = 256;
 inline size_t with_alignment(size_t size) noexcept {
   return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
@@ -94,11 +113,11 @@ inline void* aligned(void* workspace) noexcept {
                                  kWorkspaceAlignment);
 }
 
-// Where validate() asks for a pointer before there is one.
+// A pointer for validate() before the real one is known.
 void* stand_in() noexcept;
 
-// One object has all three capabilities. `fields` is what the plugin is made from again, and points into the
-// plugin itself: copies are made from values, never from another plugin's fields.
+// One object has all three capabilities. `fields` are the serialized attributes, which point into the plugin
+// itself: copies are made from values, never from another plugin's fields.
 // Build: the version of TensorRT's building interface.
 template <class Build>
 class PluginOf : public nvinfer1::IPluginV3,
@@ -119,7 +138,7 @@ class PluginOf : public nvinfer1::IPluginV3,
       case nvinfer1::PluginCapabilityType::kRUNTIME:
         return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
     }
-    log_error("[vlkv] a capability of unknown kind was asked for; known are 0, 1 and 2");
+    log_error("[vlkv] unknown kind of capability; known are 0, 1 and 2");
     return nullptr;
   }
   const char* getPluginName() const noexcept override { return name_; }

@@ -1,7 +1,7 @@
 // VlkvEvict: key, value [B, Hkv, C, D], score [B, Hkv, C], length, keep, sinks, recent [B], capacity [] ->
 // new_key, new_value [B, Hkv, capacity, D], position [B, Hkv, capacity].
 //
-// capacity is a shape input: TensorRT reads its value on the host and gives it to getOutputShapes as an
+// capacity is a shape input: TensorRT reads its value on the host and passes it to getOutputShapes as an
 // expression. It is the last input, so the others have the same index whether a method counts it or not.
 #include "vlkv/evict.h"
 
@@ -69,8 +69,7 @@ class EvictPlugin final : public Plugin {
                                  int32_t input_count, int32_t output_count) noexcept override {
     return guarded(false, [&] {
       require_counts(tensors, input_count, tensors, output_count);
-      require(position >= 0 && position < input_count + output_count, kName, "position is ", position,
-              ", not in [0, ", input_count + output_count, ")");
+      require_position(kName, position, input_count + output_count);
       const PluginTensorDesc& tensor = tensors[position].desc;
       const Type type = position < input_count ? kIn[position] : kOut[position - input_count];
       return tensor.format == nvinfer1::TensorFormat::kLINEAR &&
@@ -117,8 +116,7 @@ class EvictPlugin final : public Plugin {
   int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
                   void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
     return status([&] {
-      require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, kName,
-              "enqueue was given a null array");
+      require_arrays(kName, in, out, inputs, outputs);
       run_cuda(params(in, out, inputs, outputs), aligned(workspace), stream);
     });
   }
@@ -126,7 +124,7 @@ class EvictPlugin final : public Plugin {
  private:
   enum : int32_t { kKey, kValue, kScore, kLength, kKeep, kSinks, kRecent, kCapacity, kInputs };
   enum : int32_t { kNewKey, kNewValue, kPosition, kOutputs };
-  static constexpr int32_t kData = kCapacity;  // inputs whose memory is read
+  static constexpr int32_t kData = kCapacity;  // the number of inputs whose memory is read
   enum class Type { kCache, kFloat32, kInt32, kInt64 };
   static constexpr const char* kInputNames[] = {"key",  "value", "score",  "length",
                                                 "keep", "sinks", "recent", "capacity"};
@@ -147,11 +145,10 @@ class EvictPlugin final : public Plugin {
   static void require_counts(const void* in, int32_t input_count, const void* out, int32_t output_count) {
     require(input_count == kInputs || input_count == kData, kName, "has ", input_count, " inputs, not ",
             int32_t{kInputs}, " (or ", kData, " without capacity)");
-    require(output_count == kOutputs, kName, "has ", output_count, " outputs, not ", int32_t{kOutputs});
-    require(in != nullptr && out != nullptr, kName, "was given a null array of inputs or outputs");
+    tensorrt::require_counts(kName, in, input_count, input_count, out, output_count, kOutputs);
   }
 
-  // `cache` is the key's type: the value and both new caches have the same.
+  // `cache` is the key's type, which the value and both new caches share.
   static bool takes(Type type, DataType given, DataType cache) noexcept {
     switch (type) {
       case Type::kCache:
@@ -168,11 +165,10 @@ class EvictPlugin final : public Plugin {
   static void require_type(const char* name, Type type, DataType given, DataType cache) {
     static constexpr const char* kTypes[] = {"float32, float16 or bfloat16 as the key is", "float32", "int32",
                                              "int64"};
-    require(takes(type, given, cache), kName, name, " is ", type_name(given), " (", static_cast<int>(given),
-            "), not ", kTypes[static_cast<int>(type)]);
+    tensorrt::require_type(kName, name, takes(type, given, cache), given, kTypes[static_cast<int>(type)]);
   }
 
-  // Checks types, ranks and that sizes agree. Those not known yet stay -1.
+  // Checks types, ranks and that sizes agree. Unknown sizes stay -1.
   template <class In, class Out>
   static EvictParams sizes(const In& in, const Out& out) {
     const DataType cache = in(kKey).type;

@@ -1,6 +1,5 @@
 // VlkvScore: query [B, Hq, W, D], key [B, Hkv, C, D], row_position [B, W] -> score [B, Hkv, C], sparsity [B].
 #include <algorithm>
-#include <cmath>
 
 #include "common.h"
 #include "vlkv/cuda.h"
@@ -23,8 +22,7 @@ class ScorePlugin final : public Plugin {
   static ScorePlugin* create(const Attributes& attributes) {
     const float scale = attributes.number("scale");
     const float threshold = attributes.number("threshold");
-    require(std::isfinite(scale) && scale > 0.0F, kName, "attribute scale is ", scale,
-            ", not a finite number above 0");
+    require_scale(kName, scale);
     require(threshold >= 0.0F && threshold <= 1.0F, kName, "attribute threshold is ", threshold,
             ", not in [0, 1]");
     return new ScorePlugin(scale, threshold);
@@ -61,8 +59,7 @@ class ScorePlugin final : public Plugin {
                                  int32_t input_count, int32_t output_count) noexcept override {
     return guarded(false, [&] {
       require_counts(tensors, input_count, tensors, output_count);
-      require(position >= 0 && position < kInputs + kOutputs, kName, "position is ", position,
-              ", not in [0, ", kInputs + kOutputs, ")");
+      require_position(kName, position, kInputs + kOutputs);
       const PluginTensorDesc& tensor = tensors[position].desc;
       return tensor.format == nvinfer1::TensorFormat::kLINEAR &&
              takes(position, tensor.type, tensors[kQuery].desc.type);
@@ -108,8 +105,7 @@ class ScorePlugin final : public Plugin {
   int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs,
                   void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
     return status([&] {
-      require(in != nullptr && out != nullptr && inputs != nullptr && outputs != nullptr, kName,
-              "enqueue was given a null array");
+      require_arrays(kName, in, out, inputs, outputs);
       run_cuda(params(in, out, inputs, outputs), aligned(workspace), stream);
     });
   }
@@ -133,12 +129,10 @@ class ScorePlugin final : public Plugin {
   }
 
   static void require_counts(const void* in, int32_t input_count, const void* out, int32_t output_count) {
-    require(input_count == kInputs, kName, "has ", input_count, " inputs, not ", kInputs);
-    require(output_count == kOutputs, kName, "has ", output_count, " outputs, not ", kOutputs);
-    require(in != nullptr && out != nullptr, kName, "was given a null array of inputs or outputs");
+    tensorrt::require_counts(kName, in, input_count, kInputs, out, output_count, kOutputs);
   }
 
-  // `cache` is the query's type: the key has the same.
+  // `cache` is the query's type, which the key shares.
   static bool takes(int32_t tensor, DataType type, DataType cache) noexcept {
     switch (tensor) {
       case kQuery:
@@ -155,11 +149,10 @@ class ScorePlugin final : public Plugin {
   static void require_type(int32_t tensor, DataType type, DataType cache) {
     static constexpr const char* kTypes[] = {"float32, float16 or bfloat16", "the query's type",
                                              "int32 or int64", "float32", "float32"};
-    require(takes(tensor, type, cache), kName, kTensors[tensor], " is ", type_name(type), " (",
-            static_cast<int>(type), "), not ", kTypes[tensor]);
+    tensorrt::require_type(kName, kTensors[tensor], takes(tensor, type, cache), type, kTypes[tensor]);
   }
 
-  // Sizes that are not known yet stay -1.
+  // Unknown sizes stay -1.
   static ScoreParams sizes(const nvinfer1::Dims& query, const nvinfer1::Dims& key,
                            const nvinfer1::Dims& row_position) {
     require_rank(kName, "query", query.nbDims, kRanks[kQuery]);
@@ -172,8 +165,7 @@ class ScorePlugin final : public Plugin {
     agree(kName, "key", "D", p.head_dim, key.d[3]);
     agree(kName, "row_position", "B", p.batch, row_position.d[0]);
     agree(kName, "row_position", "W", p.rows, row_position.d[1]);
-    require(p.query_heads <= 0 || p.kv_heads <= 0 || p.query_heads % p.kv_heads == 0, kName,
-            "query has Hq = ", p.query_heads, ", no multiple of the key's Hkv = ", p.kv_heads);
+    require_groups(kName, p.query_heads, p.kv_heads, "key");
     return p;
   }
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.steps import prefilled, tolerance  # noqa: F401 (fixtures)
 from native_build import driver, plugin  # noqa: F401 (fixtures)
 from vlkv import Engine
 

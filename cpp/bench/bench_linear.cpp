@@ -1,5 +1,5 @@
-// Linear against a read of its weights (few rows) and against the processor's multiply-add rate (many rows).
-// The two of a pair take turns; figures are medians. Prints one JSON object a line.
+// Measures Linear against a read of its weights (few rows) and the processor's multiply-add rate (many rows).
+// The two of a pair take turns; figures are medians. Prints one JSON object per line.
 //   vlkv_bench_linear [threads]
 #include <algorithm>
 #include <cstdio>
@@ -16,8 +16,7 @@
 
 namespace {
 
-// One thread is timed by its own clock, so that other processes on the machine count less; several by the
-// wall's.
+// One thread is timed by its CPU clock, so that other processes matter less; several by the wall clock.
 double now() {
   timespec time{};
   clock_gettime(vlkv::threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
@@ -54,7 +53,7 @@ const char* name(vlkv::WeightFormat format) {
   return kNames[static_cast<int>(format)];
 }
 
-// Matrices [columns, depth] that lie one after the other and together leave every cache, as a model's do.
+// Contiguous matrices [columns, depth] that together exceed every cache, as a model's do.
 struct Model {
   vlkv::LinearParams p;
   vlkv::cpu::Array<char> weights;

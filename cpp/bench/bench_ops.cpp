@@ -1,5 +1,5 @@
-// Score against the processor's multiply-add rate, Evict against memcpy, Attend against a read of its cache.
-// Prints one JSON object a line.
+// Measures Score against the processor's multiply-add rate, Evict against memcpy, and Attend against a read
+// of its cache. Prints one JSON object per line.
 //   vlkv_bench [threads]
 #include <algorithm>
 #include <cstdio>
@@ -20,8 +20,7 @@
 
 namespace {
 
-// One thread is timed by its own clock, so that other processes on the machine count less; several by the
-// wall's.
+// One thread is timed by its CPU clock, so that other processes matter less; several by the wall clock.
 double now(int threads) {
   timespec time{};
   clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
@@ -46,7 +45,7 @@ std::vector<float> random_floats(int64_t count) {
   return values;
 }
 
-// Independent multiply-adds in registers: what the matrix rate cannot exceed.
+// The rate of independent multiply-adds in registers, which matrix products cannot exceed.
 double peak_gflops(int threads) {
   const vlkv::cpu::Kernels& kernels = vlkv::cpu::kernels();
   constexpr int64_t kRounds = 200;
@@ -108,7 +107,7 @@ void bench_evict(int64_t heads, int64_t dim, int64_t slots, int64_t keep, bool m
   p.threads = threads;
   const double time = seconds(threads, 20, [&] { vlkv::run_cpu(p); });
 
-  // The floor: memcpy of the same rows, or of as many bytes that lie together, and one read of the scores.
+  // The floor: memcpy of the same rows, or of as many contiguous bytes, and one read of the scores.
   volatile float sink = 0.0F;
   const auto floor = [&](bool together) {
     return seconds(threads, 20, [&] {

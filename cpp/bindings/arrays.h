@@ -1,4 +1,5 @@
-// NumPy arrays (or anything of the buffer protocol or DLPack) as the core's views, without a copy.
+// Converts NumPy arrays (or any object with the buffer protocol or DLPack) to the core's views, without
+// copies.
 #pragma once
 
 #include <nanobind/ndarray.h>
@@ -69,7 +70,7 @@ void expect_type(const char* op, const char* name, const Array& array, const cha
   if (array.dtype() != nb::dtype<T>()) refuse(op, name, " is not ", type);
 }
 
-// The last axis without gaps. Axes of one element may have any stride.
+// Checks that the last axis is dense. Axes with one element may have any stride.
 template <class Array>
 void expect_dense_last(const char* op, const char* name, const Array& array) {
   const size_t last = array.ndim() - 1;
@@ -83,7 +84,7 @@ int64_t stride(const Array& array, size_t axis) {
   return array.shape(axis) > 1 ? array.stride(axis) : 0;
 }
 
-// Outputs: the stride that a dense array has where the axis holds a single element.
+// For outputs: the stride of a dense array if the axis has a single element.
 template <class Array>
 int64_t stride_or(const Array& array, size_t axis, int64_t dense) {
   return array.shape(axis) > 1 ? array.stride(axis) : dense;

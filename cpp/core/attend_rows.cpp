@@ -7,7 +7,7 @@
 namespace vlkv {
 namespace {
 
-// Rows are copied 16 bytes at a time. Strides over one step are not looked at.
+// Rows are copied 16 bytes at a time. The stride of an axis with one element is not checked.
 template <class V>
 void require_rows_on_16(const Check& check, const char* name, const V& view, int64_t batch, int64_t heads,
                         int64_t slots) {

@@ -48,8 +48,7 @@ void holds(const Check& check, const char* name, uint64_t bytes, uint64_t item, 
                 " takes");
 }
 
-// Refuses a tensor whose last element lies outside its buffer, or, where it is written, whose rows share
-// memory.
+// Refuses a tensor whose last element is outside its buffer, or, if it is written, whose rows overlap.
 void holds(const Check& check, const char* name, const vlkv_tensor& t, const int64_t (&shape)[4],
            bool written) {
   if (std::find(shape, shape + 4, 0) != shape + 4) return;
@@ -64,7 +63,7 @@ void holds(const Check& check, const char* name, const vlkv_tensor& t, const int
   }
   check.require(last * static_cast<uint64_t>(item) <= t.bytes, name, " has ", t.bytes,
                 " bytes, less than its shape and strides reach");
-  // Axes from the smallest stride up: each must step over all that lies within it.
+  // Axes in ascending order of strides: each stride must be at least the extent of all inner axes.
   Wide inner = static_cast<uint64_t>(shape[3]);
   int order[3] = {2, 1, 0};
   std::sort(order, order + 3, [&](int a, int b) { return strides[a] < strides[b]; });

@@ -1,4 +1,4 @@
-// One way to refuse an argument: `[operator] text with the value and the limit`.
+// Refuses arguments with a text of one form: `[operator] text with the value and the limit`.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ class Check {
 
   void threads(int value) const { range("threads", value, 0, 1024); }
 
-  // A tensor [batch, heads, slots, dim] that is reached through `view`.
+  // Checks the `view` of a tensor [batch, heads, slots, dim].
   template <class V>
   void view(const char* name, const V& view, int64_t count) const {
     const int32_t type = static_cast<int32_t>(view.dtype);

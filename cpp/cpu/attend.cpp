@@ -12,13 +12,13 @@
 namespace vlkv {
 namespace {
 
-constexpr int64_t kPartSlots = 1024;                 // of a cache, a thread's share at a time
-constexpr int64_t kParallelWork = int64_t{1} << 17;  // multiply-adds that are worth a second thread
+constexpr int64_t kPartSlots = 1024;                 // slots that a thread takes at a time
+constexpr int64_t kParallelWork = int64_t{1} << 17;  // fewer multiply-adds run on one thread
 constexpr double kLog2E = 1.4426950408889634;
 
 int64_t parts(int64_t slots) { return (slots + kPartSlots - 1) / kPartSlots; }
 
-// One call: `most` parts for each KV head of each prompt, though shorter prompts leave some of them empty.
+// One call: `most` parts for each KV head of each prompt; shorter prompts leave some of them empty.
 struct Call {
   const AttendParams& p;
   const cpu::Kernels& kernels;
@@ -38,7 +38,7 @@ struct Call {
                     state(head, i % most)});
   }
 
-  // Puts the parts of one KV head together.
+  // Combines the parts of one KV head.
   void combine(int64_t head) const {
     const int64_t count = parts(p.last[head / p.kv_heads] + 1);
     for (int64_t h = 0; h < group; ++h) {
@@ -60,7 +60,7 @@ struct Call {
   }
 };
 
-// The longest prompt's slots, after all are checked.
+// Checks all prompts, and returns the slots of the longest.
 int64_t longest(const AttendParams& p) {
   const Check check("attend");
   int64_t most = 0;

@@ -1,16 +1,16 @@
-// Attend's inner loops. Lanes are elements of a head: keys and values are read as they lie, once for up to
-// four query heads. Included inside an instruction set's namespace.
+// Attend's inner loops. Lanes are elements of a head: keys and values are read in memory order, once for up
+// to four query heads. Included inside an instruction set's namespace.
 
-// Keys whose weights are held between the two products. Their keys, and then their values, stay in the
-// first-level cache for the query heads after the first four.
+// Keys per tile, whose weights are stored between the two products. The tile's keys, then its values, stay in
+// the first-level cache for the query heads after the first four.
 constexpr int kAttendKeys = 64;
 
-// Floats from what is multiplied to what is asked for: 12 KiB, beyond the end of a page of 4 KiB, where the
-// processor's own reading ahead stops.
+// Prefetch distance in floats: 12 KiB, which is beyond the end of a 4 KiB page, where the hardware prefetcher
+// stops.
 constexpr int kAttendAhead = 3072;
 
-// Sums of four vectors' lanes, one vector's after the other, in every 128 bits of the result; together the
-// parts hold the whole sums.
+// Partial sums of four vectors' lanes, in the order of the vectors, in every 128 bits of the result; the sums
+// over all 128-bit parts are complete.
 VLKV_INLINE F sum_by_quads(const F (&v)[4]) {
 #if VLKV_LANES == 4
 #define VLKV_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
@@ -59,7 +59,7 @@ VLKV_INLINE void sum_each(const F (&v)[N], float (&sums)[(N + 3) / 4 * 4]) {
   }
 }
 
-// weight[h][i..i+NK) = query[h].key, of NK keys that are read once for NH heads.
+// weight[h][i..i+NK) = query[h].key for NK keys, which are read once for NH heads.
 template <int NH, int NK>
 VLKV_INLINE void attend_logits(const float* query, const float* key, int dim, int i,
                                float (&weight)[NH][kAttendKeys]) {
@@ -121,10 +121,10 @@ VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
   }
 }
 
-// Vectors that hold a tile's weights; the last lanes of the last may belong to no key.
+// Vectors of a tile's weights; the last lanes of the last vector may belong to no key.
 constexpr int kAttendVectors = kAttendKeys / kLanes;
 
-// The largest of a tile's logits and of `before`; NaN left aside.
+// The maximum of a tile's logits and `before`, ignoring NaN.
 VLKV_INLINE float attend_maximum(const float (&logit)[kAttendKeys], int vectors, float before) {
   F most = splat(before);
   for (int v = 0; v < kAttendVectors && v < vectors; ++v) most = larger(load<F>(logit + v * kLanes), most);
@@ -134,7 +134,7 @@ VLKV_INLINE float attend_maximum(const float (&logit)[kAttendKeys], int vectors,
   return maximum;
 }
 
-// A tile of keys for NH query heads, whose state goes on.
+// Updates the state of NH query heads with one tile of keys.
 template <int NH>
 VLKV_INLINE void attend_tile(const AttendPart& part, int head, int64_t first, int keys) {
   const int dim = part.head_dim;

@@ -33,8 +33,8 @@ VLKV_INLINE H to_float16(F v) {
 
 #else
 
-// Exponent and mantissa move as one number; the product with 2^112 sets the bias right and makes denormals
-// exact.
+// Exponent and mantissa are shifted together; the product with 2^112 corrects the bias and is exact for
+// denormals.
 VLKV_INLINE F from_float16(H h) {
   const U u = __builtin_convertvector(h, U);
   const U sign = (u & 0x8000U) << 16;
@@ -44,7 +44,7 @@ VLKV_INLINE F from_float16(H h) {
   return (F)(sign | ((u & 0x7c00U) == 0x7c00U ? special : scaled));
 }
 
-// Adding a power of two whose last place is the half's last place rounds the mantissa to nearest even.
+// Adding a power of two whose last place equals the half's last place rounds the mantissa to nearest even.
 VLKV_INLINE H to_float16(F v) {
   const U bits = (U)v;
   const U sign = (bits >> 16) & 0x8000U;
@@ -100,7 +100,7 @@ static void add(const float* from, float* to, int64_t count) {
 }
 
 static uint32_t sum_words(const uint32_t* from, int64_t count) {
-  constexpr int kLoads = 8;  // independent sums: no load waits for another's addition
+  constexpr int kLoads = 8;  // independent sums, so that no load waits for an addition
   U parts[kLoads] = {};
   int64_t i = 0;
   for (; i + kLoads * kLanes <= count; i += kLoads * kLanes) {

@@ -12,8 +12,8 @@
 namespace vlkv {
 namespace {
 
-constexpr int64_t kPiece = 256;                      // output slots that one piece of work fills
-constexpr int64_t kParallelWork = int64_t{1} << 17;  // bytes that are worth a second thread
+constexpr int64_t kPiece = 256;                      // output slots per piece of work
+constexpr int64_t kParallelWork = int64_t{1} << 17;  // fewer bytes are moved by one thread
 
 template <class T>
 std::unique_ptr<T[]> allocate(int64_t count) {
@@ -46,7 +46,7 @@ int32_t* positions(const EvictParams& p, int64_t b, int64_t h) {
   return p.position_out + b * p.position_stride_b + h * p.position_stride_h;
 }
 
-// Writes the slots that one head keeps, or all heads of a prompt, and -1 after them.
+// Writes the kept slots of one head, or of all heads of a prompt, and -1 after them.
 void select(const EvictParams& p, int64_t b, int64_t h, uint32_t* scratch, float* sum) {
   const int64_t length = p.length[b], keep = kept(p, b), sinks = p.sinks[b], recent = p.recent[b];
   int32_t* slots = positions(p, b, h);

@@ -1,4 +1,4 @@
-// The inner loops that are compiled once for each instruction set (kernels_avx2.cpp and its siblings).
+// The inner loops, which are compiled once per instruction set (kernels_avx2.cpp and its siblings).
 #pragma once
 
 #include <cstdint>
@@ -8,11 +8,11 @@
 
 namespace vlkv::cpu {
 
-// Keys in a tile of Score: a multiple of what the micro-kernels take at once.
+// Keys per tile of Score: a multiple of the keys that micro-kernels process at once.
 inline constexpr int kTileKeys = 96;
 
-// A block of query rows of one KV group. `lanes` rows share a vector. Vectors lie in groups of
-// Kernels::group, the last group what is left: within one the elements of a dimension lie together.
+// A block of query rows of one KV group. `lanes` rows share a vector. Vectors are stored in groups of
+// Kernels::group (the last group has the rest); within a group the elements of one dimension are contiguous.
 struct ScoreBlock {
   int vectors = 0, head_dim = 0;
   int tile_vectors = 0;          // vectors that weight and stats have room for in a tile
@@ -26,7 +26,7 @@ struct ScoreBlock {
   float* weight = nullptr;            // [tiles][tile_vectors][kTileKeys][lanes]
   float* stats = nullptr;             // [tiles][tile_vectors][2][lanes], a tile's maximum and sum
 
-  // Where a vector's part begins, in vectors.
+  // The offset of a vector's part, in vectors.
   int64_t weight_at(int tile, int vector) const { return stats_at(tile, vector) / 2 * kTileKeys; }
   int64_t stats_at(int tile, int vector) const { return (int64_t{tile} * tile_vectors + vector) * 2; }
 };
@@ -62,7 +62,7 @@ struct Kernels {
   // row.
   void (*weigh)(const ScoreBlock& block, const KeyTile& tile);
 
-  // Between the passes: fills in `whole`, and sets valid to 0 for rows whose softmax is not finite.
+  // Between the passes: computes `whole`, and sets valid to 0 for rows whose softmax is not finite.
   void (*combine)(const ScoreBlock& block, int tiles);
 
   // Pass 2, one tile: adds the columns of A to score[0..keys); returns how many weights are under the
@@ -78,14 +78,14 @@ struct Kernels {
   // The sum of all words, modulo 2^32.
   uint32_t (*sum_words)(const uint32_t* from, int64_t count);
 
-  // Multiply-adds between registers, for measuring the processor's rate; returns the floating point
-  // operations.
+  // Executes multiply-adds between registers, to measure the processor's rate; returns the number of floating
+  // point operations.
   int64_t (*multiply_adds)(int64_t rounds);
 
   LinearKernels linear;
 };
 
-// The table in use, and the table of one instruction set (null where this build or processor lacks it).
+// The table in use, and the table of one instruction set (null if this build or processor lacks it).
 const Kernels& kernels();
 const Kernels* kernels_of(Simd level);
 void use_kernels(const Kernels& table);

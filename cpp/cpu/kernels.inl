@@ -17,12 +17,12 @@ namespace {
 constexpr int kLanes = VLKV_LANES;
 constexpr int kAccumulators = VLKV_ACCUMULATORS;
 // Vectors of rows that share each broadcast of a key's element: 32 rows, whose 16 KiB at D = 128 stay in the
-// first-level cache. With few accumulators too few keys would share each load of so many rows.
+// first-level cache. With few accumulators, too few keys would share each load of so many rows.
 constexpr int kGroup = kAccumulators >= 12 ? 32 / kLanes : 2;
 constexpr int kLineFloats = 16;  // of a cache line
 constexpr float kLargest = 3.4028234e38F;
 
-// The order of these is of use: the first is what the others stand on.
+// The order matters: later files use the earlier ones.
 // clang-format off
 #include "cpu/vector.inl"
 #include "cpu/convert.inl"

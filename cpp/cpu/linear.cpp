@@ -21,11 +21,11 @@ Weights weights_of(const LinearParams& p, const LinearProduct& product) {
 
 namespace {
 
-constexpr int64_t kPartBytes = int64_t{32} << 10;     // of weights, a thread's share at a time
-constexpr int64_t kParallelBytes = int64_t{1} << 17;  // that are worth a second thread
-constexpr int64_t kPartColumns = 16;                  // a part is a multiple of these
+constexpr int64_t kPartBytes = int64_t{32} << 10;     // bytes of weights that a thread takes at a time
+constexpr int64_t kParallelBytes = int64_t{1} << 17;  // fewer bytes of weights are read by one thread
+constexpr int64_t kPartColumns = 16;                  // the columns of a part are a multiple of this
 
-// A product's columns in parts; `first` is its first part among all.
+// The division of a product's columns into parts; `first` is the number of its first part.
 struct Split {
   int64_t first, columns;
 };
@@ -68,8 +68,8 @@ void run_few(const LinearParams& p, const float* input, int64_t stride, const cp
   runner.run(parts, bytes * p.rows >= kParallelBytes, [&](int64_t part) { call.run(part); });
 }
 
-// Floats from one arranged row to the next. Rows a multiple of a page apart would take each other's place in
-// the first-level cache.
+// The stride of arranged rows, in floats. Rows a multiple of a page apart would evict each other from the
+// first-level cache.
 int64_t input_stride(const LinearParams& p) {
   constexpr int64_t kPageFloats = 1024, kLine = 16;
   const int64_t whole = cpu::whole_groups(p.depth);

@@ -1,12 +1,12 @@
 // Linear's inner loops for few rows: lanes are consecutive weights of a column, each read once for up to
 // eight rows. Included inside an instruction set's namespace.
 
-// Registers of sums, a row's of a column each. A sum adds up in the same order whatever the numbers of rows
-// and columns are.
+// Registers of sums, one for each pair of a row and a column. The order of a sum does not depend on the
+// numbers of rows and columns.
 constexpr int kFewSums = kAccumulators;
 constexpr int kFewRowsAtOnce = kAccumulators >= 24 ? 8 : 4;
 constexpr int kFewColumnsAtOnce = 8;
-constexpr int kFewColumns = 24;  // whose weights stay in a cache for the next rows
+constexpr int kFewColumns = 24;  // columns whose weights stay in a cache for the next rows
 
 template <int NC, int NR>
 VLKV_INLINE void add_group(const F (&w)[NC][kGroupVectors], const float* input, int64_t stride,

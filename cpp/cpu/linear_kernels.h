@@ -1,4 +1,4 @@
-// What Linear asks of an instruction set.
+// The interface of Linear's kernels, which each instruction set implements.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace vlkv::cpu {
 // Weights are read, and inputs arranged, this many at a time: the two codes of a byte of kInt4 lie 16 apart.
 inline constexpr int kDepthGroup = 32;
 
-// Of a panel of widened weights: 256 floats or 512 bfloat16 of a column.
+// The size of a panel of widened weights: 256 floats or 512 bfloat16 of each column.
 inline constexpr int kPanelFloats = 256;
 inline constexpr int kPanelHalves = 512;
 
@@ -55,30 +55,31 @@ struct ManyRows {
 struct LinearKernels {
   int tile_rows, tile_columns;
 
-  // The input as the kernels read it: kInt4 has the even ones of 32 before the odd; past `depth` zeros.
+  // Arranges the input as the kernels read it: for kInt4 the even ones of each 32 before the odd; zeros past
+  // `depth`.
   void (*arrange)(const float* from, int64_t depth, WeightFormat format, float* to);
 
   void (*multiply_few)(const FewRows& part);
 
-  // Weights [first, first + count) of a column in float32, in the order of `arrange`; past depth zeros. Codes
-  // are multiplied by their scale.
+  // Widens weights [first, first + count) of a column to float32, in the order of `arrange`; zeros past
+  // depth. Codes are multiplied by their scale.
   void (*widen)(const Weights& weights, int64_t column, int64_t first, int count, float* to);
 
-  // The same rounded to bfloat16; codes less their zero, which are exact, unless they have minimums. What is
-  // left to multiply by goes to `scales`, one for each `step` weights.
+  // The same, rounded to bfloat16. Codes are widened without their scale, which is exact, unless they have
+  // minimums. The remaining factors are written to `scales`, one for each `step` weights.
   void (*widen_half)(const Weights& weights, int64_t column, int64_t first, int count, uint16_t* to,
                      float* scales, int step);
 
-  // `rows` arranged rows [rows][stride], their first `count` numbers, as [count][tile_rows]; others are
-  // zeros.
+  // Transposes the first `count` numbers of `rows` arranged rows [rows][stride] to [count][tile_rows]; other
+  // rows are zeros.
   void (*pack)(const float* from, int64_t stride, int rows, int64_t count, float* to);
-  // The same as [count / 2][tile_rows][2] in bfloat16.
+  // The same, to [count / 2][tile_rows][2] in bfloat16.
   void (*pack_half)(const float* from, int64_t stride, int rows, int64_t count, uint16_t* to);
 
   void (*multiply_many)(const ManyRows& tile);
-  void (*multiply_half)(const ManyRows& tile);  // null where the processor has no such products
+  void (*multiply_half)(const ManyRows& tile);  // null if the processor has no such products
 
-  // sums [columns][sums_stride] + bias, turned into result [rows][result_stride].
+  // Transposes sums [columns][sums_stride] + bias to result [rows][result_stride].
   void (*finish)(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
                  float* result, int64_t result_stride);
 };

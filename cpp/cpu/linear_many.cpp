@@ -8,8 +8,8 @@
 namespace vlkv::cpu {
 namespace {
 
-// Columns and rows that a thread takes at a time: a panel of weights, and the sums, stay in its second-level
-// cache. Whole tiles for every instruction set.
+// Columns and rows that a thread takes at a time, so that a panel of weights and the sums stay in its
+// second-level cache. They are whole tiles for every instruction set.
 constexpr int64_t kChunkColumns = 96, kChunkRows = 256;
 
 struct Scratch {
@@ -17,7 +17,7 @@ struct Scratch {
   Array<char> panel;
 };
 
-// A thread's working memory, kept from call to call.
+// A thread's working memory, which is kept between calls.
 Scratch& scratch() {
   static thread_local Scratch own;
   if (own.panel == nullptr) {

@@ -7,7 +7,7 @@
 
 namespace vlkv::cpu {
 
-// A framework's threads where there is a loop of its, else this library's.
+// Runs on a framework's threads if `loop` has a run function, else on this library's.
 struct Runner {
   Loop loop;
   int threads = 0;

@@ -1,5 +1,5 @@
-// Linear's inner loops for many rows: lanes are rows, so that a weight is one number for all of them.
-// Included inside an instruction set's namespace.
+// Linear's inner loops for many rows: lanes are rows, so that all lanes share a weight. Included inside an
+// instruction set's namespace.
 
 constexpr int kTileVectors = kAccumulators >= 12 ? 2 : 1;  // of rows
 constexpr int kTileRows = kTileVectors * kLanes;
@@ -67,7 +67,7 @@ static void widen(const Weights& weights, int64_t column, int64_t first, int cou
   });
 }
 
-// Codes are widened without their scale, but for those with a minimum.
+// Codes are widened without their scale, except those with a minimum.
 template <class Column, bool kScaled>
 VLKV_INLINE void widen_column(const Weights& weights, int64_t column, int64_t first, int count, uint16_t* to,
                               float* scales, int step) {
@@ -92,7 +92,7 @@ static void widen_half(const Weights& weights, int64_t column, int64_t first, in
   });
 }
 
-// Every second element of two vectors, one after the other: log2(kLanes) such steps turn a square.
+// One step of a transposition: log2(kLanes) steps that interleave two vectors transpose a square.
 VLKV_INLINE void turn(F (&square)[kLanes]) {
 #if VLKV_LANES == 8
 #define VLKV_LOWER(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
@@ -117,7 +117,7 @@ VLKV_INLINE void turn(F (&square)[kLanes]) {
 #undef VLKV_UPPER
 }
 
-// kLanes numbers of up to kLanes rows, turned: square[i] has the i-th of each row.
+// Transposes kLanes numbers of up to kLanes rows: square[i] has the i-th number of each row.
 VLKV_INLINE void turned_rows(const float* from, int64_t stride, int rows, F (&square)[kLanes]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) square[r] = r < rows ? load<F>(from + r * stride) : F{};

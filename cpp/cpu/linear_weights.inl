@@ -7,8 +7,7 @@ typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 constexpr int kGroupVectors = kDepthGroup / kLanes;
 
-// Bytes from what is widened to what is asked for: beyond the end of a page, where the processor's own
-// reading ahead stops.
+// Prefetch distance in bytes: beyond the end of a page, where the hardware prefetcher stops.
 constexpr int kLinearAhead = 8192;
 
 VLKV_INLINE void ask(const void* from) {
@@ -16,7 +15,7 @@ VLKV_INLINE void ask(const void* from) {
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
 }
 
-// GCC converts bytes one by one.
+// Without this GCC converts bytes one by one.
 VLKV_INLINE I wide_codes(const uint8_t* from) {
 #if defined(__AVX512F__) && VLKV_LANES == 16
   return (I)_mm512_maskz_cvtepu8_epi32(__mmask16(-1), load<__m128i>(from));
@@ -38,7 +37,7 @@ VLKV_INLINE float scale_at(const Weights& weights, int64_t index) {
   return half_at(static_cast<const uint16_t*>(weights.scales) + index);
 }
 
-// Weights that are floats.
+// Columns of float weights.
 template <WeightFormat kFormat>
 struct FloatColumn {
   static constexpr bool kBlocks = false;
@@ -66,7 +65,7 @@ struct FloatColumn {
     for (int v = 0; v < kGroupVectors; ++v) w[v] = wide(at + k + v * kLanes);
   }
 
-  // The last `count` of a column.
+  // The last `count` weights of a column.
   VLKV_MEMBER void rest(int64_t k, int count, F (&w)[kGroupVectors]) const {
     Element part[kDepthGroup] = {};
     __builtin_memcpy(part, at + k, static_cast<size_t>(count) * sizeof(Element));
@@ -74,7 +73,7 @@ struct FloatColumn {
   }
 };
 
-// Codes of 8 bits times their block's scale; with a scale of 1 the codes.
+// Columns of 8-bit codes times their block's scale; with a scale of 1 the codes themselves.
 struct Int8Column {
   static constexpr bool kBlocks = true;
 
@@ -107,14 +106,14 @@ struct Int8Column {
   VLKV_MEMBER void rest(int64_t, int, F (&)[kGroupVectors]) const {}
 };
 
-// Sixteen lanes hold the weight for each code; GCC's shuffle is one instruction of AVX-512.
+// Sixteen lanes hold the weights of all codes; GCC's shuffle is one instruction of AVX-512.
 #if VLKV_LANES == 16 && !defined(__clang__)
 #define VLKV_LOOKS_UP 1
 #else
 #define VLKV_LOOKS_UP 0
 #endif
 
-// Codes of 4 bits, of which a vector of bytes gives one vector of even ones and one of odd ones.
+// Columns of 4-bit codes: a vector of bytes gives one vector of even codes and one of odd codes.
 struct Int4Column {
   static constexpr bool kBlocks = true;
 

@@ -19,9 +19,9 @@ struct Free {
 template <class T>
 using Array = std::unique_ptr<T[], Free>;
 
-// `count` elements, not set, that begin a cache line: no vector then lies in two. Large arrays begin a huge
-// page and ask for such pages: a page of 4 KiB would cost a fault each, as fresh memory is given back at the
-// end of each call.
+// An uninitialised array of `count` elements, aligned to cache lines so that no vector straddles two. Large
+// arrays are aligned to huge pages and request them: otherwise each call would pay a page fault per 4 KiB, as
+// memory is returned at the end of each call.
 template <class T>
 Array<T> allocate(int64_t count) {
   constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;

@@ -14,7 +14,8 @@ uint32_t read_words(const uint32_t* words, int64_t count, int threads) {
   check.require(count >= 0, "count is ", count, ", less than 0");
   check.require(words != nullptr || count == 0, "words is null");
   check.threads(threads);
-  constexpr int64_t kPiece = int64_t{1} << 18;  // 1 MiB: prefetchers run long, threads end together
+  constexpr int64_t kPiece = int64_t{1}
+                             << 18;  // 1 MiB: long enough for prefetchers, and threads end together
   const cpu::Kernels& kernels = cpu::kernels();
   std::atomic<uint32_t> sum{0};
   cpu::parallel_for(cpu::resolve_threads(threads), (count + kPiece - 1) / kPiece, 1,

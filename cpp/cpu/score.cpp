@@ -11,10 +11,10 @@
 namespace vlkv {
 namespace {
 
-constexpr int64_t kParallelWork = int64_t{1} << 18;  // multiply-adds that are worth a second thread
-// Weights of all threads' blocks, up to which each thread takes heads of its own. More would not stay in a
-// usual processor's last cache: all threads then share one block, whose loops are long enough to wait for
-// each other at the end of each.
+constexpr int64_t kParallelWork = int64_t{1} << 18;  // fewer multiply-adds run on one thread
+// Up to this size of all threads' blocks, each thread takes whole heads. Larger blocks would not stay in the
+// last-level cache of a usual processor: all threads then share one block, whose loops are long enough for a
+// barrier at the end of each.
 constexpr int64_t kOwnBlocksBytes = int64_t{8} << 20;
 
 void clear(const ScoreParams& p) {
@@ -37,7 +37,7 @@ void run_cpu(const ScoreParams& p) {
   const int64_t work = plan.tiles * cpu::kTileKeys * plan.block_vectors * plan.kernels.lanes * p.head_dim;
   const int threads = work * heads < kParallelWork ? 1 : cpu::resolve_threads(p.threads);
 
-  // Whole heads to each thread where there are enough of them; else all threads share each head's keys.
+  // Each thread takes whole heads if there are enough of them; else all threads share each head's keys.
   const bool enough = heads >= 2 * threads || heads % threads == 0;
   const bool by_head = work < kParallelWork || (enough && plan.block_bytes() * threads <= kOwnBlocksBytes);
   const int scorers = by_head ? static_cast<int>(std::min<int64_t>(threads, std::max(heads, int64_t{1}))) : 1;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = int64_t{32} << 20;
 constexpr int64_t kMostRows = 64;
-constexpr int64_t kRowsAhead = 24;  // keys past a tile that the kernels may ask the cache for
+constexpr int64_t kRowsAhead = 24;  // keys past a tile that the kernels may prefetch
 constexpr int32_t kAll = std::numeric_limits<int32_t>::max();
 
 const char* at(const ConstView& view, int64_t b, int64_t h, int64_t s) {
@@ -155,7 +155,7 @@ void BlockScorer::add(const Block& block, int tile) {
       p.score + block.b * p.score_stride_b + block.h * p.score_stride_h + int64_t{tile} * kTileKeys;
   const int64_t under =
       plan_.kernels.add_columns(block.view, tile, block.tile_keys(tile), p.threshold, score);
-  // Nothing is below 0, and masked pairs, which the kernels tell by their weight of 0, would not be either.
+  // With a threshold of 0 no pair is below it, including masked pairs, which have a weight of 0.
   if (p.threshold >= std::numeric_limits<float>::min()) {
     block.counts->under.fetch_add(under, std::memory_order_relaxed);
   }

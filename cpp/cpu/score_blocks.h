@@ -13,7 +13,7 @@
 
 namespace vlkv::cpu {
 
-// What every head of a call shares.
+// Sizes that all heads of a call share.
 struct ScorePlan {
   ScorePlan(const ScoreParams& params, const std::vector<std::vector<Row>>& prompts);
 
@@ -28,16 +28,16 @@ struct ScorePlan {
   float query_factor;
 };
 
-// What a head's rows add to its prompt's counts.
+// The contribution of a head's rows to its prompt's counts.
 struct HeadCounts {
   int64_t pairs = 0;
   std::atomic<int64_t> under{0};
 };
 
-// The memory that one head needs at a time, and one key tile in float32 for each worker. A block's weights
-// stay where they are until its rows' sums are known. They are then added up tile by tile in the same sweep
-// over the keys that puts the next block's weights in their place; and sweeps go up and down by turns. So
-// less leaves the caches.
+// The memory for one head at a time, and one key tile in float32 for each worker. A block's weights are
+// stored until its rows' sums are known. The sweep over the keys that then adds them up, tile by tile, also
+// replaces them by the next block's weights; sweeps alternate their direction. Both keep more data in the
+// caches.
 class BlockScorer {
  public:
   BlockScorer(const ScorePlan& plan, int workers);

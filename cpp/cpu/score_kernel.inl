@@ -1,16 +1,15 @@
-// Score's inner loops. Lanes are query rows, so that maxima and sums over keys need no step across lanes, and
-// a key is read as it lies: one element broadcast against the rows. Included inside an instruction set's
-// namespace.
+// Score's inner loops. Lanes are query rows, so that maxima and sums over keys need no step across lanes; a
+// key's elements are read in memory order and broadcast. Included inside an instruction set's namespace.
 
-// Asks for the cache line of base[element]. It may lie outside the array: nothing is read.
+// Prefetches the cache line of base[element], which may be outside the array: nothing is read.
 template <int kLocality>
 VLKV_INLINE void fetch(const float* base, int64_t element) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(base) + static_cast<uint64_t>(element) * sizeof(float);
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kLocality);
 }
 
-// One step along D: every key's element times every vector of rows. What is held in registers meanwhile are
-// the fewer.
+// One step along D: every key's element times every vector of rows. The smaller of the two sets stays in
+// registers.
 template <int NV, int NK>
 VLKV_INLINE void multiply(const float* query, const float* key, int64_t key_stride, F (&acc)[NK][NV]) {
   if constexpr (NK < NV) {
@@ -36,8 +35,8 @@ VLKV_INLINE void multiply(const float* query, const float* key, int64_t key_stri
   }
 }
 
-// q.k of NV vectors of rows with NK keys, NK * NV accumulators; writes them and raises each row's maximum. A
-// tile's keys outgrow the first-level cache: while NK of them are multiplied, the next NK are asked for.
+// Computes q.k of NV vectors of rows with NK keys in NK * NV accumulators, writes them, and updates each
+// row's maximum. A tile's keys exceed the first-level cache, so the next NK keys are prefetched meanwhile.
 template <int NV, int NK, bool kMasked>
 VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride, int dim, const I* position,
                        int32_t first_key, float* weight, F* maximum) {
@@ -64,8 +63,8 @@ VLKV_INLINE void micro(const float* query, const float* key, int64_t key_stride,
   }
 }
 
-// Asks for a share of the next tile's keys and of its weights, into the second-level cache: what belongs to
-// NV of the block's vectors, and of that what belongs to keys [begin, end), so that memory is busy evenly.
+// Prefetches a share of the next tile's keys and weights into the second-level cache: the share of NV of the
+// block's vectors and of keys [begin, end), so that the load on memory is even.
 template <int NV>
 VLKV_INLINE void fetch_next(const ScoreBlock& block, const KeyTile& tile, int vector, int begin, int end) {
   const int first = kTileKeys * vector / block.vectors;

@@ -17,8 +17,7 @@ uint32_t ordered(float score) {
 constexpr int kDigitBits = 11;
 constexpr size_t kBins = size_t{1} << kDigitBits;
 
-// Scores fall into few bins: four histograms side by side keep one bin's increments from waiting on each
-// other.
+// Scores fall into few bins: with four histograms, successive increments of a bin do not wait for each other.
 class Histogram {
  public:
   void count(const uint32_t* keys, int64_t n, int shift) {
@@ -75,7 +74,7 @@ void select_highest(const float* score, int64_t begin, int64_t end, int64_t coun
     left = kept;
   }
 
-  // All slots at the threshold or above, without a branch; then as many of those at it as there is room for.
+  // All slots at or above the threshold, without a branch; then as many of those at the threshold as fit.
   uint32_t* reaching = scratch + n;
   int64_t reached = 0;
   for (int64_t i = 0; i < n; ++i) {

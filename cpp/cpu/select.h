@@ -1,4 +1,4 @@
-// Choosing the highest scores in time O(n).
+// Selects the highest scores in O(n).
 #pragma once
 
 #include <cstdint>

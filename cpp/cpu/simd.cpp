@@ -11,7 +11,7 @@ void multiply_half_avx512(const ManyRows& tile);
 
 namespace {
 
-// The table with products in bfloat16 where the processor has them.
+// The AVX-512 table, with bfloat16 products if the processor has them.
 const Kernels& avx512_kernels() {
   static const Kernels table = [] {
     Kernels made = kAvx512Kernels;

@@ -84,7 +84,7 @@ class Pool {
           workers_.emplace_back([this, index] { serve(index); });
         }
       } catch (const std::system_error&) {
-        helpers = static_cast<int>(workers_.size());  // as many as the system gives
+        helpers = static_cast<int>(workers_.size());  // as many as the system allows
       }
       loop_ = &loop;
       helpers_ = helpers;
@@ -93,7 +93,7 @@ class Pool {
     wake_.notify_all();
     loop.work(0);
     std::unique_lock lock(mutex_);
-    loop_ = nullptr;  // a helper that has not woken yet is not waited for
+    loop_ = nullptr;  // do not wait for helpers that have not woken up yet
     done_.wait(lock, [this] { return busy_ == 0; });
   }
 
@@ -125,8 +125,8 @@ class Pool {
   bool stop_ = false;
 };
 
-// A child of fork() has none of its parent's threads: it gets a pool of its own, and the parent's is left
-// alone.
+// A child of fork() has none of its parent's threads: it makes a pool of its own and does not touch the
+// parent's.
 struct PoolOfProcess {
   std::mutex guard;
   std::unique_ptr<Pool> pool;

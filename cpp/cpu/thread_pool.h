@@ -1,4 +1,4 @@
-// A pool of threads for short loops: started at the first use, asleep between loops, joined at exit.
+// A pool of threads for short loops: it starts on first use, sleeps between loops, and is joined at exit.
 #pragma once
 
 #include <atomic>
@@ -9,9 +9,9 @@
 namespace vlkv::cpu {
 
 // Calls body(worker, begin, end) over [0, count) in pieces of at most `grain`, on up to `threads` threads,
-// the caller's among them (worker 0). Which worker takes which piece is not fixed. Returns when all pieces
-// are done. body must not throw. A loop inside a loop, or beside another thread's loop, runs on its caller's
-// thread alone.
+// including the caller's (worker 0). The assignment of pieces to workers is not fixed. Returns when all
+// pieces are done. body must not throw. A nested loop, or a loop beside another thread's loop, runs on the
+// caller's thread only.
 void parallel_for_impl(int threads, int64_t count, int64_t grain,
                        void (*body)(void* context, int worker, int64_t begin, int64_t end), void* context);
 
@@ -26,9 +26,8 @@ void parallel_for(int threads, int64_t count, int64_t grain, Body&& body) {
       const_cast<void*>(static_cast<const void*>(std::addressof(body))));
 }
 
-// Loops in which each thread goes through a range of its own, upwards, and then helps with what is left of
-// the others'. The memory that a thread walks through so lies together, and the threads still end at the same
-// time.
+// Loops in which each thread processes a range of its own in ascending order, and then helps with the rest of
+// the others'. So each thread reads contiguous memory, and the threads still end at the same time.
 class Ranges {
  public:
   explicit Ranges(int threads)

@@ -21,7 +21,7 @@ VLKV_INLINE void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
-// The same vector, loaded once: GCC would read the memory again in every instruction that can.
+// Forces the vector into a register: GCC would otherwise read the memory again in every instruction that can.
 VLKV_INLINE F in_register(F v) {
 #if defined(__AVX__)
   __asm__("" : "+x"(v));
@@ -32,7 +32,7 @@ VLKV_INLINE F in_register(F v) {
 VLKV_INLINE F splat(float x) { return x - F{}; }
 VLKV_INLINE I splat(int32_t x) { return I{} + x; }
 
-// The larger; b where a is NaN.
+// The larger of both; b if a is NaN.
 VLKV_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
 // 2^x for x <= 126; 0 for x <= -127; relative error 1.2e-7 where the result is not under 2^-126; NaN stays

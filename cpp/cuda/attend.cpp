@@ -1,4 +1,4 @@
-// AttendRows on a CUDA device: checks, and which kernels run with which arguments.
+// AttendRows on a CUDA device: checks the arguments and chooses the kernels.
 #include <cmath>
 
 #include "cuda/dispatch.h"

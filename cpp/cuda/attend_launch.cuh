@@ -1,4 +1,4 @@
-// Attend for one element type; attend_<type>.cu have it compiled.
+// Attend for one element type; attend_<type>.cu instantiates it.
 #pragma once
 
 #include "cuda/device/attend_join.cuh"

@@ -1,4 +1,4 @@
-// What the dispatch of both operators shares: alignment, views, the workspace.
+// Code that the operators' dispatch shares: alignment, views, the workspace.
 #pragma once
 
 #include "core/check.h"
@@ -6,8 +6,8 @@
 
 namespace vlkv::cuda {
 
-// The largest of 16, 4 and 2 bytes that all of a tensor's rows begin and end on. Strides over one step are
-// not looked at.
+// The largest of 16, 4 and 2 bytes to which all of a tensor's rows are aligned. The stride of an axis with
+// one element is ignored.
 template <class V>
 int64_t row_unit(const V& view, int64_t batch, int64_t heads, int64_t slots, int64_t head_dim) {
   const int64_t size = size_of(view.dtype);

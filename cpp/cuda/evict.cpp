@@ -1,4 +1,4 @@
-// Evict on a CUDA device: checks, and which kernels run with which arguments.
+// Evict on a CUDA device: checks the arguments and chooses the kernels.
 #include "vlkv/evict.h"
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 namespace vlkv::cuda {
 namespace {
 
-// A grid over groups of output slots, for every head's keys and values.
+// The grid covers groups of output slots for every head's keys and values.
 void launch_move(void (*kernel)(EvictArgs), EvictArgs& args, int64_t row_units, CudaStream stream) {
   args.row_units = row_units;
   args.slot_groups = parts(args.capacity, kMoveSlots);

@@ -1,4 +1,4 @@
-// One way to start a kernel. Under a host compiler whoever includes the launchers declares launch() first
+// Launches a kernel. Under a host compiler the file that includes the launchers declares launch() first
 // (cpp/tests/cuda/emulation.h).
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace vlkv::cuda {
 
-// Queues `blocks` blocks of `threads` threads. `op` is the operator that a failure names.
+// Queues `blocks` blocks of `threads` threads. `op` is the operator that an error names.
 template <class Args>
 void launch(const char* op, void (*kernel)(Args), int64_t blocks, int threads, const Args& args,
             CudaStream stream) {

@@ -1,4 +1,4 @@
-// The launchers: each picks a kernel and a grid. Plain C++, so that the dispatch needs no CUDA compiler.
+// The launchers: each chooses a kernel and a grid. Plain C++, so that the dispatch needs no CUDA compiler.
 #pragma once
 
 #include "cuda/device/attend_args.cuh"
@@ -8,7 +8,7 @@
 
 namespace vlkv::cuda {
 
-// Type: the type of query and key, Float16 or BFloat16 for the matrix units, float, or AnyType where they
+// Type: the type of query and key: Float16 or BFloat16 for the matrix units, float, or AnyType if they
 // differ.
 struct AnyType;
 template <class Type>

@@ -1,4 +1,4 @@
-// Score on a CUDA device: checks, and which kernels run with which arguments.
+// Score on a CUDA device: checks the arguments and chooses the kernels.
 #include "vlkv/score.h"
 
 #include <cmath>
@@ -39,7 +39,7 @@ ScoreArgs arguments(const ScoreParams& p, void* workspace) {
 
   const float scale = p.scale > 0.0F ? p.scale : 1.0F / std::sqrt(static_cast<float>(p.head_dim));
   a.query_factor = 1.0F, a.factor = scale * 1.44269504F;
-  // Nothing is below a threshold of 0, and as on the CPU a subnormal one is 0.
+  // No weight is below a threshold of 0; a subnormal threshold counts as 0, as on the CPU.
   a.log2_threshold = p.threshold >= std::numeric_limits<float>::min()
                          ? std::log2(p.threshold)
                          : -std::numeric_limits<float>::infinity();
@@ -79,8 +79,8 @@ void run_cuda(const ScoreParams& p, void* workspace, CudaStream stream) {
   if (args.tiles == 0) {
     if (!p.accumulate) cuda::launch_score_clear(args, stream);
   } else if (p.query.dtype != p.key.dtype || p.key.dtype == DType::kFloat32) {
-    // In float32 the query takes the factor, as on the CPU: a product too large for float32 may have a logit
-    // that is not.
+    // In float32 the query is multiplied by the factor, as on the CPU: the logit may fit float32 even if the
+    // dot product does not.
     args.query_factor = args.factor, args.factor = 1.0F;
     if (p.query.dtype == p.key.dtype) {
       run_passes<float>(args, stream);

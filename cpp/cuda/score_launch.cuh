@@ -1,4 +1,4 @@
-// Score's two passes for one element type; score_<type>.cu have them compiled.
+// Score's two passes for one element type; score_<type>.cu instantiates them.
 #pragma once
 
 #include "cuda/device/score_columns.cuh"

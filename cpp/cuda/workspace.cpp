@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
-// Hands out offsets; stays at the largest size_t once that is reached.
+// Assigns offsets, and saturates at the largest size_t.
 class Offsets {
  public:
   size_t take(size_t item, std::initializer_list<int64_t> extents) {
@@ -47,7 +47,7 @@ ScoreLayout layout(const ScoreParams& p) {
   layout.tiles = parts(p.slots, kTileKeys);
   const int64_t group = p.kv_heads > 0 ? p.query_heads / p.kv_heads : 0;
   layout.row_blocks = parts(group * p.rows, kTileRows);
-  // Rows of all heads, and row blocks of all heads: at most one for 64 rows, and an unfilled one a head.
+  // Rows of all heads, and row blocks of all heads: at most one per 64 rows, plus a partial one per head.
   const int64_t rows = p.slots > 0 ? p.rows : 0, heads = p.slots > 0 ? p.kv_heads : 0;
   const auto of_splits = {p.batch, p.query_heads, layout.splits, rows};
   const auto of_rows = {p.batch, p.query_heads, rows};
@@ -83,8 +83,8 @@ AttendLayout layout(const AttendRowsParams& p) {
   const int64_t heads = std::max<int64_t>(p.batch, 0) * std::max<int64_t>(p.kv_heads, 0);
   const int64_t blocks = layout.row_blocks >= wanted ? wanted : layout.row_blocks * heads;
   layout.splits = blocks > 0 ? std::min(parts(wanted, blocks), most) : 1;
-  // Blocks of several splits are fewer than two times those that are asked for, so their rows are bounded.
-  // The bound alone is what counts, as more rows may need fewer splits.
+  // With several splits there are fewer than twice the desired blocks, so their rows are bounded. The bound
+  // is used even if there are fewer rows, as more rows may need fewer splits.
   constexpr int64_t kMostRows = 2 * std::max(kFewRows * kFewRowsBlocks, kManyRows * kManyRowsBlocks);
   int64_t rows = most > 1 ? most : 0;
   for (const int64_t extent : {p.batch, p.query_heads, p.rows}) {

@@ -1,13 +1,13 @@
-// Where the parts of a CUDA workspace lie, as offsets in bytes. Plain C++, compiled in every build.
+// The layout of a CUDA workspace, as offsets in bytes. Plain C++, compiled in every build.
 #pragma once
 
 #include "vlkv/cuda.h"
 
 namespace vlkv::cuda {
 
-// Pass 1 of Score gives each row a maximum and a sum for each split of the keys; these are put together for
-// each row; pass 2 gives each tile of keys its count. Sizes grow with every size of the parameters, so there
-// are as many splits for few rows as for many.
+// Pass 1 of Score computes a maximum and a sum per row and split of the keys; these are combined per row;
+// pass 2 computes a count per tile of keys. The layout must grow with every size of the parameters, so the
+// number of splits does not depend on the number of rows.
 inline constexpr int64_t kKeysPerSplit = 512, kMostSplits = 32;
 
 struct ScoreLayout {
@@ -20,18 +20,18 @@ struct ScoreLayout {
 };
 ScoreLayout layout(const ScoreParams& params);
 
-// Evict needs room only for one selection of all heads.
+// Evict needs a workspace only if all heads share a selection.
 struct EvictLayout {
-  size_t shared_score = 0;  // float [B, C], none where each head selects
+  size_t shared_score = 0;  // float [B, C], absent if each head selects
   size_t size = 0;
 };
 EvictLayout layout(const EvictParams& params);
 
-// Attend's keys are cut in splits where rows and heads alone would leave most multiprocessors without a
-// block. Each split gives each row a maximum, a sum and D sums of weighted values.
+// Attend's keys are split if rows and heads alone would leave most multiprocessors without a block. Each
+// split computes a maximum, a sum and D sums of weighted values per row.
 inline constexpr int64_t kAttendKeysPerSplit = 256, kMostAttendSplits = 64;
-inline constexpr int64_t kFewRows = 16, kManyRows = 64;                // of a KV group that a block has
-inline constexpr int64_t kFewRowsBlocks = 512, kManyRowsBlocks = 256;  // that are asked for
+inline constexpr int64_t kFewRows = 16, kManyRows = 64;                // rows of a KV group per block
+inline constexpr int64_t kFewRowsBlocks = 512, kManyRowsBlocks = 256;  // the desired numbers of blocks
 
 struct AttendLayout {
   bool few = true;

@@ -1,5 +1,5 @@
-// The C entry points under arbitrary shapes, strides, lengths and contents: each call either refuses or stays
-// inside its buffers, which the sanitizers watch, and what it writes obeys the header.
+// Fuzzes the C entry points with arbitrary shapes, strides, lengths and contents: each call either refuses or
+// stays inside its buffers, which the sanitizers check, and its results follow the header.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -17,7 +17,7 @@ class Bytes {
 
   uint8_t byte() { return at_ < end_ ? *at_++ : uint8_t{0}; }
 
-  // Small as a rule; now and then any number at all.
+  // Usually a small number; sometimes any number.
   int64_t number(int64_t small) {
     const uint8_t kind = byte();
     if (kind < 250) return kind % (small + 1);
@@ -38,7 +38,7 @@ class Bytes {
   const uint8_t *at_, *end_;
 };
 
-// A product that may be nonsense, but not undefined.
+// A product that may overflow without undefined behaviour.
 int64_t product(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
 }

@@ -1,4 +1,4 @@
-// Drives the fuzz target with random bytes where the compiler has no libFuzzer.
+// Drives the fuzz target with random bytes if the compiler has no libFuzzer.
 //   vlkv_fuzz -max_total_time=SECONDS [-seed=N]
 #include <chrono>
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What this library uses of ONNX Runtime's C interface, written down here as its wheels carry no headers.
-// That interface only grows at its end: an index, once given, stays (onnxruntime_c_api.h, "OrtApi";
+// The parts of ONNX Runtime's C interface that this library uses, declared here because its wheels contain no
+// headers. The interface only grows at its end, so indices never change (onnxruntime_c_api.h, "OrtApi";
 // docs/notes/ops.md).
 #pragma once
 

@@ -22,7 +22,7 @@ struct Kernel {
   float scale;
 };
 
-// The caches' memory: what is bound to the output, filled from the input where that is elsewhere.
+// The cache's memory: that of the output, into which the input is copied if it has memory of its own.
 float* in_place(const Tensors& tensors, const Value* input, size_t output, const Shape& shape) {
   float* from = tensors.data<float>(input);
   float* to = tensors.data<float>(tensors.output(output, shape));

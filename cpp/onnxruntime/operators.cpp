@@ -36,7 +36,7 @@ CustomOp plain_op() {
 
 namespace {
 
-// The domain, made once: sessions hold on to it.
+// The domain, which is made once because sessions keep pointers to it.
 const Domain* domain(const Api* api) {
   static const CustomOp operators[] = {attend_op(), linear_op()};
   static const Domain* const made = [api] {
@@ -51,8 +51,8 @@ const Domain* domain(const Api* api) {
 }  // namespace
 }  // namespace vlkv::onnxruntime
 
-// What register_custom_ops_library looks for. Of an ONNX Runtime before 1.17 nothing is registered, and it
-// refuses the graph's operators by name.
+// The entry point that register_custom_ops_library calls. On ONNX Runtime before 1.17 it registers nothing,
+// so that the graph's operators are refused by name.
 extern "C" VLKV_API vlkv::onnxruntime::Status* RegisterCustomOps(
     vlkv::onnxruntime::SessionOptions* options, const vlkv::onnxruntime::ApiBase* base) noexcept {
   using namespace vlkv::onnxruntime;

@@ -1,4 +1,4 @@
-// The operators that this library gives ONNX Runtime, and what their files share.
+// The operators that this library registers with ONNX Runtime, and code that their files share.
 #pragma once
 
 #include <exception>
@@ -11,11 +11,11 @@ namespace vlkv::onnxruntime {
 CustomOp attend_op();
 CustomOp linear_op();
 
-// An operator of the CPU provider whose inputs are required; the caller fills in what differs.
+// An operator of the CPU provider with required inputs; the caller fills in the rest.
 CustomOp plain_op();
 
-// Who runs a kernel: ONNX Runtime's own threads, which wait for work in a loop while a graph runs. Others
-// would take their cores.
+// Runs a kernel's loops on ONNX Runtime's own threads: these spin while a graph runs, so other threads would
+// compete for the cores.
 struct Owner {
   const Api* api;
   const Context* context;

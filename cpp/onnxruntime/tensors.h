@@ -1,4 +1,4 @@
-// A kernel's inputs and outputs as ONNX Runtime gives them.
+// A kernel's inputs and outputs in ONNX Runtime.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace vlkv::onnxruntime {
 
-// A status that is to be handed back to ONNX Runtime as it is.
+// A status to return to ONNX Runtime unchanged.
 struct Failed {
   Status* status;
 };
@@ -34,7 +34,7 @@ class Tensors {
     return value;
   }
 
-  // Memory of that shape: what the caller bound, else fresh.
+  // The output's memory: that which the caller bound, else newly allocated.
   Value* output(size_t index, const Shape& shape) const {
     Value* value = nullptr;
     check(api_, Function::kKernelContextGetOutput, context_, index, shape.data(), shape.size(), &value);

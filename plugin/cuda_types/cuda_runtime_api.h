@@ -1,5 +1,5 @@
-// What TensorRT's headers take from CUDA's: two opaque handles. The plugin and its driver call nothing of
-// CUDA themselves, so they compile without the toolkit.
+// The two opaque handles of CUDA that TensorRT's headers need. The plugin and its driver call no CUDA
+// function, so they compile without the toolkit.
 #pragma once
 
 struct CUstream_st;

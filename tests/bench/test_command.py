@@ -61,7 +61,7 @@ def test_json_is_one_object(vlkv, built_of):
         (("--batch", "0"), "batch '0' is not a number from 1"),
         (("--budget", "2"), "budget 2.0 is outside (0, 1]"),
         (("--policy", "best"), "unknown policy 'best'"),
-        (("--prompt-tokens", "30"), "a prompt of 30 tokens does not hold a picture"),
+        (("--prompt-tokens", "30"), "a prompt of 30 tokens is too short for a picture"),
         (("--prompt-tokens", "9000k"), "positions"),
         (("--peers", "hf"), "need --checkpoint"),
         (("--peers", "vllm"), "peers 'vllm' is unknown; known: hf, kvpress, openvino, hf-eager, hf-sdpa"),

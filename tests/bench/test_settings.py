@@ -41,8 +41,8 @@ def test_texts_are_read():
         (parse_budgets, "0", "outside (0, 1]"),
         (parse_budgets, "2", "outside (0, 1]"),
         (parse_budgets, "nan", "outside (0, 1]"),
-        (parse_budgets, "0t", "no budget"),
-        (parse_budgets, "much", "no budget"),
+        (parse_budgets, "0t", "not a budget"),
+        (parse_budgets, "much", "not a budget"),
         (lambda text: parse_names(text, ("hf",), "peers"), "vllm", "unknown; known: hf"),
     ],
 )
@@ -68,7 +68,7 @@ def test_an_engine_that_cannot_is_told_before_anything_runs(engine_of):
     for length, said in ((least - 1, f"at least {least}"), (most + 1, f"up to {most} do")):
         with pytest.raises(BenchError, match=said):
             Settings((length,), (1,), (Budget(1.0),), (3, 8)).check(manifest)
-    with pytest.raises(BenchError, match="keeps all"):
+    with pytest.raises(BenchError, match="keeps everything"):
         Settings((least,), (1,), (Budget(0.1),), (8,), policy="full").check(manifest)
 
 

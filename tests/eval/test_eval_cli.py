@@ -108,7 +108,7 @@ def test_inspect_prints_and_writes(vlkv, shipped, picture, tmp_path):
         (seen, ["--budget", "0"], "outside (0, 1]"),
         (["--image", "no.png"], [], "no.png"),
         (seen, ["-o", picture], "form.png"),
-        (seen, ["--policy", "full", "--budget", "0.5"], "keeps all"),
+        (seen, ["--policy", "full", "--budget", "0.5"], "keeps everything"),
     ):  # fmt: skip
         given = ["inspect", shipped, *shown, "--prompt", ask, "-o", tmp_path / "other", *wrong]
         code, out, err = vlkv(*given)

@@ -134,12 +134,12 @@ def test_folder(data):
         ((GOOD, GOOD, '{"image": '), "line 3: "),
         (("[1]",), "line 1 is not an object"),
         ((GOOD, {**GOOD, "q": 1}), "line 2: unknown field 'q'; known: image"),
-        (({"image": "a.png", "question": "what?"},), "line 1: answer is no text"),
-        (({**GOOD, "answer": 7},), "line 1: answer is no text"),
+        (({"image": "a.png", "question": "what?"},), "line 1: answer is neither a text"),
+        (({**GOOD, "answer": 7},), "line 1: answer is neither a text"),
         (({**GOOD, "question": " "},), "line 1: question is empty"),
         (({**GOOD, "question": ["a", "b"]},), "line 1 has 2 questions and 1 answers"),
         (({**GOOD, "image": "b.png"},), "b.png is not a file"),
-        (({**GOOD, "image": []},), "line 1: image is no text"),
+        (({**GOOD, "image": []},), "line 1: image is neither a text"),
         ((), "has no lines"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_folder_without_lines_and_a_line_of_too_few_turns(data, tmp_path):
     for path, says in ((tmp_path / "empty", "holds 0 .jsonl files"), (tmp_path / "none", "does not exist")):
         with pytest.raises(EvalError, match=says):
             make_samples("folder", None, data=path)
-    with pytest.raises(EvalError, match="line 1 has 1 question of 2"):
+    with pytest.raises(EvalError, match="line 1 has 1 question, 2 are needed"):
         make_samples("folder", None, data=data(GOOD), turns=2)
     with pytest.raises(EvalError, match="takes no --data"):
         make_samples("form-qa", 3, data=tmp_path)

@@ -45,15 +45,12 @@ void check_types(Harness& h, nvinfer1::IPluginV3OneBuild& build) {
     });
   }
   const DataType f16 = DataType::kHALF, b16 = DataType::kBF16, f32 = DataType::kFLOAT;
-  h.refuses("float32 query", {"query is float32", "float16 or bfloat16"}, [&] {
-    return types({f32, f32, f32, f32, f32, kLong, kLong});
-  });
-  h.refuses("types differ", {"value_cache is bfloat16", "query's type"}, [&] {
-    return types({f16, f16, f16, f16, b16, kLong, kLong});
-  });
-  h.refuses("int32 count", {"count is int32", "int64"}, [&] {
-    return types({f16, f16, f16, f16, f16, kLong, DataType::kINT32});
-  });
+  h.refuses("float32 query", {"query is float32", "float16 or bfloat16"},
+            [&] { return types({f32, f32, f32, f32, f32, kLong, kLong}); });
+  h.refuses("types differ", {"value_cache is bfloat16", "query's type"},
+            [&] { return types({f16, f16, f16, f16, b16, kLong, kLong}); });
+  h.refuses("int32 count", {"count is int32", "int64"},
+            [&] { return types({f16, f16, f16, f16, f16, kLong, DataType::kINT32}); });
   const DataType in[kInputs] = {f16, f16, f16, f16, f16, kLong, kLong};
   h.refuses("types null", {"null"}, [&] { return build.getOutputDataTypes(nullptr, 3, in, 7) == 0; });
   h.refuses("types of 6 inputs", {"6 inputs", "not 7"},
@@ -75,15 +72,12 @@ void check_shapes(Harness& h, nvinfer1::IPluginV3OneBuild& build) {
            out[0].d[2] == query.d[2] && out[1].nbDims == 4 && out[1].d[2] == cache.d[2] &&
            out[2].d[1] == cache.d[1];
   });
-  h.refuses("cache of rank 3", {"value_cache has rank 3", "not 4"}, [&] {
-    return shapes({query, key, key, cache, e.dims({1, 2, 8}), counts, counts});
-  });
-  h.refuses("length of rank 2", {"length has rank 2", "not 1"}, [&] {
-    return shapes({query, key, key, cache, cache, e.dims({1, 1}), counts});
-  });
-  h.refuses("shapes of 6 inputs", {"6 inputs"}, [&] {
-    return shapes({query, key, key, cache, cache, counts}, 6);
-  });
+  h.refuses("cache of rank 3", {"value_cache has rank 3", "not 4"},
+            [&] { return shapes({query, key, key, cache, e.dims({1, 2, 8}), counts, counts}); });
+  h.refuses("length of rank 2", {"length has rank 2", "not 1"},
+            [&] { return shapes({query, key, key, cache, cache, e.dims({1, 1}), counts}); });
+  h.refuses("shapes of 6 inputs", {"6 inputs"},
+            [&] { return shapes({query, key, key, cache, cache, counts}, 6); });
   h.refuses("shapes null", {"null"},
             [&] { return build.getOutputShapes(nullptr, 7, nullptr, 0, out, 3, e) == 0; });
 }
@@ -201,9 +195,8 @@ void check_attend(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
   check_common(h, creator, "VlkvAttend", fields, {{"scale", &other, real, 1}});
   const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
   for (const float value : {0.0F, -1.0F, infinity, nan}) {
-    h.refuses("scale", {"scale is", "above 0"}, [&] {
-      return create(creator, {{"scale", &value, real, 1}});
-    });
+    h.refuses("scale", {"scale is", "above 0"},
+              [&] { return create(creator, {{"scale", &value, real, 1}}); });
   }
   const Made made(create(creator, fields));
   h.check(made.build().getNbOutputs() == kOutputs, "VlkvAttend has 3 outputs");

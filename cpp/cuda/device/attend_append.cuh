@@ -1,4 +1,4 @@
-// Before Attend: new keys and values into their slots.
+// The first kernel of Attend: writes new keys and values to their slots.
 #pragma once
 
 #include "cuda/device/attend_args.cuh"
@@ -11,7 +11,7 @@ struct alignas(16) Appended {
   uint32_t word[4];
 };
 
-// A thread for each 16 bytes of [2, B, Hkv, S, D]: keys, then values.
+// One thread per 16 bytes of [2, B, Hkv, S, D]: keys, then values.
 __global__ void __launch_bounds__(kAppendThreads) attend_append(const AttendArgs args) {
   const int64_t units = args.head_dim / 8, rows = args.batch * args.kv_heads * args.rows;
   int64_t item = int64_t{blockIdx.x} * kAppendThreads + threadIdx.x;

@@ -1,11 +1,11 @@
-// What Attend's kernels are given, the shapes of their blocks, and the index arithmetic that they share.
+// The arguments of Attend's kernels, the shapes of their blocks, and shared index arithmetic.
 #pragma once
 
 #include "cuda/device/types.cuh"
 
 namespace vlkv::cuda {
 
-// Rows of one KV group are one matrix: row r is token r / group of query head h * group + r % group.
+// The rows of a KV group form one matrix: row r is token r / group of query head h * group + r % group.
 struct AttendArgs {
   int64_t batch, kv_heads, group, rows, slots, head_dim;
   int64_t group_rows;  // group * rows
@@ -20,7 +20,7 @@ struct AttendArgs {
 
 inline constexpr int kAttendBytes = 2;  // of an element
 
-// A prompt's numbers, brought into the ranges where nothing leads outside a buffer.
+// A prompt's length and count, clamped so that no index leads outside a buffer.
 struct Extent {
   int64_t length, count;
 };
@@ -29,8 +29,8 @@ VLKV_HOST_DEVICE Extent extent(const AttendArgs& a, int64_t b) {
   return {length, clamped(a.count[b], 0, a.rows < free ? a.rows : free)};
 }
 
-// Few rows: 16 of them, which the warps share, each warp with 16 keys of a tile for itself. Many: 64 rows, 16
-// for each warp, and the tile for all.
+// Few rows: all warps share 16 rows, and each warp has 16 keys of a tile. Many rows: 64 rows, 16 per warp,
+// and all warps share the tile.
 template <class ElementType, int kDimOfHead, bool kFewRows>
 struct AttendShape {
   using Type = ElementType;
@@ -41,10 +41,11 @@ struct AttendShape {
   static constexpr int kThreads = kWarp * kRowWarps * kKeyWarps;
   static constexpr int kRows = 16 * kRowWarps;
   static constexpr int kWarpKeys = kTileKeys / kKeyWarps;
-  // Blocks that share a multiprocessor, by their registers.
+  // Blocks per multiprocessor, which the registers limit.
   static constexpr int kBlocks = kFew ? (kDim <= 64 ? 4 : kDim <= 128 ? 3 : 4) : kDim <= 64 ? 3 : 2;
 
-  // Rows lie in shared memory an odd number of 16 bytes apart: 8 rows of a matrix are in different banks.
+  // The pitch of rows in shared memory is an odd multiple of 16 bytes: 8 rows of a matrix are in different
+  // banks.
   static constexpr int kChunk = 8, kChunks = kDim / kChunk, kPitch = (kChunks + 1) * kChunk;
   static_assert(kChunks % 2 == 0);
 };
@@ -54,7 +55,7 @@ VLKV_HOST_DEVICE const char* head_of(const CacheView& view, int64_t b, int64_t h
   return view.data + (b * view.stride_b + h * view.stride_h) * static_cast<int64_t>(sizeof(Type));
 }
 
-// Where row r of a KV group lies, in bytes from its first head.
+// The offset of row r of a KV group, in bytes from the group's first head.
 VLKV_HOST_DEVICE int64_t group_row(const CacheView& view, uint32_t group, int64_t r) {
   const auto index = static_cast<uint32_t>(r);
   return (index % group * view.stride_h + index / group * view.stride_s) * kAttendBytes;

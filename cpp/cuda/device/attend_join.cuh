@@ -1,4 +1,4 @@
-// After Attend: the splits of a row put together.
+// The last kernel of Attend: combines the splits of a row.
 #pragma once
 
 #include "cuda/device/attend_args.cuh"
@@ -9,7 +9,7 @@ namespace vlkv::cuda {
 
 inline constexpr int kJoinThreads = 128;
 
-// A block for each row of [B, Hkv, group_rows]. A split without keys has a sum of 0 and is passed over.
+// One block per row of [B, Hkv, group_rows]. A split without keys has a sum of 0 and is skipped.
 template <class Type>
 __global__ void __launch_bounds__(kJoinThreads) attend_join(const AttendArgs args) {
   const int64_t r = blockIdx.x % args.group_rows, head = blockIdx.x / args.group_rows;

@@ -1,6 +1,6 @@
-// Attend: a block has some rows of one KV head, and goes through one split of the keys that they attend to.
-// While the keys of a tile are multiplied its values are on their way, and the next keys while the values
-// are.
+// Attend: a block has some rows of one KV head and processes one split of the keys that they attend to. The
+// copy of a tile's values overlaps the product with its keys, and that of the next keys the product with the
+// values.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 
 namespace vlkv::cuda {
 
-// Where the tiles were, warps of few rows put together what each has of its keys.
+// Shared memory of the tiles, which is reused to combine the warps' results with few rows.
 template <class Shape>
 struct AttendExchange {
   float maximum[Shape::kKeyWarps][Shape::kRows], sum[Shape::kKeyWarps][Shape::kRows];
@@ -25,7 +25,7 @@ union AttendMemory {
   std::conditional_t<Shape::kFew, AttendExchange<Shape>, NoExchange> exchange;
 };
 
-// Who shares a tile: the warps of a block, or each warp has its own part of it.
+// The sharing of a tile: all warps of a block share it, or each warp has its own part.
 template <class Shape>
 __device__ __forceinline__ void tile_barrier() {
   if constexpr (Shape::kFew)
@@ -34,17 +34,17 @@ __device__ __forceinline__ void tile_barrier() {
     __syncthreads();
 }
 
-// Where a row's result goes: the answer, or one split's part of it.
+// The destination of a row's result: the output, or one split's part of it.
 template <class Shape>
 struct RowResults {
   const AttendArgs& args;
   int64_t b, h, split;
 
-  // Elements d and d + 1 of row r.
+  // Writes elements d and d + 1 of row r.
   __device__ void write(int64_t r, int64_t d, float maximum, float sum, float low, float high) const {
     if (d >= args.head_dim) return;
     if (args.splits == 1) {
-      const float inverse = 1.0F / sum;  // of a sum of 0 infinite, and 0 times that NaN
+      const float inverse = 1.0F / sum;  // infinite for a sum of 0, and 0 times that is NaN
       const int64_t offset = group_row(args.result, static_cast<uint32_t>(args.group), r);
       char* const to =
           const_cast<char*>(head_of<typename Shape::Type>(args.result, b, h * args.group)) + offset;
@@ -60,9 +60,9 @@ struct RowResults {
     args.partial[at * args.head_dim + d + 1] = high;
   }
 
-  // Rows from `first` to `end` are padding.
+  // Clears rows [first, end), which are padding.
   __device__ void clear(int64_t first, int64_t end) const {
-    if (args.splits > 1) return;  // whoever puts the splits together does it
+    if (args.splits > 1) return;  // attend_join clears them
     const auto pairs = static_cast<int>(args.head_dim / 2);
     for (int item = static_cast<int>(threadIdx.x); item < (end - first) * pairs; item += Shape::kThreads) {
       write(first + item / pairs, item % pairs * 2, 0.0F, 1.0F, 0.0F, 0.0F);
@@ -70,7 +70,7 @@ struct RowResults {
   }
 };
 
-// Warps of many rows have each their own.
+// With many rows each warp writes its own rows.
 template <class Shape>
 __device__ __forceinline__ void write_own(const RowResults<Shape>& results, const RowState<Shape>& rows,
                                           int64_t first_row, int64_t valid) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_own(const RowResults<Shape>& results, cons
   }
 }
 
-// Warps of few rows add up what they have, always in the same order.
+// With few rows the warps' results are summed, always in the same order.
 template <class Shape>
 __device__ __forceinline__ void write_joined(AttendExchange<Shape>& exchange,
                                              const RowResults<Shape>& results, RowState<Shape>& rows,
@@ -130,7 +130,7 @@ __device__ __forceinline__ void write_joined(AttendExchange<Shape>& exchange,
   }
 }
 
-// Grid: row blocks, fastest and those with the most keys first, then splits, then B * Hkv.
+// Grid: row blocks (fastest, those with the most keys first), then splits, then B * Hkv.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attend_rows(const AttendArgs args) {
   using Type = typename Shape::Type;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attend_rows(c
     return;
   }
 
-  // Rows past the last count as the last: computed, never written.
+  // Rows past the last are computed like the last and never written.
   const auto last_of = [&](int64_t r) {
     const auto row = static_cast<uint32_t>(r < valid ? r : valid - 1);
     return static_cast<int32_t>(prompt.length + row / static_cast<uint32_t>(args.group));
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attend_rows(c
   load_query_fragments<Shape>(query, memory.query + warp_row * Shape::kPitch);
   __syncthreads();
 
-  // A warp of few rows copies the 16 rows that it reads, else each thread a part of the tile.
+  // With few rows a warp copies the 16 keys that it reads; else all threads copy the tile together.
   constexpr int kCopied = Shape::kWarpKeys, kCopying = Shape::kFew ? kWarp : Shape::kThreads;
   const int copier = Shape::kFew ? lane : thread;
   const auto copy_tile = [&](Type* to, const CacheView& cache, int64_t t) {

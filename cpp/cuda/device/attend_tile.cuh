@@ -1,4 +1,4 @@
-// Attend's tiles: copies into shared memory, the two products of a tile, and the softmax between them.
+// Attend's tiles: copies to shared memory, the two products of a tile, and the softmax between them.
 #pragma once
 
 #include "cuda/device/attend_args.cuh"
@@ -7,12 +7,12 @@
 
 namespace vlkv::cuda {
 
-// Starts the copy of rows [0, kCount) by kThreads threads, of which this one is `thread`. Row r comes from
-// row(r), zeros where it is not below `valid`, and after head_dim.
+// Starts the copy of rows [0, kCount) by kThreads threads; this one is `thread`. Row r is read at row(r);
+// rows from `valid` on, and elements after head_dim, are zeros.
 template <class Shape, int kCount, int kThreads, class Row>
 __device__ __forceinline__ void copy_rows(typename Shape::Type* to, int thread, int64_t valid,
                                           int64_t head_dim, Row row) {
-  // Lanes of a row: as many as divide its 16-byte chunks, and no more than there are.
+  // Lanes per row: the largest power of two that divides its 16-byte chunks.
   constexpr int kPower = Shape::kChunks & -Shape::kChunks, kLanes = kPower < kThreads ? kPower : kThreads;
   static_assert(kThreads % kLanes == 0 && Shape::kChunks % kLanes == 0);
   constexpr int kAtOnce = kThreads / kLanes;
@@ -32,7 +32,7 @@ __device__ __forceinline__ void copy_rows(typename Shape::Type* to, int thread, 
   }
 }
 
-// What a warp has of its 16 rows. Lanes 4i..4i+3 share rows i and i + 8; each lane sums its own columns.
+// A warp's state of its 16 rows. Lanes 4i..4i+3 share rows i and i + 8; each lane sums its own columns.
 template <class Shape>
 struct RowState {
   float maximum[2] = {-kLargest, -kLargest}, sum[2] = {};
@@ -55,7 +55,7 @@ __device__ __forceinline__ void load_query_fragments(QueryFragments<Shape>& quer
   }
 }
 
-// Raw dot products of the warp's rows and its keys of the tile.
+// The dot products of the warp's rows and its keys of the tile, unscaled.
 template <class Shape>
 __device__ __forceinline__ void multiply_keys(float (&logits)[Shape::kWarpKeys / 8][4],
                                               const QueryFragments<Shape>& query,
@@ -79,8 +79,8 @@ __device__ __forceinline__ void multiply_keys(float (&logits)[Shape::kWarpKeys /
   }
 }
 
-// Logits become weights 2^(factor * (logit - maximum)); what was summed before is scaled to the new maximum.
-// A NaN passes the maximum by and stays in the sum. `key` is the lane's first key of the tile.
+// Converts logits to weights 2^(factor * (logit - maximum)) and rescales earlier sums to the new maximum. A
+// NaN does not affect the maximum and stays in the sum. `key` is the lane's first key of the tile.
 template <class Shape, bool kMasked>
 __device__ __forceinline__ void weigh(RowState<Shape>& rows, float (&logits)[Shape::kWarpKeys / 8][4],
                                       const int32_t (&last)[2], int32_t key, float factor) {

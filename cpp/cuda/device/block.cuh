@@ -1,4 +1,4 @@
-// Sums over the lanes of a warp and the threads of a block, in one order.
+// Sums over the lanes of a warp and the threads of a block, in a fixed order.
 #pragma once
 
 #include "cuda/device/ptx.cuh"

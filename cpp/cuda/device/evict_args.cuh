@@ -1,4 +1,4 @@
-// What Evict's kernels are given, and the arithmetic of what is kept.
+// The arguments of Evict's kernels, and the arithmetic of kept slots.
 #pragma once
 
 #include "cuda/device/types.cuh"
@@ -29,7 +29,7 @@ struct EvictArgs {
   int64_t slot_groups;
 };
 
-// A prompt's numbers, brought into the ranges where nothing leads outside a buffer.
+// A prompt's numbers, clamped so that no index leads outside a buffer.
 struct Keeping {
   int64_t length, keep, sinks, recent;
   VLKV_HOST_DEVICE bool all() const { return keep == length; }
@@ -44,7 +44,7 @@ VLKV_HOST_DEVICE Keeping keeping(const EvictArgs& a, int64_t b) {
   return k;
 }
 
-// Unsigned integers in the order of the scores, -0 and 0 the same; 0, which no number maps to, for a NaN.
+// Maps scores to unsigned integers in the same order, with -0 equal to 0; NaN maps to 0, as no number does.
 VLKV_HOST_DEVICE uint32_t ordered(uint32_t bits) {
   if ((bits & 0x7fffffffU) > 0x7f800000U) return 0;
   if (bits == 0x80000000U) bits = 0;

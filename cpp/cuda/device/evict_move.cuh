@@ -1,4 +1,4 @@
-// Keys and values into their new slots: copied, or the mean over the tokens of each slot.
+// Moves keys and values to their new slots: copies, or means over the tokens of each slot.
 #pragma once
 
 #include "cuda/device/evict_args.cuh"
@@ -12,7 +12,7 @@ struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
 
-// What one block moves: up to kMoveSlots slots of one head's keys or values.
+// The work of one block: up to kMoveSlots slots of one head's keys or values.
 struct Move {
   const char* from;
   char* to;
@@ -22,7 +22,7 @@ struct Move {
   int64_t first, end;  // slots of the new cache; those from keeping.keep on are zeroed
 };
 
-// Grid: groups of slots, fastest, then keys and values, then B * Hkv.
+// Grid: groups of slots (fastest), then keys and values, then B * Hkv.
 __device__ __forceinline__ Move block_move(const EvictArgs& a, int64_t block) {
   const int64_t group = block % a.slot_groups, which = block / a.slot_groups % a.moves;
   const int64_t head = block / a.slot_groups / a.moves, b = head / a.kv_heads, h = head % a.kv_heads;
@@ -40,7 +40,7 @@ __device__ __forceinline__ Move block_move(const EvictArgs& a, int64_t block) {
           end < written ? end : written};
 }
 
-// Unit: what a thread copies at a time; rows and addresses are multiples of it.
+// Unit: the type that a thread copies at a time; rows and addresses are multiples of its size.
 template <class Unit>
 __global__ void __launch_bounds__(kMoveThreads) evict_gather(const EvictArgs args) {
   const Move move = block_move(args, blockIdx.x);
@@ -74,8 +74,8 @@ struct alignas(sizeof(Type) * kElements) Elements {
   Type element[kElements];
 };
 
-// As evict_gather, with each slot's tokens summed in their order, in float32. A thread has kElements of a
-// row.
+// Like evict_gather, but each slot is the mean of its tokens, summed in order in float32. A thread has
+// kElements of a row.
 template <class Type, int kElements>
 __global__ void __launch_bounds__(kMoveThreads) evict_merge(const EvictArgs args) {
   using Unit = Elements<Type, kElements>;

@@ -1,5 +1,5 @@
-// Which slots stay: a radix select on the scores' bits, a block for each selection, and the scores' sum over
-// heads where all heads share one.
+// Selects the slots to keep: a radix select on the scores' bits, one block per selection, on the scores' sum
+// over heads if all heads share a selection.
 #pragma once
 
 #include "cuda/device/block.cuh"
@@ -9,7 +9,7 @@ namespace vlkv::cuda {
 
 inline constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
 inline constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
-// Attention's scores fall into few bins: neighbouring lanes count in copies of their own.
+// Attention scores fall into few bins, so neighbouring lanes count in separate copies.
 inline constexpr int kCopies = 4;
 
 struct SelectMemory {
@@ -20,8 +20,7 @@ struct SelectMemory {
   int32_t rank;
 };
 
-// Calls use(slot, key) for slots begin + thread, and on in steps of `step`; four loads are under way at a
-// time.
+// Calls use(slot, key) for slots begin + thread, + step, + 2 * step, ...; four loads are in flight at a time.
 template <class Use>
 __device__ __forceinline__ void for_each_key(const float* score, int64_t begin, int64_t end, int64_t thread,
                                              int64_t step, Use use) {
@@ -36,8 +35,8 @@ __device__ __forceinline__ void for_each_key(const float* score, int64_t begin, 
   for (; slot < end; slot += step) use(slot, ordered(__float_as_uint(score[slot])));
 }
 
-// The `rank`-th highest key of [begin, end), from 1. Rank becomes the rank among the keys equal to it: how
-// many of them stay. The same in every thread.
+// Returns the `rank`-th highest key of [begin, end), from 1, in every thread. `rank` becomes the rank among
+// equal keys, which is the number of them to keep.
 __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, int64_t begin,
                                                    int64_t end, int32_t& rank) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -52,7 +51,7 @@ __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const f
       }
     });
     __syncthreads();
-    // Bins from the highest down, two to a thread.
+    // Bins in descending order, two per thread.
     constexpr int kMine = kBins / kSelectThreads;
     static_assert(kMine == 2);
     int32_t count[kMine];
@@ -73,7 +72,7 @@ __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const f
       before += count[i];
     }
     __syncthreads();
-    // The last digit overlaps the one before it: bits that are known already agree.
+    // The last digit overlaps the previous one; the shared bits agree.
     threshold |= memory.bin << shift;
     known |= (uint32_t{kBins} - 1) << shift;
     rank = memory.rank;
@@ -81,8 +80,8 @@ __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const f
   }
 }
 
-// Writes the slots of [begin, end) whose keys are above the threshold, and the first `ties` of those at it.
-// Each warp has a stretch of slots: it counts, waits for the counts of the warps before it, and writes.
+// Writes the slots of [begin, end) whose keys are above the threshold, and the first `ties` of those equal to
+// it. Each warp has a range of slots: it counts, waits for the counts of earlier warps, and writes.
 __device__ __forceinline__ void write_slots(SelectMemory& memory, const float* score, int64_t begin,
                                             int64_t end, uint32_t threshold, int32_t ties, int32_t* out) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
@@ -124,7 +123,7 @@ __device__ __forceinline__ void write_slots(SelectMemory& memory, const float* s
 
 inline constexpr int kSumThreads = 256;
 
-// shared_score[b, c] = the sum over heads, in their order. A thread for each of [B, C].
+// shared_score[b, c] = the sum over heads, in their order. One thread per element of [B, C].
 __global__ void __launch_bounds__(kSumThreads) evict_sum_heads(const EvictArgs args) {
   const int64_t item = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
   if (item >= args.batch * args.slots) return;
@@ -136,7 +135,7 @@ __global__ void __launch_bounds__(kSumThreads) evict_sum_heads(const EvictArgs a
   args.shared_score[item] = sum;
 }
 
-// A block for each head of each prompt, or for each prompt.
+// One block per head of each prompt, or per prompt.
 __global__ void __launch_bounds__(kSelectThreads, 1) evict_select(const EvictArgs args) {
   __shared__ SelectMemory memory;
   const int64_t selections = args.per_head ? args.kv_heads : 1;

@@ -1,5 +1,5 @@
-// What the kernels take from the machine below CUDA C++: asynchronous copies, matrix fragments, the matrix
-// units, one-instruction exponentials and conversions. Under a host compiler this file is empty, and whoever
+// PTX instructions without a CUDA C++ equivalent: asynchronous copies, matrix fragments, the matrix units,
+// one-instruction exponentials and conversions. Under a host compiler this file is empty, and the file that
 // includes the kernels declares these functions first (cpp/tests/cuda/emulation.h).
 #pragma once
 
@@ -15,7 +15,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Starts a copy of 16 bytes to shared memory; zeros where not valid. Both addresses are multiples of 16.
+// Starts a copy of 16 bytes to shared memory, or of zeros if not valid. Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid ? 16 : 0)
@@ -24,7 +24,7 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, bool valid) 
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until all but the newest `kPending` groups of this thread's copies have come.
+// Waits until all but the newest `kPending` groups of this thread's copies are complete.
 template <int kPending>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -38,7 +38,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&fragment)[4], const voi
                : "memory");
 }
 
-// As load_matrices, each matrix transposed.
+// Like load_matrices, with each matrix transposed.
 __device__ __forceinline__ void load_transposed(uint32_t (&fragment)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])

@@ -1,4 +1,4 @@
-// What Score's kernels are given, and the index arithmetic that they share.
+// The arguments of Score's kernels, and shared index arithmetic.
 #pragma once
 
 #include "cuda/device/softmax.cuh"
@@ -8,16 +8,17 @@ namespace vlkv::cuda {
 
 // A block multiplies 64 rows by 64 keys at a time with 4 warps, each of which has 32 rows and 32 keys.
 inline constexpr int kTileRows = 64, kTileKeys = 64, kScoreThreads = 128;
-inline constexpr int kScoreBlocks = 4;  // that share a multiprocessor, by their registers
+inline constexpr int kScoreBlocks = 4;  // blocks per multiprocessor, which the registers limit
 
-// Rows of one KV group are one matrix: row r is observed row r / group of query head h * group + r % group.
+// The rows of a KV group form one matrix: row r is observed row r / group of query head h * group + r %
+// group.
 struct ScoreArgs {
   int64_t batch, kv_heads, group, rows, slots, head_dim;
   int64_t group_rows;  // group * rows
   CacheView query, key;
   int32_t query_type, key_type;  // vlkv::DType
   int32_t query_size, key_size;  // bytes of an element
-  bool copies_16;                // query and key lie so that 16 bytes can be copied at a time
+  bool copies_16;                // query and key are aligned for copies of 16 bytes
   const void* row_position;
   int64_t row_position_stride_b;
   bool wide_positions;         // row_position is int64
@@ -38,7 +39,7 @@ struct ScoreArgs {
   int64_t* tile_below;               // [B, Hkv, tiles]
 };
 
-// Keys of a split are whole tiles; the last splits may have none.
+// A split's keys are whole tiles; the last splits may have none.
 VLKV_HOST_DEVICE int64_t split_tiles(int64_t tiles, int64_t splits) { return parts(tiles, splits); }
 
 // A thread has 4 rows and 8 keys of its block's tile, as mma.m16n8k16 leaves them: lanes 4i..4i+3 share rows.
@@ -57,7 +58,7 @@ struct Logits {
   VLKV_HOST_DEVICE float at(int i, int j) const { return value[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 };
 
-// The last key that row r of a KV group attends to, -1 where there is none or no such row.
+// The last key that row r of a KV group attends to; -1 if there is none or no such row.
 VLKV_HOST_DEVICE int32_t last_key(const ScoreArgs& a, int64_t b, int64_t r) {
   if (r >= a.group_rows) return -1;
   const int64_t at = b * a.row_position_stride_b + r / a.group;
@@ -66,7 +67,7 @@ VLKV_HOST_DEVICE int32_t last_key(const ScoreArgs& a, int64_t b, int64_t r) {
   return static_cast<int32_t>(clamped(position, -1, a.slots - 1));
 }
 
-// Where rows and keys of one KV head lie.
+// The location of the rows and keys of one KV head.
 struct QueryRows {
   const char* data;
   int64_t stride_g, stride_s;  // bytes

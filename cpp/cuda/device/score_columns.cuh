@@ -1,5 +1,5 @@
-// Score's second pass: the attention that each key of one tile receives from all rows of its KV head, and how
-// many of its pairs are below the threshold. A block owns its keys, so sums have one order and need no
+// Score's second pass: the attention that each key of one tile receives from all rows of its KV head, and the
+// number of its pairs below the threshold. A block owns its keys, so sums have a fixed order and need no
 // atomics.
 #pragma once
 
@@ -40,7 +40,7 @@ struct ColumnExchange {
   int32_t below[kScoreThreads / kWarp];
 };
 
-// Grid: tiles of keys, fastest, then B * Hkv.
+// Grid: tiles of keys (fastest), then B * Hkv.
 template <class Product>
 __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_columns(const ScoreArgs args) {
   __shared__ ScoreMemory<Product, ColumnExchange> memory;

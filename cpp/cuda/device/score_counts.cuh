@@ -1,4 +1,4 @@
-// Score's small kernels: rows' results put together between the passes, and prompts' counts after them.
+// Score's small kernels: they combine rows' results between the passes, and prompts' counts after them.
 #pragma once
 
 #include "cuda/device/block.cuh"
@@ -6,8 +6,8 @@
 
 namespace vlkv::cuda {
 
-// A warp for each row block: maximum and sum over all splits, in their order. A row whose sum is not a
-// positive number attends to nothing from here on.
+// One warp per row block: maximum and sum over all splits, in order. A row whose sum is not a positive number
+// is ignored from here on.
 __global__ void __launch_bounds__(kWarp) score_combine(const ScoreArgs args) {
   const int64_t row_block = blockIdx.x % args.row_blocks, head = blockIdx.x / args.row_blocks;
   int64_t pairs = 0;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kWarp) score_combine(const ScoreArgs args) {
 
 inline constexpr int kCountThreads = 256;
 
-// Zeros the scores that nothing attends to: for calls without rows. A thread for each of [B, Hkv, C].
+// Zeroes all scores, for calls without rows. One thread per element of [B, Hkv, C].
 __global__ void __launch_bounds__(kCountThreads) score_clear(const ScoreArgs args) {
   const int64_t item = int64_t{blockIdx.x} * kCountThreads + threadIdx.x;
   if (item >= args.batch * args.kv_heads * args.slots) return;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kCountThreads) score_clear(const ScoreArgs arg
              item % args.slots] = 0.0F;
 }
 
-// A block for each prompt: pairs, below and sparsity from the counts of row blocks and tiles.
+// One block per prompt: pairs, below and sparsity from the counts of row blocks and tiles.
 __global__ void __launch_bounds__(kCountThreads) score_counts(const ScoreArgs args) {
   constexpr int kWarps = kCountThreads / kWarp;
   __shared__ int64_t sums[2][kWarps];

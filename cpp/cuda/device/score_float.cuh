@@ -1,5 +1,5 @@
-// Dot products in float32 multiply-adds, for float32 and for query and key of different types. The matrix
-// units would need three tf32 products to come near float32; this gives the CPU's accuracy as it is.
+// Dot products in float32 multiply-adds, for float32, and for query and key of different types. The matrix
+// units would need three tf32 products to approach float32; this has the CPU's accuracy.
 #pragma once
 
 #include "cuda/device/ptx.cuh"
@@ -7,7 +7,7 @@
 
 namespace vlkv::cuda {
 
-// An element whose type is known when the kernel runs.
+// An element whose type is known at run time only.
 struct AnyType;
 
 template <class Type>
@@ -24,7 +24,7 @@ __device__ __forceinline__ float element<AnyType>(const char* row, int64_t index
 template <class Type>
 struct FloatProduct {
   static constexpr int kDepth = 32;
-  static constexpr int kStride = kDepth + 4;  // 8 rows of 16 bytes lie in different banks
+  static constexpr int kStride = kDepth + 4;  // 8 rows of 16 bytes are in different banks
   static_assert(kTileRows == 64 && kTileKeys == 64);
 
   struct alignas(16) Tile {

@@ -1,4 +1,4 @@
-// Element types, and strided views as the kernels take them: plain structures that both compilers read.
+// Element types and strided views for kernels: plain structures for both compilers.
 #pragma once
 
 #include <cstdint>

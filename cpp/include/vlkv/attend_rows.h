@@ -1,7 +1,7 @@
-// AttendRows: attention of each prompt's newest tokens over its cache, which takes their keys and values in
-// place. The same operator as Attend (vlkv/attend.h), of any number of tokens and in 16 bits, on a CUDA
-// device. Source: FlashAttention-2, arXiv 2307.08691 (online softmax by tiles); Flash-Decoding (a cache's
-// keys in parts that are put together at the end).
+// AttendRows: appends each prompt's newest keys and values to its cache, in place, and attends over it. It is
+// the operator Attend (vlkv/attend.h) for any number of tokens, in 16 bits, on a CUDA device. Source:
+// FlashAttention-2, arXiv 2307.08691 (online softmax by tiles); Flash-Decoding (a cache's keys are split,
+// and the splits combined at the end).
 #pragma once
 
 #include "vlkv/types.h"
@@ -13,20 +13,21 @@ namespace vlkv {
 //
 //   query                   [B, Hq, S, D]   float16 or bfloat16; all tensors have one type
 //   key, value              [B, Hkv, S, D]  of the new tokens
-//   key_cache, value_cache  [B, Hkv, C, D]  slots length .. length + count - 1 are written, 0 .. that are
-//   read length                  [B]             int64, valid slots before the call count [B] int64, how many
-//   of the S tokens are the prompt's; the others are padding result                  [B, Hq, S, D]   written;
-//   padding rows are 0
+//   key_cache, value_cache  [B, Hkv, C, D]  slots 0 .. length + count - 1 are read
+//                                           slots length .. length + count - 1 are written before
+//   length                  [B]             int64, valid slots before the call
+//   count                   [B]             int64, the prompt's tokens; the rest of S is padding
+//   result                  [B, Hq, S, D]   written; padding rows are 0
 //
-// Token i of a prompt takes slot length + i and attends to slots 0 .. length + i (causal from the lower
-// right): result = softmax(scale * query . key_cache) . value_cache; query head h reads KV head h / (Hq /
-// Hkv). Slots past the last are neither read nor written. A row of a head with a logit that is NaN or
-// +infinity, or with -infinities alone, is NaN. A value of one of the call's later tokens that is not finite
-// makes earlier rows NaN too.
+// Token i of a prompt is written to slot length + i and attends to slots 0 .. length + i (causal from the
+// lower right): result = softmax(scale * query . key_cache) . value_cache; query head h reads KV head
+// h / (Hq / Hkv). Slots after the last are neither read nor written. A row of a head is NaN if one of its
+// logits is NaN or +infinity, or all are -infinity. If a value of a later token of the call is not finite,
+// earlier rows become NaN too.
 //
-// Logits, weights' sums and results are float32; a weight is rounded to the tensors' type before it is
-// multiplied with its value, as the matrix units take it, and the result is rounded once. Rows begin on 16
-// bytes.
+// Logits, sums of weights and results are float32; a weight is rounded to the tensors' type before it is
+// multiplied by its value, as the matrix units require, and the result is rounded once. Rows are aligned to
+// 16 bytes.
 struct AttendRowsParams {
   int64_t batch = 0, query_heads = 0, kv_heads = 0, rows = 0, slots = 0, head_dim = 0;
   ConstView query, key, value;
@@ -39,8 +40,8 @@ struct AttendRowsParams {
 
 inline constexpr int64_t kLargestAttendDim = 256;
 
-// Sizes, strides, pointers, types and settings; reads no tensor. Throws InvalidArgument. D is a multiple of 8
-// up to 256.
+// Checks sizes, strides, pointers, types and settings without reading tensors. Throws InvalidArgument. D must
+// be a multiple of 8, at most 256.
 VLKV_API void validate(const AttendRowsParams& params);
 
 }  // namespace vlkv

@@ -1,5 +1,5 @@
-// The operators for other languages: plain structures, error codes, nothing thrown. Every buffer comes with
-// its size in bytes, and shapes and strides that leave it are refused.
+// The operators for other languages: plain structures and error codes, no exceptions. Every buffer is passed
+// with its size in bytes, and shapes and strides that exceed it are refused.
 #ifndef VLKV_C_API_H_
 #define VLKV_C_API_H_
 
@@ -27,8 +27,8 @@ typedef struct {
   int64_t stride_b, stride_h, stride_s;
 } vlkv_tensor;
 
-// The fields mean what those of vlkv/score.h mean. row_position is int64 [B, rows]; pairs, below and
-// sparsity are [B] and may be null; score is [B, kv_heads, slots]; all without gaps.
+// The fields are those of vlkv/score.h. row_position is int64 [B, rows]; pairs, below and sparsity are [B]
+// and may be null; score is [B, kv_heads, slots]; all are dense.
 typedef struct {
   int64_t batch, query_heads, kv_heads, rows, slots, head_dim;
   vlkv_tensor query, key;
@@ -44,8 +44,8 @@ typedef struct {
   uint64_t sparsity_bytes;
 } vlkv_score_params;
 
-// The fields mean what those of vlkv/evict.h mean. score is [B, kv_heads, slots] and position_out
-// [B, kv_heads, capacity], both without gaps; length, keep, sinks and recent are [B].
+// The fields are those of vlkv/evict.h. score is [B, kv_heads, slots] and position_out
+// [B, kv_heads, capacity], both dense; length, keep, sinks and recent are [B].
 typedef struct {
   int64_t batch, kv_heads, slots, head_dim, capacity;
   vlkv_tensor key, value, key_out, value_out;
@@ -58,7 +58,7 @@ typedef struct {
   int32_t per_head, merge, zero_tail, threads;
 } vlkv_evict_params;
 
-// The fields mean what those of vlkv/attend_rows.h mean; length and count are [B]. On a CUDA device only.
+// The fields are those of vlkv/attend_rows.h; length and count are [B]. On a CUDA device only.
 typedef struct {
   int64_t batch, query_heads, kv_heads, rows, slots, head_dim;
   vlkv_tensor query, key, value, key_cache, value_cache;
@@ -68,14 +68,14 @@ typedef struct {
   vlkv_tensor result;
 } vlkv_attend_params;
 
-// Returns a code; writes a text, cut to message_size and ended by 0, where it is not VLKV_OK. message may be
-// null.
+// Returns a code. Unless it is VLKV_OK, writes a text to `message`, truncated to message_size and terminated
+// by 0. message may be null.
 VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
 VLKV_C_API int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size);
 
-// On a CUDA device, as vlkv/cuda.h says: all memory is the device's, the work is queued on `stream` (a
-// cudaStream_t), and `workspace` has at least the bytes that the function before says. That function gives
-// UINT64_MAX for null. vlkv_has_cuda is 0 where the library was built without: then the others fail.
+// On a CUDA device, as in vlkv/cuda.h: all memory is device memory, the work is queued on `stream` (a
+// cudaStream_t), and `workspace` has at least the bytes that the workspace function returns, which is
+// UINT64_MAX for null. vlkv_has_cuda returns 0 if the library was built without CUDA; the others then fail.
 VLKV_C_API int vlkv_has_cuda(void);
 VLKV_C_API uint64_t vlkv_score_cuda_workspace(const vlkv_score_params* params);
 VLKV_C_API uint64_t vlkv_evict_cuda_workspace(const vlkv_evict_params* params);

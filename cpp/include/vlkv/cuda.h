@@ -14,19 +14,19 @@ namespace vlkv {
 
 using CudaStream = CUstream_st*;
 
-// Whether the kernels were compiled into this library. Says nothing of the machine's devices.
+// Whether the kernels were compiled into this library, whatever devices the machine has.
 VLKV_API bool has_cuda();
 
-// Bytes of device memory that run_cuda takes as `workspace` for parameters of these sizes, or of sizes none
-// of which is larger. Reads the sizes and settings alone, no pointer, and gives the same answer in every
-// build, so that a machine without CUDA can plan for one that has it. Sizes below 0 count as 0.
+// Bytes of device memory that run_cuda needs as `workspace` for parameters of these sizes or smaller ones.
+// Reads only sizes and settings, and returns the same in every build, so that a machine without CUDA can plan
+// for one with CUDA. Sizes below 0 count as 0.
 VLKV_API size_t cuda_workspace_size(const ScoreParams& params);
 VLKV_API size_t cuda_workspace_size(const EvictParams& params);
 VLKV_API size_t cuda_workspace_size(const AttendRowsParams& params);
 
-// As run_cpu, with every pointer of the parameters in device memory: tensors, and the arrays of each prompt
-// too (row_position; length, keep, sinks, recent, count). The host therefore checks sizes, strides, pointers
-// and settings with validate(), and cannot check those arrays. The kernels clamp what they read:
+// As run_cpu, with all pointers of the parameters in device memory: tensors and per-prompt arrays
+// (row_position; length, keep, sinks, recent, count). The host therefore checks sizes, strides, pointers and
+// settings with validate(), and cannot check those arrays. The kernels clamp their values:
 //
 //   row_position  to [-1, C - 1]
 //   length        to [0, C]
@@ -35,17 +35,17 @@ VLKV_API size_t cuda_workspace_size(const AttendRowsParams& params);
 //   recent        to [0, keep - sinks]
 //   count         to [0, min(S, C - length)]
 //
-// so that no value leads outside a buffer. Within those ranges results are those of run_cpu but for float32
-// rounding in Score, where a weight under 2^-126 of its row's largest is 0 and products of bfloat16 are
-// summed before they are scaled; the same input gives the same bits. Tensors are aligned to their elements;
-// those whose rows all begin and end on 16 bytes are read the fastest. `threads` is not read.
+// so no value leads outside a buffer. Within those ranges the results equal those of run_cpu, except for
+// float32 rounding in Score, where a weight under 2^-126 of its row's largest is 0 and products of bfloat16
+// are summed before they are scaled. Equal inputs give equal bits. Tensors are aligned to their elements;
+// those whose rows are aligned to 16 bytes are read fastest. `threads` is ignored.
 //
-// The work is queued on `stream` of the current device: nothing is allocated, nothing is waited for.
-// `workspace` has cuda_workspace_size bytes, is aligned to 256 bytes, is not shared with work that may run at
-// the same time, and may be null where the size is 0. Launches may be captured into a CUDA graph.
+// The work is queued on `stream` of the current device, without allocation or synchronization. `workspace`
+// has cuda_workspace_size bytes, is aligned to 256 bytes, is not shared with concurrent work, and may be null
+// if the size is 0. Launches may be captured into a CUDA graph.
 //
-// Throws InvalidArgument, Unavailable where the build has no CUDA, or std::runtime_error with CUDA's text
-// where a launch failed.
+// Throws InvalidArgument, Unavailable if the build has no CUDA, or std::runtime_error with CUDA's text if a
+// launch failed.
 VLKV_API void run_cuda(const ScoreParams& params, void* workspace, CudaStream stream);
 VLKV_API void run_cuda(const EvictParams& params, void* workspace, CudaStream stream);
 VLKV_API void run_cuda(const AttendRowsParams& params, void* workspace, CudaStream stream);

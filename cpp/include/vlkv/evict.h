@@ -1,6 +1,6 @@
-// Evict: keeps the most attended tokens of a cache, in order, and may merge the others into their neighbours.
-// Source: VL-Cache, arXiv 2410.23317 (top-k by score beside a recent window); Elastic Cache, arXiv 2407.18121
-// (merging each evicted token into the nearest kept one).
+// Evict: keeps the most attended tokens of a cache, in order, and optionally merges the others into
+// neighbours. Source: VL-Cache, arXiv 2410.23317 (top-k by score beside a recent window); Elastic Cache,
+// arXiv 2407.18121 (merging each evicted token into the nearest kept one).
 #pragma once
 
 #include <cstddef>
@@ -19,17 +19,16 @@ enum class Merge : int32_t { kNone = 0, kNearestMean = 1 };
 //   key_out, value_out            [B, Hkv, capacity, D]  of key's and value's type, written
 //   position_out                  [B, Hkv, capacity]     int32, written: the slot that each kept token had
 //
-// With n = length[b] and k = min(keep[b], n): where k = n, every token stays. Otherwise the first sinks[b]
-// and the last recent[b] tokens stay and the other k - sinks - recent places go to the highest scores between
-// them, ties to the lower slot. Kept tokens keep their order. A NaN score comes after every number. Slots
-// from k to capacity are zero with position -1, unless zero_tail is false: then they are left as they are.
+// With n = length[b] and k = min(keep[b], n): if k = n, every token stays. Otherwise the first sinks[b] and
+// the last recent[b] tokens stay, and of the tokens between them the k - sinks - recent with the highest
+// scores, ties to the lower slot. Kept tokens keep their order. A NaN score is lower than every number. Slots
+// from k to capacity are zero with position -1, unless zero_tail is false: then they are not written.
 //
-// per_head = false: one selection for all heads of a prompt, by scores summed over heads in float32, in head
-// order.
+// per_head = false: one selection for all heads of a prompt, by scores summed over heads in float32, in the
+// order of heads.
 //
-// Merge::kNearestMean: each evicted key and value is added to the nearest kept slot (tie: the lower one),
-// which is then divided by the number of tokens in it, itself included: float32 sums in ascending slot order,
-// rounded once.
+// Merge::kNearestMean: each kept slot becomes the mean of itself and of the evicted slots nearest to it (tie:
+// the lower one): float32 sums in ascending slot order, rounded once.
 //
 // Outputs must not overlap inputs. Selection is O(C): a radix select on the scores' bits.
 struct EvictParams {
@@ -50,7 +49,7 @@ struct EvictParams {
   int threads = 0;  // 0 = vlkv::threads()
 };
 
-// Sizes, strides, pointers and settings; reads no tensor. Throws InvalidArgument.
+// Checks sizes, strides, pointers and settings without reading tensors. Throws InvalidArgument.
 VLKV_API void validate(const EvictParams& params);
 
 // Validates, then checks length, keep, sinks and recent of every prompt before anything is written:

@@ -1,5 +1,4 @@
-// Linear: products of the same rows with one or more matrices, whose weights stay in memory as they are
-// stored.
+// Linear: products of the same rows with one or more matrices, whose weights are read in their stored format.
 #pragma once
 
 #include "vlkv/attend.h"
@@ -15,9 +14,9 @@ enum class WeightFormat : int32_t {
   kInt4 = 4,  // (code - zero) * scale, or code * scale + minimum
 };
 
-// What products of many rows are computed in. kBFloat16 rounds rows, and weights of the float formats, to
-// bfloat16 and adds up in float32; the codes of the others are exact. It needs a processor with vdpbf16ps; on
-// others it is kFloat32.
+// The precision of products of many rows. kBFloat16 rounds rows, and weights of the float formats, to
+// bfloat16 and accumulates in float32; the codes of quantised formats are exact. It needs a processor with
+// vdpbf16ps; on others it equals kFloat32.
 enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
 // One dimension legend: M rows, K depth, N columns of a product, G = ceil(K / block) blocks.
@@ -31,8 +30,8 @@ enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 //   bias    [N]                float32, or null
 //   result  [M, N]             float32, written; overlaps no input
 //
-// AWQ's and GPTQ's weights (without a permutation of the rows) have this form without loss: GPTQ's zeros go
-// up to 16; minimums are those of GGUF's Q4_1. Codes past K are read and multiplied by zero.
+// Weights of AWQ and GPTQ (without a permutation of the rows) convert to this form without loss: GPTQ's zeros
+// go up to 16; minimums are those of GGUF's Q4_1. Codes past K are read and multiplied by zero.
 struct LinearProduct {
   int64_t columns = 0;
   const void* weight = nullptr;
@@ -48,11 +47,11 @@ struct LinearProduct {
 // result = input . weight^T + bias, in float32: a weight is widened exactly (a code times its scale is
 // rounded once), an input is never rounded below float32 unless `many` says so.
 //
-// Method: up to kFewRows rows share one read of the weights, in parts of some 32 KiB that threads take as
-// they come. More rows are multiplied in tiles, for which weights are widened a panel at a time. Extra
-// memory: the input once more, and half a MiB a thread. Up to kFewRows rows, a row's result is the same bit
-// for bit whatever the other rows are, and for every number of threads; above too, though the bits may differ
-// from those below.
+// Method: up to kFewRows rows share one read of the weights, in parts of about 32 KiB that threads take
+// dynamically. More rows are multiplied in tiles, with weights widened one panel at a time. Extra memory: a
+// copy of the input, and half a MiB per thread. Up to kFewRows rows, a row's result is bit for bit the same
+// whatever the other rows are, and for every number of threads; the same holds above kFewRows, though the
+// bits of the two cases may differ.
 struct LinearParams {
   static constexpr int64_t kFewRows = 16;
 
@@ -67,13 +66,13 @@ struct LinearParams {
   int threads = 0;    // 0 = vlkv::threads()
 };
 
-// Bytes of a product's weights, of its scales, and of its zeros where it has them.
+// Bytes of a product's weights, its scales, and its zeros if it has them.
 VLKV_API int64_t weight_bytes(const LinearParams& params, int64_t columns);
 
-// Sizes, pointers and settings; reads no tensor. Throws InvalidArgument.
+// Checks sizes, pointers and settings without reading tensors. Throws InvalidArgument.
 VLKV_API void validate(const LinearParams& params);
 
-// Validates, then multiplies. Runs on `loop` where it has a run, else on this library's threads. Throws
+// Validates, then multiplies. Runs on `loop` if it has a run function, else on this library's threads. Throws
 // InvalidArgument, or std::bad_alloc with nothing written.
 VLKV_API void run_cpu(const LinearParams& params, const Loop& loop = {});
 

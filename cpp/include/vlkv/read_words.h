@@ -1,4 +1,4 @@
-// Reads memory as fast as it goes: what the time of a memory-bound operation is compared with.
+// Reads memory at full bandwidth, as the reference for the time of memory-bound operations.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the operators share: element types, strided views of a cache, the error type.
+// Types that the operators share: element types, strided views of a cache, errors.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct BasicView {
 using View = BasicView<void*>;
 using ConstView = BasicView<const void*>;
 
-// An argument outside its range. The text opens with `[score]` or `[evict]` and names the value and the
-// limit.
+// An argument outside its range. The text begins with the operator, as in `[score]`, and names the value and
+// the limit.
 class VLKV_API InvalidArgument : public std::invalid_argument {
  public:
   explicit InvalidArgument(const std::string& text) : std::invalid_argument(text) {}

@@ -1,5 +1,5 @@
-"""`vlkv adopt`: a decoder that another exporter wrote becomes a graph directory of vlkv's.
+"""`vlkv adopt`: converts a decoder that another exporter wrote into a graph directory of vlkv.
 
-`folder` reads what lies beside the graph, `forms` recognise its attention, `decoder` puts ours in their place, `check`
+`folder` reads the files beside the graph, `forms` recognise its attention, `decoder` replaces it by vlkv's, `check`
 compares the result with the original, and `directory` writes it.
 """

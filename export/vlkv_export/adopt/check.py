@@ -1,6 +1,6 @@
-"""The adopted decoder beside the original, both in ONNX Runtime: a prompt, then a token behind its cache.
+"""Compares the adopted decoder with the original in ONNX Runtime, on a prompt and on a token after it.
 
-This is what stands behind the parts of a graph that adoption does not read, such as its masks.
+This verifies the parts of a graph that adoption does not interpret, such as masks.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from vlkv_export.adopt.facts import Source
 
 PROMPT = 24
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
-"""Of the largest logit: what the order of sums may change. Wrong positions or masks change logits by their own size."""
+"""Differences, relative to the largest logit, that the order of sums may cause. Wrong positions or masks cause
+differences as large as the logits."""
 CODES = 0.1
-"""The same where products round activations too (`MatMulNBits`): kernels of one row and of many round differently."""
+"""The same if products round activations too (`MatMulNBits`): kernels for one row and for many round differently."""
 Floats = NDArray[np.float32]
 
 
 def compare(source: Source, folder: Path, table: Floats, dtype: str, codes: bool, seed: int = 0) -> float:
-    """The largest difference of logits, relative to the largest logit.
+    """Returns the largest difference of logits, relative to the largest logit.
 
     Args:
         source: the original.
         folder: the graph directory.
         table: rows of the embedding table for the tokens `tokens(source, seed)`.
-        dtype: of the caches.
-        codes: whether the graph multiplies with quantised weights.
-        seed: of the tokens.
+        dtype: the dtype of the caches.
+        codes: whether the graph has quantised weights.
+        seed: the seed of the tokens.
 
     Raises:
-        CheckpointError: the answers differ by more than rounding.
+        CheckpointError: the logits differ by more than rounding.
     """
     ids = tokens(source, seed)
     before, after = _original(source, ids), _adopted(source, folder, table, dtype)
@@ -50,7 +51,7 @@ def compare(source: Source, folder: Path, table: Floats, dtype: str, codes: bool
 
 
 def tokens(source: Source, seed: int = 0) -> NDArray[np.int64]:
-    """The tokens `[PROMPT + 1]` that both are asked."""
+    """The random tokens `[PROMPT + 1]` that both graphs run."""
     return np.random.default_rng(seed).integers(0, source.vocab, PROMPT + 1)
 
 

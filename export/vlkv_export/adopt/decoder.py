@@ -1,7 +1,7 @@
-"""A foreign decoder graph as vlkv's: inputs, outputs and attention of `docs/structure.md`, everything else as it was.
+"""Converts a foreign decoder graph: inputs, outputs and attention follow `docs/structure.md`, the rest is unchanged.
 
-The nodes move into a new graph in their order. Where a layer's attention stood, ours is built; the token embedding is
-looked up by the runtime; logits are those of each prompt's last token. What is no longer read falls away.
+The nodes move to a new graph in their order. vlkv's attention replaces each layer's; the runtime looks up token
+embeddings; logits are those of each prompt's last token. Unused nodes are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DTYPES: dict[ir.DataType | None, Dtype] = {
     ir.DataType.BFLOAT16: "bfloat16",
 }
 ELEMENTWISE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
-"""Between the product with the vocabulary and the logits: what acts on each logit by itself."""
+"""Operators allowed between the product with the vocabulary and the logits: they act on each logit separately."""
 PRODUCTS = {"MatMul", "MatMulNBits", "Gemm"}
 
 
@@ -40,11 +40,11 @@ class Adopted:
 
     Fields:
         model: the graph.
-        lookup: how the original looks tokens up.
-        dtype: of the caches.
-        counts: how many nodes of each kind were rewritten.
-        window: tokens that a query sees, where the graph says so.
-        codes: whether it multiplies with quantised weights.
+        lookup: the original's token embedding.
+        dtype: the dtype of the caches.
+        counts: the number of rewritten nodes of each kind.
+        window: the sliding window in tokens, if the graph has one.
+        codes: whether the graph has quantised weights.
     """
 
     model: ir.Model
@@ -56,10 +56,10 @@ class Adopted:
 
 
 def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
-    """Makes vlkv's decoder of a foreign one, whose nodes it takes.
+    """Converts a foreign decoder to vlkv's form; its nodes move to the new graph.
 
     Raises:
-        CheckpointError: something is not recognised; the message names the node and what was expected.
+        CheckpointError: a node is not recognised; the message names it and what was expected.
     """
     graph = foreign.graph
     raise_opset(foreign)
@@ -127,7 +127,7 @@ def _dtype(cache: ir.Value) -> Dtype:
 def _move(
     b: Builder, graph: ir.Graph, source: Source, attentions: list[Attention], lookup: Lookup
 ) -> ir.Model:
-    """All nodes in the builder's graph, with ours in their places."""
+    """Moves all nodes to the builder's graph, and replaces attention and embedding."""
     b.graph.opset_imports.update({name: version for name, version in graph.opset_imports.items() if name})
     embeds = b.input("inputs_embeds", FLOAT, ["B", "S", source.hidden])
     position_ids = b.input("position_ids", INT64, ["B", "S"])
@@ -222,12 +222,12 @@ def _attend(
 
 
 def _merge(b: Builder, x: ir.Value, size: int) -> ir.Value:
-    """`[B,heads,S,D]` to `[B,S,heads*D]`."""
+    """Reshape `[B,heads,S,D]` to `[B,S,heads*D]`."""
     return b.op.Reshape(b.op.Transpose(x, perm=[0, 2, 1, 3]), [0, 0, size])
 
 
 def _vocabulary(logits: ir.Value) -> ir.Node:
-    """The product with the vocabulary's matrix that makes the logits."""
+    """Finds the product with the vocabulary's matrix that produces the logits."""
     value: ir.Value | None = logits
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in PRODUCTS:
@@ -243,7 +243,7 @@ def _vocabulary(logits: ir.Value) -> ir.Node:
 
 
 def _of_last_rows(b: Builder, product: ir.Node, last: ir.Value) -> None:
-    """Gives the product `[B,1,hidden]`, each prompt's last valid row, in place of all rows."""
+    """Makes the product use only each prompt's last valid row, `[B,1,hidden]`."""
     x = product.inputs[0]
     if x is None or product.op_type == "Gemm":
         raise refuse(product, "makes logits of a matrix; expected hidden states [B,S,hidden]")
@@ -252,7 +252,7 @@ def _of_last_rows(b: Builder, product: ir.Node, last: ir.Value) -> None:
 
 
 def _name_head(product: ir.Node, graph: ir.Graph) -> None:
-    """Gives the vocabulary's matrix the name that weight formats know it by."""
+    """Gives the vocabulary's matrix the canonical name that weight formats use."""
     weight = product.inputs[1]
     if product.op_type == "MatMul" and weight is not None and weight.is_initializer():
         graph.initializers.pop(str(weight.name))
@@ -261,7 +261,7 @@ def _name_head(product: ir.Node, graph: ir.Graph) -> None:
 
 
 def _take_initializers(b: Builder, graph: ir.Graph) -> None:
-    """Moves the weights into the builder's graph."""
+    """Moves the weights to the builder's graph."""
     for name, value in list(graph.initializers.items()):
         del graph.initializers[name]
         b.graph.register_initializer(value)
@@ -275,7 +275,7 @@ def _maker(value: ir.Value) -> ir.Node:
 
 
 def _check_inputs(model: ir.Model, foreign: ir.Graph) -> None:
-    """Nothing may read an input that is gone, such as an attention mask."""
+    """Checks that no node reads an input that was removed, such as an attention mask."""
     gone = {value: value.name for value in foreign.inputs}
     for node in model.graph:
         for value in node.inputs:

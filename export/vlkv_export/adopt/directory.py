@@ -1,4 +1,4 @@
-"""`vlkv adopt`: the graph directory of a decoder that another exporter wrote."""
+"""`vlkv adopt`: writes the graph directory of a decoder that another exporter wrote."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def adopt_folder(
     """Writes the graph directory of a foreign decoder; `target` appears whole or not at all.
 
     Args:
-        folder: what onnxruntime-genai's builder, Optimum or onnx-community's scripts wrote.
+        folder: the output of onnxruntime-genai's builder, Optimum or onnx-community's scripts.
         target: the graph directory to make.
-        decoder: the decoder's file in the folder, where it is not the usual one.
-        vision: a LLaVA checkpoint with the same text model, whose tower, tokenizer and prompts are used; None: the
-            engine takes text alone.
-        compared: whether to run both graphs and compare their logits; takes the model's memory, once.
-        report: told the name of each step as it begins.
-        tell: told what was rewritten, a line each.
+        decoder: the decoder's file in the folder, if it has an unusual name.
+        vision: a LLaVA checkpoint with the same text model, whose tower, tokenizer and prompts are used; with None the
+            engine accepts text only.
+        compared: whether to run both graphs and compare their logits, which needs the model's memory once.
+        report: called with the name of each step as it begins.
+        tell: called with a line about each kind of rewriting.
 
     Raises:
-        CheckpointError: the folder or its graph is not understood, or the result's logits are others.
-        EngineError: `target` exists and is no directory of vlkv's.
+        CheckpointError: the folder or its graph is not supported, or the result's logits differ.
+        EngineError: `target` exists and is not a directory of vlkv.
     """
     report("reading the folder")
     source = read_folder(folder, decoder)
@@ -129,7 +129,7 @@ def adopt_folder(
 
 @dataclass(frozen=True)
 class _Texts:
-    """What lies beside the graph: tokenizer files, ids that start and end a text, settings, and the chat template."""
+    """The files beside the graph: tokenizer, BOS and EOS ids, generation settings, and the chat template."""
 
     folder: Path
     files: tuple[str, ...]
@@ -172,7 +172,7 @@ def _texts_of(checkpoint: Checkpoint) -> _Texts:
 
 
 def _sight(source: Source, vision: Path) -> Checkpoint:
-    """The checkpoint whose tower is used. `CheckpointError` where its text model has other sizes."""
+    """Reads the checkpoint whose tower is used. Raises `CheckpointError` if its text model has other sizes."""
     checkpoint = read_checkpoint(vision)
     ours, theirs = (source.hidden, source.vocab), (checkpoint.text.hidden, checkpoint.text.vocab)
     if ours != theirs:
@@ -184,7 +184,7 @@ def _sight(source: Source, vision: Path) -> Checkpoint:
 
 
 def _vision(checkpoint: Checkpoint, made: Path) -> ir.Model:
-    """The vision graph; its weights alone are written into the directory."""
+    """Builds the vision graph, and writes only its weights into the directory."""
     own = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()

@@ -1,8 +1,8 @@
-"""The token embedding of a foreign decoder: a table in floats, or what makes its rows.
+"""The token embedding of a foreign decoder: a float table, or the nodes that compute its rows.
 
-The runtime looks tokens up by itself, in a table of floats. Where the graph gathers from a matrix, or from the
-vocabulary's matrix turned (tied embeddings), that is the table. Else, with 4-bit codes for instance, the nodes are cut
-out and give all rows once.
+The runtime looks up tokens in a float table. If the graph gathers from a matrix, or from the transposed matrix of the
+vocabulary (tied embeddings), that is the table. Otherwise, as with 4-bit codes, the nodes are extracted and compute
+all rows once.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Lookup:
     """How tokens become rows `[S,hidden]`.
 
     Fields:
-        output: what the graph's lookup gives; something else takes its place.
-        matrix: the weight that is the table `[V,hidden]`, or with `turned` its transpose; None: neither.
+        output: the result of the graph's lookup, which is replaced.
+        matrix: the weight that is the table `[V,hidden]`, or with `turned` its transpose; None if there is none.
         turned: whether the matrix is `[hidden,V]`.
-        graph: from `input_ids` to the rows, with all that it needs.
+        graph: the graph from `input_ids` to the rows, with everything that it needs.
     """
 
     output: ir.Value
@@ -35,7 +35,7 @@ class Lookup:
 
 
 def find_lookup(graph: ir.Graph) -> Lookup:
-    """The one node that looks up `input_ids`. `CheckpointError` where there is none, or several."""
+    """Finds the node that looks up `input_ids`. Raises `CheckpointError` if there is none, or several."""
     ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
     if ids is None:
         names = [value.name for value in graph.inputs][:4]

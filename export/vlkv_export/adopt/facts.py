@@ -1,4 +1,4 @@
-"""What is known of a foreign decoder before its graph is read."""
+"""The record of a foreign decoder's folder, which is read before its graph."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """A folder with a decoder that another exporter wrote, and what its configuration says of it.
+    """A folder with a decoder that another exporter wrote, and the facts of its configuration.
 
     Fields:
         folder, graph: the folder, and the decoder's file in it.
-        exporter: whose layout the folder has, as errors and the manifest name it.
-        architecture: of the text model, `model_type`.
-        past, present: patterns of the caches' names, `%d` for the layer, key first.
+        exporter: the exporter, by its name in errors and in the manifest.
+        architecture: the text model's `model_type`.
+        past, present: patterns of the caches' names, with `%d` for the layer, keys first.
         logits: the name of the output with logits `[B,S,V]`.
         sizes: layers, query heads, key/value heads, head dimension, hidden size, vocabulary, positions.
-        sliding_window: tokens that a query sees; None: all.
+        sliding_window: the sliding window in tokens, or None.
     """
 
     folder: Path

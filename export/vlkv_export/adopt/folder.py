@@ -1,7 +1,7 @@
-"""A folder with a decoder that another exporter wrote: whose it is, and what its configuration says.
+"""Reads a folder with a decoder that another exporter wrote: the exporter and the configuration.
 
-`genai_config.json` tells of onnxruntime-genai's builder; `config.json` beside `*.onnx` of Optimum's and
-onnx-community's scripts, whose graphs lie in the folder itself or in `onnx/`.
+`genai_config.json` indicates onnxruntime-genai's builder; `config.json` beside `*.onnx` indicates Optimum or
+onnx-community's scripts, whose graphs are in the folder itself or in `onnx/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = (
     "decoder_with_past_model.onnx",
     "decoder_model.onnx",
 )
-"""Files of a decoder with a cache, as Optimum and onnx-community name them; the first that is there."""
+"""The names that Optimum and onnx-community give a decoder with a cache; the first existing file is used."""
 PAST = ("past_key_values.%d.key", "past_key_values.%d.value")
 PRESENT = ("present.%d.key", "present.%d.value")
 
@@ -31,11 +31,11 @@ def read_folder(folder: Path, graph: str | None = None) -> Source:
     """Finds the decoder and reads its configuration.
 
     Args:
-        folder: what the exporter wrote.
-        graph: the decoder's file in the folder, where it is not the usual one.
+        folder: the exporter's output.
+        graph: the decoder's file in the folder, if it has an unusual name.
 
     Raises:
-        CheckpointError: no configuration, no decoder, or a field that is missing or wrong.
+        CheckpointError: there is no configuration or no decoder, or a field is missing or wrong.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give what onnxruntime-genai or Optimum wrote")
@@ -49,10 +49,10 @@ def read_folder(folder: Path, graph: str | None = None) -> Source:
 
 
 def load_graph(source: Source) -> ir.Model:
-    """The decoder's graph, its weights by reference. `CheckpointError` where the file is no ONNX model."""
+    """Loads the decoder's graph with weights by reference. Raises `CheckpointError` if it is not an ONNX model."""
     try:
         model = ir.load(source.graph)
-    except Exception as error:  # protobuf and onnx-ir raise whatever bad bytes lead them to
+    except Exception as error:  # protobuf and onnx-ir raise any exception on damaged bytes
         raise CheckpointError(f"{source.graph}: not an ONNX model: {reason(error)}") from None
     if not model.graph.outputs:
         raise CheckpointError(f"{source.graph}: not an ONNX model: it has no outputs")
@@ -61,7 +61,7 @@ def load_graph(source: Source) -> ir.Model:
 
 
 def _check_files(model: ir.Model, source: Source) -> None:
-    """Weights lie in plain files beside the graph, and inside them."""
+    """Checks that all weights are in plain files beside the graph, and within their sizes."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):

@@ -1,4 +1,4 @@
-"""Graphs of opset 13 to 24 in the opset of ours. Between them only these operators changed how they are written."""
+"""Converts graphs of opset 13 to 24 to vlkv's opset; only these operators changed their signatures in between."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ AXES = {
     "ReduceLogSumExp",
     "ReduceSumSquare",
 }
-"""Their axes were an attribute before opset 18 and are an input since."""
+"""Operators whose axes were an attribute before opset 18 and are an input since."""
 
 
 def raise_opset(model: ir.Model) -> int:
-    """Rewrites the graph's nodes for our opset; returns how many changed.
+    """Converts the graph's nodes to vlkv's opset; returns the number of changed nodes.
 
     Raises:
-        CheckpointError: the graph's opset is older than 13 or newer than ours.
+        CheckpointError: the graph's opset is older than 13 or newer than vlkv's.
     """
     graph, changed = model.graph, 0
     version = graph.opset_imports.get("", OPSET)

@@ -1,7 +1,7 @@
-"""The weights of an adopted graph, written once into one safetensors file.
+"""Writes the weights of an adopted graph into one safetensors file.
 
-Matrices of floats are written as `[outputs, inputs]` and multiplied by their transpose, as vlkv's own graphs have them,
-so that `vlkv build --weights` applies to them. Everything else, 4-bit codes for instance, is copied byte for byte.
+Float matrices are written as `[outputs, inputs]` and multiplied by their transpose, as in vlkv's own graphs, so that
+`vlkv build --weights` applies to them. Other weights, such as 4-bit codes, are copied byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlkv_export.passes.edit import new_node
 FILE = "weights.safetensors"
 TABLE = "text.embed_tokens.weight"
 SMALL = 1024
-"""Weights of at most so many bytes stay in the graph's file."""
+"""Weights of at most this many bytes stay in the graph's file."""
 ALIGNMENT = 64
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 NAMES = {
@@ -36,13 +36,13 @@ NAMES = {
     ir.DataType.UINT8: "U8",
     ir.DataType.BOOL: "BOOL",
 }
-"""How safetensors calls a dtype; others are written as bytes."""
+"""The names of dtypes in safetensors; other dtypes are written as bytes."""
 
 
 def turn_matrices(model: ir.Model) -> int:
-    """Puts `MatMul(x, Transpose(w))` in the place of `MatMul(x, w)`, `w` a matrix of floats that only products read.
+    """Replaces `MatMul(x, w)` by `MatMul(x, Transpose(w'))`, where `w` is a float matrix that only products read.
 
-    The values of the weights turn here; `write` asks for one at a time. Returns how many matrices turned.
+    The weights are transposed lazily; `write` requests one at a time. Returns the number of matrices.
     """
     count = 0
     for name, weight in model.graph.initializers.items():
@@ -77,7 +77,7 @@ def write(
     """Writes the graph's large weights and the embedding table; the graph then refers to the file.
 
     Returns:
-        Where the table begins in the file, and its dtype.
+        The table's offset in the file, and its dtype.
     """
     graph = adopted.model.graph
     table = _table(adopted.lookup, source)
@@ -121,12 +121,12 @@ def write(
 
 
 def _table(lookup: Lookup, source: Source) -> ir.TensorProtocol | str:
-    """The table `[V,hidden]` of token embeddings in floats, or the name of the turned matrix that is it."""
+    """The float table `[V,hidden]` of token embeddings, or the name of the transposed matrix that is the table."""
     if lookup.matrix is None:
         return all_rows(lookup, source.vocab)
     matrix, tensor = lookup.matrix, lookup.matrix.const_value
     shape = None if tensor is None else tuple(tensor.shape.numpy())
-    # a matrix that only products read was turned already
+    # a matrix that only products read is already transposed
     tied = lookup.turned and isinstance(tensor, ir.LazyTensor)
     if tensor is None or tensor.dtype not in FLOATS or shape != (source.vocab, source.hidden):
         if lookup.turned and shape == (source.hidden, source.vocab):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from vlkv.storage.files import hash_file
 from vlkv.storage.manifest import NAME as MANIFEST
 
 BATCH = 32
+Item = TypeVar("Item")
+Asked = tuple[Setting, Record]
+"""A setting that has to be asked, and its record without results."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,49 @@ def evaluate(
     `advance` is called with the number of new records after each sample.
     """
     digest = engine_digest(engine.directory)
+
+    def blank(sample: Sample, setting: Setting) -> Record:
+        questions = [turn.question for turn in sample.turns]
+        expected = [turn.answer for turn in sample.turns]
+        return blank_record(run, digest, setting, sample.number, questions, expected)
+
+    def ask(sample: Sample, missing: Sequence[Asked]) -> list[Record]:
+        return (_ask_once if len(sample.turns) == 1 else _ask_turns)(engine, run, sample, missing)
+
+    def usable(record: Record) -> bool:
+        return not run.hits or record.hit is not None
+
+    return resumed(samples, settings, answers, blank, ask, usable, advance)
+
+
+def resumed(
+    items: Sequence[Item],
+    settings: Sequence[Setting],
+    answers: Answers,
+    blank: Callable[[Item, Setting], Record],
+    ask: Callable[[Item, Sequence[Asked]], list[Record]],
+    usable: Callable[[Record], bool] = lambda record: True,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Record]:
+    """Returns one record per item and setting: the usable ones that `answers` has, and new ones, which it then keeps.
+
+    Args:
+        items: samples or texts.
+        settings: the settings of each item.
+        answers: the records of an earlier run.
+        blank: makes the record of an item and setting without results; its key identifies it.
+        ask: fills the blank records of one item's missing settings.
+        usable: whether an earlier record has all figures that this run needs.
+        advance: called with the number of records after each item.
+    """
     found: list[Record] = []
-    for sample in samples:
-        asked = [(setting, _blank(run, digest, sample, setting)) for setting in settings]
-        records = {setting: record for setting, blank in asked if (record := _known(answers, blank, run))}
-        missing = [(setting, blank) for setting, blank in asked if setting not in records]
+    for item in items:
+        asked = [(setting, blank(item, setting)) for setting in settings]
+        known = ((setting, answers.get(empty.key)) for setting, empty in asked)
+        records = {setting: record for setting, record in known if record is not None and usable(record)}
+        missing = [(setting, empty) for setting, empty in asked if setting not in records]
         if missing:
-            ask = _ask_once if len(sample.turns) == 1 else _ask_turns
-            new = ask(engine, run, sample, missing)
+            new = ask(item, missing)
             answers.add(new)
             records.update(zip((setting for setting, _ in missing), new, strict=True))
         found += [records[setting] for setting in settings]
@@ -85,12 +124,16 @@ def evaluate(
     return found
 
 
-def _known(answers: Answers, blank: Record, run: Run) -> Record | None:
-    record = answers.get(blank.key)
-    return None if record is not None and run.hits and record.hit is None else record
-
-
-def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
+def blank_record(
+    run: Run,
+    digest: str,
+    setting: Setting,
+    number: int,
+    questions: list[str],
+    expected: list[str],
+    kind: str = "",
+) -> Record:
+    """The record of a sample or text under a setting before it is asked; `digest` is the engine's."""
     return Record(
         run=run.name,
         engine=digest,
@@ -98,12 +141,13 @@ def _blank(run: Run, digest: str, sample: Sample, setting: Setting) -> Record:
         digest=setting.digest,
         budget=setting.budget,
         keep=setting.keep,
-        sample=sample.number,
-        questions=[turn.question for turn in sample.turns],
-        expected=[turn.answer for turn in sample.turns],
+        sample=number,
+        questions=questions,
+        expected=expected,
         answers=[],
         exact=False,
         similarity=0.0,
+        kind=kind,
     )
 
 
@@ -124,9 +168,7 @@ def _with(record: Record, **fields: object) -> Record:
     return Record(**(values | fields))
 
 
-def _ask_once(
-    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
-) -> list[Record]:
+def _ask_once(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) -> list[Record]:
     """Prefills the prompt once per observation window; its settings decode together."""
     question = Question(sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens)
     reading = engine.read(question)
@@ -171,9 +213,7 @@ def _attention(engine: Engine, question: Question, full: Result) -> list[list[np
     return [step.attention for step in steps if step.attention is not None]
 
 
-def _ask_turns(
-    engine: Engine, run: Run, sample: Sample, asked: Sequence[tuple[Setting, Record]]
-) -> list[Record]:
+def _ask_turns(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) -> list[Record]:
     """Runs a conversation for each setting; the last answer counts."""
     pictures = sample.pictures()
     records = []

@@ -11,7 +11,7 @@ from vlkv.dtypes import Float32, Float64
 from vlkv.engine import Engine
 from vlkv.errors import EvalError
 from vlkv.eval.records import Answers, Record
-from vlkv.eval.runner import Run, engine_digest
+from vlkv.eval.runner import Asked, Run, blank_record, engine_digest, resumed
 from vlkv.eval.settings import FULL, Setting
 from vlkv.eval.texts import Text
 from vlkv.generation.question import Question
@@ -31,40 +31,14 @@ def evaluate_texts(
     `advance` is called with the number of new records after each text. A text that is too short is an `EvalError`.
     """
     digest = engine_digest(engine.directory)
-    found: list[Record] = []
-    for text in texts:
-        blanks = {setting: _blank(run, digest, text, setting) for setting in settings}
-        records = {
-            setting: known
-            for setting, blank in blanks.items()
-            if (known := answers.get(blank.key)) is not None
-        }
-        missing = [(setting, blank) for setting, blank in blanks.items() if setting not in records]
-        if missing:
-            new = _read(engine, run, text, missing)
-            answers.add(new)
-            records.update(zip((setting for setting, _ in missing), new, strict=True))
-        found += [records[setting] for setting in settings]
-        advance(len(settings))
-    return found
 
+    def blank(text: Text, setting: Setting) -> Record:
+        return blank_record(run, digest, setting, text.number, [text.asked or ""], [], text.kind)
 
-def _blank(run: Run, digest: str, text: Text, setting: Setting) -> Record:
-    return Record(
-        run=run.name,
-        engine=digest,
-        policy=setting.policy.name,
-        digest=setting.digest,
-        budget=setting.budget,
-        keep=setting.keep,
-        sample=text.number,
-        questions=[text.asked or ""],
-        expected=[],
-        answers=[],
-        exact=False,
-        similarity=0.0,
-        kind=text.kind,
-    )
+    def ask(text: Text, missing: Sequence[Asked]) -> list[Record]:
+        return _run(engine, run, text, missing)
+
+    return resumed(texts, settings, answers, blank, ask, advance=advance)
 
 
 def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]]:
@@ -85,7 +59,7 @@ def _question(engine: Engine, run: Run, text: Text) -> tuple[Question, list[int]
     return Question(asked, max_new_tokens=run.new_tokens), []
 
 
-def _read(engine: Engine, run: Run, text: Text, asked: Sequence[tuple[Setting, Record]]) -> list[Record]:
+def _run(engine: Engine, run: Run, text: Text, asked: Sequence[Asked]) -> list[Record]:
     """Prefills the text once per observation window; its settings run together, beside the full cache."""
     question, tokens = _question(engine, run, text)
     shared = engine.read(question)

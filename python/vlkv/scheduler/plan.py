@@ -70,11 +70,11 @@ class Plan:
     def check(self, sequence: Prepared) -> None:
         """Raises `PromptError` or `MemoryLimitError`, which names the limit, for a request that can never run here."""
         length, least = len(sequence.prompt.token_ids), min(self.capacity)
-        slot = f"a lane of this server holds {least} tokens a layer (memory {show(self.memory)})"
+        lane = f"a lane of this server holds {least} tokens a layer (memory {show(self.memory)})"
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         if sequence.policy.keeps_all and length + sequence.max_new_tokens > least:
             raise MemoryLimitError(
-                f"policy {sequence.policy.name!r} needs cache slots for {length} prompt and {new} new tokens, {slot}: "
+                f"policy {sequence.policy.name!r} needs cache slots for {length} prompt and {new} new tokens, {lane}: "
                 "ask for fewer new tokens or another policy, or start it with more memory"
             )
         if not sequence.policy.keeps_all:
@@ -88,7 +88,7 @@ class Plan:
             if min(most) < 1 or sum(most) < wanted:
                 raise MemoryLimitError(
                     f"budget {sequence.budget:g} of {length} prompt tokens and {sequence.max_new_tokens} new ones "
-                    f"need {-(-wanted // len(self.capacity)) + new} tokens a layer, {slot}: ask for a smaller "
+                    f"need {-(-wanted // len(self.capacity)) + new} tokens a layer, {lane}: ask for a smaller "
                     "budget or fewer new tokens, or start it with more memory"
                 )
         needed = self.lane_bytes(sequence) + self.prefill_bytes(sequence)

@@ -171,7 +171,7 @@ def test_models_and_health(served, client):
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"logprobs": True, "top_logprobs": 99}, "top_logprobs", "outside 0 to 20"),
         ({"frequency_penalty": 9}, None, "frequency_penalty"),
-        ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
         ({"logit_bias": {"999999": 1}}, None, "vocabulary"),
         ({"policy": "best"}, None, "unknown policy 'best'"),
         ({"budget": 3}, None, "budget 3"),
@@ -180,6 +180,16 @@ def test_models_and_health(served, client):
         ({"messages": said("what?", "http://127.0.0.1:1/a.png")}, "image_url", "fetches no pictures"),
         ({"messages": said("what?", "data:text/html,x")}, "image_url", "text/html"),
         ({"messages": said("what?", "data:image/png;base64,AAAA")}, None, "not a picture"),
+        (
+            {"messages": said("what?", "data:image/png;base64,AA!A")},
+            "image_url",
+            "4 characters are not base64",
+        ),
+        (
+            {"messages": said("what?", "data:image/png;base64,AAAAA")},
+            "image_url",
+            "base64 of 5 characters is damaged",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_openais_form(served, change, param, text):

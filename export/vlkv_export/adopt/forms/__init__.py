@@ -1,4 +1,4 @@
-"""The forms of attention that `vlkv adopt` recognises, a file each. `FORMS` is tried in order."""
+"""The forms of attention that `vlkv adopt` recognises, one file each. `FORMS` is tried in order."""
 
 from vlkv_export.adopt.forms import concatenated, group_query
 from vlkv_export.adopt.forms.spec import Attention, Form
@@ -8,6 +8,6 @@ EXPECTED = (
     "com.microsoft GroupQueryAttention with past and present, or a Concat of past and new keys that a "
     "MatMul-Softmax-MatMul or a com.microsoft MultiHeadAttention reads"
 )
-"""What a refusal says was looked for."""
+"""The recognised forms in words, for error messages."""
 
 __all__ = ["EXPECTED", "FORMS", "Attention", "Form"]

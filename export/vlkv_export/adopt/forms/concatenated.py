@@ -1,9 +1,9 @@
-"""Caches that are joined by Concat: Optimum's graphs (MatMul, Softmax, MatMul), genai's MultiHeadAttention.
+"""Attention over caches joined by Concat: Optimum's graphs (MatMul, Softmax, MatMul), genai's MultiHeadAttention.
 
-Stated conditions: present = Concat(past, new) along the tokens; keys and values reach the attention through nothing but
-repetition of heads, transposition and a constant factor; scores meet constant factors, a mask and a softmax only. The
-mask is not read: `check` compares the result with the original graph instead. A bias made of weights (ALiBi, T5's) is
-refused by name.
+Applies to: present = Concat(past, new) along the tokens; between the caches and the attention there are only repetition
+of heads, transposition and a constant factor; scores are changed only by constant factors, a mask and a softmax. The
+mask is not interpreted: `check` compares the result with the original graph instead. A bias that depends on weights
+(ALiBi, T5's) is refused by name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vlkv_export.adopt.forms.spec import Attention, Caches, refuse
 from vlkv_export.passes.edit import MICROSOFT
 
 REPEAT = {"Unsqueeze", "Expand", "Reshape", "Transpose", "Identity", "Cast"}
-"""Between a cache and the product that reads it; what they do to shapes is told by the result's comparison."""
+"""Operators between a cache and the product that reads it; `check` verifies their effect on shapes."""
 
 
 def match(caches: Caches) -> Attention | None:
-    """Reads the Concats that make the presents and what they lead to; see `Form`."""
+    """Matches the Concats that produce the present caches, and the nodes that use them; see `Form`."""
     joined = [present.producer() for present in caches.present]
     keys, values = joined
     if keys is None or values is None or any(node.op_type != "Concat" for node in (keys, values)):
@@ -47,7 +47,7 @@ def match(caches: Caches) -> Attention | None:
 
 
 def _read(value: ir.Value) -> tuple[ir.Node, float]:
-    """The node that multiplies a cache, and the constant factors before it."""
+    """The node that multiplies a cache, and the product of the constant factors before it."""
     factor = 1.0
     while True:
         users = [node for node in dict.fromkeys(value.consumers()) if node.op_type != "Shape"]
@@ -124,7 +124,7 @@ def _products(
 
 
 def _flattened(value: ir.Value) -> ir.Value | None:
-    """`Reshape(Transpose(x, [0,2,1,3]))`, the result with its heads side by side; None where it goes on otherwise."""
+    """Matches `Reshape(Transpose(x, [0,2,1,3]))`, the result with joined heads; None if `value` is used otherwise."""
     users = list(value.consumers())
     if len(users) != 1 or users[0].op_type != "Transpose":
         return None
@@ -147,7 +147,7 @@ def _factor(node: ir.Node, value: ir.Value) -> float | None:
 
 
 def _number(value: ir.Value | None) -> float | None:
-    """The number that a value is, where it is a constant of one element, or the square root of one."""
+    """The number of a constant with one element, or the square root of one; None for other values."""
     if value is None:
         return None
     node = value.producer()
@@ -161,7 +161,7 @@ def _number(value: ir.Value | None) -> float | None:
 
 
 def _check_mask(node: ir.Node, mask: ir.Value | None) -> None:
-    """A mask is made of the graph's inputs and of single numbers. `CheckpointError` where weights take part in it."""
+    """Checks that a mask depends on graph inputs and single numbers only. Raises `CheckpointError` for weights."""
     seen: set[ir.Value] = set()
     waiting = [mask]
     while waiting:

@@ -1,7 +1,8 @@
 """`com.microsoft.GroupQueryAttention` with past and present: onnxruntime-genai's and onnx-community's graphs.
 
-Stated conditions: past and present are the layer's caches; queries, keys and values come apart or packed; rotary
-positions inside or outside. Refused by name: soft caps, attention bias, head sinks, quantised caches, smooth softmax.
+Applies to: past and present are the layer's caches; queries, keys and values are separate or packed; rotary positions
+are applied by the node or before it. Refused by name: soft caps, attention bias, head sinks, quantised caches, smooth
+softmax.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ NAMES = {9: None, 10: "an attention bias", 11: "a head sink", 12: "a scale of qu
 
 
 def match(caches: Caches) -> Attention | None:
-    """Reads the node that makes both presents; see `Form`."""
+    """Matches the node that produces both present caches; see `Form`."""
     node = caches.present[0].producer()
     if node is None or node.op_type != "GroupQueryAttention" or node.domain != MICROSOFT:
         return None

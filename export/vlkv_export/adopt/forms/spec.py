@@ -1,4 +1,4 @@
-"""What a form of attention is read into."""
+"""The records of a recognised attention, and the interface of a form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Caches:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Positions that the attention applies itself: tables `[positions, D/2]`, whether pairs lie side by side."""
+    """Rotary positions that the attention applies itself: tables `[positions, D/2]`, and whether pairs are adjacent."""
 
     cos: ir.Value
     sin: ir.Value
@@ -37,15 +37,15 @@ class Attention:
     """One layer's attention.
 
     Fields:
-        caches: the layer's.
-        query: `[B,S,Hq*D]`, or with `query_split` `[B,Hq,S,D]`; where `key` is None it holds keys and values behind
-            the queries, in its last dimension.
+        caches: the layer's caches.
+        query: `[B,S,Hq*D]`, or with `query_split` `[B,Hq,S,D]`; if `key` is None, keys and values follow the queries
+            in its last dimension.
         key, value: `[B,S,Hkv*D]`, or with `key_split` `[B,Hkv,S,D]`.
-        scale: of scores.
-        result: what takes the place of the attention's result.
-        result_split: whether that is `[B,Hq,S,D]`; otherwise `[B,S,Hq*D]`.
-        rotary: positions still to be applied to query and key.
-        window: how many tokens a query sees, itself included; None: all.
+        scale: the scale of scores.
+        result: the attention's result, which is replaced.
+        result_split: whether the result is `[B,Hq,S,D]`; otherwise `[B,S,Hq*D]`.
+        rotary: rotary positions that must still be applied to query and key.
+        window: the sliding window in tokens, including the query's own; None for none.
     """
 
     caches: Caches
@@ -62,13 +62,13 @@ class Attention:
 
 
 Form = Callable[[Caches], Attention | None]
-"""Reads the attention over one layer's caches; None where it has another form.
+"""Matches the attention over one layer's caches; returns None if it has another form.
 
 Raises:
-    CheckpointError: the form is this one, with something that can't be taken over.
+    CheckpointError: it has this form, but with a feature that can't be converted.
 """
 
 
 def refuse(node: ir.Node, problem: str) -> CheckpointError:
-    """The error for a node that can't be taken over."""
+    """The error for a node that can't be converted."""
     return CheckpointError(f"node {node.name!r} ({node.op_type}): {problem}")

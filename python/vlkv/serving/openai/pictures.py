@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import aiohttp
 
+from vlkv.errors import ImageError
 from vlkv.serving.openai.protocol import RequestError
+from vlkv.serving.wire import from_base64
 
 MAX_URL_BYTES = 32 << 20
 """The most bytes of a file fetched from a URL."""
@@ -26,16 +26,18 @@ def from_data_uri(uri: str) -> bytes:
     form, *options = head[len("data:") :].split(";")
     if form and not form.startswith("image/"):
         raise RequestError(
-            f"image_url is a data URI of {form!a:.60}; image/png is one of a picture", param="image_url"
+            f"image_url is a data URI of {form!a:.60}; a picture has a type such as image/png",
+            param="image_url",
         )
     if "base64" not in options:
         return unquote_to_bytes(body)
     try:
-        return base64.b64decode(body, validate=False)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(
-            f"image_url: base64 of {len(body)} characters is damaged: {error}", param="image_url"
-        ) from None
+        decoded = from_base64(body.encode("ascii", "replace"))
+    except ImageError as error:
+        raise RequestError(f"image_url: {error}", param="image_url") from None
+    if decoded is None:
+        raise RequestError(f"image_url: {len(body)} characters are not base64", param="image_url")
+    return decoded
 
 
 class Pictures:

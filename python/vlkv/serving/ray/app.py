@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 
 from vlkv.engine import Engine
 from vlkv.serving.openai.app import Settings, as_json, event, make_app
-from vlkv.serving.openai.protocol import RequestError
+from vlkv.serving.openai.protocol import ChatMessage, ImagePart, RequestError
 from vlkv.serving.ray.asgi import Headers, call
 
 PICTURES = 256
@@ -133,22 +133,23 @@ async def _rest(first: bytes, pieces: Any, headers: dict[str, str]) -> AsyncIter
         yield event(lost.body())
 
 
+class _Messages(msgspec.Struct):
+    """The only field of a request that routing needs; the replica parses and checks the whole request."""
+
+    messages: list[ChatMessage]
+
+
 def picture_key(body: bytes) -> str:
     """A hash of a request's pictures alone; "" without pictures."""
     if MARK not in body:
         return ""
     try:
-        messages = msgspec.json.decode(body)["messages"]
-        urls = [
-            part["image_url"]["url"]
-            for message in messages
-            if isinstance(message["content"], list)
-            for part in message["content"]
-            if part.get("type") == "image_url"
-        ]
-        found = "\n".join(urls).encode()
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, UnicodeError):
+        messages = msgspec.json.decode(body, type=_Messages).messages
+    except (msgspec.MsgspecError, UnicodeError):
         return ""
+    contents = [message.content for message in messages if isinstance(message.content, list)]
+    urls = [part.image_url.url for parts in contents for part in parts if isinstance(part, ImagePart)]
+    found = "\n".join(urls).encode()
     return hashlib.blake2b(found, digest_size=16).hexdigest() if urls else ""
 
 

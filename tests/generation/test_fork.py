@@ -63,5 +63,5 @@ def test_what_an_engine_refuses_is_refused(engine_of, pictures):
     reading = engine_of("llama-gqa-tied", "functions").read(Question(PROMPT, pictures, max_new_tokens=4))
     with pytest.raises(PolicyError, match=r"threshold 0\.1"):
         reading.answer([Variant(Policy("x", rows="all", threshold=0.1), 0.5)])
-    with pytest.raises(PolicyError, match="keeps all"):
+    with pytest.raises(PolicyError, match="keeps everything"):
         reading.answer([Variant(POLICIES["full"], 0.5)])

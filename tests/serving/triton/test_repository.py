@@ -16,7 +16,7 @@ from vlkv.serving.triton.inputs import to_question
 from vlkv.serving.triton.repository import MODEL, Settings, config
 from vlkv.serving.triton.server import find
 
-SHOWN = Path(__file__).parents[2] / "examples" / "triton" / "model_repository" / "vlkv"
+SHOWN = Path(__file__).parents[3] / "examples" / "triton" / "model_repository" / "vlkv"
 
 
 def run(*arguments):

@@ -1,0 +1,1 @@
+"""A package, so that no folder in it, such as `triton`, hides the library of that name."""
