@@ -169,7 +169,7 @@ def over_http(requests, most, url, body_of, stream_url=None):
             refused = word not in {"200", "left"} or '"error"' in text
             if refused:
                 word = "full" if "server is full" in text else "refused"
-            if word == "500" or "failed" in text or "Traceback" in text:
+            if word == "500" or any(said in text for said in ("server failed", "has stopped", "Traceback")):
                 wrong = text[:300]
             if word == "refused" and asked.good and asked.fate != "leave early":
                 wrong = text[:300]

@@ -1,13 +1,13 @@
-"""The prompts in prefill: which one begins, which one goes on, how much of it, and in which lane it lies.
+"""The prompts in prefill: which prompt begins, which one continues, how many tokens it runs, and which lane it uses.
 
 A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
 steps, averaged over more than one part, for each prompt that is in prefill or could be: beside one long prompt, a token
 takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
 answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
 
-The oldest prompt and the shortest go on by turns, so that a short one waits for one part of a long one, and a long one
-has half of the time whatever comes. A second prompt begins only where it is less than half as long as what is left of
-those before it: prompts of one length go one after the other, and their caches are not all alive at once.
+The oldest and the shortest prompt take turns, so that a short one waits for one part of a long one, and a long one gets
+half of the time whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
+prompt in prefill: prompts of equal length run one after the other, and their caches are not all alive at once.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 
 SHARE = 1.5
-"""Seconds of prefill for a second of decode steps, while answers run."""
+"""Seconds of prefill per second of decode steps, for each prompt that waits, while answers run."""
 IDLE_SECONDS = 0.05
-"""Of a part where no answer runs: how long a prompt that comes then waits."""
+"""Duration of a part if no answer runs: a prompt that arrives then waits that long."""
 MOST = 4
 """Prompts in prefill at once."""
 PASSES = 16
-"""How many later requests may go before one that the memory does not hold yet."""
+"""How many later requests may overtake one that does not fit into the memory yet."""
 
 
 class Prefills:
-    """See the module.
+    """Schedules prefill; the module's docstring has the rules.
 
     Args:
-        lanes: where caches end.
-        plan: what they may take.
+        lanes: receive the caches.
+        plan: the memory that caches may occupy.
         chunk: the most tokens of a part.
-        equal: whether parts are to have `chunk` tokens each, for operators that round once a part.
+        equal: whether all parts have `chunk` tokens, for operators that round once per part.
 
     Attributes:
-        running: prompts in prefill, in the order in which they began.
+        running: the prompts in prefill, in the order in which they began.
     """
 
     def __init__(self, lanes: LaneCache, plan: Plan, chunk: int, equal: bool) -> None:
@@ -81,7 +81,7 @@ class Prefills:
         return found
 
     def next(self) -> Pending | None:
-        """Whose part is to run now; None where answers have to go on first."""
+        """The prompt whose part runs now; None if decode steps come first."""
         if not self.running or self._debt > 0:
             return None
         self._oldest_next = not self._oldest_next
@@ -100,7 +100,7 @@ class Prefills:
         return min(max(wanted - wanted % GRAIN, GRAIN), self._chunk)
 
     def spent(self, one: Pending, seconds: float, answers: bool) -> None:
-        """Counts a part that ran; while answers run it is to be made good by their steps."""
+        """Counts a part that has run; while answers run, their steps have to pay for it."""
         self._token_seconds = one.token_seconds or self._token_seconds
         self._debt = self._debt + seconds if answers else 0.0
 
@@ -109,24 +109,24 @@ class Prefills:
         self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
 
     def idle(self) -> None:
-        """No answer runs: there is no one to be slowed."""
+        """No answer runs, so prefill delays no one."""
         self._debt = 0.0
 
     def remove(self, one: Pending) -> None:
-        """Takes it out; its lane is another matter."""
+        """Removes a prompt that has joined the running answers."""
         self.running.remove(one)
 
     def drop(self, one: Pending) -> None:
-        """Takes it out, with all that it holds."""
+        """Removes a prompt and releases everything that it holds."""
         one.close()
         if one.lane >= 0:
             self._lanes.release(one.lane)
         self.remove(one)
 
     def take(self, one: Pending, place: int) -> Cache:
-        """A lane for a prompt: `place`, the one behind the running answers, for a prompt that is about to join them.
+        """Assigns a lane: `place`, behind the running answers, to a prompt that joins them after this part.
 
-        A cache that is kept whole is written from the start, and lies wherever a lane is free.
+        A cache that is kept whole is written from the first token on, so it gets the first free lane.
         """
         if one.sequence.policy.keeps_all:
             held = {other.lane for other in self.running}
@@ -137,7 +137,7 @@ class Prefills:
         return self._lanes.one(place)
 
     def vacate(self, place: int, one: Pending) -> None:
-        """Makes `place` free for one that joins the answers: who is in prefill there gets its lane, or a free one."""
+        """Frees lane `place` for `one`, which joins the answers; a prompt in prefill there moves to another lane."""
         for other in self.running:
             if other is one or other.lane != place or other.view is None:
                 continue
