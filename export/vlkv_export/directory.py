@@ -15,7 +15,7 @@ from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest
 from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
-from vlkv_export.models import build_decoder, build_vision, read_checkpoint
+from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
 from vlkv_export.weights.files import link_weights
 
@@ -55,6 +55,10 @@ def export_checkpoint(
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")
+        video = build_video(checkpoint, dtype)
+        if video is not None:
+            report("building the video graph")
+            ir.save(video, folder / "video.onnx")
         report("building the compress graph")
         ir.save(
             compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim),
@@ -97,6 +101,7 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             sliding_window=text.sliding_window,
         ),
         image=checkpoint.image,
+        video=checkpoint.video,
         tokens=checkpoint.tokens,
         generation=checkpoint.generation,
         embedding=Embedding(

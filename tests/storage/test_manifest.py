@@ -99,7 +99,13 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     m.verify(tmp_path, read)
     m.write(tmp_path, read)
     assert m.read(tmp_path) == read
-    absent = {"device": None, "weights": None, "prompt_precision": None, "generation": GENERATION}
+    absent = {
+        "device": None,
+        "weights": None,
+        "prompt_precision": None,
+        "generation": GENERATION,
+        "video": None,
+    }
     assert json.loads((tmp_path / m.NAME).read_text()) == good() | absent
 
 

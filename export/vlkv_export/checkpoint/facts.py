@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 from vlkv.storage.manifest import GenerationFacts, TokenFacts
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -34,10 +34,10 @@ class Tensor:
 class VisionConfig:
     """A vision tower; `architecture` is its name in the registry. `image_size` 0 accepts pictures of any size.
 
-    `feature_layers` are hidden-state indexes in the order in which their features are concatenated: the number of
-    encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`. `prefix` tokens, such as a class token,
-    precede those of the patches. `select` "default" drops the first token, which is the class token if there is one;
-    "full" keeps all.
+    `feature_layers` are hidden-state indexes in the order in which their features are concatenated:
+    the number of encoder layers to run, 0 (the embedding after `pre_layrnorm`) to `layers`.
+    `prefix` tokens come before those of the patches (a class token). `select` "default" drops the first token, which
+    is the class token where there is one; "full" keeps all. `name` begins the canonical names of its tensors.
     """
 
     architecture: str
@@ -54,6 +54,7 @@ class VisionConfig:
     select: Literal["default", "full"]
     prefix: int = 1
     rope_theta: float = 0.0
+    name: str = "vision"
 
     @property
     def patches(self) -> int:
@@ -72,12 +73,21 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """How the features of a video's frame are pooled before the projector: squares of `stride` x `stride` to one."""
+
+    mode: Literal["average", "max", "conv"]
+    stride: int
+
+
+@dataclass(frozen=True)
 class Projector:
     """Two linear layers with an activation between them; a layer norm before them if `norm_eps` is given."""
 
     activation: Activation
     bias: bool
     norm_eps: float | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,3 +145,4 @@ class Checkpoint:
     generation: GenerationFacts
     notes: tuple[str, ...]
     """Settings of the checkpoint that the engine will not honour, one line each."""
+    video: VideoFacts | None = None

@@ -56,13 +56,13 @@ class AddedTokens:
         raise CheckpointError(f"{self.path} has no added token {show(text)}, which pictures need")
 
 
-def image_token(added: AddedTokens, token_id: int) -> str:
-    """Find the text of the image token among the added tokens. Raises `CheckpointError`."""
+def image_token(added: AddedTokens, token_id: int, medium: str = "image") -> str:
+    """Find the text of the image token, or another medium's, among the added tokens. Raises `CheckpointError`."""
     if token_id in added.texts:
         return added.texts[token_id]
     raise CheckpointError(
-        f"{added.path} has no added token of id {token_id}, config.json's image token; "
-        "add it to the tokenizer as a special token (<image>)"
+        f"{added.path} has no added token of id {token_id}, config.json's {medium} token; "
+        f"add it to the tokenizer as a special token (<{medium}>)"
     )
 
 

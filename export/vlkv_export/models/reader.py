@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from vlkv.errors import CheckpointError
+from vlkv.storage.image_facts import VideoFacts
 from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields, read_object, show
@@ -23,13 +26,17 @@ class Parts:
     projector: Projector
     text: TextConfig
 
-    def tensors(self) -> Shapes:
+    def tensors(self, videos: bool = False) -> Shapes:
         """Canonical name and shape of every tensor that the graphs use, in the order of use.
 
-        Linear weights are `[outputs, inputs]`. Tower layers that the features do not need are left out.
+        Linear weights are `[outputs, inputs]`. Of a tower, only the layers that the features need; the tower of frames
+        with `videos`.
         """
-        yield from registry.TOWERS[self.vision.architecture].tensors(self.vision)
-        yield from registry.FAMILIES[self.family].tensors(self.vision, self.projector, self.text)
+        family, tower = registry.FAMILIES[self.family], registry.TOWERS[self.vision.architecture]
+        yield from tower.tensors(self.vision)
+        if videos and family.video_tower is not None:
+            yield from tower.tensors(family.video_tower(self.vision))
+        yield from family.tensors(self.vision, self.projector, self.text)
         yield from registry.TEXT_MODELS[self.text.architecture].tensors(self.text)
 
 
@@ -71,6 +78,9 @@ def _read(folder: Path) -> Checkpoint:
     single, combined = processor.read_processor(folder)
     read_image = registry.TOWERS[vision.architecture].read_image or family.read_image
     image = read_image(ImageSource(config, single, combined, vision, token, added))
+    video, untaken = _read_video(folder, config, parts, added)
+    if video is not None and video.graph == "vision":
+        image = msgspec.structs.replace(image, tile_features=video.frame.tile_features)
     tokens = prompt.read_tokens(folder, config, text.vocab, text_model.special)
     template = prompt.read_chat_template(folder)
     found = weights.find(folder, family.prefixes)
@@ -80,9 +90,10 @@ def _read(folder: Path) -> Checkpoint:
                 f"{folder}: the weights hold {found[name][0]}, but config.json says that there is none; "
                 "set attention_bias or mlp_bias of text_config"
             )
-    tensors = weights.select(folder, found, parts.tensors(), text.tied)
+    tensors = weights.select(folder, found, parts.tensors(video is not None), text.tied)
     text = replace(text, tied=tensors[layout.HEAD] == tensors[layout.EMBEDDING])
     settings, notes = generation.read_generation(folder, text.vocab)
+    notes = (*notes, *untaken)
     beyond = [index for index in added.texts if index >= text.vocab]
     if beyond:
         said = f"{len(beyond)} added tokens such as {show(added.texts[beyond[0]])} have ids beyond the {text.vocab}"
@@ -106,7 +117,25 @@ def _read(folder: Path) -> Checkpoint:
         files,
         settings,
         notes,
+        video,
     )
+
+
+def _read_video(
+    folder: Path, config: Fields, parts: Parts, added: prompt.AddedTokens
+) -> tuple[VideoFacts | None, tuple[str, ...]]:
+    """How videos become tokens; None, and why, where the checkpoint lacks what they need: pictures do without it."""
+    family = registry.FAMILIES[parts.family]
+    if family.read_video is None:
+        return None, ()
+    try:
+        token_id = read_image_token(config, parts.text.vocab, family.video_token_id, "video")
+        token = processor.ImageToken(token_id, prompt.image_token(added, token_id, "video"))
+        single, combined = processor.read_processor(folder)
+        fields = processor.read_video_processor(folder, combined, single)
+        return family.read_video(ImageSource(config, fields, combined, parts.vision, token, added)), ()
+    except CheckpointError as error:
+        return None, (f"videos are not taken: {error}",)
 
 
 def _config_path(folder: Path) -> Path:

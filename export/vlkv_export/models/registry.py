@@ -7,7 +7,14 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Checkpoint
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.models.families import llava, llava_next, llava_next_video, llava_onevision, vipllava
+from vlkv_export.models.families import (
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    video_llava,
+    vipllava,
+)
 from vlkv_export.models.spec import Family, TextModel, Tower
 from vlkv_export.models.text import gemma, llama, mistral, qwen2, qwen3
 from vlkv_export.models.towers import clip, pixtral, siglip
@@ -30,6 +37,7 @@ FAMILIES: dict[str, Family] = {
     "LlavaNextVideoForConditionalGeneration": llava_next_video.FAMILY,
     "LlavaOnevisionForConditionalGeneration": llava_onevision.FAMILY,
     "VipLlavaForConditionalGeneration": vipllava.FAMILY,
+    "VideoLlavaForConditionalGeneration": video_llava.FAMILY,
 }
 
 
@@ -69,6 +77,14 @@ def find_text_model(text: Fields, default: str) -> str:
 def build_vision(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     """Build the `vision` graph of a checkpoint from its family and its tower."""
     return FAMILIES[checkpoint.family].build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
+
+
+def build_video(checkpoint: Checkpoint, dtype: str) -> ir.Model | None:
+    """Build the `video` graph, where a checkpoint's frames have one of their own."""
+    build = FAMILIES[checkpoint.family].build_video
+    if build is None or checkpoint.video is None:
+        return None
+    return build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
 
 
 def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 from vlkv_export.checkpoint.facts import Checkpoint, Projector, TextConfig, VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape
@@ -46,6 +46,8 @@ class ImageSource:
 
 
 ReadImage = Callable[[ImageSource], ImageFacts]
+ReadVideo = Callable[[ImageSource], VideoFacts]
+"""Its source's processor and token are those of videos."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ class TextModel:
 class Family:
     """How a tower, a projector and a text model form one model.
 
-    `model_type` identifies the family if the configuration has no `architectures`. `prefixes` map the names of stored
-    tensors to canonical names. `read_image` determines how pictures become tokens. `build` makes the whole `vision`
-    graph around a given tower.
+    `model_type` names the family where the configuration has no `architectures`. `prefixes` take a stored
+    tensor's name to its canonical one. `read_image` says how pictures become tokens.
+    `build` makes the whole `vision` graph with the tower it is given. `read_video` says how videos become tokens,
+    `video_token_id` is what stands for one where the configuration does not say. Where frames have a tower of their
+    own, `video_tower` makes its record of that of pictures, and `build_video` makes the `video` graph.
     """
 
     model_type: str
@@ -99,3 +103,7 @@ class Family:
     build: Callable[[Checkpoint, str, Tower], ir.Model]
     selection: Selection = Selection()
     image_token_id: int = 32000
+    read_video: ReadVideo | None = None
+    video_token_id: int = 32001
+    video_tower: Callable[[VisionConfig], VisionConfig] | None = None
+    build_video: Callable[[Checkpoint, str, Tower], ir.Model] | None = None

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes import (
     float32,
@@ -54,7 +54,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
         matrices = store_matrices(source, folder, models, weights, watch) if native else {}
-        own = linear_matrices(models, "decoder", "vision") if native else {}
+        own = linear_matrices(models, "decoder", *vision_graphs(manifest)) if native else {}
         as_they_are = own.keys() if weights != "float32" else set()
         placed = _write_others(source, folder, models, manifest, as_they_are, matrices.keys(), watch)
         watch.step("lowering the graphs")
@@ -110,7 +110,7 @@ def lower_for_onnxruntime(
         if native:
             done["native_linear"] = native_linear.apply(model, stored=stored, many=many)
         done["float32"] = float32.apply(model, converted=converted, kept=stored_weights(model))
-        if name == "vision":
+        if name in ("vision", "video"):
             done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
             done["group_query_attention"] = group_query_attention.apply(model)

@@ -150,8 +150,8 @@ class Backend(Protocol):
     store: Store
     chunk: int
 
-    def vision(self, pixels: Float32) -> Float32:
-        """Returns the features `[N,P,hidden]` of N tiles, given as `pixel_values [N,3,height,width]`."""
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
+        """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`, by `graph`: `vision` or `video`."""
         ...
 
     def extend(

@@ -20,8 +20,7 @@ from vlkv.errors import EngineError, ImageError
 from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
-from vlkv.storage.image_facts import takes_pictures
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"
@@ -48,18 +47,20 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        sees = takes_pictures(manifest.image)
-        self._vision = _session(directory / "vision.onnx", threads, manifest.operators) if sees else None
+        self._vision = {
+            name: _session(directory / f"{name}.onnx", threads, manifest.operators)
+            for name in vision_graphs(manifest)
+        }
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
-    def vision(self, pixels: Float32) -> Float32:
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """See `Backend.vision`; runs one tile at a time, so that memory does not grow with their number."""
-        if self._vision is None:
+        if graph not in self._vision:
             raise ImageError("this engine has no vision graph: its model takes text alone")
-        run = self._vision.run
+        run = self._vision[graph].run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]
         )

@@ -19,10 +19,10 @@ from vlkv.backend.device.arrays import Device, DeviceArray, to_device
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 
 CUDA = "CUDAExecutionProvider"
-NAMES = ("vision", "decoder", "compress")
+NAMES = ("decoder", "compress")
 
 
 def open_backend(directory: Path, manifest: Manifest, _: Options) -> DeviceBackend:
@@ -54,7 +54,7 @@ def device_backend(
     options.log_severity_level = 3
     sessions = {
         name: ort.InferenceSession(str(directory / f"{name}.onnx"), options, providers=providers)
-        for name in NAMES
+        for name in (*vision_graphs(manifest), *NAMES)
     }
     graphs = {name: _Graph(session, device, kind) for name, session in sessions.items()}
     for name, merging in (("compress", False), ("compress_merge", True)):

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, progress
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
+from vlkv.cli.options import (
+    Device,
+    EngineFolder,
+    Frames,
+    NoVerify,
+    OneBudget,
+    Pictures,
+    Plugin,
+    Prompt,
+    Raw,
+    Threads,
+    Videos,
+)
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 
@@ -17,6 +29,8 @@ def inspect(
     prompt: Prompt,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
     image: Pictures = None,
+    video: Videos = None,
+    frames: Frames = None,
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
@@ -41,7 +55,14 @@ def inspect(
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
-        asked = Question(prompt, tuple(image or ()), max_new_tokens=max_new_tokens, raw=raw)
+        asked = Question(
+            prompt,
+            tuple(image or ()),
+            max_new_tokens=max_new_tokens,
+            raw=raw,
+            videos=tuple(video or ()),
+            frames=frames,
+        )
         length = len(opened.prompt(asked).token_ids)
         share = default_budget(found, length) if given is None else given
         seen = look(opened, asked, Setting(found, share))
@@ -50,4 +71,6 @@ def inspect(
     out = answers()
     out.print(f"full cache: {seen.full.text}", soft_wrap=True)
     out.print(f"{seen.policy}, budget {seen.budget:g}: {seen.small.text}", soft_wrap=True)
+    for line in seen.counts():
+        out.print(line, soft_wrap=True)
     out.print(f"{written[0]} and {len(written) - 1} pictures", soft_wrap=True)

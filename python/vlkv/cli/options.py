@@ -9,9 +9,22 @@ import typer
 
 EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")]
 Prompt = Annotated[
-    str, typer.Option(help="The question; <image> marks the place of a picture.", show_default=False)
+    str,
+    typer.Option(
+        help="The question; <image> says where a picture goes, <video> a video.", show_default=False
+    ),
 ]
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.")]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A video: GIF, WebP, .npy of frames, folder of pictures, or what PyAV decodes; may be given several times."
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(help="Most frames of a video, taken evenly.", show_default="the checkpoint's, or all"),
+]
 OneBudget = Annotated[
     float | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""`vlkv run`: answers a question about pictures on the terminal."""
+"""`vlkv run`: answers a question about pictures and videos on the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
+from vlkv.cli.options import (
+    Device,
+    EngineFolder,
+    Frames,
+    NoVerify,
+    OneBudget,
+    Pictures,
+    Plugin,
+    Prompt,
+    Raw,
+    Threads,
+    Videos,
+)
 from vlkv.engine import Engine
 from vlkv.generation.batch import Stream
 from vlkv.generation.question import MAX_NEW_TOKENS
@@ -23,6 +35,8 @@ def run(
     engine: EngineFolder,
     prompt: Prompt,
     image: Pictures = None,
+    video: Videos = None,
+    frames: Frames = None,
     policy: Annotated[
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
     ] = DEFAULT_POLICY,
@@ -50,7 +64,7 @@ def run(
     device: Device = "cpu",
     plugin: Plugin = None,
 ) -> None:
-    """Answer a question about pictures."""
+    """Answer a question about pictures and videos."""
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
@@ -78,6 +92,8 @@ def run(
             no_repeat_ngram_size=no_repeat_ngram_size,
             min_new_tokens=min_new_tokens,
             raw=raw,
+            videos=list(video or ()),
+            frames=frames,
         )
         pieces = iter(stream)
         first = next(pieces, "")

@@ -8,7 +8,7 @@ compressed copy, so its answer equals that of the whole conversation run from it
 from __future__ import annotations
 
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -22,8 +22,7 @@ from vlkv.generation.decode import Piece, decode
 from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sequence import Sequence, prepare, sizes_of
-from vlkv.inputs.layouts import lay_out
+from vlkv.generation.sequence import Sequence, prepare, seen_by
 from vlkv.inputs.messages import ChatTurn, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
@@ -74,7 +73,7 @@ class Conversation:
         if self._last is None:
             return []
         last = self._turns[-1]
-        return [*self._turns[:-1], ChatTurn(last.text, last.images, self._last.result.text)]
+        return [*self._turns[:-1], replace(last, answer=self._last.result.text)]
 
     @property
     def token_ids(self) -> Int64:
@@ -96,21 +95,22 @@ class Conversation:
         Raises:
             PromptError: a later turn has a picture and `keep` is `compressed`, or `Engine.generate` refuses the prompt.
         """
-        last, turn, begin = self._last, ChatTurn(prompt, len(images)), 0
+        last, begin = self._last, 0
         # eviction continues under the budget that the first turn began with
         budget = self.budget if last is None or self.keep == "reusable" else last.budget
         question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
+        turn = ChatTurn(prompt, len(question.images), videos=len(question.videos))
         if last is None:
             sequence = prepare(self._model, question)
         else:
-            if len(images) and self.keep == "compressed":
+            if (turn.images or turn.videos) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")
             model, said = self._model, self._said(last)
-            image, known = model.manifest.image, last.prompt.pictures
-            pictures = lay_out(sizes_of(images, image), image, len(known))
+            known = sum(layout.frame is None for layout in last.prompt.pictures)
+            media = seen_by(model.manifest, question, known)
             turns = [*self.turns, turn]
             whole, begin = next_prompt(
-                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, pictures
+                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, media
             )
             sequence = prepare(model, question, whole)
         if self._running is not None:

@@ -134,11 +134,13 @@ def _embedding(
     embeds = model.embedding.rows(prompt.token_ids)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
-        name = f"picture {number} of {len(images)}"
-        pixels = pixel_values(picture, layout, model.manifest.image, name)
+        name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
+        if layout.frame is not None and model.manifest.video is not None:
+            graph, facts = model.manifest.video.graph, model.manifest.video.frame
+        pixels = pixel_values(picture, layout, facts, name)
         features = []
         for tile in range(len(pixels)):
-            features.append(model.backend.vision(pixels[tile : tile + 1]))
+            features.append(model.backend.vision(pixels[tile : tile + 1], graph))
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()

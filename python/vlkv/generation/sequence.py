@@ -16,27 +16,29 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
-from vlkv.errors import PromptError, SamplingError
+from vlkv.errors import ImageError, PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
-from vlkv.inputs.layouts import Layout, lay_out
+from vlkv.inputs.layouts import Layout, lay_out, lay_out_video
 from vlkv.inputs.messages import build_chat
-from vlkv.inputs.pictures import Limits, read_pictures
-from vlkv.inputs.prompt import Prompt, build_prompt
+from vlkv.inputs.pictures import Clip, Limits, read_visuals
+from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
 from vlkv.model import Model
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures
-from vlkv.storage.manifest import BYTES
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
+from vlkv.storage.manifest import BYTES, Manifest
 
-Read = Callable[[abc.Sequence[Any], abc.Sequence[Layout], ImageFacts, Limits], abc.Sequence[Float32]]
-"""Turns pictures into pixel values, as `vlkv.inputs.pictures.read_pictures` does."""
+Read = Callable[
+    [abc.Sequence[Any], abc.Sequence[Clip], abc.Sequence[Layout], Manifest, Limits], abc.Sequence[Float32]
+]
+"""Turns pictures and videos into pixel values, as `vlkv.inputs.pictures.read_visuals` does."""
 
 
 @dataclass(eq=False)
@@ -44,9 +46,10 @@ class Sequence:
     """One prompt and its answer.
 
     Fields:
-        prompt: the prompt with its token ids.
-        images: the pictures, or the pixel values `[tiles,3,height,width]` of each; only prefill needs them.
-        policy: how the cache is compressed.
+        prompt: its token ids.
+        images: pictures, or the pixel values `[tiles,3,height,width]` of each and of videos' frames; prefill needs
+            them, nothing after it.
+        policy: how its cache is kept.
         budget: the share of the prompt's cache to keep.
         max_new_tokens: the most tokens of the answer; prompt and answer together fit the model's positions.
         sampling: how tokens are chosen.
@@ -137,19 +140,41 @@ class Sequence:
 
 def prompt_of(model: Model, question: Question) -> Prompt:
     """The prompt of a question. Of its pictures only the sizes are read, and only if the prompt depends on them."""
-    image = model.manifest.image
+    media = seen_by(model.manifest, question)
     if question.messages:
-        layouts = lay_out(sizes_of(question.images, image), image)
-        return build_chat(question.messages, layouts, model.tokenizer, model.manifest)
+        return build_chat(question.messages, media, model.tokenizer, model.manifest)
     return build_prompt(
         question.prompt,
-        lay_out(sizes_of(question.images, image), image),
-        image=image,
+        media,
         tokenizer=model.tokenizer,
         chat_template=model.manifest.chat_template,
         max_positions=model.manifest.text.max_positions,
         raw=question.raw,
     )
+
+
+def seen_by(manifest: Manifest, question: Question, others: int = 0) -> tuple[Medium, ...]:
+    """A question's pictures and videos, laid out; `others` pictures stand in earlier turns.
+
+    Raises:
+        ImageError: a video for a model that takes none, or one that can't be opened.
+    """
+    image = manifest.image
+    pictures = lay_out(sizes_of(question.images, image), image, others)
+    clips = clips_of(manifest, question)
+    videos = [lay_out_video(len(chosen), manifest.video) for _, chosen in clips if manifest.video is not None]
+    return media_of(pictures, image, videos, manifest.video)
+
+
+def clips_of(manifest: Manifest, question: Question) -> list[Clip]:
+    """A question's videos, opened, and which frames of each the model is shown. The same errors."""
+    facts = manifest.video
+    if facts is None:
+        if question.videos:
+            advice = "; give the frames as pictures" if takes_pictures(manifest.image) else ""
+            raise ImageError(f"this model takes no videos{advice}")
+        return []
+    return [(video, video.chosen(facts, question.frames)) for video in question.videos]
 
 
 def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
@@ -164,7 +189,7 @@ def prepare(
     question: Question,
     prompt: Prompt | None = None,
     limits: Limits | None = None,
-    read: Read = read_pictures,
+    read: Read = read_visuals,
 ) -> Sequence:
     """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
@@ -208,7 +233,9 @@ def prepare(
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
     budget = default_budget(policy, length) if given is None else given
-    layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
-    images = read(question.images, layouts, model.manifest.image, limits or Limits())
+    clips = clips_of(model.manifest, question)
+    new = len(question.images) + sum(len(chosen) for _, chosen in clips)
+    layouts = prompt.pictures[len(prompt.pictures) - new :]
+    images = read(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)

@@ -9,7 +9,7 @@ from typing import Any
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
 from vlkv.generation.sequence import Sequence, prepare
-from vlkv.inputs.pictures import Limits, measure_pictures, read_pictures
+from vlkv.inputs.pictures import Limits, measure_visuals, read_visuals
 from vlkv.model import Model
 from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.pending import Pending
@@ -93,7 +93,7 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        asked: list[tuple[Any, Any, Any, Any]] = []
+        asked: list[tuple[Any, ...]] = []
 
         def later(*given: Any) -> tuple[()]:
             asked.append(given)
@@ -101,9 +101,7 @@ class Scheduler:
 
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
-        one = Pending(
-            ticket, sequence, self.plan, self._read(sequence, *asked[0]) if question.images else None
-        )
+        one = Pending(ticket, sequence, self.plan, self._read(sequence, *asked[0]))
         try:
             with self._worker.changed:
                 self._admit()
@@ -115,9 +113,13 @@ class Scheduler:
             raise
         return ticket
 
-    def _read(self, sequence: Sequence, sources: Any, layouts: Any, facts: Any, limits: Limits) -> Held:
-        """Decodes the pictures of a sequence when there is room for them; what they hold from now on."""
-        most = max(measure_pictures(sources, layouts, facts, limits))
+    def _read(
+        self, sequence: Sequence, images: Any, clips: Any, layouts: Any, facts: Any, limits: Limits
+    ) -> Held | None:
+        """Decodes pictures and videos once there is room for them; returns the bytes that they hold from now on."""
+        if not layouts:
+            return None
+        most = max(measure_visuals(images, clips, layouts, facts, limits))
         try:
             held = self._pixels.hold(held_bytes(layouts))
         except ServerFullError:
@@ -125,7 +127,7 @@ class Scheduler:
             raise
         try:
             with self._pixels.decoding(most):
-                sequence.images = read_pictures(sources, layouts, facts, limits)
+                sequence.images = read_visuals(images, clips, layouts, facts, limits)
         except BaseException:
             held.release()
             raise

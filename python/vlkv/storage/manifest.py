@@ -15,7 +15,16 @@ import msgspec
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import hash_files, reason, show, write_bytes
-from vlkv.storage.image_facts import Id, ImageFacts, Size, Struct, problem
+from vlkv.storage.image_facts import (
+    Id,
+    ImageFacts,
+    Size,
+    Struct,
+    VideoFacts,
+    problem,
+    takes_pictures,
+    video_problem,
+)
 
 FORMAT_VERSION = 2
 """The version that is written. Version 1, in which each picture had `tokens_per_image` tokens, is also read."""
@@ -118,6 +127,15 @@ class Manifest(Struct, frozen=True):
     weights: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     prompt_precision: Literal["float32", "bfloat16"] | None = None
     generation: GenerationFacts = GenerationFacts()
+    video: VideoFacts | None = None
+
+
+def vision_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """The graphs that make features of pixels: `vision`, and `video` where frames have one of their own."""
+    if not takes_pictures(manifest.image):
+        return ()
+    own = manifest.video is not None and manifest.video.graph == "video"
+    return ("vision", "video") if own else ("vision",)
 
 
 class _Header(msgspec.Struct):
@@ -181,6 +199,8 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     need(table.shape == (text.vocab, text.hidden), f"embedding: shape {shape}")
     wrong = problem(manifest.image)
     need(wrong is None, f"image: {wrong}")
+    wrong = None if manifest.video is None else video_problem(manifest.video)
+    need(wrong is None, f"video: {wrong}")
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
     compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")

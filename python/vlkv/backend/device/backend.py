@@ -68,7 +68,8 @@ class DeviceBackend:
 
     Args:
         device: holds all arrays.
-        graphs: by name: `vision`, `decoder`, `compress`, `compress_merge`, and `score` of an engine without the plugin.
+        graphs: by name: `vision`, `video` where there is one, `decoder`, `compress`, `compress_merge`, and `score` of
+            an engine without the plugin.
         manifest: the engine's manifest.
         in_place: whether a call updates caches in place; None takes what the engine was built for.
     """
@@ -91,15 +92,16 @@ class DeviceBackend:
         self.in_place = self.limits.cache != "dynamic" if in_place is None else in_place
         self.chunk = self.limits.chunk
         self.store: Store = DeviceStore(device, self.dtype, self.limits)
-        self._image = manifest.image
+        self._image, self._video = manifest.image, manifest.video
 
-    def vision(self, pixels: Float32) -> Float32:
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """See `Backend.vision`; one tile at a time."""
-        rows, found = features_of(self._image, *pixels.shape[2:]), []
+        facts = self._video.frame if graph == "video" and self._video is not None else self._image
+        rows, found = features_of(facts, *pixels.shape[2:]), []
         for picture in pixels:
             features = self.device.allocate((1, rows, self.text.hidden), "float32")
             given = to_device(self.device, picture[np.newaxis])
-            self.graphs["vision"].run({"pixel_values": given}, {"image_features": features})
+            self.graphs[graph].run({"pixel_values": given}, {"image_features": features})
             found.append(to_host(self.device, features))
         return np.concatenate(found)
 

@@ -67,7 +67,13 @@ class ImagePart(_Record, tag="image_url"):
     image_url: ImageUrl
 
 
-Part = TextPart | ImagePart
+class VideoPart(_Record, tag="video"):
+    """A video of a message: the URLs of its frames, as those of pictures. OpenAI's API has no such part."""
+
+    video: Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+Part = TextPart | ImagePart | VideoPart
 
 
 class ChatMessage(_Record):
