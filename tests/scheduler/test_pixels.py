@@ -74,13 +74,13 @@ def test_a_small_picture_is_decoded_beside_a_large_one():
 def test_pixels_come_back_however_a_request_ends(engine, monkeypatch, how):
     held, vision = threading.Event(), engine.model.backend.vision
 
-    def slow(values):
+    def slow(*given):
         held.wait(WAIT)
         if how == "fail":
             raise RuntimeError("broken")
         if how == "die":
             raise SystemExit
-        return vision(values)
+        return vision(*given)
 
     monkeypatch.setattr(engine.model.backend, "vision", slow)
     asked = Question("what", [png()] * 3, budget=0.5, max_new_tokens=4)
