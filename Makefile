@@ -7,6 +7,7 @@
 # make bench          latency of the full and the compressed cache, 640 to 16k prompt tokens; BENCH="..." adds arguments
 # make bench-memory   how many concurrent requests fit into the same memory
 # make bench-serving  throughput of 16 concurrent requests against one
+# make bench-waiting  what a long prompt does to a short prompt behind it and to a running answer
 # make bench-ops      the native operators against their floors and ONNX bodies, and a prompt's prefill
 # make accuracy       trains six checkpoints (15 minutes and one core each, kept in out/accuracy) and evaluates all
 # make quality        how each weight format changes the answers of a real language model; installs gguf and accelerate
@@ -17,6 +18,7 @@
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
 # make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
 #                     Neither `make test` nor CI runs it.
+# make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits
 # make test-asan      runs the C++ tests under sanitizers
 # make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
 # make clean          removes what the other targets made
@@ -33,6 +35,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+SOAK_REQUESTS ?= 10000
+SOAK_SECONDS ?= 1800
 BENCH ?=
 CUDA_ARCHITECTURES ?= 80
 CUDA_ALL := 80-real;86-real;89-real;90-real;100-real;120-real
@@ -41,7 +45,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving accuracy real real-reader lowest clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -78,6 +82,13 @@ bench-memory: $(VENV)/tested
 
 bench-serving: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/throughput.py -o $(OUT)/bench
+
+bench-waiting: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/waiting.py -o $(OUT)/bench
+
+soak: $(VENV)/tested $(VENV)/served
+	@SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s \
+		tests/serving/test_soak.py
 
 accuracy: $(VENV)/tested
 	@$(BIN)/python -m examples.tiny_vlm.accuracy --cache $(OUT)/accuracy -o $(OUT)/accuracy/report $(ACCURACY)

@@ -48,5 +48,9 @@ class ServerFullError(VlkvError):
     """Too many requests wait, or the server accepts no more; the same request may succeed later."""
 
 
+class ServerStoppedError(VlkvError):
+    """A thread of the server has ended by an error: what it held is lost, and no request is answered any more."""
+
+
 class BenchError(VlkvError):
     """A benchmark that can't run as requested, or a peer that fails."""

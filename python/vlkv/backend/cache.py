@@ -139,6 +139,26 @@ class Cache:
             self.store.assign(other[row, :, :valid], array[row, :, :valid])
         return other
 
+    def compacted(self, rows: Sequence[int]) -> tuple[Cache, list[int]]:
+        """Those prompts alone, as a view of this cache's first rows, whose others' tokens are overwritten.
+
+        Args:
+            rows: whose tokens stay, ascending.
+
+        Returns:
+            The view, and which row each of its rows was.
+        """
+        count = len(rows)
+        places = list(range(count))
+        movers = [row for row in rows if row >= count]
+        for place in sorted(set(places) - set(rows)):
+            places[place] = source = movers.pop()
+            for layer, tokens in enumerate(self.length[:, source].tolist()):
+                for array in (self.keys[layer], self.values[layer]):
+                    self.store.assign(array[place, :, :tokens], array[source, :, :tokens])
+        keys, values = ([array[:count] for array in arrays] for arrays in (self.keys, self.values))
+        return Cache(keys, values, np.ascontiguousarray(self.length[:, places]), self.store), places
+
     def overwrite(self, slots: NDArray[np.int64]) -> None:
         """Moves each prompt's last token to another slot, and decreases the length by one.
 

@@ -17,6 +17,7 @@ from vlkv.backend.cache import HOST, Cache, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError, ImageError
+from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
 from vlkv.storage.files import show, text_path
@@ -32,7 +33,7 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxR
         raise EngineError(
             f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
         )
-    return OnnxRuntimeBackend(directory, manifest, options.threads)
+    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads())
 
 
 class OnnxRuntimeBackend:

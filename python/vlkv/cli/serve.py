@@ -13,9 +13,10 @@ from vlkv.cli.console import notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.scheduler.plan import SLOTS, show
+from vlkv.scheduler.allowance import lines
+from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
-from vlkv.serving.size import parse_size
+from vlkv.serving.size import AUTO, parse_memory, parse_size
 from vlkv.storage.files import reason
 
 KEYS = "VLKV_API_KEYS"
@@ -29,8 +30,16 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     model: Annotated[str, typer.Option(help="The model's name.")] = "llava",
     policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
-    memory: Annotated[str, typer.Option(help="Most memory of all caches.")] = "1GiB",
+    memory: Annotated[
+        str, typer.Option(help="Most memory of all caches; auto: half of what is available.")
+    ] = AUTO,
     slots: Annotated[int, typer.Option(min=1, help="Lanes: answers that run at once.")] = SLOTS,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt that can be compressed.", show_default="by memory")
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Most tokens of a lane in each layer.", show_default="by memory")
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most requests that may wait.")] = QUEUE,
     api_key: Annotated[
         list[str] | None,
@@ -66,17 +75,14 @@ def serve(
         max_body=parse_size(max_body),
         timeout=timeout,
     )
-    given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_size(memory)}
+    given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
+    given |= {"prompt_tokens": prompt_tokens, "capacity": capacity}
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         scheduler = opened.scheduler(**given)
-    plan = scheduler.plan
-    notes().print(
-        f"{plan.slots} answers at once in {show(plan.memory)}, each of {min(plan.capacity)} tokens a layer at most, "
-        f"prompts to {plan.prompt_tokens} tokens",
-        soft_wrap=True,
-    )
+    for line in lines(scheduler.plan, opened.manifest):
+        notes().print(line, soft_wrap=True)
     app = make_app(opened, scheduler, settings, lambda: _close(scheduler))
     try:
         listening = socket.create_server(
@@ -92,7 +98,7 @@ def serve(
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
-        scheduler.close(drain=False)
+        scheduler.close(drain=False, timeout=GRACE)
 
 
 def _close(scheduler: Any) -> None:

@@ -10,9 +10,13 @@ import typer
 from vlkv.cli.console import notes
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY
+from vlkv.scheduler.allowance import lines
 from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
+from vlkv.scheduler.worker import SCHEDULED_CHUNK
+from vlkv.serving.size import AUTO
 from vlkv.serving.triton.repository import Settings, write_repository
+from vlkv.storage import manifest as manifests
 
 
 def triton(
@@ -20,11 +24,25 @@ def triton(
     output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
     slots: Annotated[int, typer.Option(help="Lanes: answers that run at once.")] = SLOTS,
-    memory: Annotated[str, typer.Option(help="Most memory of an instance's caches.")] = "1GiB",
+    memory: Annotated[
+        str, typer.Option(help="Most memory of an instance's caches; auto: half of what is available.")
+    ] = AUTO,
     queue: Annotated[int, typer.Option(help="Most requests that may wait.")] = QUEUE,
     policy: Annotated[str, typer.Option(help="Policy of requests that name none.")] = DEFAULT_POLICY,
-    threads: Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads per operator; 0 divides the cores by the instances.")
+    ] = 0,
     instances: Annotated[int, typer.Option(help="Processes, each with its own engine and lanes.")] = 1,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt that can be compressed.", show_default="by memory")
+    ] = None,
+    capacity: Annotated[
+        int | None, typer.Option(help="Most tokens of a lane in each layer.", show_default="by memory")
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(help="Most prompt tokens between two steps.", show_default=str(SCHEDULED_CHUNK)),
+    ] = None,
     gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     plugin: Annotated[
         str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
@@ -39,16 +57,16 @@ def triton(
     except ValueError:
         raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
-        engine_path or str(engine.resolve()),
-        name,
-        slots,
-        memory,
-        queue,
-        policy,
-        threads,
-        instances,
-        devices,
-        plugin,
-    )
+        engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices,
+        plugin, prompt_tokens, capacity, chunk,
+    )  # fmt: skip
     folder = write_repository(settings, engine, output)
+    if not devices:
+        manifest = manifests.read(engine)
+        for line in lines(settings.plan(manifest), manifest):
+            notes().print(line, soft_wrap=True)
+    if settings.memory.strip().lower() == AUTO:
+        notes().print(
+            "these are for the memory here; the server decides by its own at its start", soft_wrap=True
+        )
     notes().print(f"wrote {folder}; serve it with: tritonserver --model-repository={output}", soft_wrap=True)

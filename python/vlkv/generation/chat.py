@@ -247,8 +247,8 @@ class Conversation:
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
         # a windowed layer's slots are in no order of position, and its graph masks by slots: one token at a time
-        chunk = 1 if any(windows) else backend.chunk or PREFILL_CHUNK
-        for first, stop in chunk_bounds(length, chunk, done):
+        chunk = 1 if any(windows) else PREFILL_CHUNK
+        for first, stop in chunk_bounds(length, chunk, done, most=backend.chunk):
             window = stop - first if eviction is not None and eviction.watches else 0
             positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Observation, Steps
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32, Int64
 from vlkv.generation.points import Point
 from vlkv.generation.result import Result
@@ -144,26 +144,38 @@ def decode(
 ) -> abc.Iterator[Piece]:
     """Decodes sequences that have their first token until all are done; yields after each token of each sequence.
 
+    A row whose answer has ended is no longer computed: the last row takes its place. A device's cache keeps all rows.
     `careful`: see `Decoder`.
     """
-    active = np.array([not sequence.done for sequence in sequences])
-    if not active.any():
-        return
-    seconds = 0.0
-    with closing(Decoder(model, cache, sequences, careful=careful)) as decoder:
-        while active.any():
+    rows, seconds = list(range(len(sequences))), 0.0
+    decoder: Decoder | None = None
+    try:
+        while True:
+            active = np.array([not sequences[number].done for number in rows], np.bool_)
+            if not active.any():
+                return
+            if cache.store is HOST and not active.all():
+                if decoder is not None:
+                    decoder.close()
+                cache, places = cache.compacted(np.flatnonzero(active).tolist())
+                rows, decoder = [rows[place] for place in places], None
+                active = np.ones(len(rows), np.bool_)
+            if decoder is None:
+                decoder = Decoder(model, cache, [sequences[number] for number in rows], careful=careful)
             start = perf_counter()
-            tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
+            tokens = np.array([sequences[number].last_token for number in rows], np.int64)
             logits = decoder.run(tokens, active)
-            pieces = [(n, sequences[n].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+            pieces = [(rows[n], sequences[rows[n]].take(logits[n])) for n in np.flatnonzero(active).tolist()]
             decoder.settle()
             seconds += perf_counter() - start
             for number, piece in pieces:
                 result = sequences[number].result
-                active[number] = not sequences[number].done
                 result.seconds.decode = seconds
                 result.tokens_per_second = (len(result.token_ids) - 1) / seconds
                 yield number, piece, result
+    finally:
+        if decoder is not None:
+            decoder.close()
 
 
 def feed(

@@ -26,16 +26,45 @@ from vlkv.policies.observe import Observer, observed_rows
 PREFILL_CHUNK = 1024
 """Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
 
+GRAIN = 64
+"""Chunks end at multiples of this from the first observed token, and no chunk is shorter, so that their size does not
+change a bit of the results: fewer than 20 rows use other kernels, and scores are added in blocks of 64 rows."""
+
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+Chunk = int | Callable[[], int]
 Parts = Generator[int, None, T]
 """A generator that does a part of its work at each `next` and yields the number of prompt tokens done."""
 
 
-def chunk_bounds(length: int, chunk: int = PREFILL_CHUNK, begin: int = 0) -> list[tuple[int, int]]:
-    """Divides the tokens from `begin` to `length` into equal parts of at most `chunk` tokens."""
-    parts = -(-(length - begin) // chunk)
-    edges = [begin + (length - begin) * part // parts for part in range(parts + 1)]
+def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 0) -> int:
+    """Returns where the chunk that begins at token `first` ends.
+
+    Args:
+        first: the chunk's first token.
+        length: tokens of the prompt.
+        chunk: the wanted size; the chunk may have up to 2 `GRAIN` - 1 tokens more, so that none is too small.
+        origin: the first observed token; chunks end at multiples of `GRAIN` from there.
+        most: the most tokens of a call of the backend; 0 for any number.
+    """
+    chunk = min(chunk, most or chunk)
+    grain = min(GRAIN, chunk)
+    end = first + chunk
+    end -= (end - origin) % grain
+    if end - first < grain:
+        end += grain
+    if length - end < grain:
+        end = length
+    return min(end, first + most) if most else end
+
+
+def chunk_bounds(
+    length: int, chunk: int = PREFILL_CHUNK, begin: int = 0, origin: int = 0, most: int = 0
+) -> list[tuple[int, int]]:
+    """Divides the tokens from `begin` to `length` into chunks: see `chunk_end`."""
+    edges = [begin]
+    while edges[-1] < length:
+        edges.append(chunk_end(edges[-1], length, chunk, origin, most))
     return list(pairwise(edges))
 
 
@@ -49,7 +78,7 @@ def prefill(
 
 
 def prefilling(
-    model: Model, sequence: Sequence, chunk: int = PREFILL_CHUNK, lane: Cache | None = None
+    model: Model, sequence: Sequence, chunk: Chunk = PREFILL_CHUNK, lane: Callable[[], Cache] | None = None
 ) -> Parts[None]:
     """Runs one prompt part by part: each `next` runs one tile of a picture or one chunk of tokens.
 
@@ -59,8 +88,9 @@ def prefilling(
     Args:
         model: the opened engine.
         sequence: the prompt and its policy.
-        chunk: the most tokens of a call.
-        lane: the cache (B = 1) that receives the kept tokens and the answer; None allocates one of the size needed.
+        chunk: the tokens of a call; a function is called before each.
+        lane: returns the cache (B = 1) that receives the kept tokens and the answer. It is called once, before the
+            first of them is written. None allocates a cache of the size needed.
     """
     sequence.begin(model)
     length, policy, text, backend = (
@@ -72,11 +102,11 @@ def prefilling(
     embeds = yield from _embedding(model, sequence.prompt, sequence.images, sequence.result.seconds)
     rows = observed_rows(policy, length, sequence.prompt.last_image)
     observer = Observer(text, policy, length, rows, backend.threads)
-    stays = policy.keeps_all and not any(sequence.windows)
-    new_tokens = sequence.max_new_tokens if stays else 0
-    cache = lane if stays and lane else Cache.empty(text, length + new_tokens, backend.store)
+    new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
+    place = lane() if sequence.kept_whole and lane else None
+    cache = place or Cache.empty(text, length + new_tokens, backend.store)
     sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
-    cut(model, sequence, cache, observer, lane=lane)
+    cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
 def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
@@ -138,12 +168,15 @@ def _running(
     cache: Cache,
     observer: Observer,
     spent: Seconds,
-    chunk: int,
+    chunk: Chunk,
 ) -> Parts[Float32]:
     """`run_rows`, one chunk per part."""
     length, rows, backend = len(embeds), observer.rows, model.backend
-    for first, last in chunk_bounds(length, min(chunk, backend.chunk or chunk), begin):
-        start = perf_counter()
+    first, last = begin, begin
+    while last < length:
+        start, first = perf_counter(), last
+        wanted = chunk if isinstance(chunk, int) else chunk()
+        last = chunk_end(first, length, wanted, rows.start if rows else 0, backend.chunk)
         seen = np.arange(max(first, rows.start), min(last, rows.stop), dtype=np.int64)
         positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
         logits, observation = backend.extend(

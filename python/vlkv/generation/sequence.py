@@ -7,6 +7,7 @@ one, `forced` feeds one, and the scheduler batches them. L layers, V vocabulary.
 from __future__ import annotations
 
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
-from vlkv.inputs.layouts import lay_out, lay_out_video
+from vlkv.inputs.layouts import Layout, lay_out, lay_out_video
 from vlkv.inputs.messages import build_chat
 from vlkv.inputs.pictures import Clip, Limits, read_visuals
 from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
@@ -36,6 +37,11 @@ from vlkv.policies.policy import Policy, check_budget, default_budget
 from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
 from vlkv.storage.manifest import BYTES, Manifest
+
+Read = Callable[
+    [abc.Sequence[Any], abc.Sequence[Clip], abc.Sequence[Layout], Manifest, Limits], abc.Sequence[Float32]
+]
+"""Turns pictures and videos into pixel values, as `vlkv.inputs.pictures.read_visuals` does."""
 
 
 @dataclass(eq=False)
@@ -127,6 +133,11 @@ class Sequence:
         return bool(tokens) and tokens[-1] in self._ends
 
     @property
+    def kept_whole(self) -> bool:
+        """Whether nothing of the prompt is evicted: the policy keeps all, and no layer's window is exceeded."""
+        return self.policy.keeps_all and not any(self.windows)
+
+    @property
     def done(self) -> bool:
         """Whether the answer has ended."""
         return self._stopping.finish_reason is not None
@@ -208,11 +219,15 @@ def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, 
 
 
 def prepare(
-    model: Model, question: Question, prompt: Prompt | None = None, limits: Limits | None = None
+    model: Model,
+    question: Question,
+    prompt: Prompt | None = None,
+    limits: Limits | None = None,
+    read: Read = read_visuals,
 ) -> Sequence:
     """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
-    `limits` applies to the pictures, which are decoded here, one at a time.
+    `limits` applies to the pictures, which `read` decodes, one at a time.
 
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
@@ -253,7 +268,7 @@ def prepare(
     clips = clips_of(model.manifest, question)
     new = len(question.images) + sum(len(chosen) for _, chosen in clips)
     layouts = prompt.pictures[len(prompt.pictures) - new :]
-    images = read_visuals(question.images, clips, layouts, model.manifest, limits or Limits())
+    images = read(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
 

@@ -34,6 +34,30 @@ class Limits:
     count: int | None = None
 
 
+def measure_pictures(
+    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
+) -> list[int]:
+    """How many pixels are decoded of each picture: `read_pictures` without reading more than headers."""
+    least, found, total = _least(layouts, facts), [], 0
+    for number, source in enumerate(sources, 1):
+        if limits.count is not None and number > limits.count:
+            raise ImageError(f"the request has {len(sources)} pictures, the limit is {limits.count}")
+        found.append(decoded_pixels(source, limit=limits.picture, least=least[number - 1]))
+        total += found[-1]
+        if limits.request is not None and total > limits.request:
+            raise ImageError(
+                f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
+                f"the limit is {limits.request / 1e6:.6g}"
+            )
+    return found
+
+
+def _least(layouts: Sequence[Layout], facts: ImageFacts) -> list[int]:
+    """The shortest side of each picture that is of use."""
+    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
+    return [max(*sides, *layout.scaled) for layout in layouts]
+
+
 def read_pictures(
     sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
 ) -> list[Float32]:
@@ -42,23 +66,33 @@ def read_pictures(
     Raises:
         ImageError: a picture can't be read, or the headers show more pixels than `limits`.
     """
-    _count(sources, layouts, facts, limits)
+    measure_pictures(sources, layouts, facts, limits)
     return _read(sources, layouts, facts, limits)
+
+
+def measure_visuals(
+    images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> list[int]:
+    """How many pixels are decoded of each picture and of each video's frames. The errors of `read_visuals`."""
+    pictures = [layout for layout in layouts if layout.frame is None]
+    found = measure_pictures(images, pictures, facts.image, limits)
+    for number, (video, chosen) in enumerate(clips, 1):
+        found.append(video.frames.pixels(chosen, limits.picture))
+        total = sum(found)
+        if limits.request is not None and total > limits.request:
+            raise ImageError(
+                f"the request has {total / 1e6:.6g} megapixels up to video {number} of {len(clips)}, "
+                f"the limit is {limits.request / 1e6:.6g}; give fewer or smaller frames"
+            )
+    return found
 
 
 def read_visuals(
     images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
 ) -> list[Float32]:
     """The same of pictures and of videos' frames, in the order of `layouts`, in which they stand in the prompt."""
+    measure_visuals(images, clips, layouts, facts, limits)
     pictures = [layout for layout in layouts if layout.frame is None]
-    total = _count(images, pictures, facts.image, limits)
-    for number, (video, chosen) in enumerate(clips, 1):
-        total += video.frames.pixels(chosen, limits.picture)
-        if limits.request is not None and total > limits.request:
-            raise ImageError(
-                f"the request has {total / 1e6:.6g} megapixels up to video {number} of {len(clips)}, "
-                f"the limit is {limits.request / 1e6:.6g}; give fewer or smaller frames"
-            )
     read, frames = iter(_read(images, pictures, facts.image, limits)), _frames(clips, layouts, facts, limits)
     return [next(read) if layout.frame is None else next(frames) for layout in layouts]
 
@@ -74,28 +108,6 @@ def _frames(
             layout = next(shown)
             name = f"frame {layout.frame} of video {number} of {len(clips)}"
             yield pixel_values(image, layout, facts.video.frame, name)
-
-
-def _count(sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits) -> int:
-    """How many pixels are decoded of pictures. Raises `ImageError` for more than `limits`."""
-    least = _least(layouts, facts)
-    total = 0
-    for number, source in enumerate(sources, 1):
-        if limits.count is not None and number > limits.count:
-            raise ImageError(f"the request has {len(sources)} pictures, the limit is {limits.count}")
-        total += decoded_pixels(source, limit=limits.picture, least=least[number - 1])
-        if limits.request is not None and total > limits.request:
-            raise ImageError(
-                f"pictures 1 to {number} of {len(sources)} have {total / 1e6:.6g} megapixels together, "
-                f"the limit is {limits.request / 1e6:.6g}"
-            )
-    return total
-
-
-def _least(layouts: Sequence[Layout], facts: ImageFacts) -> list[int]:
-    """The shortest side that is of use, of each picture."""
-    sides = (facts.height, facts.width, facts.resize_height, facts.resize_width)
-    return [max(*sides, *layout.scaled) for layout in layouts]
 
 
 def _read(

@@ -26,12 +26,14 @@ class Batch:
 
     Attributes:
         running: the answers; answer n is in lane n.
+        seconds: duration of the last step.
     """
 
     def __init__(self, lanes: Lanes, model: Model, stats: Stats) -> None:
         self.running: list[Pending] = []
         self._lanes, self._model, self._stats = lanes, model, stats
         self._decoder: Decoder | None = None
+        self.seconds = 0.0
 
     def add(self, one: Pending) -> None:
         """Adds an answer whose prompt was prefilled in its lane. No running answer may use that lane."""
@@ -80,6 +82,7 @@ class Batch:
             except Exception as error:
                 found.append((one, None, error))
         picked = perf_counter()
+        self.seconds = picked - began
         self._stats.steps += 1
         self._stats.rows += len(running)
         self._stats.step_seconds += stepped - began

@@ -84,6 +84,23 @@ class DeviceLanes:
                 self._device.copy(kind[target, :, :tokens], kind[source, :, :tokens])
         self.release(source)
 
+    def exchange(self, one: int, length: Int64, other: int, others: Int64) -> None:
+        """Lets two lanes hold each other's tokens, `[L]` of them; a layer at a time is there twice."""
+        self._device.use()
+        for layer, (here, there) in enumerate(zip(length.tolist(), others.tolist(), strict=True)):
+            for kind in (self._keys[layer], self._values[layer]):
+                held = self._store.empty((1, *kind.shape[1:]))
+                self._device.copy(held[0, :, :here], kind[one, :, :here])
+                self._device.clear(kind.rows(one, one + 1))
+                self._device.copy(kind[one, :, :there], kind[other, :, :there])
+                self._device.clear(kind.rows(other, other + 1))
+                self._device.copy(kind[other, :, :here], held[0, :, :here])
+
+    def point(self, view: Cache, lane: int) -> None:
+        """Lets a cache of one lane be another lane's."""
+        view.keys[:] = [kind.rows(lane, lane + 1) for kind in self._keys]
+        view.values[:] = [kind.rows(lane, lane + 1) for kind in self._values]
+
     def release(self, lane: int) -> None:
         """Writes zeros over a lane: what an answer leaves may be NaN, and 0 times NaN is NaN for the next one."""
         self._device.use()

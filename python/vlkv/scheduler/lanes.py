@@ -92,12 +92,27 @@ class LaneCache:
         self.length[:, lane : lane + cache.batch] = cache.length
 
     def move(self, source: int, target: int) -> None:
-        """Copies the tokens of lane `source` to lane `target` and releases `source`."""
+        """Copies the tokens of lane `source` to lane `target` and releases `source`, one layer at a time."""
         self.length[:, target] = self.length[:, source]
         for layer, tokens in enumerate(self.length[:, source].tolist()):
             for kind in (self._keys[layer], self._values[layer]):
                 kind.array[target, :, :tokens] = kind.array[source, :, :tokens]
-        self.release(source)
+                kind.release(source)
+
+    def exchange(self, one: int, length: Int64, other: int, others: Int64) -> None:
+        """Lets two lanes hold each other's tokens, `[L]` of them; a layer at a time is there twice."""
+        for layer, (here, there) in enumerate(zip(length.tolist(), others.tolist(), strict=True)):
+            for kind in (self._keys[layer], self._values[layer]):
+                held = kind.array[one, :, :here].copy()
+                kind.release(one)
+                kind.array[one, :, :there] = kind.array[other, :, :there]
+                kind.release(other)
+                kind.array[other, :, :here] = held
+
+    def point(self, view: Cache, lane: int) -> None:
+        """Lets a cache of one lane be another lane's."""
+        view.keys[:] = [kind.array[lane : lane + 1] for kind in self._keys]
+        view.values[:] = [kind.array[lane : lane + 1] for kind in self._values]
 
     def release(self, lane: int) -> None:
         """Returns a lane's memory to the operating system."""

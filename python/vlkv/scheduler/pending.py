@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
+from vlkv.backend.cache import Cache
 from vlkv.generation.prefill import Parts, prefilling
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.scheduler.lanes import Lanes
+from vlkv.scheduler.pixels import Held
+from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.ticket import Ticket
 
 
@@ -17,37 +20,71 @@ class Pending:
     Attributes:
         ticket: receives the answer.
         sequence: the prompt and its answer.
-        lane: the lane that receives its cache; -1 before prefill begins.
+        lane: the lane that receives its cache; -1 before the first token is written to it.
+        view: that lane as a cache; None before that.
+        left: prompt tokens that are not prefilled yet.
+        passed: the number of later requests that began before this one.
+        lane_bytes: the most bytes of its answer's cache.
+        prefill_bytes: the bytes that its prefill needs in addition.
         prefill_seconds: time spent in its prefill so far.
+        token_seconds: time per prompt token in its last chunk; 0 before the first chunk.
+
+    Args:
+        plan: computes the bytes.
+        held: the bytes of its pictures; released when prefill has read them or the request is closed.
     """
 
-    def __init__(self, ticket: Ticket, sequence: Sequence) -> None:
+    def __init__(self, ticket: Ticket, sequence: Sequence, plan: Plan, held: Held | None = None) -> None:
         self.ticket, self.sequence = ticket, sequence
         self.lane = -1
-        self.prefill_seconds = 0.0
+        self.view: Cache | None = None
+        self.left = len(sequence.prompt.token_ids)
+        self.passed = 0
+        self.lane_bytes, self.prefill_bytes = plan.lane_bytes(sequence), plan.prefill_bytes(sequence)
+        self.prefill_seconds = self.token_seconds = 0.0
+        self._chunk = 1
+        self._held = held
         self._parts: Parts[None] | None = None
 
-    def begin(self, model: Model, chunk: int, lanes: Lanes, lane: int) -> None:
-        """Prepares prefill into a lane, in parts of at most `chunk` tokens."""
-        self.lane = lane
-        self._parts = prefilling(model, self.sequence, chunk, lanes.one(lane))
+    def begin(self, model: Model, lane: Callable[[Pending], Cache]) -> None:
+        """Prepares prefill; `lane` assigns the lane that receives the cache."""
 
-    def advance(self) -> bool:
-        """Runs one part of the prefill; returns whether it was the last."""
+        def take() -> Cache:
+            self.view = lane(self)
+            return self.view
+
+        self._parts = prefilling(model, self.sequence, lambda: self._chunk, take)
+
+    def advance(self, chunk: int) -> bool:
+        """Runs one part of the prefill, a picture's tile or about `chunk` tokens; returns whether it was the last."""
         assert self._parts is not None
+        self._chunk = chunk
         start = perf_counter()
         try:
-            next(self._parts)
+            done = next(self._parts)
         except StopIteration:
             self._parts = None
-            self.sequence.images = ()  # nothing needs the pictures while the answer runs
+            self._free()
             return True
         finally:
-            self.prefill_seconds += perf_counter() - start
+            spent = perf_counter() - start
+            self.prefill_seconds += spent
+        if done:
+            self._free()
+            before, self.left = self.left, len(self.sequence.prompt.token_ids) - done
+            self.token_seconds = spent / max(1, before - self.left)
         return False
 
     def close(self) -> None:
-        """Releases everything that the prefill holds."""
+        """Releases everything that the prefill holds, and the pictures."""
+        self._free()
         if self._parts is not None:
             self._parts.close()
             self._parts = None
+
+    def _free(self) -> None:
+        """Releases the pictures: nothing needs them after the first chunk of tokens."""
+        self.sequence.images = ()
+        if self._held is not None:
+            self._held.release()
+            self._held = None

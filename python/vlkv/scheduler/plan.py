@@ -20,7 +20,6 @@ from vlkv.policies.policy import Policy
 from vlkv.policies.windows import Windows, reached, slots_within
 from vlkv.storage.manifest import TextFacts
 
-MEMORY = 1 << 30
 SLOTS = 64
 FLOAT = np.dtype(np.float32).itemsize
 PAGE = 4096
@@ -131,7 +130,7 @@ def divide(
     text: TextFacts,
     hidden: int,
     slots: int = SLOTS,
-    memory: int = MEMORY,
+    memory: int = 1 << 30,
     capacity: int | Sequence[int] | None = None,
     prompt_tokens: int | None = None,
 ) -> Plan:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from copy import copy
+from typing import Any
 
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
-from vlkv.generation.sequence import prepare
-from vlkv.inputs.pictures import Limits
+from vlkv.generation.sequence import Sequence, prepare
+from vlkv.inputs.pictures import Limits, measure_visuals, read_visuals
 from vlkv.model import Model
 from vlkv.scheduler.device_plan import divide_device
+from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.pending import Pending
-from vlkv.scheduler.plan import MEMORY, SLOTS, divide
+from vlkv.scheduler.pixels import PIXEL_MEMORY, Held, Pixels, held_bytes
+from vlkv.scheduler.plan import SLOTS, divide
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
+CLOSE_SECONDS = 60.0
+"""How long leaving a `with` block waits for the step that runs; a thread that hangs does not hang others."""
 SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
 """Limits of a request's pictures, lower than the command line's: a server decodes many requests' pictures at once.
 
@@ -29,19 +34,21 @@ A large JPEG counts with the pixels that are decoded of it.
 class Scheduler:
     """Answers requests over a fixed number of lanes, in a thread of its own. `Engine.scheduler` makes one.
 
-    Prompts are prefilled one at a time, in chunks between the steps of running answers. A greedy answer equals that of
-    `Engine.generate`, whatever else runs, unless `capacity` limits a layer's share of the budget.
+    Prompts are prefilled in chunks, between the decode steps of running answers and for 1.5 times as long as they take;
+    a short prompt passes a long one (`vlkv.scheduler.prefills`). A greedy answer equals that of `Engine.generate`,
+    whatever else runs, unless `capacity` limits a layer's share of the budget.
 
     Args:
         model: the opened engine.
         slots: the number of lanes: the most answers that run at once. On a device at most the engine's `--max-batch`.
-        memory: bytes that caches may occupy: all lanes, and the whole cache of the one prompt in prefill. None is
-            1 GiB, on a device four fifths of its free memory.
+        memory: bytes that caches may occupy: all lanes, and the whole caches of the prompts in prefill. None is half
+            of what is available, on a device four fifths of its free memory.
         queue: the most requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
-        prompt_tokens: the longest prompt that can be compressed; None for what half the memory allows.
+        prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
         chunk: the most prompt tokens between two decode steps.
         limits: limits of a request's pictures.
+        pixel_memory: bytes that the pixels of waiting requests may occupy.
 
     Raises:
         MemoryLimitError: the memory is too small for the other arguments.
@@ -55,22 +62,27 @@ class Scheduler:
         slots: int = SLOTS,
         memory: int | None = None,
         queue: int = QUEUE,
-        capacity: int | Sequence[int] | None = None,
+        capacity: int | abc.Sequence[int] | None = None,
         prompt_tokens: int | None = None,
         chunk: int = SCHEDULED_CHUNK,
         limits: Limits = SERVED,
+        pixel_memory: int = PIXEL_MEMORY,
     ) -> None:
         text, asked = model.manifest.text, (capacity, prompt_tokens)
         if isinstance(model.backend, DeviceBackend):
             self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
         else:
-            self.plan = divide(text, text.hidden, slots, MEMORY if memory is None else memory, *asked)
+            memory = default_memory(text, slots) if memory is None else memory
+            self.plan = divide(text, text.hidden, slots, memory, *asked)
         self._model, self._queue, self._limits = model, queue, limits
+        self._pixels = Pixels(pixel_memory)
         self._worker = Worker(model, self.plan, chunk)
         self._worker.start()
 
     def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
         """Puts a question into the queue. The caller's thread prepares its text and pictures.
+
+        What can be refused is refused before a picture is decoded.
 
         Args:
             question: the prompt, its pictures and how to answer.
@@ -78,6 +90,7 @@ class Scheduler:
 
         Raises:
             ServerFullError: too many requests wait, or the scheduler is closed.
+            ServerStoppedError: an error has ended the scheduler's thread.
             MemoryLimitError: the request needs more memory than the plan has.
             SamplingError: the deadline is not a number above 0.
             PromptError, ImageError, PolicyError: the question is invalid.
@@ -86,14 +99,45 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        sequence = prepare(self._model, question, limits=self._limits)
+        asked: list[tuple[Any, ...]] = []
+
+        def later(*given: Any) -> tuple[()]:
+            asked.append(given)
+            return ()
+
+        sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
-        with self._worker.changed:
-            self._admit()
-            self._worker.stats.submitted += 1
-            self._worker.queue.append(Pending(ticket, sequence))
-            self._worker.changed.notify_all()
+        one = Pending(ticket, sequence, self.plan, self._read(sequence, *asked[0]))
+        try:
+            with self._worker.changed:
+                self._admit()
+                self._worker.stats.submitted += 1
+                self._worker.queue.append(one)
+                self._worker.changed.notify_all()
+        except BaseException:
+            one.close()
+            raise
         return ticket
+
+    def _read(
+        self, sequence: Sequence, images: Any, clips: Any, layouts: Any, facts: Any, limits: Limits
+    ) -> Held | None:
+        """Decodes pictures and videos once there is room for them; returns the bytes that they hold from now on."""
+        if not layouts:
+            return None
+        most = max(measure_visuals(images, clips, layouts, facts, limits))
+        try:
+            held = self._pixels.hold(held_bytes(layouts))
+        except ServerFullError:
+            self._worker.stats.refused += 1
+            raise
+        try:
+            with self._pixels.decoding(most):
+                sequence.images = read_visuals(images, clips, layouts, facts, limits)
+        except BaseException:
+            held.release()
+            raise
+        return held
 
     @property
     def alive(self) -> bool:
@@ -105,6 +149,8 @@ class Scheduler:
         found = copy(self._worker.stats)
         found.finished = found.finished.copy()
         found.waiting = len(self._worker.queue)
+        found.alive = int(self.alive)
+        found.pixel_bytes = self._pixels.held
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
@@ -124,10 +170,12 @@ class Scheduler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close(drain=False)
+        self.close(drain=False, timeout=CLOSE_SECONDS)
 
     def _admit(self) -> None:
         with self._worker.changed:
+            if self._worker.died is not None:
+                raise self._worker.died
             if self._worker.draining:
                 raise ServerFullError("the server is shutting down and takes no more requests")
             waiting = len(self._worker.queue)

@@ -17,9 +17,11 @@ class Stats:
         finished: ended requests by finish reason.
         prompt_tokens, image_tokens, kept_tokens: summed over prefilled prompts; kept tokens are the mean over layers.
         generated_tokens: summed over all answers.
+        alive: 1 while the scheduler accepts requests, else 0.
         slots, slots_used, waiting: lanes, lanes in use (a prompt in prefill uses one), requests in the queue; now.
         cache_bytes: bytes of the tokens that running answers hold or may still add; now.
         cache_bytes_limit: the most bytes that caches may occupy.
+        pixel_bytes: bytes of pictures that prefill has not read yet; now.
         steps: decode steps.
         rows: running answers, summed over these steps.
         prefill_seconds, step_seconds, pick_seconds: time in prefill, in the backend's decode steps, and in choosing
@@ -35,11 +37,13 @@ class Stats:
     image_tokens: int = 0
     kept_tokens: int = 0
     generated_tokens: int = 0
+    alive: int = 0
     slots: int = 0
     slots_used: int = 0
     waiting: int = 0
     cache_bytes: int = 0
     cache_bytes_limit: int = 0
+    pixel_bytes: int = 0
     steps: int = 0
     rows: int = 0
     prefill_seconds: float = 0.0

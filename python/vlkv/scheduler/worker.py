@@ -6,16 +6,19 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
+from vlkv.errors import ServerStoppedError
 from vlkv.model import Model
 from vlkv.scheduler.batch import Batch
 from vlkv.scheduler.lanes import lanes_of
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
+from vlkv.scheduler.prefills import Prefills
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
+from vlkv.storage.files import reason
 
 SCHEDULED_CHUNK = 256
-"""Prompt tokens between two steps: as fast as chunks of 1024, and running answers wait a quarter as long."""
+"""The most prompt tokens between two steps: as fast as chunks of 1024."""
 
 
 class Worker(threading.Thread):
@@ -31,6 +34,7 @@ class Worker(threading.Thread):
         queue: the waiting requests.
         draining: the queue accepts no more requests, and the thread ends when all are done.
         aborting: every request ends at once.
+        died: the error that ended the thread; None if there is none.
         stats: the counters.
     """
 
@@ -39,12 +43,12 @@ class Worker(threading.Thread):
         self.changed = threading.Condition()
         self.queue: deque[Pending] = deque()
         self.draining = self.aborting = False
+        self.died: ServerStoppedError | None = None
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
-        self._model, self._chunk = model, chunk
+        self._model = model
         self._lanes = lanes_of(model, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
-        self._prefill: Pending | None = None
-        self._plan = plan
+        self._prefills = Prefills(self._lanes, plan, chunk, model.manifest.operators != "native")
 
     def wake(self) -> None:
         """Wakes an idle thread."""
@@ -60,6 +64,8 @@ class Worker(threading.Thread):
             self._fail_all(error)
             raise
         finally:
+            with self.changed:
+                self.draining = True
             self._lanes.close()
 
     def _round(self) -> None:
@@ -74,7 +80,7 @@ class Worker(threading.Thread):
     def _wait(self) -> bool:
         """Waits until there is work; returns False when there will be no more."""
         with self.changed:
-            while not (self._batch.running or self._prefill or self.queue):
+            while not (self._batch.running or self._prefills.running or self.queue):
                 if self.draining:
                     return False
                 self.changed.wait()
@@ -90,15 +96,16 @@ class Worker(threading.Thread):
         for one, reason in late:
             self._batch.remove(one)
             self._finish(one.ticket, reason)
-        if self._prefill and (reason := self._over(self._prefill.ticket)):
-            ticket = self._prefill.ticket
-            self._drop_prefill()
-            self._finish(ticket, reason)
+        stuck = [(one, reason) for one in self._prefills.running if (reason := self._over(one.ticket))]
+        for one, reason in stuck:
+            self._prefills.drop(one)
+            self._finish(one.ticket, reason)
         with self.changed:
             gone = [(one, reason) for one in self.queue if (reason := self._over(one.ticket))]
             for one, _ in gone:
                 self.queue.remove(one)
         for one, reason in gone:
+            one.close()
             self._finish(one.ticket, reason)
 
     def _over(self, ticket: Ticket) -> str | None:
@@ -106,47 +113,52 @@ class Worker(threading.Thread):
 
     def _fail_all(self, error: BaseException) -> None:
         """Ends every request with the error, so that no caller waits forever."""
+        died = ServerStoppedError(f"the scheduler has stopped by an error: {reason(error)}")
         with self.changed:
-            self.draining = True
+            self.draining, self.died = True, died
             waiting = list(self.queue)
             self.queue.clear()
-        prefill = [self._prefill] if self._prefill else []
-        for one in (*self._batch.running, *prefill, *waiting):
-            one.ticket.end(error=error)
+        lost = [*self._batch.running, *self._prefills.running, *waiting]
+        self._prefills.running.clear()
+        self._batch.running.clear()
+        self._count()
+        self.stats.failed += len(lost)
+        for one in lost:
+            try:
+                one.close()
+            finally:
+                one.ticket.end(error=died)
 
     def _begin(self) -> None:
-        """Begins to prefill the next prompt if a lane is free and no other prompt is in prefill."""
-        place = len(self._batch.running)
-        if self._prefill or place == self._lanes.lanes:
-            return
-        with self.changed:
-            if not self.queue or not self._fits(self.queue[0]):
+        """Begins to prefill the prompts that may begin; each is in `running` before anything can fail."""
+        while True:
+            with self.changed:
+                one = self._prefills.choose(self.queue, self._batch.running)
+            if one is None:
                 return
-            one = self.queue.popleft()
-        one.ticket.started = monotonic()
-        one.begin(self._model, self._chunk, self._lanes, place)
-        self._prefill = one
-
-    def _fits(self, one: Pending) -> bool:
-        """Whether the memory holds it beside the running answers. An accepted request always fits when it is alone."""
-        used = sum(self._plan.lane_bytes(other.sequence) for other in self._batch.running)
-        wanted = self._plan.lane_bytes(one.sequence) + self._plan.prefill_bytes(one.sequence)
-        return used + wanted <= self._plan.room
+            one.ticket.started = monotonic()
+            try:
+                one.begin(self._model, lambda it: self._prefills.take(it, len(self._batch.running)))
+            except Exception as error:
+                self._prefills.drop(one)
+                self._finish(one.ticket, error=error)
 
     def _advance(self) -> None:
-        """Runs one part of the prompt; after the last part the sequence joins the running answers."""
-        one = self._prefill
+        """Runs one part of a prompt; after the last part the sequence joins the running answers."""
+        answers = bool(self._batch.running)
+        one = self._prefills.next()
         if one is None:
             return
         before = one.prefill_seconds
         try:
-            ready = one.advance()
-            self.stats.prefill_seconds += one.prefill_seconds - before
+            ready = one.advance(self._prefills.tokens(one, self._batch.seconds if answers else 0.0))
+            spent = one.prefill_seconds - before
+            self.stats.prefill_seconds += spent
+            self._prefills.spent(one, spent, answers)
             if ready:
-                self._prefill = None
                 self._join(one)
         except Exception as error:
-            self._drop_prefill()
+            self._prefills.drop(one)
             self._finish(one.ticket, error=error)
 
     def _join(self, one: Pending) -> None:
@@ -160,14 +172,17 @@ class Worker(threading.Thread):
         ticket.push(piece)
         if sequence.done:
             sequence.cache = None
-            self._lanes.release(one.lane)
+            self._prefills.drop(one)
             self._finish(ticket)
             return
+        self._prefills.vacate(len(self._batch.running), one)
         self._batch.add(one)
+        self._prefills.remove(one)
 
     def _step(self) -> None:
         """Decodes one token for every running answer."""
         if not self._batch.running:
+            self._prefills.idle()
             return
         try:
             for one, piece, error in self._batch.step():
@@ -180,17 +195,12 @@ class Worker(threading.Thread):
                 if error is not None or one.sequence.done:
                     self._batch.remove(one)
                     self._finish(ticket, error=error)
+            self._prefills.stepped(self._batch.seconds)
         except Exception as error:
             tickets = [one.ticket for one in self._batch.running]
             self._batch.clear()
             for ticket in tickets:
                 self._finish(ticket, error=error)
-
-    def _drop_prefill(self) -> None:
-        if self._prefill is not None:
-            self._prefill.close()
-            self._lanes.release(self._prefill.lane)
-            self._prefill = None
 
     def _finish(self, ticket: Ticket, reason: str | None = None, error: Exception | None = None) -> None:
         """Ends a ticket. Its memory is free and counted before the caller learns of the end."""
@@ -203,5 +213,5 @@ class Worker(threading.Thread):
 
     def _count(self) -> None:
         running, stats = self._batch.running, self.stats
-        stats.slots_used = len(running) + (self._prefill is not None)
+        stats.slots_used = len(running) + len(self._prefills.running)
         stats.cache_bytes = sum(one.sequence.result.cache_bytes for one in running)

@@ -17,10 +17,12 @@ COUNTERS = {
     "own_seconds": "Seconds that the scheduler itself took.",
 }
 GAUGES = {
+    "alive": "1 while requests are taken, 0 once the scheduler has stopped.",
     "slots": "Answers that can run at once.",
     "slots_used": "Answers that run, and the prompt that is read.",
     "waiting": "Requests in the queue.",
     "cache_bytes": "Cache that running answers hold, room for new tokens included.",
+    "pixel_bytes": "Pixels of requests whose pictures are not read yet.",
     "cache_bytes_limit": "The most that caches may take.",
 }
 REASONS = ("stop", "length", "cancelled", "deadline")

@@ -6,6 +6,9 @@ import re
 
 from vlkv.errors import MemoryLimitError
 
+AUTO = "auto"
+"""A memory that is derived from what is at hand."""
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -15,3 +18,8 @@ def parse_size(text: str) -> int:
     if match is None:
         raise MemoryLimitError(f"memory {text!a:.40} is not a size, such as 2GiB, 512M or 1000000")
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+
+
+def parse_memory(text: str) -> int | None:
+    """The same, or None for `auto`."""
+    return None if text.strip().lower() == AUTO else parse_size(text)

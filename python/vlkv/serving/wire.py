@@ -9,7 +9,7 @@ from math import isqrt
 
 import numpy as np
 
-from vlkv.errors import ImageError, PromptError, ServerFullError, VlkvError
+from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedError, VlkvError
 from vlkv.generation.result import Result
 
 MAX_IMAGES = 64
@@ -38,6 +38,8 @@ def error_kind(error: BaseException) -> ErrorKind:
     """The kind of an error, from its type."""
     if isinstance(error, ServerFullError):
         return ErrorKind.FULL
+    if isinstance(error, ServerStoppedError):
+        return ErrorKind.INTERNAL
     return ErrorKind.INVALID if isinstance(error, VlkvError) else ErrorKind.INTERNAL
 
 

@@ -40,6 +40,7 @@ def exchange():
         TritonError=lambda text, code: (code, text),
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
+    utils.Logger = SimpleNamespace(log_error=lambda text: None, log_verbose=lambda text: None)
     utils.TritonError.INTERNAL, utils.TritonError.UNAVAILABLE = "internal", "unavailable"
     return Exchange(utils, lambda: None)
 
@@ -110,3 +111,57 @@ def test_each_is_asked_by_turns_whether_its_client_has_gone(exchange):
     again = 3 * ASKED - count
     assert [sender.asked for _, sender in open_] == [2] * again + [1] * (count - again)
     assert [ticket.over(0.0) for ticket, _ in open_].index("cancelled") == count - 1
+
+
+def test_an_answer_that_cannot_be_sent_is_lost_alone(exchange, monkeypatch):
+    bad, fine = (Ticket(), Sender()), (Ticket(), Sender())
+    for ticket, sender in (bad, fine):
+        exchange.follow(ticket, sender, stream=False)
+    bad[0].result.text = None  # no text: its response can't be made
+    for ticket, _ in (bad, fine):
+        ticket.end("stop")
+    ended(exchange)
+    ((error, last),) = bad[1].sent
+    assert error[0] == "internal" and last
+    assert fine[1].sent[0][0]["finish_reason"] == "stop"
+
+
+def test_metrics_that_fail_lose_no_answer(exchange):
+    ticket, sender = Ticket(), Sender()
+
+    def broken():
+        raise RuntimeError("no metrics")
+
+    exchange._tick = broken
+    exchange.follow(ticket, sender, stream=True)
+    ticket.end("stop")
+    ended(exchange)
+    assert len(sender.sent) == 1
+    exchange._look()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_death_of_the_sending_thread_is_told_to_all(exchange, monkeypatch):
+    before, later = (Ticket(), Sender()), (Ticket(), Sender())
+    exchange.follow(*before, stream=True)
+
+    def death(*_):
+        raise SystemError("a bug")
+
+    monkeypatch.setattr(exchange, "_wait", death)
+    exchange.start()
+    exchange.join(60)
+    exchange.follow(*later, stream=True)
+    for ticket, sender in (before, later):
+        ((error, last),) = sender.sent
+        assert error == ("internal", "the sending thread has stopped by an error: a bug") and last
+        assert ticket.over(0.0) == "cancelled"
+    assert exchange.close(1)
+
+
+def test_closing_has_a_limit_and_ends_what_is_left(exchange):
+    ticket, sender = Ticket(), Sender()
+    exchange.follow(ticket, sender, stream=True)
+    exchange.start()
+    assert exchange.close(60, ServerFullError("the server has shut down"))
+    assert sender.sent == [(("unavailable", "the server has shut down"), True)]

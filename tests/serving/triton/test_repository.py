@@ -56,6 +56,11 @@ def test_the_shown_repository_is_what_is_written(shipped, built_of, tmp_path, ca
         (["--memory", "20K"], "does not hold one token's prefill"),
         (["--policy", "none"], "unknown policy 'none'"),
         (["--queue", "0"], "queue 0 is under 1"),
+        (["--chunk", "0"], "chunk 0 is under 1"),
+        (["--capacity", "0"], "does not hold a slot of 0 tokens"),
+        (["--prompt-tokens", "0"], "prompt_tokens 0 is under 1"),
+        (["--memory", "1MiB"], "no request of a picture and 64 tokens of text could ever run"),
+        (["--capacity", "99999999"], "does not hold a slot of 99999999 tokens"),
         (["--name", "a/b"], "model name 'a/b'"),
         (["--gpus", "a"], "gpus 'a'"),
     ],
@@ -66,6 +71,17 @@ def test_wrong_settings_are_one_line_and_leave_nothing(shipped, tmp_path, capsys
     assert words in said
     assert said.count("\n") == 1
     assert not (tmp_path / "models").exists()
+
+
+def test_what_a_repository_allows_is_told_and_its_sizes_can_be_set(shipped, tmp_path, capsys):
+    sizes = ["--prompt-tokens", 300, "--capacity", 290, "--chunk", 64, "--slots", 3, "--memory", "32MiB"]
+    assert run(shipped, "-o", tmp_path / "models", *sizes) == 0
+    said = capsys.readouterr().err
+    assert "3 answers at once at most, caches to 32 MiB" in said
+    assert "prompts to 300 tokens" in said
+    text = (tmp_path / "models" / "vlkv" / "config.pbtxt").read_text()
+    for name, value in (("prompt_tokens", 300), ("capacity", 290), ("chunk", 64)):
+        assert f'key: "{name}" value: {{ string_value: "{value}" }}' in text
 
 
 def test_no_engine_and_a_foreign_folder(shipped, tmp_path, capsys):

@@ -15,6 +15,8 @@ from time import perf_counter, time
 from typing import Any
 
 import msgspec
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -25,7 +27,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlkv.engine import Engine
-from vlkv.errors import EngineError
+from vlkv.errors import EngineError, ServerFullError, ServerStoppedError
 from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
@@ -38,6 +40,10 @@ from vlkv.serving.wire import ErrorKind, error_kind, error_text
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY = 64 << 20
+DECODERS = 4
+"""Threads that decode pictures."""
+MOST_WAITING = 64
+"""Requests whose pictures may wait for one of them."""
 LOG = logging.getLogger("vlkv.serve")
 
 
@@ -78,6 +84,7 @@ class Service:
         self.metrics = Metrics(scheduler.stats)
         self.pictures = Pictures(settings.image_hosts)
         self.started = int(time())
+        self._decoders: CapacityLimiter | None = None
 
     def word(self, token: int) -> str:
         """The text of a token."""
@@ -193,11 +200,24 @@ class Service:
         try:
             for question in questions:
                 submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout)
-                tickets.append(await run_in_threadpool(submit))
+                tickets.append(await run_sync(submit, limiter=self._limiter(question)))
         except BaseException:
             self._end(tickets)
             raise
         return tickets
+
+    def _limiter(self, question: Question) -> CapacityLimiter | None:
+        """Pictures are decoded in threads of their own, so that a request without any never waits for one."""
+        if not question.images and not question.videos:
+            return None
+        if self._decoders is None:
+            self._decoders = CapacityLimiter(DECODERS)
+        waiting = self._decoders.statistics().tasks_waiting
+        if waiting >= MOST_WAITING:
+            raise ServerFullError(
+                f"server is full: the pictures of {waiting} requests wait to be decoded; try again later"
+            )
+        return self._decoders
 
     async def _stream(
         self, tickets: Sequence[Ticket], form: Chat | Completion, include_usage: bool
@@ -279,6 +299,8 @@ def failed(error: BaseException) -> RequestError:
     kind = error_kind(error)
     if kind is ErrorKind.FULL:
         return RequestError(error_text(error), status=503, kind="server_error", code="server_full")
+    if isinstance(error, ServerStoppedError):
+        return RequestError(error_text(error), status=503, kind="server_error", code="server_stopped")
     if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
         return RequestError(error_text(error))
     return RequestError(f"the server failed: {type(error).__name__}", status=500, kind="server_error")
@@ -303,7 +325,7 @@ def make_app(
                 found = failed(error)
                 if found.status == 500:
                     LOG.exception("request %s failed", number)
-                headers = {"Retry-After": "1"} if found.status == 503 else None
+                headers = {"Retry-After": "1"} if found.code == "server_full" else None
                 reply = as_json(found.body(), found.status, headers)
             reply.headers["x-request-id"] = number if number.isprintable() else ""
             service.metrics.request(request.scope["route"].path, reply.status_code)

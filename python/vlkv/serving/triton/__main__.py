@@ -6,16 +6,16 @@ backends' folder and its libraries.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from vlkv.errors import VlkvError
 from vlkv.serving.triton.server import command, environment, find
+from vlkv.serving.triton.supervisor import Supervisor
 
 
 def main() -> None:
-    """Replaces this process by the server; exit code 2 if there is no server or no repository."""
+    """Runs the server and restarts it if a model's process dies; exit code 2 if there is no server or repository."""
     try:
         if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
             raise VlkvError(
@@ -31,7 +31,7 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     line = command(installed, repository, sys.argv[2:])
-    os.execve(line[0], line, environment(installed))
+    sys.exit(Supervisor(line, environment(installed)).run())
 
 
 if __name__ == "__main__":

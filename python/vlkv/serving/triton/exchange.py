@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from vlkv.errors import ServerStoppedError
 from vlkv.scheduler import Ticket
 from vlkv.serving.wire import ErrorKind, error_kind, error_text, usage
+from vlkv.storage.files import reason
 
 POLL = 0.1
 """Seconds between two polls for cancelled requests."""
@@ -38,10 +40,19 @@ class Exchange(threading.Thread):
         self._utils, self._tick = utils, tick
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._open: dict[Ticket, tuple[Any, bool]] = {}
+        self._lock = threading.Lock()
+        self._died: ServerStoppedError | None = None
 
     def follow(self, ticket: Ticket, sender: Any, stream: bool) -> None:
-        """Sends a ticket's answer, streamed or whole."""
-        self._open[ticket] = (sender, stream)
+        """Sends a ticket's answer, streamed or whole; sends an error if the thread has ended."""
+        with self._lock:
+            died = self._died
+            if died is None:
+                self._open[ticket] = (sender, stream)
+        if died is not None:
+            ticket.cancel()
+            self.fail(sender, died)
+            return
 
         def hear(ticket: Ticket, piece: str | None) -> None:
             if stream or piece is None:
@@ -49,10 +60,16 @@ class Exchange(threading.Thread):
 
         ticket.listen(hear)
 
-    def close(self) -> None:
-        """Ends the thread after the pieces so far."""
+    def close(self, timeout: float | None = None, left: BaseException | None = None) -> bool:
+        """Ends the thread after the pieces so far; returns whether it has ended within `timeout` seconds.
+
+        If `left` is given, the answers that are still open end with that error.
+        """
         self._events.put(None)
-        self.join()
+        self.join(timeout)
+        if left is not None:
+            self._abandon(left)
+        return not self.is_alive()
 
     def fail(self, sender: Any, error: BaseException) -> None:
         """Sends an error as the only response."""
@@ -61,15 +78,29 @@ class Exchange(threading.Thread):
         self._send(sender, self._utils.InferenceResponse(error=refused), last=True)
 
     def run(self) -> None:
-        """The thread's loop."""
+        """The thread's loop. An error that ends it ends every open answer."""
+        try:
+            self._send_all()
+        except BaseException as error:
+            with self._lock:
+                self._died = ServerStoppedError(
+                    f"the sending thread has stopped by an error: {reason(error)}"
+                )
+            self._abandon(self._died)
+            raise
+
+    def _send_all(self) -> None:
         next_look = monotonic() + POLL
         while True:
             events = self._wait(max(0.0, next_look - monotonic()))
             said = _by_ticket(event for event in events if event is not None)
             if any(None in pieces for pieces in said.values()):
-                self._tick()
+                self._count()
             for ticket, pieces in said.items():
-                self._say(ticket, pieces)
+                try:
+                    self._say(ticket, pieces)
+                except Exception as error:
+                    self._lose(ticket, error)
             if None in events:
                 return
             if monotonic() >= next_look:
@@ -91,19 +122,51 @@ class Exchange(threading.Thread):
         for ticket in list(self._open)[:ASKED]:
             sender, stream = self._open.pop(ticket)
             self._open[ticket] = (sender, stream)
-            if sender.is_cancelled():
+            try:
+                gone = sender.is_cancelled()
+            except Exception as error:
+                self._lose(ticket, error)
+                continue
+            if gone:
                 ticket.cancel()
-        self._tick()
+        self._count()
+
+    def _count(self) -> None:
+        """Metrics that can't be brought up to date are no reason to lose answers."""
+        try:
+            self._tick()
+        except Exception as error:
+            self._utils.Logger.log_error(f"vlkv: no metrics: {reason(error)}")
+
+    def _lose(self, ticket: Ticket, error: BaseException) -> None:
+        """Ends one answer that can't be sent; the others go on."""
+        self._utils.Logger.log_error(
+            f"vlkv: an answer can't be sent: {type(error).__name__}: {reason(error)}"
+        )
+        sender, _ = self._open.pop(ticket, (None, False))
+        ticket.cancel()
+        if sender is not None:
+            self.fail(sender, error)
+
+    def _abandon(self, error: BaseException) -> None:
+        """Ends all answers that are open."""
+        with self._lock:
+            left, self._open = self._open, {}
+        for ticket, (sender, _) in left.items():
+            ticket.cancel()
+            self.fail(sender, error)
 
     def _say(self, ticket: Ticket, pieces: list[str | None]) -> None:
         """Sends one response for all pieces that have arrived; the last response if the answer has ended."""
+        if ticket not in self._open:  # it was lost before
+            return
         sender, stream = self._open[ticket]
         text = "".join(piece for piece in pieces if piece is not None)
         if None not in pieces:
             self._send(sender, self._response({"text": text}))
             return
-        del self._open[ticket]
         if ticket.error is not None:
+            del self._open[ticket]
             self.fail(sender, ticket.error)
             return
         result = ticket.result
@@ -112,7 +175,9 @@ class Exchange(threading.Thread):
             "finish_reason": result.finish_reason,
             "usage": msgspec.json.encode(usage(result)).decode(),
         }
-        self._send(sender, self._response(values), last=True)
+        response = self._response(values)
+        del self._open[ticket]
+        self._send(sender, response, last=True)
 
     def _response(self, values: dict[str, str]) -> Any:
         tensors = [

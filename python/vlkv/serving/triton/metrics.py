@@ -47,6 +47,11 @@ class Metrics:
                 self._last[name] = value
                 metric.set(value)
 
+    def restart(self) -> None:
+        """The counters begin again at zero: those of a new scheduler. The metrics go on from where they are."""
+        gauges = {name: value for name, value in self._last.items() if name in self._gauges}
+        self._last = gauges
+
     def _raise(self, metric: Any, name: str, value: float) -> None:
         before = self._last.get(name, 0)
         if value > before:

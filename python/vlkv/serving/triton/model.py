@@ -8,17 +8,26 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vlkv.engine import Engine
-from vlkv.errors import SamplingError, VlkvError
+from vlkv.errors import SamplingError, ServerStoppedError, VlkvError
+from vlkv.ops.cores import divided_threads
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler import Scheduler
-from vlkv.serving.size import parse_size
+from vlkv.scheduler.allowance import lines
+from vlkv.scheduler.memory import default_memory
+from vlkv.scheduler.plan import SLOTS
+from vlkv.serving.size import AUTO, parse_memory
+from vlkv.serving.triton.admission import Admission
 from vlkv.serving.triton.exchange import Exchange
-from vlkv.serving.triton.inputs import to_question
+from vlkv.serving.triton.inputs import Tensors, to_question
 from vlkv.serving.triton.metrics import Metrics
 
 CHARACTERS_A_TOKEN = 32
 """More than any natural language has; a text longer than this times the model's positions is not tokenised."""
 MICRO = 1e-6
+DRAIN_SECONDS = 300.0
+"""How long running answers may go on when the model is unloaded; tritonserver's own `--exit-timeout-secs` is 30 s."""
+END_SECONDS = 10.0
+"""How long a thread may take to end after that."""
 
 
 class TritonPythonModel:
@@ -34,13 +43,18 @@ class TritonPythonModel:
             engine = Engine.load(
                 given["engine"],
                 verify=given.get("verify", "true") == "true",
-                threads=int(given.get("threads", 0)),
+                threads=int(given.get("threads", 0)) or divided_threads(_instances(config)),
                 plugin=given.get("plugin"),
                 device=device_of(args),
             )
-            settings = {name: int(given[name]) for name in ("slots", "queue") if name in given}
-            if "memory" in given:
-                settings["memory"] = parse_size(given["memory"])
+            names = ("slots", "queue", "prompt_tokens", "capacity", "chunk")
+            settings: dict[str, Any] = {name: int(given[name]) for name in names if name in given}
+            memory = parse_memory(given.get("memory", AUTO))
+            if memory is None and device_of(args) == "cpu":
+                shares = _instances(config)
+                memory = default_memory(engine.manifest.text, settings.get("slots", SLOTS), shares)
+            settings["memory"] = memory
+            self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)
         except VlkvError as error:
             raise pb_utils.TritonModelException(f"vlkv: {error}") from None
@@ -48,16 +62,19 @@ class TritonPythonModel:
         self._longest = CHARACTERS_A_TOKEN * engine.manifest.text.max_positions
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = Metrics(pb_utils, labels)
-        self._exchange = Exchange(pb_utils, self._count)
-        self._exchange.start()
-        plan = self._scheduler.plan
+        self._exchange = self._exchanging()
+        self._admission = Admission(self._submit, self._refuse)
+        plan, threads = self._scheduler.plan, engine.model.backend.threads or "all"
+        for line in lines(plan, engine.manifest):
+            pb_utils.Logger.log_info(f"vlkv: {line}")
         pb_utils.Logger.log_info(
             f"vlkv: {given['engine']}, {plan.slots} answers at once, each of {min(plan.capacity)} tokens at most, "
-            f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes"
+            f"prompts to {plan.prompt_tokens} tokens, caches to {plan.memory} bytes, {threads} threads"
         )
 
     def execute(self, requests: list[Any]) -> None:
         """Submits requests; answers are sent later."""
+        self._revive()
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -66,20 +83,49 @@ class TritonPythonModel:
                     tensor = pb_utils.get_input_tensor_by_name(request, name)
                     if tensor is not None:
                         tensors[name] = tensor.as_numpy()
-                question, stream = to_question(tensors, self._policy, self._longest)
-                ticket = self._scheduler.submit(question, deadline=_deadline(request))
-                self._exchange.follow(ticket, sender, stream)
+                self._admission.admit(tensors, _deadline(request), sender)
             except Exception as error:
-                if not isinstance(error, VlkvError):
-                    pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
-                self._exchange.fail(sender, error)
+                self._refuse(sender, error)
+
+    def _submit(self, tensors: Tensors, deadline: float | None, sender: Any) -> None:
+        """Puts a request into the queue; with pictures that takes as long as decoding them."""
+        try:
+            question, stream = to_question(tensors, self._policy, self._longest)
+            self._exchange.follow(self._scheduler.submit(question, deadline=deadline), sender, stream)
+        except Exception as error:
+            self._refuse(sender, error)
+
+    def _refuse(self, sender: Any, error: BaseException) -> None:
+        if not isinstance(error, VlkvError):
+            pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
+        self._exchange.fail(sender, error)
 
     def finalize(self) -> None:
-        """Waits for running answers, then stops."""
-        if hasattr(self, "_exchange"):
-            self._scheduler.close(drain=True)
-            self._exchange.close()
-            self._engine.close()
+        """Waits for running answers, then stops. Each wait has a limit."""
+        if not hasattr(self, "_exchange"):
+            return
+        self._admission.close(END_SECONDS)
+        if not self._scheduler.close(drain=True, timeout=DRAIN_SECONDS):
+            pb_utils.Logger.log_error(f"vlkv: answers still run after {DRAIN_SECONDS:g} s; they are ended")
+            self._scheduler.close(drain=False, timeout=END_SECONDS)
+        self._exchange.close(END_SECONDS, ServerStoppedError("the server has shut down"))
+        self._engine.close()
+
+    def _exchanging(self) -> Exchange:
+        exchange = Exchange(pb_utils, self._count)
+        exchange.start()
+        return exchange
+
+    def _revive(self) -> None:
+        """Replaces a thread that an error has ended: Triton itself does not notice it."""
+        if not self._scheduler.alive:
+            pb_utils.Logger.log_error("vlkv: the scheduler had stopped; a new one begins")
+            self._scheduler.close(drain=False, timeout=END_SECONDS)
+            self._scheduler = self._engine.scheduler(**self._settings)
+            self._metrics.restart()
+        if not self._exchange.is_alive():
+            pb_utils.Logger.log_error("vlkv: the sending thread had stopped; a new one begins")
+            self._exchange = self._exchanging()
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
@@ -88,6 +134,12 @@ class TritonPythonModel:
 def device_of(args: dict[str, str]) -> str:
     """Where an instance runs, as Triton's instance group says: `cpu`, or `cuda` with its number."""
     return f"cuda:{args['model_instance_device_id']}" if args.get("model_instance_kind") == "GPU" else "cpu"
+
+
+def _instances(config: dict[str, Any]) -> int:
+    """Processes that serve the model on this machine."""
+    groups = config.get("instance_group", [])
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups)
 
 
 def _deadline(request: Any) -> float | None:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from vlkv.errors import EngineError, VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.scheduler.plan import SLOTS, divide
-from vlkv.serving.size import parse_size
+from vlkv.scheduler.allowance import check_plan
+from vlkv.scheduler.memory import default_memory
+from vlkv.scheduler.plan import SLOTS, Plan, divide
+from vlkv.serving.size import AUTO, parse_memory
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
 from vlkv.storage.files import show, text_path, write_bytes
+from vlkv.storage.manifest import Manifest
 
 INPUTS = (
     ("prompt", "STRING", "1", False),
@@ -49,24 +52,38 @@ class Settings:
     Fields:
         engine: the engine directory, by its path on the server.
         name: the model's name.
-        slots, memory, queue: settings of each instance's scheduler.
+        slots, memory, queue: settings of each instance's scheduler; `auto` is half of the memory at the server's start.
         policy: the policy of requests that name none.
-        threads: threads of one operator; 0 uses all cores.
+        threads: threads of one operator; 0 divides the cores by the instances.
         instances: the number of processes that serve the model, on each GPU, each with its own engine and lanes.
         gpus: the devices of the instance group; empty for the CPU.
         plugin: path of `libvlkv_tensorrt.so` on the server, for a TensorRT engine that uses the plugin.
+        prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
+        capacity: the most tokens of a lane in each layer; None for what the memory allows.
+        chunk: the most prompt tokens between two steps; None for the scheduler's default.
     """
 
     engine: str
     name: str = "vlkv"
     slots: int = SLOTS
-    memory: str = "1GiB"
+    memory: str = AUTO
     queue: int = 64
     policy: str = DEFAULT_POLICY
     threads: int = 0
     instances: int = 1
     gpus: tuple[int, ...] = ()
     plugin: str = ""
+    prompt_tokens: int | None = None
+    capacity: int | None = None
+    chunk: int | None = None
+
+    def plan(self, manifest: Manifest) -> Plan:
+        """How an instance on the CPU divides its memory, here; `MemoryLimitError` where it can't."""
+        text, shares = manifest.text, self.instances
+        memory = parse_memory(self.memory)
+        if memory is None:
+            memory = default_memory(text, self.slots, shares)
+        return divide(text, text.hidden, self.slots, memory, self.capacity, self.prompt_tokens)
 
 
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
@@ -84,19 +101,19 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     if manifest.kind != "engine":
         raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
     text_path(Path(settings.engine))
-    resolve(settings.policy)
-    for name, value in (("queue", settings.queue), ("instances", settings.instances)):
-        if value < 1:
+    policy = resolve(settings.policy)
+    for name in ("slots", "queue", "instances", "chunk", "prompt_tokens", "capacity"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
             raise VlkvError(f"{name} {value} is under 1")
     for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
         if value < 0:
             raise VlkvError(f"{name} {value} is under 0")
-    memory = parse_size(settings.memory)
+    parse_memory(settings.memory)
     _check_place(manifest, settings.gpus)
     if not settings.gpus:
-        divide(manifest.text, manifest.text.hidden, settings.slots, memory)
-    elif settings.slots < 1:
-        raise VlkvError(f"slots {settings.slots} is under 1")
+        chosen = settings.prompt_tokens is not None or settings.capacity is not None
+        check_plan(settings.plan(manifest), manifest, policy, chosen)
     folder = target / settings.name
     if _is_ours(folder):
         write_bytes(folder / "config.pbtxt", config(settings).encode())
@@ -139,11 +156,12 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = ["engine", "slots", "memory", "queue", "policy", "threads"]
+    names = ["engine", "slots", "memory", "queue", "policy", "threads", "prompt_tokens", "capacity", "chunk"]
     names += ["plugin"] if settings.plugin else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names
+        if getattr(settings, name) is not None
     )
     return f"""name: "{settings.name}"
 backend: "python"

@@ -1,0 +1,49 @@
+"""How much memory caches get where nothing is said: what is at hand, and no more than the model could ever use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlkv.scheduler.plan import FLOAT, SLOTS
+from vlkv.storage.manifest import TextFacts
+
+LEFT = 0.5
+"""The share of the memory at hand that caches get; weights, working memory and other processes have the rest."""
+UNKNOWN = 1 << 30
+"""Where the system does not say what is at hand."""
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+ENDLESS = 1 << 60
+
+
+def memory_at_hand(proc: Path = PROC, groups: Path = GROUPS) -> int:
+    """Bytes that processes may still take: of the machine, and of the control group. 0 where neither is told."""
+    found = []
+    for line in _read(proc / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = _read(groups / most).strip(), _read(groups / used).strip()
+        if limit.isdigit() and taken.isdigit() and int(limit) < ENDLESS:
+            found.append(max(0, int(limit) - int(taken)))
+    return min(found, default=0)
+
+
+def default_memory(text: TextFacts, slots: int = SLOTS, shares: int = 1) -> int:
+    """Bytes for caches: `LEFT` of what is at hand, among so many processes, at most that of whole caches in all lanes.
+
+    L layers, B lanes: B + 1 caches of as many tokens as the model has positions are the most of any use.
+    """
+    token = text.layers * text.kv_heads * text.head_dim * 2 * FLOAT
+    useful = (slots + 1) * text.max_positions * (token + text.hidden * FLOAT)
+    hand = memory_at_hand()
+    return min(useful, int(hand * LEFT) // max(1, shares) if hand else UNKNOWN)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

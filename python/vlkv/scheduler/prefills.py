@@ -1,0 +1,154 @@
+"""The prompts in prefill: which prompt begins, which one continues, how many tokens it runs, and which lane it uses.
+
+A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
+steps, averaged over more than one part, for each prompt that is in prefill or could be: beside one long prompt, a token
+takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
+answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
+
+The oldest and the shortest prompt take turns, so that a short one waits for one part of a long one, and a long one gets
+half of the time whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
+prompt in prefill: prompts of equal length run one after the other, and their caches are not all alive at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from vlkv.backend.cache import Cache
+from vlkv.generation.prefill import GRAIN
+from vlkv.scheduler.lanes import Lanes
+from vlkv.scheduler.pending import Pending
+from vlkv.scheduler.plan import Plan
+
+SHARE = 1.5
+"""Seconds of prefill per second of decode steps, for each prompt that waits, while answers run."""
+IDLE_SECONDS = 0.05
+"""Duration of a part if no answer runs: a prompt that arrives then waits that long."""
+MOST = 4
+"""Prompts in prefill at once."""
+PASSES = 16
+"""How many later requests may overtake one that does not fit into the memory yet."""
+
+
+class Prefills:
+    """Schedules prefill; the module's docstring has the rules.
+
+    Args:
+        lanes: receive the caches.
+        plan: the memory that caches may occupy.
+        chunk: the most tokens of a part.
+        equal: whether all parts have `chunk` tokens, for operators that round once per part.
+
+    Attributes:
+        running: the prompts in prefill, in the order in which they began.
+    """
+
+    def __init__(self, lanes: Lanes, plan: Plan, chunk: int, equal: bool) -> None:
+        self.running: list[Pending] = []
+        self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
+        self._debt = 0.0
+        self._share = SHARE
+        self._oldest_next = False
+        self._token_seconds = 0.0
+
+    def choose(self, queue: deque[Pending], answers: list[Pending]) -> Pending | None:
+        """Moves the request that may begin now from the queue to `running`; None if there is none."""
+        free_lanes = self._lanes.lanes - len(answers) - len(self.running)
+        wanting = len(self.running) + max(0, min(len(queue), free_lanes))
+        self._share = SHARE * max(1, wanting)
+        if not queue or len(self.running) >= MOST or free_lanes <= 0:
+            return None
+        used = sum(one.lane_bytes for one in answers)
+        used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
+        free = self._plan.room - used
+        head = queue[0]
+        fits = [one for one in queue if one.lane_bytes + one.prefill_bytes <= free]
+        if self.running:
+            fits = [one for one in fits if 2 * one.left < min(other.left for other in self.running)]
+        elif fits and fits[0] is head:
+            fits = [head]
+        elif head.passed >= PASSES:
+            return None
+        if not fits:
+            return None
+        found = min(fits, key=lambda one: one.left)
+        if found is not head:
+            head.passed += 1
+        queue.remove(found)
+        self.running.append(found)
+        return found
+
+    def next(self) -> Pending | None:
+        """The prompt whose part runs now; None if decode steps come first."""
+        if not self.running or self._debt > 0:
+            return None
+        self._oldest_next = not self._oldest_next
+        if self._oldest_next:
+            return min(self.running, key=lambda one: one.left)
+        return min(self.running, key=lambda one: one.ticket.submitted)
+
+    def tokens(self, one: Pending, step_seconds: float) -> int:
+        """How many of its tokens to run: as many as take its share of a step, or `IDLE_SECONDS` if no answer runs."""
+        if self._equal:
+            return self._chunk
+        known = one.token_seconds or self._token_seconds
+        if not known:
+            return min(GRAIN, self._chunk)
+        wanted = int((self._share * step_seconds or IDLE_SECONDS) / known)
+        return min(max(wanted - wanted % GRAIN, GRAIN), self._chunk)
+
+    def spent(self, one: Pending, seconds: float, answers: bool) -> None:
+        """Counts a part that has run; while answers run, their steps have to pay for it."""
+        self._token_seconds = one.token_seconds or self._token_seconds
+        self._debt = self._debt + seconds if answers else 0.0
+
+    def stepped(self, seconds: float) -> None:
+        """Counts a decode step."""
+        self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
+
+    def idle(self) -> None:
+        """No answer runs, so prefill delays no one."""
+        self._debt = 0.0
+
+    def remove(self, one: Pending) -> None:
+        """Removes a prompt that has joined the running answers."""
+        self.running.remove(one)
+
+    def drop(self, one: Pending) -> None:
+        """Removes a prompt and releases everything that it holds."""
+        one.close()
+        if one.lane >= 0:
+            self._lanes.release(one.lane)
+        self.remove(one)
+
+    def take(self, one: Pending, place: int) -> Cache:
+        """Assigns a lane: `place`, behind the running answers, to a prompt that joins them after this part.
+
+        A cache that is kept whole is written from the first token on, so it gets the first free lane.
+        """
+        if one.sequence.kept_whole:
+            held = {other.lane for other in self.running}
+            place = next(lane for lane in range(place, self._lanes.lanes) if lane not in held)
+        else:
+            self.vacate(place, one)
+        one.lane = place
+        return self._lanes.one(place)
+
+    def vacate(self, place: int, one: Pending) -> None:
+        """Frees lane `place` for `one`, which joins the answers; a prompt in prefill there moves to another lane."""
+        for other in self.running:
+            if other is one or other.lane != place or other.view is None:
+                continue
+            held = {each.lane for each in self.running}
+            spare, length = one.lane, np.zeros_like(other.view.length[:, 0])
+            if spare < 0:
+                spare = next(lane for lane in range(place, self._lanes.lanes) if lane not in held)
+            elif one.sequence.cache is not None:
+                length = one.sequence.cache.length[:, 0]
+            self._lanes.exchange(place, other.view.length[:, 0], spare, length)
+            self._lanes.point(other.view, spare)
+            other.lane = spare
+            if one.lane >= 0:
+                one.lane = place

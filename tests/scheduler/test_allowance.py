@@ -1,0 +1,115 @@
+"""Memory that is derived, and what a plan allows: checked against what the plan itself takes and refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from vlkv.errors import MemoryLimitError, VlkvError
+from vlkv.policies.builtin import DEFAULT_POLICY, POLICIES
+from vlkv.scheduler import memory as memories
+from vlkv.scheduler.allowance import allowances, check_plan, lines, request, usual
+from vlkv.scheduler.memory import default_memory, memory_at_hand
+from vlkv.scheduler.plan import divide
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def llava_7b(engine_of):
+    """A manifest with the sizes of LLaVA-1.5-7B."""
+    manifest = engine_of("llama-old").manifest
+    text = msgspec.structs.replace(
+        manifest.text, layers=32, query_heads=32, kv_heads=32, head_dim=128, hidden=4096, max_positions=4096
+    )
+    picture = SimpleNamespace(width=336, height=336)
+    return SimpleNamespace(text=text, image=picture)
+
+
+@pytest.fixture(autouse=True)
+def tokens_of_a_picture(monkeypatch, request):
+    if "llava_7b" in request.fixturenames:
+        layout = SimpleNamespace(token_ids=[0] * 576)
+        monkeypatch.setattr("vlkv.scheduler.allowance.lay_out", lambda sizes, image: [layout])
+
+
+def fits(plan, one):
+    try:
+        plan.check(one)
+    except VlkvError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("hand", [3, 4, 8, 16, 64])
+def test_defaults_take_llava_7b(llava_7b, monkeypatch, hand):
+    monkeypatch.setattr(memories, "memory_at_hand", lambda: hand * GIB)
+    text = llava_7b.text
+    plan = divide(text, text.hidden, memory=default_memory(text))
+    assert plan.memory == hand * GIB // 2
+    assert usual(llava_7b) == 640
+    check_plan(plan, llava_7b, POLICIES[DEFAULT_POLICY])
+    found = {one.policy: one for one in allowances(plan, llava_7b)}
+    assert all(one.at_once >= 1 and one.longest >= 640 for one in found.values())
+    assert found["vl-cache"].at_once > found["full"].at_once or hand > 32
+    assert "prompts to" in "\n".join(lines(plan, llava_7b))
+
+
+def test_what_is_told_is_what_is_taken(llava_7b):
+    text = llava_7b.text
+    plan = divide(text, text.hidden, slots=8, memory=2 * GIB)
+    for one in allowances(plan, llava_7b):
+        policy = POLICIES[one.policy]
+        assert fits(plan, request(policy, one.longest, 256))
+        assert not fits(plan, request(policy, one.longest + 1, 256)) or one.longest == 4096 - 256
+        asked = request(policy, 640, 256)
+        lane, prefill = plan.lane_bytes(asked), plan.prefill_bytes(asked)
+        assert one.at_once == min(8, (plan.memory - prefill) // lane)
+
+
+def test_impossible_plans_are_refused(llava_7b):
+    text = llava_7b.text
+    small = divide(text, text.hidden, memory=256 << 20)
+    with pytest.raises(
+        MemoryLimitError, match="no request of a picture and 64 tokens of text could ever run: "
+    ):
+        check_plan(small, llava_7b, POLICIES[DEFAULT_POLICY])
+    with pytest.raises(MemoryLimitError, match="no request could ever run"):
+        tiny = divide(text, text.hidden, memory=GIB, capacity=100)
+        check_plan(tiny, llava_7b, POLICIES["full"], chosen=True)
+    check_plan(divide(text, text.hidden, memory=GIB, capacity=300), llava_7b, POLICIES["full"], chosen=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n"}, 1024000),
+        (
+            {"meminfo": "MemAvailable: 1000 kB\n", "memory.max": "500000\n", "memory.current": "100000\n"},
+            400000,
+        ),
+        ({"meminfo": "MemAvailable: 1000 kB\n", "memory.max": "max\n", "memory.current": "5"}, 1024000),
+        ({"memory.max": "5\n", "memory.current": "9\n"}, 0),
+        ({"memory/memory.limit_in_bytes": "700", "memory/memory.usage_in_bytes": "100"}, 600),
+        ({"memory/memory.limit_in_bytes": str(1 << 62), "memory/memory.usage_in_bytes": "100"}, 0),
+        ({}, 0),
+    ],
+)
+def test_memory_at_hand(tmp_path, files, count):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_at_hand(tmp_path, tmp_path) == count
+
+
+def test_shares_and_what_is_of_use(llava_7b, monkeypatch):
+    text = llava_7b.text
+    monkeypatch.setattr(memories, "memory_at_hand", lambda: 8 * GIB)
+    assert default_memory(text, shares=2) == 2 * GIB
+    assert default_memory(text, 1) == default_memory(text, 64) == 4 * GIB
+    small = msgspec.structs.replace(text, layers=1, kv_heads=1, head_dim=8, hidden=8, max_positions=16)
+    assert default_memory(small, 3) == 4 * 16 * (64 + 32)
+    monkeypatch.setattr(memories, "memory_at_hand", lambda: 0)
+    assert default_memory(text) == GIB

@@ -1,0 +1,81 @@
+"""Requests with pictures go to the scheduler by threads of their own; none is lost, whatever happens there."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vlkv.errors import ServerFullError
+from vlkv.serving.triton.admission import MOST, THREADS, Admission
+
+WAIT = 60
+PICTURE = {"images": np.array([b"a picture"], np.object_)}
+
+
+class Model:
+    """Submits slowly; keeps what came."""
+
+    def __init__(self):
+        self.allowed, self.taken, self.refused = threading.Event(), [], []
+        self.admission = Admission(self.submit, lambda sender, error: self.refused.append((sender, error)))
+
+    def submit(self, tensors, deadline, sender):
+        if "images" in tensors and sender != "late":
+            self.allowed.wait(WAIT)
+        if sender == "die":
+            raise SystemExit
+        self.taken.append((sender, deadline))
+
+    def count(self, count):
+        end = time.monotonic() + WAIT
+        while len(self.taken) + len(self.refused) < count and time.monotonic() < end:
+            time.sleep(0.001)
+
+
+def test_text_passes_pictures_and_deadlines_go_on():
+    model = Model()
+    for number in range(4):
+        model.admission.admit(PICTURE, 10.0, number)
+    model.admission.admit({}, 5.0, "text")
+    model.admission.admit(PICTURE, -1.0, "late")
+    assert model.taken == [("text", 5.0), ("late", -1.0)]
+    time.sleep(0.02)
+    model.allowed.set()
+    model.count(6)
+    assert sorted(sender for sender, _ in model.taken[2:]) == [0, 1, 2, 3]
+    assert all(9 < deadline < 9.99 for sender, deadline in model.taken[4:] if sender in {2, 3})
+    assert len([one for one in threading.enumerate() if one.name == "vlkv-pictures"]) == THREADS
+    model.admission.close(WAIT)
+    assert not [one for one in threading.enumerate() if one.name == "vlkv-pictures"]
+
+
+def test_too_many_are_refused_and_closing_refuses_those_that_wait():
+    model = Model()
+    with pytest.raises(ServerFullError, match="wait to be decoded"):
+        for number in range(MOST + THREADS + 1):
+            model.admission.admit(PICTURE, None, number)
+    closing = threading.Thread(target=model.admission.close, args=(WAIT,))
+    closing.start()
+    while not model.admission._ending:
+        time.sleep(0.001)
+    model.allowed.set()
+    closing.join(WAIT)
+    assert len(model.taken) + len(model.refused) >= MOST
+    assert {type(error) for _, error in model.refused} == {ServerFullError}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_answers_its_request_and_is_replaced():
+    model = Model()
+    model.allowed.set()
+    for number in range(2 * THREADS):
+        model.admission.admit(PICTURE, None, "die")
+        model.count(number + 1)
+    model.admission.admit(PICTURE, None, "fine")
+    model.count(2 * THREADS + 1)
+    assert [sender for sender, _ in model.refused] == ["die"] * 2 * THREADS
+    assert model.taken == [("fine", None)]
+    model.admission.close(WAIT)
