@@ -65,7 +65,8 @@ def _allowance(plan: Plan, manifest: Manifest, policy: Policy) -> Allowance:
     asked = request(policy, usual(manifest), new)
     at_once = 0
     if _fits(plan, asked):
-        at_once = min(plan.slots, (plan.memory - plan.prefill_bytes(asked)) // plan.lane_bytes(asked))
+        each = plan.lane_bytes(asked)  # 0 where all lanes are allocated at the start
+        at_once = min(plan.slots, (plan.room - plan.prefill_bytes(asked)) // each) if each else plan.slots
     return Allowance(policy.name, low, at_once)
 
 

@@ -152,9 +152,9 @@ def divide(
             f"memory {show(memory)} does not hold one token's prefill and answer: that takes "
             f"{show(pages + layers * token + prompt)}"
         )
-    if capacity is None:
-        capacity = _level(free // token, most, reached(text, None))
-    each = tuple(map(min, each_layer(capacity, layers), slots_within(most, reached(text, None))))
+    windows = reached(text, None)
+    given = each_layer(_level(free // token, most, windows) if capacity is None else capacity, layers)
+    each = tuple(min(tokens, window or tokens) for tokens, window in zip(given, windows, strict=True))
     if prompt_tokens is None:
         prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
     for what, wanted in (

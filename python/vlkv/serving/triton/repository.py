@@ -102,13 +102,12 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
         raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
     text_path(Path(settings.engine))
     policy = resolve(settings.policy)
-    for name in ("slots", "queue", "instances", "chunk", "prompt_tokens", "capacity"):
+    for name in ("queue", "instances", "chunk"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise VlkvError(f"{name} {value} is under 1")
-    for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
-        if value < 0:
-            raise VlkvError(f"{name} {value} is under 0")
+    if settings.threads < 0:
+        raise VlkvError(f"threads {settings.threads} is under 0")
     parse_memory(settings.memory)
     _check_place(manifest, settings.gpus)
     if not settings.gpus:
