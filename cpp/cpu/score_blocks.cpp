@@ -141,9 +141,9 @@ void BlockScorer::weigh(const Block& block, int worker, int tile, int next) {
   }
   const int64_t dim = plan_.params.head_dim;
   float* converted = keys_.get() + worker * tile_floats_;
-  const bool dense = view.stride_s == dim;
+  const bool dense = view.stride_s == dim && view.dtype != DType::kInt8;
   for (int n = 0; n < (dense ? 1 : keys); ++n) {
-    plan_.kernels.to_float(key + n * view.stride_s * 2, view.dtype, converted + n * dim,
+    plan_.kernels.to_float(key + n * view.stride_s * size_of(view.dtype), view.dtype, converted + n * dim,
                            dense ? keys * dim : dim);
   }
   plan_.kernels.weigh(block.view, {converted, dim, tile, keys, 0});
