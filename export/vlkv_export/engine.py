@@ -49,7 +49,7 @@ def build_engine(
             None is float32.
         link: whether weights that are taken as they are may be hard links to the checkpoint's. Whoever writes to those
             files then changes the engine. Else they are copies, or clones where the file system has them.
-        kv_dtype: one of `KV_DTYPES`, of the KV cache; other than float32 with native operators on ONNX Runtime only. None
+        kv_dtype: one of `KV_DTYPES`, of the KV cache; native operators on ONNX Runtime only if not float32. None
             is float32; on TensorRT the dtype of `settings`.
 
     Raises:

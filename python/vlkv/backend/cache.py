@@ -51,6 +51,11 @@ class HostStore:
     def __init__(self, dtype: str = "float32") -> None:
         self.dtype = dtype
 
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The arrays' dtype in NumPy: uint16 for bfloat16."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
     def row(self, head_dim: int) -> int:
         """See `Store.row`."""
         return cache_row(self.dtype, head_dim)
@@ -60,7 +65,7 @@ class HostStore:
 
         Free slots hold zeros: attention with standard operators multiplies them by 0, and NaN times 0 is NaN.
         """
-        return np.zeros(shape, np.uint16 if self.dtype == "bfloat16" else self.dtype)
+        return np.zeros(shape, self.numpy)
 
     def assign(self, target: Array, source: Array) -> None:
         """See `Store.assign`."""
