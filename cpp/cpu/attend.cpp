@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/rotate.h"
 #include "cpu/thread_pool.h"
 
 namespace vlkv {
@@ -90,6 +91,7 @@ struct OneRow {
       }
       for (int64_t d = 0; d < p.head_dim; ++d) result[d] /= sum;
     }
+    if (p.cache == DType::kInt8) cpu::rotate(p.result + head * group * p.head_dim, group, p.head_dim);
   }
 };
 
@@ -127,6 +129,7 @@ struct ManyRows {
       }
       std::fill_n(sees + row * group, group, static_cast<int32_t>(first + begin + row + 1));
     }
+    if (p.cache == DType::kInt8) cpu::rotate(query, count * group, dim);
     cpu::AttendPart part;
     part.query = query, part.key = row_of(p, p.key_cache, head, 0);
     part.value = row_of(p, p.value_cache, head, 0), part.type = p.cache;
@@ -140,6 +143,7 @@ struct ManyRows {
         float* result = p.result + row_at(row) + j * dim;
         for (int64_t d = 0; d < dim; ++d) result[d] = own[2 + d] / own[1];
       }
+      if (p.cache == DType::kInt8) cpu::rotate(p.result + row_at(row), group, dim);
     }
   }
 };
@@ -160,15 +164,23 @@ int64_t longest(const AttendParams& p) {
 }
 
 void append(const AttendParams& p, const cpu::Kernels& kernels) {
+  const auto line = cpu::allocate<float>(p.head_dim);
+  const auto write = [&](const float* from, void* cache, int64_t head, int64_t slot) {
+    if (p.cache == DType::kInt8) {
+      std::copy_n(from, p.head_dim, line.get());
+      cpu::rotate(line.get(), 1, p.head_dim);
+      from = line.get();
+    }
+    kernels.from_float(from, p.cache, const_cast<char*>(row_of(p, cache, head, slot)), p.head_dim);
+  };
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t first = first_slot(p, b);
     for (int64_t slot = first; slot <= p.last[b]; ++slot) {
       for (int64_t h = 0; h < p.kv_heads; ++h) {
         const int64_t from = ((b * p.rows + slot - first) * p.kv_heads + h) * p.head_dim;
         const int64_t head = b * p.kv_heads + h;
-        const auto to = [&](void* cache) { return const_cast<char*>(row_of(p, cache, head, slot)); };
-        kernels.from_float(p.key + from, p.cache, to(p.key_cache), p.head_dim);
-        kernels.from_float(p.value + from, p.cache, to(p.value_cache), p.head_dim);
+        write(p.key + from, p.key_cache, head, slot);
+        write(p.value + from, p.value_cache, head, slot);
       }
     }
   }
@@ -188,6 +200,7 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
   const double factor = log2_factor(p);
   for (int64_t i = 0; i < numbers; ++i)
     call.query[static_cast<size_t>(i)] = static_cast<float>(factor * p.query[i]);
+  if (p.cache == DType::kInt8) cpu::rotate(call.query.get(), heads * group, p.head_dim);
   append(p, call.kernels);
   const bool alone = slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
   spread(p, loop, heads * most, alone, [&](int64_t i) { call.run_part(i); });

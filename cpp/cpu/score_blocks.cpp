@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/rotate.h"
+
 namespace vlkv::cpu {
 namespace {
 
@@ -107,6 +109,7 @@ void BlockScorer::pack(Block& block, const std::vector<Row>& rows, int64_t begin
     const int64_t head = block.h * plan_.group + (begin + slot) % plan_.group;
     plan_.kernels.to_float(at(plan_.params.query, block.b, head, row.index), plan_.params.query.dtype,
                            line_.get(), dim);
+    if (plan_.params.key.dtype == DType::kInt8) rotate(line_.get(), 1, dim);
     float* to = block.query.get() + group * lanes * dim + (slot - group * lanes);
     for (int64_t d = 0; d < dim; ++d) to[d * together] = line_[static_cast<size_t>(d)] * plan_.query_factor;
     position[slot] = row.position;

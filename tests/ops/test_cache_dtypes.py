@@ -97,17 +97,22 @@ def check(arrays, dtype, threads=2):
     keys, values = (cache_rows.widen(cache, dtype) for cache in expected)
     dim = arrays["query"].shape[3]
     factor = 1 / math.sqrt(dim)
-    mean, magnitude = oracle.attend_stored(
-        arrays["query"], keys, values, arrays["first"], arrays["last"], factor
-    )
+    turn = cache_rows.hadamard(dim) if dtype == "int8" else np.eye(dim)
+    query = arrays["query"].astype(np.float64) @ turn
+    mean, magnitude = oracle.attend_stored(query, keys, values, arrays["first"], arrays["last"], factor)
+    mean, magnitude = mean @ turn, magnitude @ np.abs(turn)
     got = run(arrays, dtype, threads)
     np.testing.assert_array_equal(arrays["key_cache"], expected[0])
     np.testing.assert_array_equal(arrays["value_cache"], expected[1])
-    # As in test_attend.py; the scale is one more rounding of a logit and of a weight.
-    row = np.abs(arrays["query"].astype(np.float64)).sum(-1).max(initial=0)
+    # As in test_attend.py; the scale is one more rounding of a logit and of a weight. A rotation of a block is a
+    # rounding per stage and two for its factor, relative to the sum of magnitudes, which is at most sqrt(block) times
+    # as large behind it.
+    row = max(float(np.abs(array).sum(-1).max(initial=0)) for array in (query, arrays["query"]))
+    block = cache_rows.block_of(dim)
+    stages = math.log2(block) + 2 if dtype == "int8" else 0
     largest = factor * row * np.abs(keys).max(initial=0)
-    error = (dim + 4) * UNIT * largest
-    relative = 2 * math.expm1(2 * error + 4 * UNIT * largest) + (33 + 2 * keys.shape[2]) * UNIT
+    error = (dim + 4 + stages * math.sqrt(block)) * UNIT * largest
+    relative = 2 * math.expm1(2 * error + 4 * UNIT * largest) + (33 + stages + 2 * keys.shape[2]) * UNIT
     assert (np.abs(got - mean) <= relative * magnitude + 2.0**-126).all()
 
 
@@ -300,9 +305,11 @@ def test_score(rng, dtype, rows, slots, dim):
     total, (pairs, below) = np.zeros((1, 2, slots), np.float32), np.zeros((2, 1), np.int64)
     native.score(query, key, position, 0.0, 0.01, total, pairs, below, 2)
     wide, scale = cache_rows.widen(key, dtype), 1 / math.sqrt(dim)
-    expected, *_ = score_oracle.score(query, wide, position, scale, 0.01)
-    largest = scale * np.abs(query).sum(-1).max() * np.abs(wide).max()
-    error = (dim + 3) * UNIT * largest
+    turned = query @ cache_rows.hadamard(dim) if dtype == "int8" else query
+    expected, *_ = score_oracle.score(turned, wide, position, scale, 0.01)
+    largest = scale * max(np.abs(rows_).sum(-1).max() for rows_ in (query, turned)) * np.abs(wide).max()
+    block = cache_rows.block_of(dim)
+    error = (dim + 3 + (math.log2(block) + 2) * math.sqrt(block)) * UNIT * largest
     relative = math.expm1(2 * error + 4 * UNIT * largest) + (16 + slots + 3 * rows) * UNIT
     np.testing.assert_allclose(total, expected, rtol=relative, atol=3 * rows * 2.0**-126)
 

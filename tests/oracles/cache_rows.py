@@ -16,6 +16,31 @@ def bfloat16(rows):
     return np.where(np.isnan(exact), np.uint16(0x7FC0), bits)
 
 
+def block_of(dim):
+    """Returns the largest power of two that divides dim."""
+    return dim & -dim
+
+
+def hadamard(dim):
+    """Returns the rotation [D, D] of the rows of int8 caches, in float64: it is orthonormal and its own inverse."""
+    block = np.ones((1, 1))
+    while len(block) < block_of(dim):
+        block = np.block([[block, block], [block, -block]])
+    return np.kron(np.eye(dim // len(block)), block / np.sqrt(len(block)))
+
+
+def rotated(rows):
+    """Rotates float32 rows in float32, in the order of operations that the format fixes."""
+    block = block_of(rows.shape[-1])
+    found, width = rows.astype(np.float32).reshape(-1, block), 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        while width < block:
+            low, high = np.moveaxis(found.reshape(-1, block // (2 * width), 2, width), 2, 0)
+            found = np.stack([low + high, low - high], axis=2).reshape(-1, block)
+            width *= 2
+        return (found * np.float32(1 / np.sqrt(np.float32(block)))).reshape(rows.shape)
+
+
 def int8(rows):
     """Returns codes [..., D] int8 and scales [...] float32: the row's largest magnitude over 127, NaN if not finite."""
     exact = rows.astype(np.float64)
@@ -28,15 +53,15 @@ def int8(rows):
 
 
 def narrow(rows, dtype):
-    """Returns the stored rows: uint16 of the same shape, or int8 with the scale's four bytes behind the codes."""
+    """Returns the rows as Attend stores them: uint16 of the same shape, or rotated, and the scale behind the codes."""
     if dtype == "bfloat16":
         return bfloat16(rows)
-    codes, scale = int8(rows)
+    codes, scale = int8(rotated(rows))
     return np.concatenate([codes, scale[..., None].view(np.int8)], axis=-1)
 
 
 def widen(stored, dtype):
-    """Returns what stored rows mean, [..., D] float64."""
+    """Returns the numbers that stored rows hold, [..., D] float64; of int8 they are rotated."""
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     codes, scale = stored[..., :-4], np.ascontiguousarray(stored[..., -4:]).view(np.float32)
