@@ -24,12 +24,12 @@ void validate(const EvictParams& p) {
   for (const View* out : {&p.key_out, &p.value_out}) {
     const char* name = out == &p.key_out ? "key_out" : "value_out";
     const int64_t row = row_bytes(out->dtype, p.head_dim) / size_of(out->dtype);
-    check.require(p.capacity <= 1 || p.batch == 0 || out->stride_s >= row, name,
-                  "'s stride over slots ", out->stride_s, " is less than a row's ", row);
-    check.require(p.kv_heads == 1 || written == 0 || out->stride_h >= row, name,
-                  "'s stride over heads ", out->stride_h, " is less than a row's ", row);
-    check.require(p.batch <= 1 || written == 0 || out->stride_b >= row, name,
-                  "'s stride over prompts ", out->stride_b, " is less than a row's ", row);
+    check.require(p.capacity <= 1 || p.batch == 0 || out->stride_s >= row, name, "'s stride over slots ",
+                  out->stride_s, " is less than a row's ", row);
+    check.require(p.kv_heads == 1 || written == 0 || out->stride_h >= row, name, "'s stride over heads ",
+                  out->stride_h, " is less than a row's ", row);
+    check.require(p.batch <= 1 || written == 0 || out->stride_b >= row, name, "'s stride over prompts ",
+                  out->stride_b, " is less than a row's ", row);
   }
   check.require(p.score != nullptr || read == 0, "score is null");
   check.require(p.score_stride_b >= 0 && p.score_stride_h >= 0, "score has a negative stride (",

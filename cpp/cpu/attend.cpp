@@ -113,7 +113,9 @@ struct ManyRows {
     const int64_t begin = (blocks - 1 - i / (p.batch * p.kv_heads)) * block;
     const int64_t first = first_slot(p, b), count = std::min(p.last[b] + 1 - first, begin + block) - begin;
     const int64_t rows = std::min(p.rows, begin + block) - begin, dim = p.head_dim;
-    const auto row_at = [&](int64_t row) { return ((b * p.rows + begin + row) * p.kv_heads + h) * group * dim; };
+    const auto row_at = [&](int64_t row) {
+      return ((b * p.rows + begin + row) * p.kv_heads + h) * group * dim;
+    };
     for (int64_t row = std::max(int64_t{0}, count); row < rows; ++row) {
       std::fill_n(p.result + row_at(row), group * dim, 0.0F);
     }
@@ -154,10 +156,10 @@ int64_t longest(const AttendParams& p) {
   int64_t most = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t last = p.last[b], first = first_slot(p, b);
-    check.require(last >= 0 && last < p.slots, "prompt ", b, "'s new token takes slot ", last, ", not in [0, ",
-                  p.slots - 1, "]");
-    check.require(first >= 0 && first <= last && last - first < p.rows, "prompt ", b, "'s new tokens take slots ",
-                  first, " to ", last, ", not 1 to ", p.rows, " slots from 0");
+    check.require(last >= 0 && last < p.slots, "prompt ", b, "'s new token takes slot ", last,
+                  ", not in [0, ", p.slots - 1, "]");
+    check.require(first >= 0 && first <= last && last - first < p.rows, "prompt ", b,
+                  "'s new tokens take slots ", first, " to ", last, ", not 1 to ", p.rows, " slots from 0");
     most = std::max(most, last + 1);
   }
   return most;
@@ -213,7 +215,13 @@ void run_many(const AttendParams& p, const Loop& loop, int64_t slots) {
   const int64_t blocks = (p.rows + block - 1) / block;
   const int64_t workers = std::min(kMostWorkers, p.batch * p.kv_heads * blocks);
   const int64_t floats = block * group * (2 + 2 * p.head_dim) + 2 * cpu::kAttendKeys * p.head_dim;
-  const ManyRows call{p,      cpu::kernels(), group, block, blocks, floats, cpu::allocate<float>(workers * floats),
+  const ManyRows call{p,
+                      cpu::kernels(),
+                      group,
+                      block,
+                      blocks,
+                      floats,
+                      cpu::allocate<float>(workers * floats),
                       cpu::allocate<int32_t>(workers * block * group)};
   append(p, call.kernels);
   const bool alone = p.rows * slots * p.batch * p.query_heads * p.head_dim < kParallelWork;

@@ -84,8 +84,8 @@ VLKV_INLINE F from_codes(const int8_t* from) {
 #if defined(__AVX512F__) && VLKV_LANES == 16
   return __builtin_convertvector((I)_mm512_maskz_cvtepi8_epi32(__mmask16(-1), load<__m128i>(from)), F);
 #elif defined(__AVX2__) && VLKV_LANES == 8
-  return __builtin_convertvector((I)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
-                                 F);
+  return __builtin_convertvector(
+      (I)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))), F);
 #else
   return __builtin_convertvector(__builtin_convertvector(load<Codes>(from), I), F);
 #endif

@@ -44,7 +44,8 @@ struct KeyTile {
 // values, stay in the first-level cache for the query heads after the first four.
 inline constexpr int kAttendKeys = 64;
 
-// Consecutive slots of one KV head's cache, and the queries that read it: the heads of one row, or of several.
+// Consecutive slots of one KV head's cache, and the queries that read it: the heads of one row, or of
+// several.
 struct AttendPart {
   const float* query = nullptr;  // [heads][head_dim], times scale and log2(e)
   const void* key = nullptr;     // [keys] rows of `type`
@@ -52,8 +53,8 @@ struct AttendPart {
   DType type = DType::kFloat32;
   int heads = 0, keys = 0, head_dim = 0;
   const int32_t* seen = nullptr;  // [heads], how many of the keys each query attends to; null: all
-  float* wide = nullptr;          // [2][kAttendKeys][head_dim], memory in which each tile becomes float32 once for
-                                  // all queries; null: in registers, for up to four queries at a time
+  float* wide = nullptr;   // [2][kAttendKeys][head_dim], memory in which each tile becomes float32 once for
+                           // all queries; null: in registers, for up to four queries at a time
   float* state = nullptr;  // [heads][2 + head_dim]: the largest logit m, the sum of 2^(q.k - m), that of each
                            // times its value
 };

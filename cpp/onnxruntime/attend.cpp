@@ -46,11 +46,12 @@ void compute(const Kernel& kernel, Context* context) {
   const Shape query = tensors.shape(query_in), cache = tensors.shape(caches[0]);
   const bool many = kernel.cache != DType::kFloat32;
   const Check expect("attend");
-  expect.require(query.size() == 3 && (many || query[1] == 1), "query is not [B, ", many ? "S" : "1", ", Hq * D]");
+  expect.require(query.size() == 3 && (many || query[1] == 1), "query is not [B, ", many ? "S" : "1",
+                 ", Hq * D]");
   expect.require(cache.size() == 4 && cache[0] == query[0], "key_cache is not [B, Hkv, C, D] of query's B");
   const int64_t dim = cache[3] - row_bytes(kernel.cache, 0);
-  expect.require(dim > 0 && query[2] % dim == 0, "query's ", query[2], " is no multiple of the head dimension ",
-                 dim);
+  expect.require(dim > 0 && query[2] % dim == 0, "query's ", query[2],
+                 " is no multiple of the head dimension ", dim);
   const Shape added{cache[0], query[1], cache[1] * dim};
   expect.require(tensors.shape(tensors.input(1)) == added, "key is not [B, S, Hkv * D] of key_cache");
   expect.require(tensors.shape(tensors.input(2)) == added, "value is not [B, S, Hkv * D] of key_cache");

@@ -1,6 +1,6 @@
 // Attend: writes the keys and values of each prompt's new tokens to the cache's next slots, and attends over
-// the cache. Source: online softmax (arXiv 1805.02867); a cache's keys are split, and the splits combined at the
-// end (Flash-Decoding).
+// the cache. Source: online softmax (arXiv 1805.02867); a cache's keys are split, and the splits combined at
+// the end (Flash-Decoding).
 #pragma once
 
 #include "vlkv/types.h"
@@ -21,8 +21,8 @@ namespace vlkv {
 // Token i of a prompt takes slot first + i and attends to slots 0..first + i as they are stored, its own
 // included: result = softmax(scale * query . key_cache) . value_cache; query head h reads KV head
 // h / (Hq / Hkv). Tokens after `last` are padding: they are not stored, and their result is 0. Slots after
-// `last` are neither read nor written. A row of a head is NaN if one of its logits is NaN or +infinity, or all
-// are -infinity. If a value of a later token of the call is not finite, earlier rows may become NaN too.
+// `last` are neither read nor written. A row of a head is NaN if one of its logits is NaN or +infinity, or
+// all are -infinity. If a value of a later token of the call is not finite, earlier rows may become NaN too.
 //
 // All arithmetic is in float32; elements are widened exactly. A logit over int8 is the sum of the codes'
 // products, times the scale.
@@ -57,8 +57,8 @@ struct Loop {
 // Checks sizes, pointers and settings without reading tensors. Throws InvalidArgument.
 VLKV_API void validate(const AttendParams& params);
 
-// Validates, then checks every `first` and `last` before anything is written. Runs on `loop` if it has a run function,
-// else on this library's threads. Throws InvalidArgument, or std::bad_alloc with nothing written.
+// Validates, then checks every `first` and `last` before anything is written. Runs on `loop` if it has a run
+// function, else on this library's threads. Throws InvalidArgument, or std::bad_alloc with nothing written.
 VLKV_API void run_cpu(const AttendParams& params, const Loop& loop = {});
 
 }  // namespace vlkv

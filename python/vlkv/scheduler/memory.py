@@ -31,9 +31,7 @@ def memory_at_hand(proc: Path = PROC, groups: Path = GROUPS) -> int:
     return min(found, default=0)
 
 
-def default_memory(
-    text: TextFacts, slots: int = SLOTS, shares: int = 1, dtype: str = "float32"
-) -> int:
+def default_memory(text: TextFacts, slots: int = SLOTS, shares: int = 1, dtype: str = "float32") -> int:
     """Bytes for caches: `LEFT` of what is at hand, among so many processes, at most that of whole caches in all lanes.
 
     L layers, B lanes: B + 1 caches of as many tokens as the model has positions are the most of any use.

@@ -52,9 +52,7 @@ class TritonPythonModel:
             memory = parse_memory(given.get("memory", AUTO))
             if memory is None and device_of(args) == "cpu":
                 facts, shares = engine.manifest, _instances(config)
-                memory = default_memory(
-                    facts.text, settings.get("slots", SLOTS), shares, facts.cache_dtype
-                )
+                memory = default_memory(facts.text, settings.get("slots", SLOTS), shares, facts.cache_dtype)
             settings["memory"] = memory
             self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)
