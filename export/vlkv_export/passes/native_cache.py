@@ -19,7 +19,7 @@ CACHES = ("key_cache.", "value_cache.", "new_key_cache.", "new_value_cache.")
 INT32 = ir.DataType.INT32
 
 
-def apply(model: ir.Model, dtype: str) -> int:
+def apply(model: ir.Model, *, dtype: str) -> int:
     """Replaces each GroupQueryAttention, and changes the caches' dtype and, for int8, the size of their rows.
 
     Applies to: every GroupQueryAttention of the graph; each must be without a window.
@@ -33,9 +33,10 @@ def apply(model: ir.Model, dtype: str) -> int:
     """
     graph = model.graph
     found = [node for node in graph if node.op_type == "GroupQueryAttention" and node.domain == MICROSOFT]
-    first = _first(graph) if found else None
+    if not found:
+        return 0
+    first = _first(graph)
     for node in found:
-        assert first is not None
         results = [like(value) for value in node.outputs]
         nodes, slot = _layer(node, first)
         attend = new_node(

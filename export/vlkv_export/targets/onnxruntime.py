@@ -166,7 +166,12 @@ def lower_for_onnxruntime(
             if native:
                 done["observed_rows"] = observed_rows.apply(model)
             if native and kv_dtype != "float32":
-                done["native_cache"] = native_cache.apply(model, kv_dtype)
+                done["native_cache"] = native_cache.apply(model, dtype=kv_dtype)
+                if not done["native_cache"]:
+                    raise EngineError(
+                        f"--kv-dtype {kv_dtype}: this decoder's attention is of a form that vlkv does not replace; "
+                        "leave it out for a cache in float32"
+                    )
             elif native:
                 done["native_attention"] = native_attention.apply(model)
         done["transposed_weights"] = transposed_weights.apply(model)
