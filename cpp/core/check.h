@@ -34,9 +34,16 @@ class Check {
   // Checks the `view` of a tensor [batch, heads, slots, dim].
   template <class V>
   void view(const char* name, const V& view, int64_t count) const {
+    require(view.dtype != DType::kInt8, name, " has dtype 3, int8, which only caches on CPUs have");
+    cache(name, view, count);
+  }
+
+  // Checks the `view` of a cache, which may hold int8.
+  template <class V>
+  void cache(const char* name, const V& view, int64_t count) const {
     const int32_t type = static_cast<int32_t>(view.dtype);
-    require(type >= 0 && type <= 2, name, " has dtype ", type,
-            ", not float32 (0), float16 (1) or bfloat16 (2)");
+    require(type >= 0 && type <= 3, name, " has dtype ", type,
+            ", not float32 (0), float16 (1), bfloat16 (2) or int8 (3)");
     require(view.data != nullptr || count == 0, name, " is null");
     require(view.stride_b >= 0 && view.stride_h >= 0 && view.stride_s >= 0, name, " has a negative stride (",
             view.stride_b, ", ", view.stride_h, ", ", view.stride_s, ")");

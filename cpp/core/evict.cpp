@@ -13,22 +13,23 @@ void validate(const EvictParams& p) {
   check.range("capacity", p.capacity, 0, kLargestDim);
   const int64_t read = p.batch > 0 ? p.slots : 0;
   const int64_t written = p.batch > 0 ? p.capacity : 0;
-  check.view("key", p.key, read);
-  check.view("value", p.value, read);
-  check.view("key_out", p.key_out, written);
-  check.view("value_out", p.value_out, written);
+  check.cache("key", p.key, read);
+  check.cache("value", p.value, read);
+  check.cache("key_out", p.key_out, written);
+  check.cache("value_out", p.value_out, written);
   check.require(p.key.dtype == p.key_out.dtype, "key_out has dtype ", static_cast<int>(p.key_out.dtype),
                 ", key has ", static_cast<int>(p.key.dtype));
   check.require(p.value.dtype == p.value_out.dtype, "value_out has dtype ",
                 static_cast<int>(p.value_out.dtype), ", value has ", static_cast<int>(p.value.dtype));
   for (const View* out : {&p.key_out, &p.value_out}) {
     const char* name = out == &p.key_out ? "key_out" : "value_out";
-    check.require(p.capacity <= 1 || p.batch == 0 || out->stride_s >= p.head_dim, name,
-                  "'s stride over slots ", out->stride_s, " is less than head_dim ", p.head_dim);
-    check.require(p.kv_heads == 1 || written == 0 || out->stride_h >= p.head_dim, name,
-                  "'s stride over heads ", out->stride_h, " is less than head_dim ", p.head_dim);
-    check.require(p.batch <= 1 || written == 0 || out->stride_b >= p.head_dim, name,
-                  "'s stride over prompts ", out->stride_b, " is less than head_dim ", p.head_dim);
+    const int64_t row = row_bytes(out->dtype, p.head_dim) / size_of(out->dtype);
+    check.require(p.capacity <= 1 || p.batch == 0 || out->stride_s >= row, name, "'s stride over slots ",
+                  out->stride_s, " is less than a row's ", row);
+    check.require(p.kv_heads == 1 || written == 0 || out->stride_h >= row, name, "'s stride over heads ",
+                  out->stride_h, " is less than a row's ", row);
+    check.require(p.batch <= 1 || written == 0 || out->stride_b >= row, name, "'s stride over prompts ",
+                  out->stride_b, " is less than a row's ", row);
   }
   check.require(p.score != nullptr || read == 0, "score is null");
   check.require(p.score_stride_b >= 0 && p.score_stride_h >= 0, "score has a negative stride (",

@@ -18,7 +18,7 @@ void validate(const ScoreParams& p) {
   check.range("head_dim", p.head_dim, 1, 4096);
   const bool reads = p.batch > 0 && p.rows > 0;
   check.view("query", p.query, reads ? 1 : 0);
-  check.view("key", p.key, reads && p.slots > 0 ? 1 : 0);
+  check.cache("key", p.key, reads && p.slots > 0 ? 1 : 0);
   check.require(p.row_position != nullptr || !reads, "row_position is null");
   check.require(p.row_position_type == IndexType::kInt32 || p.row_position_type == IndexType::kInt64,
                 "row_position is of type ", static_cast<int>(p.row_position_type),

@@ -1,12 +1,14 @@
 #include "vlkv/attend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
 #include "core/check.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/rotate.h"
 #include "cpu/thread_pool.h"
 
 namespace vlkv {
@@ -14,12 +16,42 @@ namespace {
 
 constexpr int64_t kPartSlots = 1024;                 // slots that a thread takes at a time
 constexpr int64_t kParallelWork = int64_t{1} << 17;  // fewer multiply-adds run on one thread
+constexpr int64_t kBlockQueries = 64;                // queries of several rows that share each tile
+constexpr int64_t kMostWorkers = 64;
 constexpr double kLog2E = 1.4426950408889634;
 
 int64_t parts(int64_t slots) { return (slots + kPartSlots - 1) / kPartSlots; }
 
-// One call: `most` parts for each KV head of each prompt; shorter prompts leave some of them empty.
-struct Call {
+int64_t first_slot(const AttendParams& p, int64_t b) { return p.first ? p.first[b] : p.last[b]; }
+
+const char* row_of(const AttendParams& p, const void* cache, int64_t head, int64_t slot) {
+  return static_cast<const char*>(cache) + (head * p.slots + slot) * row_bytes(p.cache, p.head_dim);
+}
+
+double log2_factor(const AttendParams& p) {
+  const double scale = p.scale != 0.0F ? p.scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
+  return scale * kLog2E;
+}
+
+// Runs body(i) for each i of [0, count) on the caller's threads or on this library's.
+template <class Body>
+void spread(const AttendParams& p, const Loop& loop, int64_t count, bool alone, const Body& body) {
+  if (alone) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+  } else if (loop.run != nullptr) {
+    loop.run(
+        loop.owner, count, [](void* data, int64_t i) { (*static_cast<const Body*>(data))(i); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+  } else {
+    cpu::parallel_for(cpu::resolve_threads(p.threads), count, 1, [&](int, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i);
+    });
+  }
+}
+
+// A call with one row: `most` parts for each KV head of each prompt; shorter prompts leave some of them
+// empty.
+struct OneRow {
   const AttendParams& p;
   const cpu::Kernels& kernels;
   int64_t group, state_size, most;
@@ -31,11 +63,13 @@ struct Call {
   void run_part(int64_t i) const {
     const int64_t head = i / most, begin = i % most * kPartSlots, slots = p.last[head / p.kv_heads] + 1;
     if (begin >= slots) return;
-    const int64_t at = (head * p.slots + begin) * p.head_dim;
-    const int64_t keys = std::min(kPartSlots, slots - begin);
-    kernels.attend({query.get() + head * group * p.head_dim, p.key_cache + at, p.value_cache + at,
-                    static_cast<int>(group), static_cast<int>(keys), static_cast<int>(p.head_dim),
-                    state(head, i % most)});
+    cpu::AttendPart part;
+    part.query = query.get() + head * group * p.head_dim;
+    part.key = row_of(p, p.key_cache, head, begin), part.value = row_of(p, p.value_cache, head, begin);
+    part.type = p.cache, part.heads = static_cast<int>(group);
+    part.keys = static_cast<int>(std::min(kPartSlots, slots - begin));
+    part.head_dim = static_cast<int>(p.head_dim), part.state = state(head, i % most);
+    kernels.attend(part);
   }
 
   // Combines the parts of one KV head.
@@ -57,6 +91,62 @@ struct Call {
       }
       for (int64_t d = 0; d < p.head_dim; ++d) result[d] /= sum;
     }
+    if (p.cache == DType::kInt8) cpu::rotate(p.result + head * group * p.head_dim, group, p.head_dim);
+  }
+};
+
+// A call with several rows: workers take blocks of rows of one KV head, whose queries share each tile of the
+// cache. Each worker has memory for one block.
+struct ManyRows {
+  const AttendParams& p;
+  const cpu::Kernels& kernels;
+  int64_t group, block, blocks;  // rows of a block, and blocks of a KV head
+  int64_t floats;                // of a worker
+  cpu::Array<float> memory;      // [workers][block * group * (D + 2 + D) + 2 * kAttendKeys * D]
+  cpu::Array<int32_t> seen;      // [workers][block * group]
+
+  int64_t items() const { return p.batch * p.kv_heads * blocks; }
+
+  // Later blocks attend to more keys, so they are taken first.
+  void run_block(int64_t worker, int64_t i) const {
+    const int64_t head = i % (p.batch * p.kv_heads), b = head / p.kv_heads, h = head % p.kv_heads;
+    const int64_t begin = (blocks - 1 - i / (p.batch * p.kv_heads)) * block;
+    const int64_t first = first_slot(p, b), count = std::min(p.last[b] + 1 - first, begin + block) - begin;
+    const int64_t rows = std::min(p.rows, begin + block) - begin, dim = p.head_dim;
+    const auto row_at = [&](int64_t row) {
+      return ((b * p.rows + begin + row) * p.kv_heads + h) * group * dim;
+    };
+    for (int64_t row = std::max(int64_t{0}, count); row < rows; ++row) {
+      std::fill_n(p.result + row_at(row), group * dim, 0.0F);
+    }
+    if (count <= 0) return;
+    const double factor = log2_factor(p);
+    float* query = memory.get() + worker * floats;
+    float* state = query + block * group * dim;
+    int32_t* sees = seen.get() + worker * block * group;
+    for (int64_t row = 0; row < count; ++row) {
+      const float* from = p.query + row_at(row);
+      for (int64_t d = 0; d < group * dim; ++d) {
+        query[row * group * dim + d] = static_cast<float>(factor * from[d]);
+      }
+      std::fill_n(sees + row * group, group, static_cast<int32_t>(first + begin + row + 1));
+    }
+    if (p.cache == DType::kInt8) cpu::rotate(query, count * group, dim);
+    cpu::AttendPart part;
+    part.query = query, part.key = row_of(p, p.key_cache, head, 0);
+    part.value = row_of(p, p.value_cache, head, 0), part.type = p.cache;
+    part.heads = static_cast<int>(count * group), part.keys = static_cast<int>(first + begin + count);
+    part.head_dim = static_cast<int>(dim), part.seen = sees, part.state = state;
+    part.wide = state + block * group * (2 + dim);
+    kernels.attend(part);
+    for (int64_t row = 0; row < count; ++row) {
+      for (int64_t j = 0; j < group; ++j) {
+        const float* own = state + (row * group + j) * (2 + dim);
+        float* result = p.result + row_at(row) + j * dim;
+        for (int64_t d = 0; d < dim; ++d) result[d] = own[2 + d] / own[1];
+      }
+      if (p.cache == DType::kInt8) cpu::rotate(p.result + row_at(row), group, dim);
+    }
   }
 };
 
@@ -65,54 +155,93 @@ int64_t longest(const AttendParams& p) {
   const Check check("attend");
   int64_t most = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
-    check.require(p.last[b] >= 0 && p.last[b] < p.slots, "prompt ", b, "'s new token takes slot ", p.last[b],
+    const int64_t last = p.last[b], first = first_slot(p, b);
+    check.require(last >= 0 && last < p.slots, "prompt ", b, "'s new token takes slot ", last,
                   ", not in [0, ", p.slots - 1, "]");
-    most = std::max<int64_t>(most, p.last[b] + 1);
+    check.require(first >= 0 && first <= last && last - first < p.rows, "prompt ", b,
+                  "'s new tokens take slots ", first, " to ", last, ", not 1 to ", p.rows, " slots from 0");
+    most = std::max(most, last + 1);
   }
   return most;
 }
 
-void append(const AttendParams& p) {
-  for (int64_t head = 0; head < p.batch * p.kv_heads; ++head) {
-    const int64_t at = (head * p.slots + p.last[head / p.kv_heads]) * p.head_dim;
-    std::copy_n(p.key + head * p.head_dim, p.head_dim, p.key_cache + at);
-    std::copy_n(p.value + head * p.head_dim, p.head_dim, p.value_cache + at);
+void append(const AttendParams& p, const cpu::Kernels& kernels) {
+  const auto line = cpu::allocate<float>(p.head_dim);
+  const auto write = [&](const float* from, void* cache, int64_t head, int64_t slot) {
+    if (p.cache == DType::kInt8) {
+      std::copy_n(from, p.head_dim, line.get());
+      cpu::rotate(line.get(), 1, p.head_dim);
+      from = line.get();
+    }
+    kernels.from_float(from, p.cache, const_cast<char*>(row_of(p, cache, head, slot)), p.head_dim);
+  };
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t first = first_slot(p, b);
+    for (int64_t slot = first; slot <= p.last[b]; ++slot) {
+      for (int64_t h = 0; h < p.kv_heads; ++h) {
+        const int64_t from = ((b * p.rows + slot - first) * p.kv_heads + h) * p.head_dim;
+        const int64_t head = b * p.kv_heads + h;
+        write(p.key + from, p.key_cache, head, slot);
+        write(p.value + from, p.value_cache, head, slot);
+      }
+    }
   }
+}
+
+void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
+  const int64_t heads = p.batch * p.kv_heads, group = p.query_heads / p.kv_heads;
+  const int64_t most = parts(slots), state_size = group * (2 + p.head_dim),
+                numbers = heads * group * p.head_dim;
+  const OneRow call{p,
+                    cpu::kernels(),
+                    group,
+                    state_size,
+                    most,
+                    cpu::allocate<float>(numbers),
+                    cpu::allocate<float>(heads * most * state_size)};
+  const double factor = log2_factor(p);
+  for (int64_t i = 0; i < numbers; ++i)
+    call.query[static_cast<size_t>(i)] = static_cast<float>(factor * p.query[i]);
+  if (p.cache == DType::kInt8) cpu::rotate(call.query.get(), heads * group, p.head_dim);
+  append(p, call.kernels);
+  const bool alone = slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
+  spread(p, loop, heads * most, alone, [&](int64_t i) { call.run_part(i); });
+  for (int64_t head = 0; head < heads; ++head) call.combine(head);
+}
+
+void run_many(const AttendParams& p, const Loop& loop, int64_t slots) {
+  const int64_t group = p.query_heads / p.kv_heads;
+  const int64_t block = std::min(p.rows, std::max(int64_t{1}, kBlockQueries / group));
+  const int64_t blocks = (p.rows + block - 1) / block;
+  const int64_t workers = std::min(kMostWorkers, p.batch * p.kv_heads * blocks);
+  const int64_t floats = block * group * (2 + 2 * p.head_dim) + 2 * cpu::kAttendKeys * p.head_dim;
+  const ManyRows call{p,
+                      cpu::kernels(),
+                      group,
+                      block,
+                      blocks,
+                      floats,
+                      cpu::allocate<float>(workers * floats),
+                      cpu::allocate<int32_t>(workers * block * group)};
+  append(p, call.kernels);
+  const bool alone = p.rows * slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
+  std::atomic<int64_t> next{0};
+  spread(p, loop, workers, alone, [&](int64_t worker) {
+    for (int64_t i = next++; i < call.items(); i = next++) call.run_block(worker, i);
+  });
 }
 
 }  // namespace
 
 void run_cpu(const AttendParams& p, const Loop& loop) {
   validate(p);
-  const int64_t slots = longest(p), heads = p.batch * p.kv_heads, group = p.query_heads / p.kv_heads;
-  if (heads == 0) return;
-  const int64_t most = parts(slots), state_size = group * (2 + p.head_dim),
-                numbers = heads * group * p.head_dim;
-  const Call call{p,
-                  cpu::kernels(),
-                  group,
-                  state_size,
-                  most,
-                  cpu::allocate<float>(numbers),
-                  cpu::allocate<float>(heads * most * state_size)};
-  const double scale = p.scale != 0.0F ? p.scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
-  for (int64_t i = 0; i < numbers; ++i)
-    call.query[static_cast<size_t>(i)] = static_cast<float>(scale * kLog2E * p.query[i]);
-  append(p);
-
-  const int64_t items = heads * most;
-  if (slots * p.batch * p.query_heads * p.head_dim < kParallelWork) {
-    for (int64_t i = 0; i < items; ++i) call.run_part(i);
-  } else if (loop.run != nullptr) {
-    loop.run(
-        loop.owner, items, [](void* data, int64_t i) { static_cast<const Call*>(data)->run_part(i); },
-        const_cast<void*>(static_cast<const void*>(&call)));
+  if (p.batch == 0 || p.rows == 0) return;
+  const int64_t slots = longest(p);
+  if (p.rows == 1) {
+    run_one(p, loop, slots);
   } else {
-    cpu::parallel_for(cpu::resolve_threads(p.threads), items, 1, [&](int, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) call.run_part(i);
-    });
+    run_many(p, loop, slots);
   }
-  for (int64_t head = 0; head < heads; ++head) call.combine(head);
 }
 
 }  // namespace vlkv

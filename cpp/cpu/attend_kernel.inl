@@ -1,13 +1,51 @@
 // Attend's inner loops. Lanes are elements of a head: keys and values are read in memory order, once for up
 // to four query heads. Included inside an instruction set's namespace.
 
-// Keys per tile, whose weights are stored between the two products. The tile's keys, then its values, stay in
-// the first-level cache for the query heads after the first four.
-constexpr int kAttendKeys = 64;
+// Prefetch distance in bytes, beyond the end of a 4 KiB page, where the hardware prefetcher stops.
+constexpr int kAttendAhead = 12288;
 
-// Prefetch distance in floats: 12 KiB, which is beyond the end of a 4 KiB page, where the hardware prefetcher
-// stops.
-constexpr int kAttendAhead = 3072;
+// A cache's rows by their type. Elements are widened in registers; those of kInt8 are codes, and what they
+// give is multiplied by the row's scale.
+struct FloatRows {
+  using Element = float;
+  static constexpr bool kScaled = false;
+  VLKV_INLINE F vector(const float* from) { return load<F>(from); }
+  VLKV_INLINE float one(const float* from) { return *from; }
+};
+
+struct BFloat16Rows {
+  using Element = uint16_t;
+  static constexpr bool kScaled = false;
+  VLKV_INLINE F vector(const uint16_t* from) { return from_bfloat16(load<H>(from)); }
+  VLKV_INLINE float one(const uint16_t* from) {
+    const uint32_t bits = uint32_t{*from} << 16;
+    float wide;
+    __builtin_memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+  }
+};
+
+struct Int8Rows {
+  using Element = int8_t;
+  static constexpr bool kScaled = true;
+  VLKV_INLINE F vector(const int8_t* from) { return from_codes(from); }
+  VLKV_INLINE float one(const int8_t* from) { return static_cast<float>(*from); }
+};
+
+// Elements from one row to the next.
+template <class Rows>
+VLKV_INLINE int pitch(int dim) {
+  return dim + (Rows::kScaled ? 4 : 0);
+}
+
+// Prefetches what is kAttendAhead after row[d], once for each cache line.
+template <class Element>
+VLKV_INLINE void fetch_ahead(const Element* row, int64_t d) {
+  constexpr int kElements = 64 / sizeof(Element);
+  if (d % kElements != 0) return;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(row + d) + kAttendAhead;
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+}
 
 // Partial sums of four vectors' lanes, in the order of the vectors, in every 128 bits of the result; the sums
 // over all 128-bit parts are complete.
@@ -60,11 +98,11 @@ VLKV_INLINE void sum_each(const F (&v)[N], float (&sums)[(N + 3) / 4 * 4]) {
 }
 
 // weight[h][i..i+NK) = query[h].key for NK keys, which are read once for NH heads.
-template <int NH, int NK>
-VLKV_INLINE void attend_logits(const float* query, const float* key, int dim, int i,
+template <class Rows, int NH, int NK>
+VLKV_INLINE void attend_logits(const float* query, const typename Rows::Element* key, int dim, int i,
                                float (&weight)[NH][kAttendKeys]) {
-  const int whole = dim / kLanes * kLanes;
-  const float* k = key + int64_t{i} * dim;
+  const int whole = dim / kLanes * kLanes, step = pitch<Rows>(dim);
+  const typename Rows::Element* k = key + int64_t{i} * step;
   F acc[NK * NH] = {};
   for (int d = 0; d < whole; d += kLanes) {
     F q[NH];
@@ -72,8 +110,8 @@ VLKV_INLINE void attend_logits(const float* query, const float* key, int dim, in
     for (int h = 0; h < NH; ++h) q[h] = in_register(load<F>(query + h * dim + d));
 #pragma GCC unroll 8
     for (int n = 0; n < NK; ++n) {
-      const F element = in_register(load<F>(k + n * dim + d));
-      if (d % kLineFloats == 0) fetch<3>(k, n * dim + d + kAttendAhead);
+      const F element = in_register(Rows::vector(k + n * step + d));
+      fetch_ahead(k + n * step, d);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) acc[n * NH + h] += q[h] * element;
     }
@@ -85,15 +123,16 @@ VLKV_INLINE void attend_logits(const float* query, const float* key, int dim, in
 #pragma GCC unroll 4
     for (int h = 0; h < NH; ++h) {
       float logit = sums[n * NH + h];
-      for (int d = whole; d < dim; ++d) logit += query[h * dim + d] * k[n * dim + d];
+      for (int d = whole; d < dim; ++d) logit += query[h * dim + d] * Rows::one(k + n * step + d);
+      if constexpr (Rows::kScaled) logit *= scale_after(k + n * step, dim);
       weight[h][i + n] = logit;
     }
   }
 }
 
 // state[h][2 + d..] = state * factor[h] + sum over keys of weight[h] * value, NV vectors of d at a time.
-template <int NH, int NV>
-VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
+template <class Rows, int NH, int NV>
+VLKV_INLINE void attend_values(const typename Rows::Element* value, int keys, int dim, int d,
                                const float (&weight)[NH][kAttendKeys], const float (&factor)[NH],
                                float* state) {
   F acc[NH][NV];
@@ -105,11 +144,11 @@ VLKV_INLINE void attend_values(const float* value, int keys, int dim, int d,
     }
   }
   for (int i = 0; i < keys; ++i) {
-    const float* from = value + int64_t{i} * dim + d;
+    const typename Rows::Element* from = value + int64_t{i} * pitch<Rows>(dim) + d;
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      const F element = in_register(load<F>(from + v * kLanes));
-      if (v * kLanes % kLineFloats == 0) fetch<3>(from, v * kLanes + kAttendAhead);
+      const F element = in_register(Rows::vector(from + v * kLanes));
+      fetch_ahead(from, v * kLanes);
 #pragma GCC unroll 4
       for (int h = 0; h < NH; ++h) acc[h][v] += element * weight[h][i];
     }
@@ -134,23 +173,38 @@ VLKV_INLINE float attend_maximum(const float (&logit)[kAttendKeys], int vectors,
   return maximum;
 }
 
-// Updates the state of NH query heads with one tile of keys.
-template <int NH>
-VLKV_INLINE void attend_tile(const AttendPart& part, int head, int64_t first, int keys) {
-  const int dim = part.head_dim;
+// A tile of keys; `first` is the part's key that it begins with.
+template <class Rows>
+struct AttendTile {
+  const typename Rows::Element* key;
+  const typename Rows::Element* value;
+  int first, keys;
+
+  // How many of the tile's keys a query attends to.
+  VLKV_INLINE int seen_of(const AttendTile& tile, const AttendPart& part, int head) {
+    if (part.seen == nullptr) return tile.keys;
+    const int seen = part.seen[head] - tile.first;
+    return seen < 0 ? 0 : seen < tile.keys ? seen : tile.keys;
+  }
+};
+
+// Updates the state of NH queries with one tile of keys.
+template <class Rows, int NH>
+VLKV_INLINE void attend_tile(const AttendPart& part, const AttendTile<Rows>& tile, int head) {
+  const int dim = part.head_dim, keys = tile.keys;
   const float* query = part.query + int64_t{head} * dim;
   float* state = part.state + int64_t{head} * (2 + dim);
-  const float* key = part.key + first * dim;
   float weight[NH][kAttendKeys], factor[NH];
   constexpr int kKeys = kAccumulators >= 4 * NH ? 4 : kAccumulators >= 2 * NH ? 2 : 1;
   int i = 0;
-  for (; i + kKeys <= keys; i += kKeys) attend_logits<NH, kKeys>(query, key, dim, i, weight);
-  for (; i < keys; ++i) attend_logits<NH, 1>(query, key, dim, i, weight);
+  for (; i + kKeys <= keys; i += kKeys) attend_logits<Rows, NH, kKeys>(query, tile.key, dim, i, weight);
+  for (; i < keys; ++i) attend_logits<Rows, NH, 1>(query, tile.key, dim, i, weight);
   const int vectors = (keys + kLanes - 1) / kLanes;
 #pragma GCC unroll 4
   for (int h = 0; h < NH; ++h) {
     float* own = state + h * (2 + dim);
-    for (i = keys; i < kAttendKeys && i % kLanes != 0; ++i) weight[h][i] = -__builtin_inff();
+    const int seen = AttendTile<Rows>::seen_of(tile, part, head + h);
+    for (i = seen; i < kAttendKeys && i < vectors * kLanes; ++i) weight[h][i] = -__builtin_inff();
     const float maximum = attend_maximum(weight[h], vectors, own[0]);
     const float origin = maximum == -__builtin_inff() ? 0.0F : maximum;  // then all weights are 0
     F sum{};
@@ -163,19 +217,75 @@ VLKV_INLINE void attend_tile(const AttendPart& part, int head, int64_t first, in
     own[1] = own[1] * factor[h] + sum_lanes(sum);
     own[0] = maximum;
   }
-  const float* value = part.value + first * dim;
+  const typename Rows::Element* value = tile.value;
+  if constexpr (Rows::kScaled) {
+    for (i = 0; i < keys; ++i) {
+      const float scale = scale_after(value + int64_t{i} * pitch<Rows>(dim), dim);
+      for (int h = 0; h < NH; ++h) weight[h][i] *= scale;
+    }
+  }
   constexpr int kVectors = kAccumulators / NH >= 4 ? 4 : kAccumulators / NH >= 2 ? 2 : 1;
   int d = 0;
   for (; d + kVectors * kLanes <= dim; d += kVectors * kLanes) {
-    attend_values<NH, kVectors>(value, keys, dim, d, weight, factor, state);
+    attend_values<Rows, NH, kVectors>(value, keys, dim, d, weight, factor, state);
   }
-  for (; d + kLanes <= dim; d += kLanes) attend_values<NH, 1>(value, keys, dim, d, weight, factor, state);
+  for (; d + kLanes <= dim; d += kLanes) {
+    attend_values<Rows, NH, 1>(value, keys, dim, d, weight, factor, state);
+  }
   for (; d < dim; ++d) {
     for (int h = 0; h < NH; ++h) {
       float sum = state[h * (2 + dim) + 2 + d] * factor[h];
-      for (int i = 0; i < keys; ++i) sum += weight[h][i] * value[int64_t{i} * dim + d];
+      for (i = 0; i < keys; ++i) sum += weight[h][i] * Rows::one(value + int64_t{i} * pitch<Rows>(dim) + d);
       state[h * (2 + dim) + 2 + d] = sum;
     }
+  }
+}
+
+// All queries that attend to a key of the tile; `seen` ascends.
+template <class Rows>
+VLKV_INLINE void attend_heads(const AttendPart& part, const AttendTile<Rows>& tile) {
+  int head = 0;
+  if (part.seen != nullptr) {
+    while (head < part.heads && part.seen[head] <= tile.first) ++head;
+  }
+  for (; head + 4 <= part.heads; head += 4) attend_tile<Rows, 4>(part, tile, head);
+  switch (part.heads - head) {
+    case 3:
+      attend_tile<Rows, 3>(part, tile, head);
+      break;
+    case 2:
+      attend_tile<Rows, 2>(part, tile, head);
+      break;
+    case 1:
+      attend_tile<Rows, 1>(part, tile, head);
+      break;
+    default:
+      break;
+  }
+}
+
+template <class Rows>
+static void attend_rows(const AttendPart& part) {
+  using Element = typename Rows::Element;
+  for (int first = 0; first < part.keys; first += kAttendKeys) {
+    const int keys = part.keys - first < kAttendKeys ? part.keys - first : kAttendKeys;
+    const int64_t at = int64_t{first} * pitch<Rows>(part.head_dim);
+    attend_heads<Rows>(part, {static_cast<const Element*>(part.key) + at,
+                              static_cast<const Element*>(part.value) + at, first, keys});
+  }
+}
+
+// Widens each tile once for all queries.
+static void attend_wide(const AttendPart& part) {
+  const int64_t dim = part.head_dim, row = row_bytes(part.type, dim);
+  float* to[2] = {part.wide, part.wide + kAttendKeys * dim};
+  for (int first = 0; first < part.keys; first += kAttendKeys) {
+    const int keys = part.keys - first < kAttendKeys ? part.keys - first : kAttendKeys;
+    for (int kind = 0; kind < 2; ++kind) {
+      const char* from = static_cast<const char*>(kind == 0 ? part.key : part.value) + first * row;
+      for (int i = 0; i < keys; ++i) to_float(from + i * row, part.type, to[kind] + i * dim, dim);
+    }
+    attend_heads<FloatRows>(part, {to[0], to[1], first, keys});
   }
 }
 
@@ -185,22 +295,13 @@ static void attend(const AttendPart& part) {
     state[0] = -__builtin_inff();
     for (int i = 1; i < 2 + part.head_dim; ++i) state[i] = 0;
   }
-  for (int64_t first = 0; first < part.keys; first += kAttendKeys) {
-    const int keys = part.keys - first < kAttendKeys ? static_cast<int>(part.keys - first) : kAttendKeys;
-    int head = 0;
-    for (; head + 4 <= part.heads; head += 4) attend_tile<4>(part, head, first, keys);
-    switch (part.heads - head) {
-      case 3:
-        attend_tile<3>(part, head, first, keys);
-        break;
-      case 2:
-        attend_tile<2>(part, head, first, keys);
-        break;
-      case 1:
-        attend_tile<1>(part, head, first, keys);
-        break;
-      default:
-        break;
-    }
+  if (part.type == DType::kFloat32) {
+    attend_rows<FloatRows>(part);
+  } else if (part.wide != nullptr) {
+    attend_wide(part);
+  } else if (part.type == DType::kBFloat16) {
+    attend_rows<BFloat16Rows>(part);
+  } else {
+    attend_rows<Int8Rows>(part);
   }
 }

@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t kAhead = 8;  // rows that are prefetched before the copy
 constexpr int64_t kLine = 64;
 
-size_t row_bytes(const HeadRows& rows) { return static_cast<size_t>(rows.dim * size_of(rows.dtype)); }
+size_t row_bytes(const HeadRows& rows) { return static_cast<size_t>(vlkv::row_bytes(rows.dtype, rows.dim)); }
 
 void prefetch(const char* row, size_t bytes) {
   for (size_t at = 0; at < bytes; at += kLine) __builtin_prefetch(row + at);

@@ -71,9 +71,71 @@ VLKV_INLINE void convert_all(const T* from, auto* to, int64_t count, Convert con
   __builtin_memcpy(to + i, &converted, bytes * sizeof(*to));
 }
 
+typedef int8_t Codes __attribute__((vector_size(kLanes)));
+
+VLKV_INLINE float scale_after(const int8_t* codes, int64_t count) {
+  float scale;
+  __builtin_memcpy(&scale, codes + count, sizeof(scale));
+  return scale;
+}
+
+// Without this GCC converts bytes one by one.
+VLKV_INLINE F from_codes(const int8_t* from) {
+#if defined(__AVX512F__) && VLKV_LANES == 16
+  return __builtin_convertvector((I)_mm512_maskz_cvtepi8_epi32(__mmask16(-1), load<__m128i>(from)), F);
+#elif defined(__AVX2__) && VLKV_LANES == 8
+  return __builtin_convertvector(
+      (I)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))), F);
+#else
+  return __builtin_convertvector(__builtin_convertvector(load<Codes>(from), I), F);
+#endif
+}
+
+// A row of kInt8.
+static void row_to_float(const int8_t* from, float* to, int64_t count) {
+  const float scale = scale_after(from, count);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, from_codes(from + i) * scale);
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]) * scale;
+}
+
+// Adding 1.5 * 2^23 rounds to nearest even; the sum's low bits are the integer. The clamp matters only where
+// the scale is a denormal, which has lost bits.
+VLKV_INLINE I rounded_codes(F v, float scale) {
+  F y = v / scale;
+  y = y > 127.0F ? splat(127.0F) : y;
+  y = y < -127.0F ? splat(-127.0F) : y;
+  return (I)(y + 12582912.0F) - 0x4b400000;
+}
+
+static void row_from_float(const float* from, int8_t* to, int64_t count) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = __builtin_fabsf(from[i]);
+    finite = finite && magnitude <= kLargest;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float scale = finite ? largest / 127.0F : __builtin_nanf("");
+  __builtin_memcpy(to + count, &scale, sizeof(scale));
+  if (!(scale > 0.0F)) {
+    __builtin_memset(to, 0, static_cast<size_t>(count));
+    return;
+  }
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = count - i < kLanes ? count - i : kLanes;
+    F part{};
+    __builtin_memcpy(&part, from + i, static_cast<size_t>(lanes) * sizeof(float));
+    const Codes codes = __builtin_convertvector(rounded_codes(part, scale), Codes);
+    __builtin_memcpy(to + i, &codes, static_cast<size_t>(lanes));
+  }
+}
+
 static void to_float(const void* from, DType type, float* to, int64_t count) {
   const auto* bits = static_cast<const uint16_t*>(from);
-  if (type == DType::kFloat32) {
+  if (type == DType::kInt8) {
+    row_to_float(static_cast<const int8_t*>(from), to, count);
+  } else if (type == DType::kFloat32) {
     __builtin_memcpy(to, from, static_cast<size_t>(count) * 4);
   } else if (type == DType::kFloat16) {
     convert_all<H>(bits, to, count, [](H h) { return from_float16(h); });
@@ -84,7 +146,9 @@ static void to_float(const void* from, DType type, float* to, int64_t count) {
 
 static void from_float(const float* from, DType type, void* to, int64_t count) {
   auto* bits = static_cast<uint16_t*>(to);
-  if (type == DType::kFloat32) {
+  if (type == DType::kInt8) {
+    row_from_float(from, static_cast<int8_t*>(to), count);
+  } else if (type == DType::kFloat32) {
     __builtin_memcpy(to, from, static_cast<size_t>(count) * 4);
   } else if (type == DType::kFloat16) {
     convert_all<F>(from, bits, count, [](F v) { return to_float16(v); });

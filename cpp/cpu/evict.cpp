@@ -102,7 +102,7 @@ void run_cpu(const EvictParams& p) {
   validate(p);
   validate_lengths(p);
   if (p.batch == 0 || p.capacity == 0) return;
-  const int64_t bytes = p.batch * p.kv_heads * p.capacity * p.head_dim * size_of(p.key.dtype);
+  const int64_t bytes = p.batch * p.kv_heads * p.capacity * row_bytes(p.key.dtype, p.head_dim);
   const int threads = bytes < kParallelWork ? 1 : cpu::resolve_threads(p.threads);
   const auto scratch = allocate<uint32_t>(threads * p.slots * 2);
   const auto sums = allocate<float>(p.per_head ? 0 : threads * p.slots);

@@ -40,12 +40,21 @@ struct KeyTile {
   int next = 0;        // the tile after this one is index + next, its keys as far in memory; 0: not known
 };
 
-// Consecutive slots of one KV head's cache, and the query heads that read it.
+// Keys per tile of Attend, whose weights are stored between the two products. The tile's keys, then its
+// values, stay in the first-level cache for the query heads after the first four.
+inline constexpr int kAttendKeys = 64;
+
+// Consecutive slots of one KV head's cache, and the queries that read it: the heads of one row, or of
+// several.
 struct AttendPart {
   const float* query = nullptr;  // [heads][head_dim], times scale and log2(e)
-  const float* key = nullptr;    // [keys][head_dim]
-  const float* value = nullptr;  // [keys][head_dim]
+  const void* key = nullptr;     // [keys] rows of `type`
+  const void* value = nullptr;   // [keys] rows of `type`
+  DType type = DType::kFloat32;
   int heads = 0, keys = 0, head_dim = 0;
+  const int32_t* seen = nullptr;  // [heads], how many of the keys each query attends to; null: all
+  float* wide = nullptr;   // [2][kAttendKeys][head_dim], memory in which each tile becomes float32 once for
+                           // all queries; null: in registers, for up to four queries at a time
   float* state = nullptr;  // [heads][2 + head_dim]: the largest logit m, the sum of 2^(q.k - m), that of each
                            // times its value
 };
@@ -54,7 +63,8 @@ struct Kernels {
   int lanes;  // rows in a vector
   int group;  // vectors of rows that are multiplied together
 
-  // Converts `count` contiguous elements. Rounds to nearest even; a NaN stays a NaN.
+  // Converts `count` contiguous elements; for kInt8 they are one row. Rounds to nearest even; a NaN stays a
+  // NaN.
   void (*to_float)(const void* from, DType type, float* to, int64_t count);
   void (*from_float)(const float* from, DType type, void* to, int64_t count);
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/rotate.h"
+
 namespace vlkv::cpu {
 namespace {
 
@@ -107,6 +109,7 @@ void BlockScorer::pack(Block& block, const std::vector<Row>& rows, int64_t begin
     const int64_t head = block.h * plan_.group + (begin + slot) % plan_.group;
     plan_.kernels.to_float(at(plan_.params.query, block.b, head, row.index), plan_.params.query.dtype,
                            line_.get(), dim);
+    if (plan_.params.key.dtype == DType::kInt8) rotate(line_.get(), 1, dim);
     float* to = block.query.get() + group * lanes * dim + (slot - group * lanes);
     for (int64_t d = 0; d < dim; ++d) to[d * together] = line_[static_cast<size_t>(d)] * plan_.query_factor;
     position[slot] = row.position;
@@ -141,9 +144,9 @@ void BlockScorer::weigh(const Block& block, int worker, int tile, int next) {
   }
   const int64_t dim = plan_.params.head_dim;
   float* converted = keys_.get() + worker * tile_floats_;
-  const bool dense = view.stride_s == dim;
+  const bool dense = view.stride_s == dim && view.dtype != DType::kInt8;
   for (int n = 0; n < (dense ? 1 : keys); ++n) {
-    plan_.kernels.to_float(key + n * view.stride_s * 2, view.dtype, converted + n * dim,
+    plan_.kernels.to_float(key + n * view.stride_s * size_of(view.dtype), view.dtype, converted + n * dim,
                            dense ? keys * dim : dim);
   }
   plan_.kernels.weigh(block.view, {converted, dim, tile, keys, 0});

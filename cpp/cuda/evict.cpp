@@ -59,6 +59,8 @@ void move(EvictArgs& args, const EvictParams& p, DType dtype, int64_t unit, Cuda
 void run_cuda(const EvictParams& p, void* workspace, CudaStream stream) {
   validate(p);
   const Check check("evict");
+  check.view("key", p.key, 0);
+  check.view("value", p.value, 0);
   cuda::require_elements_aligned(check, "key", p.key);
   cuda::require_elements_aligned(check, "value", p.value);
   cuda::require_elements_aligned(check, "key_out", p.key_out);

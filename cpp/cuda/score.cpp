@@ -72,6 +72,7 @@ void run_cuda(const ScoreParams& p, void* workspace, CudaStream stream) {
   validate(p);
   const Check check("score");
   cuda::require_elements_aligned(check, "query", p.query);
+  check.view("key", p.key, 0);
   cuda::require_elements_aligned(check, "key", p.key);
   cuda::require_workspace(check, workspace, cuda_workspace_size(p));
   ScoreArgs args = arguments(p, workspace);

@@ -49,6 +49,7 @@ enum class ElementType : int32_t {
   kAny = 0,
   kFloat = 1,
   kUint8 = 2,
+  kInt8 = 3,
   kInt32 = 6,
   kFloat16 = 10,
   kBFloat16 = 16

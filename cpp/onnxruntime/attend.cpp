@@ -1,7 +1,13 @@
-// vlkv.native::Attend, an operator of ONNX Runtime's CPU provider over run_cpu(AttendParams).
+// Operators of ONNX Runtime's CPU provider over run_cpu(AttendParams).
 //
+// vlkv.native::Attend, one token per prompt:
 //   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32
 //   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attribute scale
+//
+// vlkv.native::AttendBFloat16 and AttendInt8, S tokens per prompt, over caches of these types, for int8
+// [B, Hkv, C, D + 4], as vlkv/types.h says:
+//   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32
+//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attribute scale
 //
 // Caches whose outputs are bound to the same memory are updated in place; others are copied first.
 #include "vlkv/attend.h"
@@ -15,75 +21,111 @@
 namespace vlkv::onnxruntime {
 namespace {
 
-constexpr size_t kInputs = 6, kOutputs = 3, kLast = 5;
+constexpr size_t kOutputs = 3, kKeyCache = 3, kValueCache = 4, kLast = 5, kFirst = 6;
 
 struct Kernel {
   const Api* api;
+  DType cache;
   float scale;
 };
 
 // The cache's memory: that of the output, into which the input is copied if it has memory of its own.
-float* in_place(const Tensors& tensors, const Value* input, size_t output, const Shape& shape) {
-  float* from = tensors.data<float>(input);
-  float* to = tensors.data<float>(tensors.output(output, shape));
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  if (to != from) std::copy_n(from, count, to);
+void* in_place(const Tensors& tensors, const Value* input, size_t output, const Shape& shape, int64_t item) {
+  const char* from = tensors.data<char>(input);
+  char* to = tensors.data<char>(tensors.output(output, shape));
+  int64_t bytes = item;
+  for (const int64_t size : shape) bytes *= size;
+  if (to != from) std::copy_n(from, bytes, to);
   return to;
 }
 
 void compute(const Kernel& kernel, Context* context) {
   const Tensors tensors(kernel.api, context);
-  const Value* inputs[kInputs];
-  for (size_t i = 0; i < kInputs; ++i) inputs[i] = tensors.input(i);
-  const Shape query = tensors.shape(inputs[0]), cache = tensors.shape(inputs[3]);
+  const auto* query_in = tensors.input(0);
+  const Value* caches[] = {tensors.input(kKeyCache), tensors.input(kValueCache)};
+  const Shape query = tensors.shape(query_in), cache = tensors.shape(caches[0]);
+  const bool many = kernel.cache != DType::kFloat32;
   const Check expect("attend");
-  expect.require(query.size() == 3 && query[1] == 1, "query is not [B, 1, Hq * D]");
+  expect.require(query.size() == 3 && (many || query[1] == 1), "query is not [B, ", many ? "S" : "1",
+                 ", Hq * D]");
   expect.require(cache.size() == 4 && cache[0] == query[0], "key_cache is not [B, Hkv, C, D] of query's B");
-  expect.require(cache[3] > 0 && query[2] % cache[3] == 0, "query's ", query[2],
-                 " is no multiple of the head dimension ", cache[3]);
-  const Shape added{cache[0], 1, cache[1] * cache[3]};
-  expect.require(tensors.shape(inputs[1]) == added, "key is not [B, 1, Hkv * D] of key_cache");
-  expect.require(tensors.shape(inputs[2]) == added, "value is not [B, 1, Hkv * D] of key_cache");
-  expect.require(tensors.shape(inputs[4]) == cache, "value_cache has not key_cache's shape");
-  expect.require(tensors.shape(inputs[kLast]) == Shape{cache[0]}, "last is not [B]");
+  const int64_t dim = cache[3] - row_bytes(kernel.cache, 0);
+  expect.require(dim > 0 && query[2] % dim == 0, "query's ", query[2],
+                 " is no multiple of the head dimension ", dim);
+  const Shape added{cache[0], query[1], cache[1] * dim};
+  expect.require(tensors.shape(tensors.input(1)) == added, "key is not [B, S, Hkv * D] of key_cache");
+  expect.require(tensors.shape(tensors.input(2)) == added, "value is not [B, S, Hkv * D] of key_cache");
+  expect.require(tensors.shape(caches[1]) == cache, "value_cache has not key_cache's shape");
+  expect.require(tensors.shape(tensors.input(kLast)) == Shape{cache[0]}, "last is not [B]");
   AttendParams p;
-  p.batch = cache[0], p.kv_heads = cache[1], p.slots = cache[2], p.head_dim = cache[3];
-  p.query_heads = query[2] / cache[3];
-  p.query = tensors.data<float>(inputs[0]);
-  p.key = tensors.data<float>(inputs[1]), p.value = tensors.data<float>(inputs[2]);
-  p.last = tensors.data<int32_t>(inputs[kLast]);
+  if (many) {
+    expect.require(tensors.shape(tensors.input(kFirst)) == Shape{cache[0]}, "first is not [B]");
+    p.first = tensors.data<int32_t>(tensors.input(kFirst));
+  }
+  p.batch = cache[0], p.rows = query[1], p.kv_heads = cache[1], p.slots = cache[2], p.head_dim = dim;
+  p.query_heads = query[2] / dim, p.cache = kernel.cache;
+  p.query = tensors.data<float>(query_in);
+  p.key = tensors.data<float>(tensors.input(1)), p.value = tensors.data<float>(tensors.input(2));
+  p.last = tensors.data<int32_t>(tensors.input(kLast));
   p.result = tensors.data<float>(tensors.output(0, query));
-  p.key_cache = in_place(tensors, inputs[3], 1, cache);
-  p.value_cache = in_place(tensors, inputs[4], 2, cache);
+  p.key_cache = in_place(tensors, caches[0], 1, cache, size_of(kernel.cache));
+  p.value_cache = in_place(tensors, caches[1], 2, cache, size_of(kernel.cache));
   p.scale = kernel.scale;
   Owner owner{kernel.api, context};
   run_cpu(p, owner.loop());
 }
 
-}  // namespace
+// What the operators' types differ in. ONNX Runtime allows one input of any type where outputs have any, so
+// each type of cache has an operator of its own.
+template <DType kCache>
+struct Of {
+  static constexpr bool kMany = kCache != DType::kFloat32;
+  static constexpr ElementType kElement = kCache == DType::kBFloat16 ? ElementType::kBFloat16
+                                          : kCache == DType::kInt8   ? ElementType::kInt8
+                                                                     : ElementType::kFloat;
 
-CustomOp attend_op() {
-  CustomOp op = plain_op();
-  op.name = [](const CustomOp*) { return "Attend"; };
-  op.input_count = [](const CustomOp*) { return kInputs; };
-  op.output_count = [](const CustomOp*) { return kOutputs; };
-  op.input_type = [](const CustomOp*, size_t index) {
-    return index == kLast ? ElementType::kInt32 : ElementType::kFloat;
-  };
-  op.create_kernel_or_fail = [](const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
+  static ElementType input_type(const CustomOp*, size_t index) {
+    if (index >= kLast) return ElementType::kInt32;
+    return index >= kKeyCache ? kElement : ElementType::kFloat;
+  }
+  static ElementType output_type(const CustomOp*, size_t index) {
+    return index == 0 ? ElementType::kFloat : kElement;
+  }
+  static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
     return guarded(api, [&] {
-      auto made = std::make_unique<Kernel>(Kernel{api, 0.0F});
+      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F});
       check(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
       *kernel = made.release();
     });
-  };
-  op.compute_or_fail = [](void* kernel, Context* context) {
-    const auto* own = static_cast<const Kernel*>(kernel);
-    return guarded(own->api, [&] { compute(*own, context); });
-  };
-  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  return op;
+  }
+  static CustomOp make(const char* (*name)(const CustomOp*)) {
+    CustomOp op = plain_op();
+    op.name = name;
+    op.input_count = [](const CustomOp*) { return size_t{kMany ? kFirst + 1 : kLast + 1}; };
+    op.output_count = [](const CustomOp*) { return kOutputs; };
+    op.input_type = input_type, op.output_type = output_type;
+    op.create_kernel_or_fail = create;
+    op.compute_or_fail = [](void* kernel, Context* context) {
+      const auto* own = static_cast<const Kernel*>(kernel);
+      return guarded(own->api, [&] { compute(*own, context); });
+    };
+    op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+    return op;
+  }
+};
+
+}  // namespace
+
+CustomOp attend_op() {
+  return Of<DType::kFloat32>::make([](const CustomOp*) { return "Attend"; });
+}
+
+CustomOp attend_bfloat16_op() {
+  return Of<DType::kBFloat16>::make([](const CustomOp*) { return "AttendBFloat16"; });
+}
+
+CustomOp attend_int8_op() {
+  return Of<DType::kInt8>::make([](const CustomOp*) { return "AttendInt8"; });
 }
 
 }  // namespace vlkv::onnxruntime

@@ -38,7 +38,7 @@ namespace {
 
 // The domain, which is made once because sessions keep pointers to it.
 const Domain* domain(const Api* api) {
-  static const CustomOp operators[] = {attend_op(), linear_op()};
+  static const CustomOp operators[] = {attend_op(), attend_bfloat16_op(), attend_int8_op(), linear_op()};
   static const Domain* const made = [api] {
     Domain* fresh = nullptr;
     check(api, Function::kCreateCustomOpDomain, "vlkv.native", &fresh);

@@ -9,6 +9,8 @@
 namespace vlkv::onnxruntime {
 
 CustomOp attend_op();
+CustomOp attend_bfloat16_op();
+CustomOp attend_int8_op();
 CustomOp linear_op();
 
 // An operator of the CPU provider with required inputs; the caller fills in the rest.

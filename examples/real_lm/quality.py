@@ -1,4 +1,4 @@
-"""`make quality`: measures the effect of each weight format on a real language model's answers.
+"""`make quality`: measures the effect of each weight format and cache dtype on a real language model's answers.
 
 $ python -m examples.real_lm.quality -o out/real_lm
 
@@ -34,13 +34,15 @@ class Arm:
 
     weights: str
     precision: str = "float32"
+    cache: str = "float32"
     agreement: float = 1.0
     perplexity: float = 0.0
 
     @property
     def name(self) -> str:
         """The name of its folder, also used in the table."""
-        return self.weights + (f", prompts in {self.precision}" if self.precision != "float32" else "")
+        prompts = f", prompts in {self.precision}" if self.precision != "float32" else ""
+        return self.weights + prompts + (f", cache in {self.cache}" if self.cache != "float32" else "")
 
 
 REFERENCE = Arm("float32")
@@ -49,6 +51,9 @@ LIMITS = (
     Arm("int8", agreement=0.99, perplexity=0.003),
     Arm("int8", "bfloat16", agreement=0.99, perplexity=0.003),
     Arm("int4", agreement=0.95, perplexity=0.04),
+    Arm("float32", cache="bfloat16", agreement=0.995, perplexity=0.003),
+    Arm("float32", cache="int8", agreement=0.99, perplexity=0.003),
+    Arm("int8", cache="int8", agreement=0.98, perplexity=0.006),
 )
 
 
@@ -91,7 +96,13 @@ def engine_of(arm: Arm, folder: Path) -> Engine:
 
                 make_checkpoint(folder / "checkpoint")
             export_checkpoint(folder / "checkpoint", folder / "graphs")
-        build_engine(folder / "graphs", target, weights=arm.weights, prompt_precision=arm.precision)
+        build_engine(
+            folder / "graphs",
+            target,
+            weights=arm.weights,
+            prompt_precision=arm.precision,
+            kv_dtype=arm.cache,
+        )
     return Engine.load(target, verify=False)
 
 
@@ -101,13 +112,13 @@ def says_paris(engine: Engine) -> bool:
     return "Paris" in answer.text
 
 
-def measure(folder: Path, forced: int = FORCED) -> list[dict[str, object]]:
-    """Yields one row per arm."""
+def measure(folder: Path, forced: int = FORCED, only: str = "") -> list[dict[str, object]]:
+    """Returns one row per arm whose name contains `only`."""
     reference = engine_of(REFERENCE, folder)
     tokens = pieces(reference, forced)
     expected, base = forced_choices(reference, tokens)
     found: list[dict[str, object]] = []
-    for arm in LIMITS:
+    for arm in (arm for arm in LIMITS if only in arm.name):
         engine = engine_of(arm, folder)
         choices, loss = forced_choices(engine, tokens)
         agreement, change = float((choices == expected).mean()), float(np.expm1(loss - base))
@@ -125,7 +136,7 @@ def measure(folder: Path, forced: int = FORCED) -> list[dict[str, object]]:
             }
         )
         print(
-            f"| {arm.name} | {agreement:.2%} (>= {arm.agreement:.0%}) | {change:+.2%} (<= {arm.perplexity:.1%}) | "
+            f"| {arm.name} | {agreement:.2%} (>= {arm.agreement:.1%}) | {change:+.2%} (<= {arm.perplexity:.1%}) | "
             f"{'Paris' if paris else 'not Paris'} | {'yes' if ok else 'no'} |",
             flush=True,
         )
@@ -136,11 +147,12 @@ def main() -> int:
     """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--only", default="", help="measure the formats whose name contains this text")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     print("| weights | first choice equal | perplexity | the capital of France | within the gate |")
     print("|---|---|---|---|---|", flush=True)
-    found = measure(arguments.output)
+    found = measure(arguments.output, only=arguments.only)
     (arguments.output / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
     return 0 if all(row["within"] for row in found) else 1
 

@@ -111,6 +111,13 @@ def build(
             "writing to the checkpoint's files then changes the engine, or crashes it while it runs.",
         ),
     ] = False,
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="The KV cache: float32, bfloat16, or int8 with a scale per token and KV head (onnxruntime).",
+            show_default="float32",
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="A GPU to build for, such as 8.9; repeat it for several.", rich_help_panel=DEVICE),
@@ -165,5 +172,7 @@ def build(
     settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
     with progress() as bar:
         watch = Watch(bar.step, bar.advance, bar.total)
-        build_engine(graphs, output, backend, operators, watch, settings, weights, prompt_precision, link)
+        build_engine(
+            graphs, output, backend, operators, watch, settings, weights, prompt_precision, link, kv_dtype
+        )
         bar.done(f"wrote {output}")

@@ -14,7 +14,7 @@ from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export.directory import WEIGHTS, file_facts
 from vlkv_export.graphs import load_graphs
 from vlkv_export.targets.registry import TARGETS
-from vlkv_export.targets.spec import PRECISIONS, Options, Settings
+from vlkv_export.targets.spec import KV_DTYPES, PRECISIONS, Options, Settings
 from vlkv_export.watch import Watch
 from vlkv_export.weights.registry import FORMATS
 
@@ -31,6 +31,7 @@ def build_engine(
     weights: str | None = None,
     prompt_precision: str | None = None,
     link: bool = False,
+    kv_dtype: str | None = None,
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -48,13 +49,15 @@ def build_engine(
             None is float32.
         link: whether weights that are taken as they are may be hard links to the checkpoint's. Whoever writes to those
             files then changes the engine. Else they are copies, or clones where the file system has them.
+        kv_dtype: one of `KV_DTYPES`, of the KV cache; native operators on ONNX Runtime only if not float32. None
+            is float32; on TensorRT the dtype of `settings`.
 
     Raises:
         EngineError: `source` is not a graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()
-    options = Options(operators, weights, prompt_precision, settings or Settings(), link)
+    options = Options(operators, weights, prompt_precision, kv_dtype, settings or Settings(), link)
     _known("backend", backend, TARGETS)
     if operators is not None:
         _known("operators", operators, OPERATORS)
@@ -62,6 +65,8 @@ def build_engine(
         _known("weights", weights, FORMATS)
     if prompt_precision is not None:
         _known("prompt precision", prompt_precision, PRECISIONS)
+    if kv_dtype is not None:
+        _known("KV dtype", kv_dtype, KV_DTYPES)
     manifest = read(source)
     if manifest.kind != "graphs":
         held = "an engine" if manifest.kind == "engine" else "lowered graphs"

@@ -194,7 +194,8 @@ def test_refusals_are_value_errors(rng):
     assert refusal(position=np.array([[1, 10, 3]])) == "[score] row_position[0, 1] is 10, not in [-1, 10)"
     assert refusal(threshold=2) == "[score] threshold is 2, not in [0, 1]"
     assert (
-        refusal(key=key.astype(np.float64)) == "[score] key is not float32, float16 or bfloat16 (as uint16)"
+        refusal(key=key.astype(np.float64))
+        == "[score] key is not float32, float16, bfloat16 (as uint16) or int8"
     )
     assert refusal(key=key[..., :4]) == "[score] key has shape (1, 2, 10, 4), not (1, 2, 10, 8)"
     assert refusal(query=query[0]) == "[score] query has shape (4, 3, 8), not 4 dimensions"

@@ -23,3 +23,24 @@ def attend(query, key, value, key_cache, value_cache, last, scale):
             result[b, h] = weights @ values / weights.sum()
             magnitude[b, h] = weights @ np.abs(values) / weights.sum()
     return result, key_cache, value_cache, magnitude
+
+
+def attend_stored(query, keys, values, first, last, scale):
+    """Attends over caches that hold the new tokens already. Returns result and magnitude, [B, S, Hq, D] both.
+
+    query [B, S, Hq, D], keys, values [B, Hkv, C, D], first, last [B]. Token i of prompt b sees slots 0..first[b] + i;
+    tokens after slot last[b] are padding, whose result is 0.
+    """
+    query = query.astype(np.float64)
+    group = query.shape[2] // keys.shape[1]
+    result, magnitude = np.zeros(query.shape), np.zeros(query.shape)
+    for b, i, h in np.ndindex(query.shape[:3]):
+        slots = first[b] + i + 1
+        if slots > last[b] + 1:
+            continue
+        seen, mean = keys[b, h // group, :slots], values[b, h // group, :slots]
+        logits = scale * seen @ query[b, i, h]
+        weights = np.exp(logits - logits.max())
+        result[b, i, h] = weights @ mean / weights.sum()
+        magnitude[b, i, h] = weights @ np.abs(mean) / weights.sum()
+    return result, magnitude

@@ -1,34 +1,46 @@
-// Attend: writes the key and value of one new token per prompt to the cache's next slot, and attends over the
-// cache. Source: online softmax (arXiv 1805.02867); a cache's keys are split, and the splits combined at the
-// end (Flash-Decoding).
+// Attend: writes the keys and values of each prompt's new tokens to the cache's next slots, and attends over
+// the cache. Source: online softmax (arXiv 1805.02867); a cache's keys are split, and the splits combined at
+// the end (Flash-Decoding).
 #pragma once
 
 #include "vlkv/types.h"
 
 namespace vlkv {
 
-// One dimension legend: B prompts, C cache slots, Hq query heads, Hkv KV heads, D head dim.
+// One dimension legend: B prompts, S tokens of the call, C cache slots, Hq query heads, Hkv KV heads, D head
+// dim.
 //
-//   query                   [B, Hq, D]      float32
-//   key, value              [B, Hkv, D]     float32, of the new token
-//   key_cache, value_cache  [B, Hkv, C, D]  float32; slot `last` is written, slots 0..last are read
-//   last                    [B]             int32, the new token's slot, 0 to C - 1
-//   result                  [B, Hq, D]      float32, written; overlaps no input
+//   query                   [B, S, Hq, D]   float32
+//   key, value              [B, S, Hkv, D]  float32, of the new tokens
+//   key_cache, value_cache  [B, Hkv, C, D]  rows of `cache`: float32, bfloat16 or int8 (vlkv/types.h), dense;
+//                                           slots first..last are written, slots 0..last are read
+//   first, last             [B]             int32, the slots of the first and the last new token, 0 to C - 1;
+//                                           first null: last
+//   result                  [B, S, Hq, D]   float32, written; overlaps no input
 //
-// result = softmax(scale * query . key_cache[0..last]) . value_cache[0..last]; query head h reads KV head
-// h / (Hq / Hkv). Slots after `last` are neither read nor written. A head's result is NaN if one of its
-// logits is NaN or +infinity, or all are -infinity.
+// Token i of a prompt takes slot first + i and attends to slots 0..first + i as they are stored, its own
+// included: result = softmax(scale * query . key_cache) . value_cache; query head h reads KV head
+// h / (Hq / Hkv). Tokens after `last` are padding: they are not stored, and their result is 0. Slots after
+// `last` are neither read nor written. A row of a head is NaN if one of its logits is NaN or +infinity, or
+// all are -infinity. If a value of a later token of the call is not finite, earlier rows may become NaN too.
 //
-// Method: the query heads of a KV head share each read of its cache, so the cache is read once. Extra memory:
-// Hq * (D + 2) floats for each 1024 slots of each prompt. The result is bit for bit the same for every number
-// of threads and every composition of the batch; instruction sets differ in rounding.
+// All arithmetic is in float32; elements are widened exactly. A logit over int8 is the sum of the codes'
+// products, times the scale.
+//
+// Method: the query heads of a KV head share each read of its cache, so with one row the cache is read once,
+// and widened in registers. With more rows, blocks of up to 64 queries share each tile of 64 slots, which is
+// widened once for all of them. Extra memory: with one row, Hq * (D + 2) floats for each 1024 slots of each
+// prompt; with more, up to 64 blocks of 64 * (2 * D + 2) + 128 * D floats. The result is bit for bit the same
+// for every number of threads and every composition of the batch; instruction sets differ in rounding.
 struct AttendParams {
-  int64_t batch = 0, query_heads = 0, kv_heads = 0, slots = 0, head_dim = 0;
+  int64_t batch = 0, rows = 1, query_heads = 0, kv_heads = 0, slots = 0, head_dim = 0;
+  DType cache = DType::kFloat32;
   const float* query = nullptr;
   const float* key = nullptr;
   const float* value = nullptr;
-  float* key_cache = nullptr;
-  float* value_cache = nullptr;
+  void* key_cache = nullptr;
+  void* value_cache = nullptr;
+  const int32_t* first = nullptr;
   const int32_t* last = nullptr;
   float scale = 0.0F;  // 0 = 1/sqrt(D)
   float* result = nullptr;
@@ -45,8 +57,8 @@ struct Loop {
 // Checks sizes, pointers and settings without reading tensors. Throws InvalidArgument.
 VLKV_API void validate(const AttendParams& params);
 
-// Validates, then checks every `last` before anything is written. Runs on `loop` if it has a run function,
-// else on this library's threads. Throws InvalidArgument, or std::bad_alloc with nothing written.
+// Validates, then checks every `first` and `last` before anything is written. Runs on `loop` if it has a run
+// function, else on this library's threads. Throws InvalidArgument, or std::bad_alloc with nothing written.
 VLKV_API void run_cpu(const AttendParams& params, const Loop& loop = {});
 
 }  // namespace vlkv

@@ -13,13 +13,23 @@
 
 namespace vlkv {
 
-enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+// kInt8 is for caches on CPUs. A row of D elements is D signed codes, then a float32 scale (not necessarily
+// aligned): element d is codes[d] * scale. A row is written with scale = its largest magnitude / 127 and
+// codes = elements / scale, rounded to nearest even, in [-127, 127]. A row with a NaN or an infinity has the
+// scale NaN. Attend stores keys and values rotated, H . x (cpu/rotate.h), as Score expects keys: a few huge
+// elements, which real models' keys have, would take the codes of all others. q . k = (H . q) . (H . k), and
+// a result is rotated back. Source: QuaRot, arXiv 2404.00456.
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8 = 3 };
 enum class IndexType : int32_t { kInt32 = 0, kInt64 = 1 };
 
-constexpr int64_t size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
+// Bytes of an element (for kInt8: of a code), and of a row of `dim` elements.
+constexpr int64_t size_of(DType type) { return type == DType::kFloat32 ? 4 : type == DType::kInt8 ? 1 : 2; }
+constexpr int64_t row_bytes(DType type, int64_t dim) {
+  return dim * size_of(type) + (type == DType::kInt8 ? 4 : 0);
+}
 
-// A tensor [B, heads, slots, D]. Strides count elements; D is contiguous. A slice of a larger cache is a view
-// like any other, and a stride of 0 repeats what it strides over (inputs only).
+// A tensor [B, heads, slots, D]. Strides count elements (for kInt8: bytes); D is contiguous. A slice of a
+// larger cache is a view like any other, and a stride of 0 repeats what it strides over (inputs only).
 template <class Pointer>
 struct BasicView {
   Pointer data = nullptr;

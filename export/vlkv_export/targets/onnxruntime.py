@@ -19,6 +19,7 @@ from vlkv_export.passes import (
     group_query_attention,
     multi_head_attention,
     native_attention,
+    native_cache,
     native_linear,
     observed_rows,
     transposed_weights,
@@ -56,6 +57,10 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 f"{option} {value} goes with --operators native; --operators functions multiplies in float32"
             )
 
+    kv_dtype = options.kv_dtype or "float32"
+    _check_cache(kv_dtype, native, manifest)
+    reduced = kv_dtype != "float32"
+
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
         coded = [matrix for model in models.values() for matrix in find_coded(model)]
         if coded and weights not in (None, "float32"):
@@ -77,7 +82,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         watch.step("lowering the graphs")
         wide = {name: convert.external(tensor) for name, tensor in placed.items()}
         matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices | codes
-        lower_for_onnxruntime(models, wide, operators, matrices, precision)
+        lower_for_onnxruntime(models, wide, operators, matrices, precision, kv_dtype)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
         scale = manifest.embedding.scale
@@ -90,17 +95,32 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         return {
             "kind": "engine",
             "backend": backend,
-            # the body of Score knows no window
-            "text": manifest.text if native else inside_window(manifest.text),
+            # the body of Score and the attention over caches of fewer bits know no window
+            "text": manifest.text if native and not reduced else inside_window(manifest.text),
             "operators": operators,
             "weights": weights or _kept(codes, manifest.cache_dtype if native else "float32"),
             "prompt_precision": precision,
-            "cache_dtype": "float32",
+            "cache_dtype": kv_dtype,
             "embedding": table,
             "versions": manifest.versions | {"onnxruntime": version("onnxruntime")},
         }
 
     return write
+
+
+def _check_cache(kv_dtype: str, native: bool, manifest: Manifest) -> None:
+    """Refuses a cache of fewer bits where the native attention can't replace the graph's."""
+    if kv_dtype == "float32":
+        return
+    if not native:
+        raise EngineError(
+            f"--kv-dtype {kv_dtype} goes with --operators native; --operators functions has a cache in float32"
+        )
+    if manifest.text.head_dim % group_query_attention.DIM:
+        raise EngineError(
+            f"--kv-dtype {kv_dtype} needs heads of a multiple of {group_query_attention.DIM} elements, this model's "
+            f"have {manifest.text.head_dim}; leave it out for a cache in float32"
+        )
 
 
 def _kept(codes: Mapping[str, Stored], floats: str) -> str:
@@ -114,6 +134,7 @@ def lower_for_onnxruntime(
     operators: str,
     stored: Mapping[str, Stored] = MappingProxyType({}),
     prompt_precision: str = "float32",
+    kv_dtype: str = "float32",
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place.
 
@@ -124,6 +145,7 @@ def lower_for_onnxruntime(
             kernels; `functions` keeps the ONNX bodies.
         stored: for native operators, replacements of matrices, by name. Other matrices are read in their dtype.
         prompt_precision: for native operators, the precision of products of many rows.
+        kv_dtype: for native operators, the dtype of the caches.
 
     Returns:
         The counts that the passes returned, by graph and pass.
@@ -138,12 +160,20 @@ def lower_for_onnxruntime(
         if name in ("vision", "video"):
             done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
-            if not native:
+            if not native or kv_dtype != "float32":
                 done["within_window"] = within_window.apply(model)
             done["group_query_attention"] = group_query_attention.apply(model)
             if native:
-                done["native_attention"] = native_attention.apply(model)
                 done["observed_rows"] = observed_rows.apply(model)
+            if native and kv_dtype != "float32":
+                done["native_cache"] = native_cache.apply(model, dtype=kv_dtype)
+                if not done["native_cache"]:
+                    raise EngineError(
+                        f"--kv-dtype {kv_dtype}: this decoder's attention is of a form that vlkv does not replace; "
+                        "leave it out for a cache in float32"
+                    )
+            elif native:
+                done["native_attention"] = native_attention.apply(model)
         done["transposed_weights"] = transposed_weights.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)

@@ -15,6 +15,7 @@ from vlkv_export.watch import Watch
 GRAPHS = ("vision", "decoder", "compress")
 """The graphs of a graph directory."""
 PRECISIONS = ("float32", "bfloat16")
+KV_DTYPES = ("float32", "bfloat16", "int8")
 DEFAULT_CHUNK = 1024
 DEFAULT_BATCH = 4
 
@@ -55,6 +56,7 @@ class Options:
         operators: `native` or `functions`; None leaves the choice to the target.
         weights: one of `weights.registry.FORMATS`; None keeps the checkpoint's dtype.
         prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; None leaves the choice to the target.
+        kv_dtype: one of `KV_DTYPES`, of the KV cache; None leaves the choice to the target.
         settings: the options of a device.
         link: whether weights that are taken as they are may be hard links, not copies of the engine's own.
     """
@@ -62,6 +64,7 @@ class Options:
     operators: str | None = None
     weights: str | None = None
     prompt_precision: str | None = None
+    kv_dtype: str | None = None
     settings: Settings = field(default_factory=Settings)
     link: bool = False
 

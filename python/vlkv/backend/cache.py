@@ -11,10 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.storage.manifest import TextFacts
+from vlkv.storage.manifest import TextFacts, cache_row
 
 Array = Any
-"""A NumPy array of float32, or a device's array with the same slicing."""
+"""A NumPy array, or a device's array with the same slicing.
+
+In NumPy bfloat16 is uint16. A row of int8 has D codes and then the four bytes of a float32 scale (`cpp/include/vlkv/
+types.h`), so a slot is copied and moved as one row whatever its dtype.
+"""
 
 
 class Store(Protocol):
@@ -27,7 +31,11 @@ class Store(Protocol):
     sets: int
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """A new array `[B, Hkv, C, D]` with undefined content."""
+        """A new array `[B, Hkv, C, row]` with undefined content."""
+        ...
+
+    def row(self, head_dim: int) -> int:
+        """The elements of one slot of one head: D, or more if something is stored beside them."""
         ...
 
     def assign(self, target: Array, source: Array) -> None:
@@ -36,16 +44,28 @@ class Store(Protocol):
 
 
 class HostStore:
-    """Stores caches as float32 NumPy arrays."""
+    """Stores caches as NumPy arrays of a dtype by its name in the manifest."""
 
     sets = 1
 
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = dtype
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The arrays' dtype in NumPy: uint16 for bfloat16."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    def row(self, head_dim: int) -> int:
+        """See `Store.row`."""
+        return cache_row(self.dtype, head_dim)
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[Any]:
         """See `Store.empty`. Pages are only allocated when tokens are written to them.
 
         Free slots hold zeros: attention with standard operators multiplies them by 0, and NaN times 0 is NaN.
         """
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, self.numpy)
 
     def assign(self, target: Array, source: Array) -> None:
         """See `Store.assign`."""
@@ -59,7 +79,7 @@ class Cache:
     """Keys and values of B prompts.
 
     Attributes:
-        keys: per layer `[B, Hkv, C_l, D]`.
+        keys: per layer `[B, Hkv, C_l, row]`; a row holds D elements, see `Array`.
         values: the same shapes.
         length: valid slots `[L, B]`, int64; slots past a layer's length are undefined.
         store: allocates the arrays.
@@ -76,7 +96,7 @@ class Cache:
     @classmethod
     def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:
         """A cache for one prompt with `capacity` slots in every layer."""
-        shape = (1, text.kv_heads, capacity, text.head_dim)
+        shape = (1, text.kv_heads, capacity, store.row(text.head_dim))
         keys, values = ([store.empty(shape) for _ in range(text.layers)] for _ in range(2))
         return cls(keys, values, np.zeros((text.layers, 1), np.int64), store)
 
@@ -169,7 +189,7 @@ class Cache:
             slots: the slots `[L, B, Hkv]` int64 to overwrite, under the length; -1 in all heads leaves a layer of a
                 prompt unchanged.
         """
-        if self.store is not HOST:
+        if not isinstance(self.store, HostStore):
             self._assign(slots)
             return
         for layer, prompt in np.argwhere(slots[:, :, 0] >= 0).tolist():

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.backend.base import NOTHING, Observation, ObservedQueries, ObservedScores
-from vlkv.backend.cache import HOST, Cache, Store
+from vlkv.backend.cache import Array, Cache, HostStore, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import EngineError, ImageError
@@ -24,6 +24,8 @@ from vlkv.storage.files import show, text_path
 from vlkv.storage.manifest import Manifest, vision_graphs
 
 CPU = "cpu"
+BFLOAT16 = 16
+"""ONNX's number of the type."""
 SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -45,12 +47,12 @@ class OnnxRuntimeBackend:
         threads: threads of one operator; 0 leaves the number to ONNX Runtime.
     """
 
-    store: Store = HOST
     chunk = 0
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
         self.text = manifest.text
         self.threads = threads
+        self.store: Store = HostStore(manifest.cache_dtype)
         self._native = manifest.operators == "native"
         self._vision = {
             name: _session(directory / f"{name}.onnx", threads, manifest.operators)
@@ -86,10 +88,10 @@ class OnnxRuntimeBackend:
 
     def evict(
         self,
-        source: tuple[Float32, Float32],
+        source: tuple[Array, Array],
         score: Float32,
         keep: tuple[int, int, int],
-        target: tuple[Float32, Float32],
+        target: tuple[Array, Array],
         per_head: bool,
         merge: bool,
     ) -> NDArray[np.int32]:
@@ -141,7 +143,7 @@ class OnnxRuntimeBackend:
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         for kind, arrays in (("key", cache.keys), ("value", cache.values)):
             for layer, array in enumerate(arrays):
-                value = ort.OrtValue.ortvalue_from_numpy(array)
+                value = _cache_value(array)
                 binding.bind_ortvalue_input(f"{kind}_cache.{layer}", value)
                 binding.bind_ortvalue_output(f"new_{kind}_cache.{layer}", value)
         return binding
@@ -235,6 +237,13 @@ class OnnxRuntimeSteps:
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(arrays[name]))
         self.observation = self._backend.observation(arrays)
         return binding
+
+
+def _cache_value(array: Array) -> Any:
+    """The array's memory as a value of ONNX Runtime, which knows bfloat16."""
+    if array.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _session(path: Path, threads: int, operators: str = "functions") -> Any:

@@ -17,7 +17,7 @@ from vlkv.generation.result import Result
 from vlkv.generation.sampling import Sampling
 from vlkv.generation.sequence import Sequence as Prepared
 from vlkv.policies.builtin import resolve
-from vlkv.storage.manifest import BYTES
+from vlkv.storage.manifest import token_bytes
 
 
 @dataclass
@@ -90,10 +90,7 @@ class EngineArm:
         self.engine = engine
         self._policy = resolve("full" if budget == Budget(1.0) else policy)
         text = engine.manifest.text
-        self._slot, self._layers = (
-            2 * text.kv_heads * text.head_dim * BYTES[engine.manifest.cache_dtype],
-            text.layers,
-        )
+        self._slot, self._layers = token_bytes(text, engine.manifest.cache_dtype), text.layers
         self._peak = Peak()
 
     def request(self, one: Asked, new_tokens: int) -> Prepared:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Observation, Steps
-from vlkv.backend.cache import HOST, Cache
+from vlkv.backend.cache import Cache, HostStore
 from vlkv.dtypes import Float32, Int64
 from vlkv.generation.points import Point
 from vlkv.generation.result import Result
@@ -154,7 +154,7 @@ def decode(
             active = np.array([not sequences[number].done for number in rows], np.bool_)
             if not active.any():
                 return
-            if cache.store is HOST and not active.all():
+            if isinstance(cache.store, HostStore) and not active.all():
                 if decoder is not None:
                     decoder.close()
                 cache, places = cache.compacted(np.flatnonzero(active).tolist())

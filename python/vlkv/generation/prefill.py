@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL.Image import Image
 
-from vlkv.backend.cache import HOST, Cache
+from vlkv.backend.cache import Cache, HostStore
 from vlkv.dtypes import Float32
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
@@ -227,7 +227,7 @@ def cut(
     if sequence.want_scores:
         result.scores = [score[0] for score in observer.scores]
     result.cache_bytes = cache.bytes
-    if lane is not None and lane.store is HOST:
+    if lane is not None and isinstance(lane.store, HostStore):
         array = lane.keys[0]
         token = 2 * array.shape[1] * array.shape[3] * array.itemsize
         result.cache_bytes = token * sum(capacity)

@@ -36,7 +36,7 @@ from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
 from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
-from vlkv.storage.manifest import BYTES, Manifest
+from vlkv.storage.manifest import Manifest, token_bytes
 
 Read = Callable[
     [abc.Sequence[Any], abc.Sequence[Clip], abc.Sequence[Layout], Manifest, Limits], abc.Sequence[Float32]
@@ -96,8 +96,7 @@ class Sequence:
         length, text = len(self.prompt.token_ids), model.manifest.text
         most = length + self.max_new_tokens
         self.windows = reached(text, None if self.open_ended else most)
-        slot = text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
-        slot *= model.backend.store.sets
+        slot = token_bytes(text, model.manifest.cache_dtype) * model.backend.store.sets
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),

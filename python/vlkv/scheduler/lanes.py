@@ -10,13 +10,15 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from vlkv.backend.base import Backend, Steps
-from vlkv.backend.cache import HOST, Cache
+from vlkv.backend.cache import HOST, Cache, HostStore
 from vlkv.backend.device.backend import DeviceBackend
-from vlkv.dtypes import Float32, Int64
+from vlkv.dtypes import Int64
 from vlkv.model import Model
 from vlkv.scheduler.device_lanes import DeviceLanes
 from vlkv.storage.manifest import TextFacts
@@ -26,25 +28,25 @@ NO_RESERVE = 0x4000
 
 
 class Reserved:
-    """A float32 array whose pages can be returned to the operating system.
+    """An array whose pages can be returned to the operating system.
 
     Attributes:
         array: the array.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.array: Float32
+    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+        self.array: NDArray[Any]
         self._memory: mmap.mmap | None = None
-        size = prod(shape) * 4
+        size = prod(shape) * np.dtype(dtype).itemsize
         if not size or not hasattr(mmap, "MADV_DONTNEED"):
-            self.array = np.empty(shape, np.float32)
+            self.array = np.empty(shape, dtype)
             return
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
         self._memory = mmap.mmap(-1, size, flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             # with huge pages the first token of each head would occupy more memory than most whole answers
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array = np.frombuffer(self._memory, np.float32).reshape(shape)
+        self.array = np.frombuffer(self._memory, dtype).reshape(shape)
 
     def release(self, row: int) -> None:
         """Returns the pages of one row; the row's content is undefined afterwards."""
@@ -58,20 +60,23 @@ class Reserved:
 
 
 class LaneCache:
-    """The keys and values of all lanes, as arrays `[B, Hkv, C_l, D]` per layer.
+    """The keys and values of all lanes, as arrays `[B, Hkv, C_l, row]` per layer.
 
     Args:
         text: the model's sizes.
         lanes: B.
         capacity: C_l, `[L]`.
+        store: says what a slot's row is.
 
     Attributes:
         length: valid tokens `[L, B]`.
     """
 
-    def __init__(self, text: TextFacts, lanes: int, capacity: Sequence[int]) -> None:
-        shapes = [(lanes, text.kv_heads, tokens, text.head_dim) for tokens in capacity]
-        self._keys, self._values = ([Reserved(shape) for shape in shapes] for _ in range(2))
+    def __init__(self, text: TextFacts, lanes: int, capacity: Sequence[int], store: HostStore = HOST) -> None:
+        row = store.row(text.head_dim)
+        shapes = [(lanes, text.kv_heads, tokens, row) for tokens in capacity]
+        self._store = store
+        self._keys, self._values = ([Reserved(shape, store.numpy) for shape in shapes] for _ in range(2))
         self.length: Int64 = np.zeros((len(capacity), lanes), np.int64)
 
     @property
@@ -131,7 +136,7 @@ class LaneCache:
 
     def _view(self, rows: slice, length: Int64) -> Cache:
         keys, values = ([kind.array[rows] for kind in kinds] for kinds in (self._keys, self._values))
-        return Cache(keys, values, length)
+        return Cache(keys, values, length, self._store)
 
 
 Lanes = LaneCache | DeviceLanes
@@ -140,7 +145,7 @@ Lanes = LaneCache | DeviceLanes
 def lanes_of(model: Model, lanes: int, capacity: Sequence[int]) -> Lanes:
     """Lanes where the model's caches lie."""
     backend = model.backend
-    if backend.store is HOST:
-        return LaneCache(model.manifest.text, lanes, capacity)
+    if isinstance(backend.store, HostStore):
+        return LaneCache(model.manifest.text, lanes, capacity, backend.store)
     assert isinstance(backend, DeviceBackend)
     return DeviceLanes(backend, lanes, capacity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlkv.scheduler.plan import FLOAT, SLOTS
-from vlkv.storage.manifest import TextFacts
+from vlkv.storage.manifest import TextFacts, token_bytes
 
 LEFT = 0.5
 """The share of the memory at hand that caches get; weights, working memory and other processes have the rest."""
@@ -31,12 +31,13 @@ def memory_at_hand(proc: Path = PROC, groups: Path = GROUPS) -> int:
     return min(found, default=0)
 
 
-def default_memory(text: TextFacts, slots: int = SLOTS, shares: int = 1) -> int:
+def default_memory(text: TextFacts, slots: int = SLOTS, shares: int = 1, dtype: str = "float32") -> int:
     """Bytes for caches: `LEFT` of what is at hand, among so many processes, at most that of whole caches in all lanes.
 
     L layers, B lanes: B + 1 caches of as many tokens as the model has positions are the most of any use.
+    `dtype` is the caches'.
     """
-    token = text.layers * text.kv_heads * text.head_dim * 2 * FLOAT
+    token = text.layers * token_bytes(text, dtype)
     useful = (slots + 1) * text.max_positions * (token + text.hidden * FLOAT)
     hand = memory_at_hand()
     return min(useful, int(hand * LEFT) // max(1, shares) if hand else UNKNOWN)

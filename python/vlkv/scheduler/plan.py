@@ -18,7 +18,7 @@ from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
 from vlkv.policies.policy import Policy
 from vlkv.policies.windows import Windows, reached, slots_within
-from vlkv.storage.manifest import TextFacts
+from vlkv.storage.manifest import TextFacts, token_bytes
 
 SLOTS = 64
 FLOAT = np.dtype(np.float32).itemsize
@@ -133,14 +133,17 @@ def divide(
     memory: int = 1 << 30,
     capacity: int | Sequence[int] | None = None,
     prompt_tokens: int | None = None,
+    dtype: str = "float32",
 ) -> Plan:
     """A plan for `memory` bytes. An argument that is None becomes the most that memory and the model's positions allow.
+
+    `dtype` is the cache's.
 
     Raises:
         MemoryLimitError: a number is under 1, or one answer or one prompt needs more than `memory`.
     """
     layers, most = text.layers, text.max_positions
-    token = text.kv_heads * text.head_dim * 2 * FLOAT
+    token = token_bytes(text, dtype)
     prompt = layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT
     pages = 2 * layers * text.kv_heads * PAGE
     for name, value in (("slots", slots), ("memory", memory), ("prompt_tokens", prompt_tokens)):

@@ -72,8 +72,9 @@ class Scheduler:
         if isinstance(model.backend, DeviceBackend):
             self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
         else:
-            memory = default_memory(text, slots) if memory is None else memory
-            self.plan = divide(text, text.hidden, slots, memory, *asked)
+            dtype = model.manifest.cache_dtype
+            memory = default_memory(text, slots, dtype=dtype) if memory is None else memory
+            self.plan = divide(text, text.hidden, slots, memory, *asked, dtype)
         self._model, self._queue, self._limits = model, queue, limits
         self._pixels = Pixels(pixel_memory)
         self._worker = Worker(model, self.plan, chunk)

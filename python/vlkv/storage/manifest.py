@@ -32,11 +32,23 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 """Bytes of one element, by dtype."""
 
 MAX_LAYERS = 1024
 """More than any model has; a manifest that says more would keep the runtime busy with names."""
+
+
+def cache_row(dtype: str, head_dim: int) -> int:
+    """The elements of one KV cache slot of one head: D, and in int8 four more bytes, which are a float32 scale."""
+    return head_dim + (4 if dtype == "int8" else 0)
+
+
+def token_bytes(text: TextFacts, dtype: str) -> int:
+    """The bytes of one token's keys and values in one layer's cache of that dtype."""
+    return 2 * text.kv_heads * cache_row(dtype, text.head_dim) * BYTES[dtype]
+
+
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -122,7 +134,7 @@ class Manifest(Struct, frozen=True):
     kind: Literal["graphs", "lowered", "engine"]
     backend: Literal["none", "onnxruntime", "tensorrt", "tensorrt-rtx"]
     operators: Literal["functions", "native"]
-    cache_dtype: Literal["float32", "float16", "bfloat16"]
+    cache_dtype: Literal["float32", "float16", "bfloat16", "int8"]
     text: TextFacts
     image: ImageFacts
     tokens: TokenFacts

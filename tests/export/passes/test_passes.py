@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from models import onnx_runs, tiny
+from vlkv.errors import EngineError
 from vlkv.storage.manifest import read
 from vlkv_export.models import read_checkpoint
 from vlkv_export.passes import (
@@ -15,6 +16,7 @@ from vlkv_export.passes import (
     group_query_attention,
     multi_head_attention,
     native_attention,
+    native_cache,
     observed_rows,
     transposed_weights,
 )
@@ -141,6 +143,38 @@ def test_native_attention_leaves_alone_what_rotates_or_masks(graphs_of):
             node.attributes.add(ir.AttrInt64("do_rotary", 1))
     assert unchanged(model, native_attention.apply)
     assert unchanged(ir.load(graphs_of("llama") / "vision.onnx"), native_attention.apply)
+
+
+@pytest.mark.parametrize(("dtype", "row"), [("bfloat16", 0), ("int8", 4)])
+def test_native_cache(graphs_of, dtype, row):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    observed_rows.apply(model)
+    group_query_attention.apply(model)
+    sizes = {value.name: value.shape[3] for value in model.graph.inputs if "_cache." in value.name}
+    assert native_cache.apply(model, dtype=dtype) == LAYERS
+    assert not count(model, "GroupQueryAttention") and not count(model, "Attend")
+    assert count(model, native_cache.OPERATORS[dtype]) == LAYERS
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if "_cache." in value.name:
+            assert value.dtype == native_cache.TYPES[dtype]
+            assert value.shape[3] == sizes[value.name.removeprefix("new_")] + row
+    assert unchanged(
+        ir.load(graphs_of("llama") / "vision.onnx"), lambda model: native_cache.apply(model, dtype=dtype)
+    )
+
+
+def test_native_cache_refuses_a_cache_that_another_node_reads(graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    group_query_attention.apply(model)
+    with pytest.raises(
+        EngineError, match=r"new_key_cache\.0 is read by Score; --kv-dtype int8 needs attention"
+    ):
+        native_cache.apply(model, dtype="int8")
+
+
+def count(model, op_type):
+    """Returns the number of nodes of a type in the main graph."""
+    return sum(node.op_type == op_type for node in model.graph)
 
 
 @float32_shapes

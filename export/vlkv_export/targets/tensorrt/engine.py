@@ -43,7 +43,11 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     Raises:
         EngineError: an option is outside its range, or the builder is missing or can't build for the target.
     """
-    products = {"--weights": options.weights, "--prompt-precision": options.prompt_precision}
+    products = {
+        "--weights": options.weights,
+        "--prompt-precision": options.prompt_precision,
+        "--kv-dtype": options.kv_dtype,
+    }
     for option, value in products.items():
         if value not in (None, "float32"):
             raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")

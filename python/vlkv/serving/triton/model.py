@@ -51,8 +51,8 @@ class TritonPythonModel:
             settings: dict[str, Any] = {name: int(given[name]) for name in names if name in given}
             memory = parse_memory(given.get("memory", AUTO))
             if memory is None and device_of(args) == "cpu":
-                shares = _instances(config)
-                memory = default_memory(engine.manifest.text, settings.get("slots", SLOTS), shares)
+                facts, shares = engine.manifest, _instances(config)
+                memory = default_memory(facts.text, settings.get("slots", SLOTS), shares, facts.cache_dtype)
             settings["memory"] = memory
             self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)

@@ -79,11 +79,11 @@ class Settings:
 
     def plan(self, manifest: Manifest) -> Plan:
         """How an instance on the CPU divides its memory, here; `MemoryLimitError` where it can't."""
-        text, shares = manifest.text, self.instances
+        text, shares, dtype = manifest.text, self.instances, manifest.cache_dtype
         memory = parse_memory(self.memory)
         if memory is None:
-            memory = default_memory(text, self.slots, shares)
-        return divide(text, text.hidden, self.slots, memory, self.capacity, self.prompt_tokens)
+            memory = default_memory(text, self.slots, shares, dtype)
+        return divide(text, text.hidden, self.slots, memory, self.capacity, self.prompt_tokens, dtype)
 
 
 def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
