@@ -44,8 +44,9 @@ class SharedPrompt:
         self._model, self._sequence = model, sequence
         self.prompt = sequence.prompt
         self.tokens = len(self.prompt.token_ids)
-        self._embeds = embed(model, self.prompt, sequence.images)
-        self._cache = Cache.empty(model.manifest.text, self.tokens, model.backend.store)
+        self._prompt_tokens = embed(model, self.prompt, sequence.images, sequence.pruner)
+        self._slots = len(self._prompt_tokens.positions)
+        self._cache = Cache.empty(model.manifest.text, self._slots, model.backend.store)
         self._logits: Float32 | None = None
         self._seen: dict[tuple[int, int, float], Observer] = {}
 
@@ -87,6 +88,7 @@ class SharedPrompt:
             self._sequence, policy=variant.policy, budget=variant.budget, max_new_tokens=max_new_tokens
         )
         sequence.begin(self._model)
+        sequence.prune_to(self._prompt_tokens.positions)
         observer = self._observer(sequence)
         assert self._logits is not None
         sequence.logits = self._logits
@@ -96,13 +98,14 @@ class SharedPrompt:
     def _observer(self, sequence: Sequence) -> Observer:
         """The observer of the policy's observation window; the prompt runs once for each window."""
         policy, backend = sequence.policy, self._model.backend
-        rows = observed_rows(policy, self.tokens, self.prompt.last_image)
+        tokens = self._prompt_tokens
+        rows = observed_rows(policy, self._slots, tokens.slot(self.prompt.last_image))
         key = (rows.start, rows.stop, policy.threshold) if len(rows) else (0, 0, 0.0)
         if key not in self._seen or self._logits is None:
-            observer = Observer(self._model.manifest.text, policy, self.tokens, rows, backend.threads)
+            observer = Observer(self._model.manifest.text, policy, self._slots, rows, backend.threads)
             self._cache.length[:] = 0
             spent = sequence.result.seconds
-            self._logits = run_rows(self._model, self._embeds, 0, self._cache, observer, spent).copy()
+            self._logits = run_rows(self._model, tokens, 0, self._cache, observer, spent).copy()
             self._seen[key] = observer
         return self._seen[key]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from vlkv.backend.cache import HOST, Cache
-from vlkv.dtypes import Float32
+from vlkv.dtypes import Float32, Int64
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
@@ -22,6 +24,7 @@ from vlkv.model import Model
 from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import Observer, observed_rows
+from vlkv.pruning.picture import Picture, Pruner
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
@@ -93,19 +96,18 @@ def prefilling(
             first of them is written. None allocates a cache of the size needed.
     """
     sequence.begin(model)
-    length, policy, text, backend = (
-        len(sequence.prompt.token_ids),
-        sequence.policy,
-        model.manifest.text,
-        model.backend,
+    policy, text, backend = sequence.policy, model.manifest.text, model.backend
+    tokens = yield from _embedding(
+        model, sequence.prompt, sequence.images, sequence.pruner, sequence.result.seconds
     )
-    embeds = yield from _embedding(model, sequence.prompt, sequence.images, sequence.result.seconds)
-    rows = observed_rows(policy, length, sequence.prompt.last_image)
+    sequence.prune_to(tokens.positions)
+    length = len(tokens.positions)
+    rows = observed_rows(policy, length, tokens.slot(sequence.prompt.last_image))
     observer = Observer(text, policy, length, rows, backend.threads)
     new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
     place = lane() if sequence.kept_whole and lane else None
     cache = place or Cache.empty(text, length + new_tokens, backend.store)
-    sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
+    sequence.logits = yield from _running(model, tokens, 0, cache, observer, sequence.result.seconds, chunk)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
@@ -121,17 +123,52 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
             progress(done)
 
 
-def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
-    """Embeddings `[S, hidden]` of the prompt, with image features in place of image tokens."""
-    return finish(_embedding(model, prompt, images, Seconds()))
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of a prompt that run; slot n of the cache receives the n-th.
+
+    Fields:
+        embeds: their embeddings `[S, hidden]`, with image features in place of image tokens.
+        positions: their positions in the prompt `[S]`, ascending.
+    """
+
+    embeds: Float32
+    positions: Int64
+
+    def slot(self, position: int) -> int:
+        """The slot of the last token that is not behind a position of the prompt; -1 if there is none."""
+        return int(np.searchsorted(self.positions, position, side="right")) - 1
+
+    def with_more(self, more: Tokens, begin: int) -> Tokens:
+        """These tokens and others behind them, whose positions count from `begin`."""
+        return Tokens(
+            np.concatenate([self.embeds, more.embeds]),
+            np.concatenate([self.positions, begin + more.positions]),
+        )
+
+
+def embed(
+    model: Model,
+    prompt: Prompt,
+    images: abc.Sequence[Image | Float32],
+    pruner: Pruner | None = None,
+    spent: Seconds | None = None,
+) -> Tokens:
+    """The prompt's tokens with their embeddings, without those that the pruner leaves out."""
+    return finish(_embedding(model, prompt, images, pruner, spent or Seconds()))
 
 
 def _embedding(
-    model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
-) -> Parts[Float32]:
+    model: Model,
+    prompt: Prompt,
+    images: abc.Sequence[Image | Float32],
+    pruner: Pruner | None,
+    spent: Seconds,
+) -> Parts[Tokens]:
     """`embed`, one tile per part."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
+    kept = np.ones(len(embeds), bool)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
         name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
@@ -145,25 +182,30 @@ def _embedding(
             yield 0
             start = perf_counter()
         end = begin + len(layout.sources)
-        embeds[prompt.image_positions[begin:end]] = pack(np.concatenate(features), layout)
+        places = prompt.image_positions[begin:end]
+        embeds[places] = pack(np.concatenate(features), layout)
+        if pruner is not None:
+            kept[places] = pruner.keep(Picture(pixels, embeds[places], layout, facts))
         begin = end
+    positions = np.flatnonzero(kept)
+    embeds = embeds if len(positions) == len(embeds) else embeds[positions]
     spent.vision += perf_counter() - start
-    return embeds
+    return Tokens(embeds, positions)
 
 
 def run_rows(
-    model: Model, embeds: Float32, begin: int, cache: Cache, observer: Observer, spent: Seconds
+    model: Model, tokens: Tokens, begin: int, cache: Cache, observer: Observer, spent: Seconds
 ) -> Float32:
-    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds the earlier rows.
+    """Runs the tokens from slot `begin` on, behind a cache that holds the earlier ones.
 
     The observer receives the rows of its window that run. Returns logits `[V]` of the last token.
     """
-    return finish(_running(model, embeds, begin, cache, observer, spent, PREFILL_CHUNK))
+    return finish(_running(model, tokens, begin, cache, observer, spent, PREFILL_CHUNK))
 
 
 def _running(
     model: Model,
-    embeds: Float32,
+    tokens: Tokens,
     begin: int,
     cache: Cache,
     observer: Observer,
@@ -171,16 +213,20 @@ def _running(
     chunk: Chunk,
 ) -> Parts[Float32]:
     """`run_rows`, one chunk per part."""
-    length, rows, backend = len(embeds), observer.rows, model.backend
+    length, rows, backend = len(tokens.embeds), observer.rows, model.backend
     first, last = begin, begin
     while last < length:
         start, first = perf_counter(), last
         wanted = chunk if isinstance(chunk, int) else chunk()
         last = chunk_end(first, length, wanted, rows.start if rows else 0, backend.chunk)
         seen = np.arange(max(first, rows.start), min(last, rows.stop), dtype=np.int64)
-        positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
+        positions = tokens.positions[np.newaxis, first:last]
         logits, observation = backend.extend(
-            embeds[np.newaxis, first:last], positions, cache, (seen - first)[np.newaxis], last == length
+            tokens.embeds[np.newaxis, first:last],
+            positions,
+            cache,
+            (seen - first)[np.newaxis],
+            last == length,
         )
         scored = perf_counter()
         spent.prefill += scored - start
@@ -201,31 +247,40 @@ def cut(
 ) -> None:
     """Compresses a whole prompt's cache to the sequence's budget, and gives the sequence its cache and eviction.
 
+    The budget is a share of the prompt before pruning; a pruned prompt that is shorter than that stays whole.
+
     The given cache is emptied, unless `keep_source`. A policy that keeps everything takes it over as it is. With a
     `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
     budget, length, windows = sequence.budget, result.prompt_tokens, sequence.windows
+    run = sequence.positions
     spare = slots_for(policy, budget, length, sequence.max_new_tokens)
     sequence.eviction = None
     capacity = [length + spare] * len(windows)
     if not policy.keeps_all or keep_source or any(windows):
         rows = len(observer.rows)
         ceiling = None if lane is None else ceilings(lane, spare, length, windows)
-        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling, windows)
+        share = 1.0 if policy.keeps_all else min(1.0, budget * length / len(run))
+        counts = split_budget(policy, observer.sparsity, len(run), share, rows, ceiling, windows)
         capacity = [
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
         cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
-        scores, threads = observer.scores, backend.threads
+        kept, scores = in_prompt(run, kept, observer.scores, length)
+        threads = backend.threads
         sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)
         result.sparsity = observer.sparsity.tolist()
         result.kept_tokens = counts.tolist()
-        result.positions = None if policy.keeps_all and not any(windows) else kept
+        whole = policy.keeps_all and not any(windows) and len(run) == length
+        result.positions = None if whole else kept
         result.seconds.compress += perf_counter() - start
+    elif len(run) < length:
+        result.kept_tokens = [len(run)] * len(cache.keys)
+        result.positions = [np.tile(run.astype(np.int32), (array.shape[1], 1)) for array in cache.keys]
     if sequence.want_scores:
-        result.scores = [score[0] for score in observer.scores]
+        result.scores = [score[0] for score in in_prompt(run, [], observer.scores, length)[1]]
     result.cache_bytes = cache.bytes
     if lane is not None and lane.store is HOST:
         array = lane.keys[0]
@@ -241,3 +296,25 @@ def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -
         length if window and held >= window else held - spare
         for held, window in zip(slots, windows, strict=True)
     ]
+def in_prompt(
+    run: Int64, kept: list[NDArray[np.int32]], scores: list[Float32], length: int
+) -> tuple[list[NDArray[np.int32]], list[Float32]]:
+    """Translates slots of a pruned prompt into positions of the whole prompt.
+
+    Args:
+        run: the positions `[S]` of the tokens that ran.
+        kept: kept slots per layer, `[Hkv, count]`.
+        scores: scores of the slots per layer, `[1, Hkv, S]`.
+        length: tokens of the whole prompt.
+
+    Returns:
+        Kept positions per layer, and scores `[1, Hkv, length]` with 0 for pruned tokens.
+    """
+    if len(run) == length:
+        return kept, scores
+    whole = []
+    for score in scores:
+        spread = np.zeros((*score.shape[:2], length), np.float32)
+        spread[:, :, run] = score
+        whole.append(spread)
+    return [run[layer].astype(np.int32) for layer in kept], whole
