@@ -296,6 +296,8 @@ def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -
         length if window and held >= window else held - spare
         for held, window in zip(slots, windows, strict=True)
     ]
+
+
 def in_prompt(
     run: Int64, kept: list[NDArray[np.int32]], scores: list[Float32], length: int
 ) -> tuple[list[NDArray[np.int32]], list[Float32]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlkv.errors import PolicyError
+from vlkv.pruning.blank import Blank
 from vlkv.pruning.diverse import Diverse
 from vlkv.pruning.duplicates import Duplicates
 from vlkv.pruning.picture import Pruner
 
-METHODS: dict[str, Callable[[], Pruner]] = {"duplicates": Duplicates}
+METHODS: dict[str, Callable[[], Pruner]] = {"duplicates": Duplicates, "blank": Blank}
 """Methods without settings, as in `duplicates`."""
 
 BY_SHARE: dict[str, Callable[[float], Pruner]] = {"diverse": Diverse}
