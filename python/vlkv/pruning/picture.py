@@ -60,13 +60,15 @@ class Picture:
 
     @cached_property
     def _grid(self) -> tuple[int, int, int]:
-        """Rows and columns of a tile's patches, and the rows of features before them."""
+        """Rows and columns of a tile's patches, and the rows of features before them; 0 rows if there is no grid."""
         rule = self.facts.rule
         if isinstance(rule, AnyRes):
             return rule.rows, rule.columns, 0
         if isinstance(rule, Rows):
             return self.pixels.shape[2] // rule.patch, self.pixels.shape[3] // rule.patch, 0
-        return patches(self.facts)
+        rows, columns, skipped = patches(self.facts)
+        square = abs(self.facts.height / rows - self.facts.width / columns) < 1
+        return (rows if square else 0), columns, skipped
 
 
 class Pruner(Protocol):
