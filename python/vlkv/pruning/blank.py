@@ -22,7 +22,9 @@ class Blank:
         rows = picture.layout.sources
         varied = {row for row in np.unique(rows).tolist() if not _one_colour(picture, row)}
         kept = Duplicates().keep(picture)
-        return kept | np.array([not varied.isdisjoint(token) for token in rows.tolist()], bool)
+        for token, shown in enumerate(rows.tolist()):
+            kept[token] |= not varied.isdisjoint(shown)
+        return kept
 
 
 def _one_colour(picture: Picture, row: int) -> bool:
