@@ -1,7 +1,7 @@
 """Leaves out image tokens whose patch holds the same pixels as an earlier patch of the same picture.
 
-The pixels are those that the tower receives, and they must be equal. Source: PixelPrune (arXiv 2604.00886), which also
-compares patches with a predicted one and with a tolerance; this is its exact case, over all earlier patches.
+The pixels are those that the tower receives, and they must be equal. After PixelPrune (arXiv 2604.00886); compared are
+all earlier patches of the picture, exactly.
 """
 
 from __future__ import annotations
