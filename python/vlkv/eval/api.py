@@ -16,6 +16,7 @@ from vlkv.eval.settings import make_settings
 from vlkv.eval.summary import Line, summarize
 from vlkv.eval.tasks import NEW_TOKENS, engine_forms, make_samples
 from vlkv.policies.builtin import DEFAULT_POLICY
+from vlkv.policies.policy import Policy
 from vlkv.pruning.methods import resolve_prune
 
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
@@ -49,7 +50,7 @@ def run(
     engine: Path | str | Callable[[], Engine],
     task: str = "form-qa",
     *,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str | Policy] = POLICIES,
     budgets: Sequence[float] = BUDGETS,
     samples: int | None = None,
     seed: int = 0,
@@ -69,7 +70,7 @@ def run(
     Args:
         engine: an engine directory, or a function that opens one; it is called once the arguments are checked.
         task: `form-qa`, `form-list`, `two-forms`, `second-question`, or `folder` with `data`.
-        policies: names of policies; not used with `ablation`.
+        policies: policies or their names; not used with `ablation`.
         budgets: shares of the cache, in (0, 1].
         samples: the number of samples; None for 500, or for all of a folder.
         seed: the seed of the forms.

@@ -23,7 +23,7 @@ from vlkv.dtypes import Int64
 from vlkv.errors import PolicyError, PromptError
 from vlkv.generation.batch import Stream
 from vlkv.generation.decode import Piece, decode
-from vlkv.generation.prefill import PREFILL_CHUNK, Tokens, chunk_bounds, cut, embed, run_rows
+from vlkv.generation.prefill import PREFILL_CHUNK, Tokens, chunk_bounds, cut, embed, observing, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence, prepare, seen_by
@@ -31,7 +31,7 @@ from vlkv.inputs.messages import ChatTurn, encoded_from, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.decode_eviction import slots_for
-from vlkv.policies.observe import Observer, observed_rows
+from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 
 Keep = Literal["compressed", "reusable"]
@@ -210,20 +210,19 @@ class Conversation:
             tokens = before.tokens.with_more(tokens, done)
         sequence.prune_to(tokens.positions)
         slots = len(tokens.positions)
-        rows = observed_rows(policy, slots, tokens.slot(prompt.last_image), tokens.slot(begin - 1) + 1)
+        observer = observing(self._model, policy, tokens, prompt, begin)
         if before is None:
             whole = policy.keeps_all and self.keep == "compressed" and not any(sequence.windows)
             new_tokens = sequence.max_new_tokens if whole else 0
-            cache = Cache.empty(text, slots + new_tokens, backend.store)
-            observer = Observer(text, policy, slots, rows, backend.threads)
+            cache = Cache.empty(text, slots + new_tokens + observer.room, backend.store)
         else:
             cache = before.cache
             cache.length[:] = old
-            cache.grow(slots - old)
-            if policy.rows == "all":
-                observer = before.observer.grown(slots, rows)
+            cache.grow(slots - old + observer.room)
+            if policy.rows in ("all", "probe"):
+                observer = before.observer.grown(slots, observer.rows, observer.probe)
             else:
-                observer = Observer(text, policy, slots, rows, backend.threads)
+                rows = observer.rows
                 # rows of the observation window that lie in an earlier turn are run again, in their slots
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old

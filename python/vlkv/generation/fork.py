@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from vlkv.backend.cache import Cache, join
 from vlkv.dtypes import Float32
 from vlkv.generation.decode import decode, feed
-from vlkv.generation.prefill import cut, embed, run_rows
+from vlkv.generation.prefill import cut, embed, observing, run_rows
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.policies.observe import Observer, check_threshold, observed_rows
+from vlkv.policies.observe import Observer, check_threshold
 from vlkv.policies.policy import Policy, check_budget
 
 
@@ -48,7 +48,7 @@ class SharedPrompt:
         self._slots = len(self._prompt_tokens.positions)
         self._cache = Cache.empty(model.manifest.text, self._slots, model.backend.store)
         self._logits: Float32 | None = None
-        self._seen: dict[tuple[int, int, float], Observer] = {}
+        self._seen: dict[tuple[int, int, float, str], Observer] = {}
 
     def answer(self, variants: abc.Sequence[Variant]) -> list[Result]:
         """Answers under each variant; all variants decode together."""
@@ -97,13 +97,15 @@ class SharedPrompt:
 
     def _observer(self, sequence: Sequence) -> Observer:
         """The observer of the policy's observation window; the prompt runs once for each window."""
-        policy, backend = sequence.policy, self._model.backend
+        policy = sequence.policy
         tokens = self._prompt_tokens
-        rows = observed_rows(policy, self._slots, tokens.slot(self.prompt.last_image))
-        key = (rows.start, rows.stop, policy.threshold) if len(rows) else (0, 0, 0.0)
+        observer = observing(self._model, policy, tokens, self.prompt)
+        rows, seen = observer.rows, len(observer.rows) or observer.probe is not None
+        key = (rows.start, rows.stop, policy.threshold, policy.reduce) if seen else (0, 0, 0.0, "sum")
         if key not in self._seen or self._logits is None:
-            observer = Observer(self._model.manifest.text, policy, self._slots, rows, backend.threads)
             self._cache.length[:] = 0
+            if observer.room:
+                self._cache.grow(self._slots + observer.room)
             spent = sequence.result.seconds
             self._logits = run_rows(self._model, tokens, 0, self._cache, observer, spent).copy()
             self._seen[key] = observer

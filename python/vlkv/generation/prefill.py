@@ -23,7 +23,8 @@ from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.decode_eviction import evicting, slots_for
-from vlkv.policies.observe import Observer, observed_rows
+from vlkv.policies.observe import PROBES, Observer, Probe, observed_rows
+from vlkv.policies.policy import Policy
 from vlkv.pruning.picture import Picture, Pruner
 
 PREFILL_CHUNK = 1024
@@ -102,11 +103,10 @@ def prefilling(
     )
     sequence.prune_to(tokens.positions)
     length = len(tokens.positions)
-    rows = observed_rows(policy, length, tokens.slot(sequence.prompt.last_image))
-    observer = Observer(text, policy, length, rows, backend.threads)
+    observer = observing(model, policy, tokens, sequence.prompt)
     new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
     place = lane() if sequence.kept_whole and lane else None
-    cache = place or Cache.empty(text, length + new_tokens, backend.store)
+    cache = place or Cache.empty(text, length + new_tokens + observer.room, backend.store)
     sequence.logits = yield from _running(model, tokens, 0, cache, observer, sequence.result.seconds, chunk)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
@@ -121,6 +121,17 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
             return found
         if progress is not None and done:
             progress(done)
+
+
+def observing(model: Model, policy: Policy, tokens: Tokens, prompt: Prompt, since: int = 0) -> Observer:
+    """A new observer of a prompt's tokens; `since` is the position of the newest turn's first token."""
+    length, last_image = len(tokens.positions), tokens.slot(prompt.last_image)
+    rows = observed_rows(policy, length, last_image, tokens.slot(since - 1) + 1)
+    observer = Observer(model.manifest.text, policy, length, rows, model.backend.threads)
+    if policy.rows == "probe" and last_image >= 0:
+        shown = np.flatnonzero(np.isin(tokens.positions, prompt.image_positions))
+        observer.probe = Probe(last_image + 1, shown)
+    return observer
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +223,55 @@ def _running(
     spent: Seconds,
     chunk: Chunk,
 ) -> Parts[Float32]:
-    """`run_rows`, one chunk per part."""
-    length, rows, backend = len(tokens.embeds), observer.rows, model.backend
+    """`run_rows`, one chunk per part. Probes run once the last picture has run."""
+    length, probe = len(tokens.embeds), observer.probe
+    logits = np.zeros(0, np.float32)
+    if probe is not None and begin < probe.end:
+        logits = yield from _extending(model, tokens, (begin, probe.end), cache, observer, spent, chunk)
+        yield from _probing(model, tokens, probe, cache, observer, spent)
+        begin = probe.end
+    if begin < length:
+        logits = yield from _extending(model, tokens, (begin, length), cache, observer, spent, chunk)
+    return logits
+
+
+def _probing(
+    model: Model, tokens: Tokens, probe: Probe, cache: Cache, observer: Observer, spent: Seconds
+) -> Parts[None]:
+    """Runs image tokens a second time behind the last picture, observes them, and discards them.
+
+    Their positions count on from the picture. Each call attends to the prompt and to its own probes.
+    """
+    held = cache.length.copy()
+    start = int(tokens.positions[probe.end - 1]) + 1
+    for first in range(0, len(probe.slots), PROBES):
+        began = perf_counter()
+        slots = probe.slots[first : first + PROBES]
+        numbers = np.arange(len(slots))
+        positions = (start + first + numbers)[np.newaxis]
+        _, seen = model.backend.extend(
+            tokens.embeds[np.newaxis, slots], positions, cache, numbers[np.newaxis], True
+        )
+        scored = perf_counter()
+        spent.prefill += scored - began
+        observer.add(seen, cache, probe.end + numbers)
+        cache.length[:] = held
+        spent.compress += perf_counter() - scored
+        yield 0
+
+
+def _extending(
+    model: Model,
+    tokens: Tokens,
+    part: tuple[int, int],
+    cache: Cache,
+    observer: Observer,
+    spent: Seconds,
+    chunk: Chunk,
+) -> Parts[Float32]:
+    """Runs the tokens of a range of slots, one chunk per part. Returns the last token's logits `[V]`."""
+    rows, backend = observer.rows, model.backend
+    begin, length = part
     first, last = begin, begin
     while last < length:
         start, first = perf_counter(), last
@@ -259,7 +317,7 @@ def cut(
     sequence.eviction = None
     capacity = [length + spare] * len(windows)
     if not policy.keeps_all or keep_source or any(windows):
-        rows = len(observer.rows)
+        rows = observer.stays
         ceiling = None if lane is None else ceilings(lane, spare, length, windows)
         share = 1.0 if policy.keeps_all else min(1.0, budget * length / len(run))
         counts = split_budget(policy, observer.sparsity, len(run), share, rows, ceiling, windows)
