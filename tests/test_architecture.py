@@ -20,7 +20,7 @@ RUNTIME_ROOMS = (
     {"errors"},
     {"dtypes", "storage"},
     {"inputs", "ops"},
-    {"backend"},
+    {"backend", "pruning"},
     {"policies"},
     {"model"},
     {"generation"},

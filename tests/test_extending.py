@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "extending"
-KINDS = {"model", "policy", "operator", "backend", "frontend", "pass"}
+KINDS = {"model", "policy", "prune", "operator", "backend", "frontend", "pass"}
 LINE = re.compile(r"^- (new|edit|registry): `([^`]+)`: \S.*$")
 
 

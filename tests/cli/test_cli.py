@@ -20,6 +20,7 @@ KEYS = [
     "finish_reason",
     "prompt_tokens",
     "image_tokens",
+    "pruned_tokens",
     "policy",
     "budget",
     "kept_tokens",

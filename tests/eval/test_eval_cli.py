@@ -114,3 +114,47 @@ def test_inspect_prints_and_writes(vlkv, shipped, picture, tmp_path):
         code, out, err = vlkv(*given)
         assert (code, err.count("\n")) == (2, 1), err
         assert says in err and out == "" and not (tmp_path / "other").exists()
+
+
+def test_eval_and_inspect_of_pruned_prompts(vlkv, shipped, picture, tmp_path):
+    asked = ["eval", shipped, "--policy", "full,vl-cache", "--budget", "0.2", "--samples", 2, "--threads", 1]
+    asked += ["-o", tmp_path / "out", "--json"]
+    code, text, _ = vlkv(*asked, "--prune", "duplicates")
+    report = json.loads(text)
+    assert code == 0 and report["run"].endswith("pruned by duplicates")
+    assert [line["kept"] < limit for line, limit in zip(report["lines"], (0.2, 0.21), strict=True)] == [
+        True
+    ] * 2
+    code, text, _ = vlkv(*asked)  # another run in the same folder
+    assert code == 0 and json.loads(text)["lines"][0]["kept"] == 1.0
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 8
+    look = ["inspect", shipped, "--image", picture, "--prompt", "what is the key?", "-o", tmp_path / "page"]
+    code, _, _ = vlkv(*look, "--prune", "blank", "--threads", 1)
+    assert code == 0 and (tmp_path / "page" / "index.html").exists()
+
+
+def test_run_says_what_was_pruned(vlkv, shipped, picture):
+    asked = ["run", shipped, "--image", picture, "--prompt", "what is the key?", "--threads", 1]
+    asked += ["--prune", "duplicates", "--policy", "vl-cache", "--budget", 0.1]
+    code, text, _ = vlkv(*asked, "--json")
+    result = json.loads(text)
+    assert code == 0 and 0 < result["pruned_tokens"] < result["image_tokens"]
+    code, _, notes = vlkv(*asked)
+    assert code == 0 and f"{result['pruned_tokens']} left out before prefill" in notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "--prune", "x"], "unknown prune 'x'; known: duplicates, blank, diverse:SHARE"),
+        (["eval", "--prune", "diverse:2"], "prune diverse:2 is outside (0, 1]"),
+        (["eval", "--prune", "blank", "--ablation"], "leave out --prune"),
+        (["eval", "--prune", "blank", "--task", "text"], "task text takes no"),
+        (["run", "--prompt", "a", "--prune", ""], "unknown prune ''"),
+        (["inspect", "--prompt", "a", "-o", "out", "--prune", "x"], "unknown prune 'x'"),
+    ],
+)
+def test_wrong_prune(vlkv, shipped, arguments, message):
+    code, text, notes = vlkv(arguments[0], shipped, *arguments[1:])
+    assert (code, text) == (2, "")
+    assert message in notes and len(notes.strip().splitlines()) == 1

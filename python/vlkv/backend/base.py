@@ -49,6 +49,10 @@ class Observation(Protocol):
         """
         ...
 
+    def one(self, row: int) -> Observation:
+        """The observation of one of the observed rows alone; not for graphs that compute scores themselves."""
+        ...
+
 
 @dataclass(frozen=True)
 class ObservedQueries:
@@ -88,6 +92,10 @@ class ObservedQueries:
             )
         return int(pairs[0]), float(below[0])
 
+    def one(self, row: int) -> ObservedQueries:
+        """See `Observation.one`."""
+        return ObservedQueries([np.ascontiguousarray(query[:, :, row : row + 1]) for query in self.queries])
+
 
 @dataclass(frozen=True)
 class ObservedScores:
@@ -118,6 +126,10 @@ class ObservedScores:
         total += self.scores[layer][row : row + 1, :, : total.shape[2]]
         pairs = int((positions + 1).sum()) * self.query_heads
         return pairs, pairs * float(self.sparsity[layer, row])
+
+    def one(self, row: int) -> ObservedScores:
+        """See `Observation.one`."""
+        raise TypeError("a graph that computes scores has added its rows")
 
 
 NOTHING = ObservedQueries([])

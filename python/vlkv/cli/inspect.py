@@ -16,6 +16,7 @@ from vlkv.cli.options import (
     OneBudget,
     Pictures,
     Plugin,
+    Prune,
     Raw,
     Threads,
     Videos,
@@ -34,6 +35,7 @@ def inspect(
     frames: Frames = None,
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: OneBudget = None,
+    prune: Prune = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
     raw: Raw = False,
     no_verify: NoVerify = False,
@@ -49,9 +51,11 @@ def inspect(
     from vlkv.generation.question import Question
     from vlkv.policies.builtin import resolve
     from vlkv.policies.policy import check_budget, default_budget
+    from vlkv.pruning.methods import resolve_prune
 
     question = read_prompt(prompt, prompt_file)
     found = resolve(policy)
+    resolve_prune(prune)
     given = None if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:
         bar.step("opening the engine")
@@ -64,6 +68,7 @@ def inspect(
             raw=raw,
             videos=tuple(video or ()),
             frames=frames,
+            prune=prune,
         )
         length = len(opened.prompt(asked).token_ids)
         share = default_budget(found, length) if given is None else given

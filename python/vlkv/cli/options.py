@@ -26,6 +26,12 @@ OneBudget = Annotated[
         show_default="0.1, at least 64 tokens per layer; full: 1",
     ),
 ]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        help="Image tokens to leave out before prefill: duplicates, or diverse:SHARE.", show_default="none"
+    ),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]
 Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]

@@ -16,6 +16,7 @@ from vlkv.cli.options import (
     OneBudget,
     Pictures,
     Plugin,
+    Prune,
     Raw,
     Threads,
     Videos,
@@ -43,6 +44,7 @@ def run(
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
     ] = DEFAULT_POLICY,
     budget: OneBudget = None,
+    prune: Prune = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is off.")] = 0,
@@ -97,6 +99,7 @@ def run(
             progress=prefilled,
             policy=policy,
             budget=budget,
+            prune=prune,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -141,9 +144,10 @@ def summary(stream: Stream) -> str:
     spent = result.seconds
     share = result.cache_bytes / result.cache_bytes_full
     before = spent.vision + spent.prefill + spent.compress
+    pruned = f", {result.pruned_tokens} left out before prefill" if result.pruned_tokens else ""
     return (
         f"{result.policy}: {sum(result.kept_tokens) // len(result.kept_tokens)} of {result.prompt_tokens} prompt "
-        f"tokens a layer, cache {result.cache_bytes / 2**20:.2f} MiB "
+        f"tokens a layer{pruned}, cache {result.cache_bytes / 2**20:.2f} MiB "
         f"({share:.0%} of full), first token after {before:.2f} s, "
         f"{result.tokens_per_second:.0f} tokens/s"
     )

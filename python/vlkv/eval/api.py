@@ -16,6 +16,8 @@ from vlkv.eval.settings import make_settings
 from vlkv.eval.summary import Line, summarize
 from vlkv.eval.tasks import NEW_TOKENS, engine_forms, make_samples
 from vlkv.policies.builtin import DEFAULT_POLICY
+from vlkv.policies.policy import Policy
+from vlkv.pruning.methods import resolve_prune
 
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
 POLICIES = ("full", DEFAULT_POLICY)
@@ -48,7 +50,7 @@ def run(
     engine: Path | str | Callable[[], Engine],
     task: str = "form-qa",
     *,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str | Policy] = POLICIES,
     budgets: Sequence[float] = BUDGETS,
     samples: int | None = None,
     seed: int = 0,
@@ -57,6 +59,7 @@ def run(
     question: str | None = None,
     max_new_tokens: int | None = None,
     ablation: bool = False,
+    prune: str | None = None,
     output: Path | None = None,
     batch: int = BATCH,
     begin: Callable[[str, int], None] = lambda what, records: None,
@@ -67,7 +70,7 @@ def run(
     Args:
         engine: an engine directory, or a function that opens one; it is called once the arguments are checked.
         task: `form-qa`, `form-list`, `two-forms`, `second-question`, or `folder` with `data`.
-        policies: names of policies; not used with `ablation`.
+        policies: policies or their names; not used with `ablation`.
         budgets: shares of the cache, in (0, 1].
         samples: the number of samples; None for 500, or for all of a folder.
         seed: the seed of the forms.
@@ -76,6 +79,7 @@ def run(
         question: the question of the form tasks; `{key}` is the place of the key.
         max_new_tokens: the most tokens of an answer; None for the task's own limit.
         ablation: compare the parts of vl-cache instead of policies, and measure cache hit rates.
+        prune: the image tokens that every setting, `full` too, leaves out before prefill, such as `duplicates`.
         output: a folder to which answers are appended; a run with the same arguments resumes there. The caller writes
             the report with `Report.write`.
         batch: the most settings that decode together; memory grows with it.
@@ -84,7 +88,7 @@ def run(
 
     Raises:
         EvalError: the task is unknown, a number is out of range, or samples can't be read.
-        PolicyError: a policy is unknown.
+        PolicyError: a policy or a pruning method is unknown.
         EngineError: the directory is not an engine.
     """
     if batch < 1:
@@ -96,13 +100,18 @@ def run(
     )  # arguments are checked first
     if ablation and turns > 1:
         raise EvalError("--ablation needs a task with one question per sample")
+    if ablation and prune is not None:
+        raise EvalError("--ablation compares caches of whole prompts; leave out --prune")
+    resolve_prune(prune)
     settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
     new_tokens = max_new_tokens or NEW_TOKENS[task]
-    asked = Run(run_name(task, seed, turns, new_tokens, data, question), new_tokens, batch, hits=ablation)
+    name = run_name(task, seed, turns, new_tokens, data, question, prune)
+    asked = Run(name, new_tokens, batch, hits=ablation, prune=prune)
     opened = engine() if callable(engine) else Engine.load(engine)
     chosen = make_samples(task, samples, seed, turns, data, question, engine_forms(opened.directory))
     begin(f"{task}, {len(settings)} settings", len(chosen) * len(settings))
     with Answers(output) as known:
         lines = summarize(evaluate(opened, asked, chosen, settings, known, progress))
     questions = "" if turns == 1 else f", {turns} questions each"
-    return Report(f"{task}: {len(chosen)} samples{questions}, seed {seed}", lines, ablation)
+    pruned = "" if prune is None else f", pruned by {prune}"
+    return Report(f"{task}: {len(chosen)} samples{questions}, seed {seed}{pruned}", lines, ablation)

@@ -39,21 +39,30 @@ class Run:
         new_tokens: the most tokens of an answer.
         batch: the most settings that decode together, within the engine's limit; memory grows with it.
         hits: whether cache hit rates are measured.
+        prune: the method that prunes each prompt; None for none.
     """
 
     name: str
     new_tokens: int
     batch: int = BATCH
     hits: bool = False
+    prune: str | None = None
 
 
 def run_name(
-    task: str, seed: int, turns: int, new_tokens: int, data: Path | None = None, words: str | None = None
+    task: str,
+    seed: int,
+    turns: int,
+    new_tokens: int,
+    data: Path | None = None,
+    words: str | None = None,
+    prune: str | None = None,
 ) -> str:
     """The name of a `Run`; a folder's name depends on its lines, not on its path."""
     where = f" {hash_file(data_file(data))[:16]}" if data is not None else ""
     asked = f" asked {words!r}" if words is not None else ""
-    return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}"
+    pruned = f" prune {prune}" if prune is not None else ""
+    return f"{task}{where} seed {seed} turns {turns} new {new_tokens}{asked}{pruned}"
 
 
 def engine_digest(directory: Path) -> str:
@@ -170,7 +179,9 @@ def _with(record: Record, **fields: object) -> Record:
 
 def _ask_once(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) -> list[Record]:
     """Prefills the prompt once per observation window; its settings decode together."""
-    question = Question(sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens)
+    question = Question(
+        sample.turns[0].question, sample.pictures(), max_new_tokens=run.new_tokens, prune=run.prune
+    )
     reading = engine.read(question)
     full = reading.answer([FULL.variant])[0]
     attention = _attention(engine, question, full) if run.hits else []
@@ -222,7 +233,8 @@ def _ask_turns(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked])
         chat = engine.chat(setting.policy, setting.budget, keep)
         texts = []
         for number, turn in enumerate(sample.turns):
-            result = chat.ask(turn.question, () if number else pictures, max_new_tokens=run.new_tokens)
+            asked_now = () if number else pictures
+            result = chat.ask(turn.question, asked_now, max_new_tokens=run.new_tokens, prune=run.prune)
             texts.append(result.text)
         records.append(_filled(blank, texts, result))
     return records

@@ -19,11 +19,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from vlkv.backend.cache import Cache
-from vlkv.dtypes import Float32, Int64
+from vlkv.dtypes import Int64
 from vlkv.errors import PolicyError, PromptError
 from vlkv.generation.batch import Stream
 from vlkv.generation.decode import Piece, decode
-from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
+from vlkv.generation.prefill import PREFILL_CHUNK, Tokens, chunk_bounds, cut, embed, observing, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence, prepare, seen_by
@@ -31,7 +31,7 @@ from vlkv.inputs.messages import ChatTurn, encoded_from, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.decode_eviction import slots_for
-from vlkv.policies.observe import Observer, observed_rows
+from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 
 Keep = Literal["compressed", "reusable"]
@@ -42,12 +42,14 @@ class FullCache:
     """The full keys and values of the conversation so far, up to the last question.
 
     Attributes:
-        embeds: the embeddings `[S, hidden]` of its tokens.
-        cache: S tokens; slot n holds token n.
+        tokens: its S tokens, without pruned ones.
+        length: how many tokens it has, with pruned ones.
+        cache: slot n holds the n-th of the S tokens.
         observer: the scores that were added up over these tokens.
     """
 
-    embeds: Float32
+    tokens: Tokens
+    length: int
     cache: Cache
     observer: Observer
 
@@ -197,34 +199,37 @@ class Conversation:
         backend, text, prompt = self._model.backend, self._model.manifest.text, sequence.prompt
         policy, length = sequence.policy, len(prompt.token_ids)
         before = None if self._state is None else self._state.full
-        old = 0 if before is None else len(before.embeds)
-        fresh = prompt.image_positions[prompt.image_positions >= old] - old
+        done = 0 if before is None else before.length
+        fresh = prompt.image_positions[prompt.image_positions >= done] - done
         new = prompt.pictures[len(prompt.pictures) - len(sequence.images) :]
-        part = Prompt("", prompt.token_ids[old:], fresh, -1, new)
-        embeds = embed(self._model, part, sequence.images)
+        part = Prompt("", prompt.token_ids[done:], fresh, -1, new)
+        tokens = embed(self._model, part, sequence.images, sequence.pruner)
         sequence.result.seconds.vision = perf_counter() - start
-        rows = observed_rows(policy, length, prompt.last_image, begin)
+        old = 0 if before is None else len(before.tokens.positions)
+        if before is not None:
+            tokens = before.tokens.with_more(tokens, done)
+        sequence.prune_to(tokens.positions)
+        slots = len(tokens.positions)
+        observer = observing(self._model, policy, tokens, prompt, begin)
         if before is None:
             whole = policy.keeps_all and self.keep == "compressed" and not any(sequence.windows)
             new_tokens = sequence.max_new_tokens if whole else 0
-            cache = Cache.empty(text, length + new_tokens, backend.store)
-            observer = Observer(text, policy, length, rows, backend.threads)
+            cache = Cache.empty(text, slots + new_tokens + observer.room, backend.store)
         else:
-            embeds = np.concatenate([before.embeds, embeds])
             cache = before.cache
             cache.length[:] = old
-            cache.grow(length - old)
-            if policy.rows == "all":
-                observer = before.observer.grown(length, rows)
+            cache.grow(slots - old + observer.room)
+            if policy.rows in ("all", "probe"):
+                observer = before.observer.grown(slots, observer.rows, observer.probe)
             else:
-                observer = Observer(text, policy, length, rows, backend.threads)
+                rows = observer.rows
                 # rows of the observation window that lie in an earlier turn are run again, in their slots
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old
-        sequence.logits = run_rows(self._model, embeds, old, cache, observer, sequence.result.seconds)
+        sequence.logits = run_rows(self._model, tokens, old, cache, observer, sequence.result.seconds)
         keep = self.keep == "reusable"
         cut(self._model, sequence, cache, observer, keep)
-        return FullCache(embeds, cache, observer) if keep else None
+        return FullCache(tokens, length, cache, observer) if keep else None
 
     def _extend(self, last: Sequence, sequence: Sequence) -> None:
         """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget.
@@ -280,6 +285,7 @@ class Conversation:
         """Fills in the result of a later turn: the tokens that the cache holds once the question has been run."""
         result = sequence.result
         result.sparsity = before.sparsity
+        result.pruned_tokens = before.pruned_tokens
         result.kept_tokens = cache.length[:, 0].tolist()
         result.cache_bytes = cache.bytes
         if sequence.eviction is not None:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from vlkv.backend.cache import Cache, join
 from vlkv.dtypes import Float32
 from vlkv.generation.decode import decode, feed
-from vlkv.generation.prefill import cut, embed, run_rows
+from vlkv.generation.prefill import cut, embed, observing, run_rows
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.policies.observe import Observer, check_threshold, observed_rows
+from vlkv.policies.observe import Observer, check_threshold
 from vlkv.policies.policy import Policy, check_budget
 
 
@@ -44,10 +44,11 @@ class SharedPrompt:
         self._model, self._sequence = model, sequence
         self.prompt = sequence.prompt
         self.tokens = len(self.prompt.token_ids)
-        self._embeds = embed(model, self.prompt, sequence.images)
-        self._cache = Cache.empty(model.manifest.text, self.tokens, model.backend.store)
+        self._prompt_tokens = embed(model, self.prompt, sequence.images, sequence.pruner)
+        self._slots = len(self._prompt_tokens.positions)
+        self._cache = Cache.empty(model.manifest.text, self._slots, model.backend.store)
         self._logits: Float32 | None = None
-        self._seen: dict[tuple[int, int, float], Observer] = {}
+        self._seen: dict[tuple[int, int, float, str], Observer] = {}
 
     def answer(self, variants: abc.Sequence[Variant]) -> list[Result]:
         """Answers under each variant; all variants decode together."""
@@ -87,6 +88,7 @@ class SharedPrompt:
             self._sequence, policy=variant.policy, budget=variant.budget, max_new_tokens=max_new_tokens
         )
         sequence.begin(self._model)
+        sequence.prune_to(self._prompt_tokens.positions)
         observer = self._observer(sequence)
         assert self._logits is not None
         sequence.logits = self._logits
@@ -95,14 +97,17 @@ class SharedPrompt:
 
     def _observer(self, sequence: Sequence) -> Observer:
         """The observer of the policy's observation window; the prompt runs once for each window."""
-        policy, backend = sequence.policy, self._model.backend
-        rows = observed_rows(policy, self.tokens, self.prompt.last_image)
-        key = (rows.start, rows.stop, policy.threshold) if len(rows) else (0, 0, 0.0)
+        policy = sequence.policy
+        tokens = self._prompt_tokens
+        observer = observing(self._model, policy, tokens, self.prompt)
+        rows, seen = observer.rows, len(observer.rows) or observer.probe is not None
+        key = (rows.start, rows.stop, policy.threshold, policy.reduce) if seen else (0, 0, 0.0, "sum")
         if key not in self._seen or self._logits is None:
-            observer = Observer(self._model.manifest.text, policy, self.tokens, rows, backend.threads)
             self._cache.length[:] = 0
+            if observer.room:
+                self._cache.grow(self._slots + observer.room)
             spent = sequence.result.seconds
-            self._logits = run_rows(self._model, self._embeds, 0, self._cache, observer, spent).copy()
+            self._logits = run_rows(self._model, tokens, 0, self._cache, observer, spent).copy()
             self._seen[key] = observer
         return self._seen[key]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from vlkv.backend.cache import Cache, HostStore
-from vlkv.dtypes import Float32
+from vlkv.dtypes import Float32, Int64
 from vlkv.generation.result import Seconds
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
@@ -21,7 +23,9 @@ from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.decode_eviction import evicting, slots_for
-from vlkv.policies.observe import Observer, observed_rows
+from vlkv.policies.observe import PROBES, Observer, Probe, observed_rows
+from vlkv.policies.policy import Policy
+from vlkv.pruning.picture import Picture, Pruner
 
 PREFILL_CHUNK = 1024
 """Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
@@ -93,19 +97,17 @@ def prefilling(
             first of them is written. None allocates a cache of the size needed.
     """
     sequence.begin(model)
-    length, policy, text, backend = (
-        len(sequence.prompt.token_ids),
-        sequence.policy,
-        model.manifest.text,
-        model.backend,
+    policy, text, backend = sequence.policy, model.manifest.text, model.backend
+    tokens = yield from _embedding(
+        model, sequence.prompt, sequence.images, sequence.pruner, sequence.result.seconds
     )
-    embeds = yield from _embedding(model, sequence.prompt, sequence.images, sequence.result.seconds)
-    rows = observed_rows(policy, length, sequence.prompt.last_image)
-    observer = Observer(text, policy, length, rows, backend.threads)
+    sequence.prune_to(tokens.positions)
+    length = len(tokens.positions)
+    observer = observing(model, policy, tokens, sequence.prompt)
     new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
     place = lane() if sequence.kept_whole and lane else None
-    cache = place or Cache.empty(text, length + new_tokens, backend.store)
-    sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
+    cache = place or Cache.empty(text, length + new_tokens + observer.room, backend.store)
+    sequence.logits = yield from _running(model, tokens, 0, cache, observer, sequence.result.seconds, chunk)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
@@ -121,17 +123,63 @@ def finish(parts: Parts[T], progress: Callable[[int], None] | None = None) -> T:
             progress(done)
 
 
-def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -> Float32:
-    """Embeddings `[S, hidden]` of the prompt, with image features in place of image tokens."""
-    return finish(_embedding(model, prompt, images, Seconds()))
+def observing(model: Model, policy: Policy, tokens: Tokens, prompt: Prompt, since: int = 0) -> Observer:
+    """A new observer of a prompt's tokens; `since` is the position of the newest turn's first token."""
+    length, last_image = len(tokens.positions), tokens.slot(prompt.last_image)
+    rows = observed_rows(policy, length, last_image, tokens.slot(since - 1) + 1)
+    observer = Observer(model.manifest.text, policy, length, rows, model.backend.threads)
+    if policy.rows == "probe" and last_image >= 0:
+        shown = np.flatnonzero(np.isin(tokens.positions, prompt.image_positions))
+        observer.probe = Probe(last_image + 1, shown)
+    return observer
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of a prompt that run; slot n of the cache receives the n-th.
+
+    Fields:
+        embeds: their embeddings `[S, hidden]`, with image features in place of image tokens.
+        positions: their positions in the prompt `[S]`, ascending.
+    """
+
+    embeds: Float32
+    positions: Int64
+
+    def slot(self, position: int) -> int:
+        """The slot of the last token that is not behind a position of the prompt; -1 if there is none."""
+        return int(np.searchsorted(self.positions, position, side="right")) - 1
+
+    def with_more(self, more: Tokens, begin: int) -> Tokens:
+        """These tokens and others behind them, whose positions count from `begin`."""
+        return Tokens(
+            np.concatenate([self.embeds, more.embeds]),
+            np.concatenate([self.positions, begin + more.positions]),
+        )
+
+
+def embed(
+    model: Model,
+    prompt: Prompt,
+    images: abc.Sequence[Image | Float32],
+    pruner: Pruner | None = None,
+    spent: Seconds | None = None,
+) -> Tokens:
+    """The prompt's tokens with their embeddings, without those that the pruner leaves out."""
+    return finish(_embedding(model, prompt, images, pruner, spent or Seconds()))
 
 
 def _embedding(
-    model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
-) -> Parts[Float32]:
+    model: Model,
+    prompt: Prompt,
+    images: abc.Sequence[Image | Float32],
+    pruner: Pruner | None,
+    spent: Seconds,
+) -> Parts[Tokens]:
     """`embed`, one tile per part."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
+    kept = np.ones(len(embeds), bool)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
         name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
@@ -145,42 +193,98 @@ def _embedding(
             yield 0
             start = perf_counter()
         end = begin + len(layout.sources)
-        embeds[prompt.image_positions[begin:end]] = pack(np.concatenate(features), layout)
+        places = prompt.image_positions[begin:end]
+        embeds[places] = pack(np.concatenate(features), layout)
+        if pruner is not None:
+            kept[places] = pruner.keep(Picture(pixels, embeds[places], layout, facts))
         begin = end
+    positions = np.flatnonzero(kept)
+    embeds = embeds if len(positions) == len(embeds) else embeds[positions]
     spent.vision += perf_counter() - start
-    return embeds
+    return Tokens(embeds, positions)
 
 
 def run_rows(
-    model: Model, embeds: Float32, begin: int, cache: Cache, observer: Observer, spent: Seconds
+    model: Model, tokens: Tokens, begin: int, cache: Cache, observer: Observer, spent: Seconds
 ) -> Float32:
-    """Runs the rows of `embeds` `[S, hidden]` from `begin` on, behind a cache that holds the earlier rows.
+    """Runs the tokens from slot `begin` on, behind a cache that holds the earlier ones.
 
     The observer receives the rows of its window that run. Returns logits `[V]` of the last token.
     """
-    return finish(_running(model, embeds, begin, cache, observer, spent, PREFILL_CHUNK))
+    return finish(_running(model, tokens, begin, cache, observer, spent, PREFILL_CHUNK))
 
 
 def _running(
     model: Model,
-    embeds: Float32,
+    tokens: Tokens,
     begin: int,
     cache: Cache,
     observer: Observer,
     spent: Seconds,
     chunk: Chunk,
 ) -> Parts[Float32]:
-    """`run_rows`, one chunk per part."""
-    length, rows, backend = len(embeds), observer.rows, model.backend
+    """`run_rows`, one chunk per part. Probes run once the last picture has run."""
+    length, probe = len(tokens.embeds), observer.probe
+    logits = np.zeros(0, np.float32)
+    if probe is not None and begin < probe.end:
+        logits = yield from _extending(model, tokens, (begin, probe.end), cache, observer, spent, chunk)
+        yield from _probing(model, tokens, probe, cache, observer, spent)
+        begin = probe.end
+    if begin < length:
+        logits = yield from _extending(model, tokens, (begin, length), cache, observer, spent, chunk)
+    return logits
+
+
+def _probing(
+    model: Model, tokens: Tokens, probe: Probe, cache: Cache, observer: Observer, spent: Seconds
+) -> Parts[None]:
+    """Runs image tokens a second time behind the last picture, observes them, and discards them.
+
+    Their positions count on from the picture. Each call attends to the prompt and to its own probes.
+    """
+    held = cache.length.copy()
+    start = int(tokens.positions[probe.end - 1]) + 1
+    for first in range(0, len(probe.slots), PROBES):
+        began = perf_counter()
+        slots = probe.slots[first : first + PROBES]
+        numbers = np.arange(len(slots))
+        positions = (start + first + numbers)[np.newaxis]
+        _, seen = model.backend.extend(
+            tokens.embeds[np.newaxis, slots], positions, cache, numbers[np.newaxis], True
+        )
+        scored = perf_counter()
+        spent.prefill += scored - began
+        observer.add(seen, cache, probe.end + numbers)
+        cache.length[:] = held
+        spent.compress += perf_counter() - scored
+        yield 0
+
+
+def _extending(
+    model: Model,
+    tokens: Tokens,
+    part: tuple[int, int],
+    cache: Cache,
+    observer: Observer,
+    spent: Seconds,
+    chunk: Chunk,
+) -> Parts[Float32]:
+    """Runs the tokens of a range of slots, one chunk per part. Returns the last token's logits `[V]`."""
+    rows, backend = observer.rows, model.backend
+    begin, length = part
     first, last = begin, begin
     while last < length:
         start, first = perf_counter(), last
         wanted = chunk if isinstance(chunk, int) else chunk()
         last = chunk_end(first, length, wanted, rows.start if rows else 0, backend.chunk)
         seen = np.arange(max(first, rows.start), min(last, rows.stop), dtype=np.int64)
-        positions = np.arange(first, last, dtype=np.int64)[np.newaxis]
+        positions = tokens.positions[np.newaxis, first:last]
         logits, observation = backend.extend(
-            embeds[np.newaxis, first:last], positions, cache, (seen - first)[np.newaxis], last == length
+            tokens.embeds[np.newaxis, first:last],
+            positions,
+            cache,
+            (seen - first)[np.newaxis],
+            last == length,
         )
         scored = perf_counter()
         spent.prefill += scored - start
@@ -201,31 +305,40 @@ def cut(
 ) -> None:
     """Compresses a whole prompt's cache to the sequence's budget, and gives the sequence its cache and eviction.
 
+    The budget is a share of the prompt before pruning; a pruned prompt that is shorter than that stays whole.
+
     The given cache is emptied, unless `keep_source`. A policy that keeps everything takes it over as it is. With a
     `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
     budget, length, windows = sequence.budget, result.prompt_tokens, sequence.windows
+    run = sequence.positions
     spare = slots_for(policy, budget, length, sequence.max_new_tokens)
     sequence.eviction = None
     capacity = [length + spare] * len(windows)
     if not policy.keeps_all or keep_source or any(windows):
-        rows = len(observer.rows)
+        rows = observer.stays
         ceiling = None if lane is None else ceilings(lane, spare, length, windows)
-        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling, windows)
+        share = 1.0 if policy.keeps_all else min(1.0, budget * length / len(run))
+        counts = split_budget(policy, observer.sparsity, len(run), share, rows, ceiling, windows)
         capacity = [
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
         cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
-        scores, threads = observer.scores, backend.threads
+        kept, scores = in_prompt(run, kept, observer.scores, length)
+        threads = backend.threads
         sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)
         result.sparsity = observer.sparsity.tolist()
         result.kept_tokens = counts.tolist()
-        result.positions = None if policy.keeps_all and not any(windows) else kept
+        whole = policy.keeps_all and not any(windows) and len(run) == length
+        result.positions = None if whole else kept
         result.seconds.compress += perf_counter() - start
+    elif len(run) < length:
+        result.kept_tokens = [len(run)] * len(cache.keys)
+        result.positions = [np.tile(run.astype(np.int32), (array.shape[1], 1)) for array in cache.keys]
     if sequence.want_scores:
-        result.scores = [score[0] for score in observer.scores]
+        result.scores = [score[0] for score in in_prompt(run, [], observer.scores, length)[1]]
     result.cache_bytes = cache.bytes
     if lane is not None and isinstance(lane.store, HostStore):
         array = lane.keys[0]
@@ -241,3 +354,27 @@ def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -
         length if window and held >= window else held - spare
         for held, window in zip(slots, windows, strict=True)
     ]
+
+
+def in_prompt(
+    run: Int64, kept: list[NDArray[np.int32]], scores: list[Float32], length: int
+) -> tuple[list[NDArray[np.int32]], list[Float32]]:
+    """Translates slots of a pruned prompt into positions of the whole prompt.
+
+    Args:
+        run: the positions `[S]` of the tokens that ran.
+        kept: kept slots per layer, `[Hkv, count]`.
+        scores: scores of the slots per layer, `[1, Hkv, S]`.
+        length: tokens of the whole prompt.
+
+    Returns:
+        Kept positions per layer, and scores `[1, Hkv, length]` with 0 for pruned tokens.
+    """
+    if len(run) == length:
+        return kept, scores
+    whole = []
+    for score in scores:
+        spread = np.zeros((*score.shape[:2], length), np.float32)
+        spread[:, :, run] = score
+        whole.append(spread)
+    return [run[layer].astype(np.int32) for layer in kept], whole

@@ -50,6 +50,7 @@ class Question:
     json_schema: str | None = None
     videos: Sequence[Any] = ()
     frames: int | None = None
+    prune: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):

@@ -31,6 +31,7 @@ class Result:
         finish_reason: `stop` (end token or stop string) or `length`.
         prompt_tokens: tokens of the prompt, image tokens included.
         image_tokens: how many of these are image tokens.
+        pruned_tokens: how many of these were left out before prefill.
         policy: the policy's name.
         budget: the share of the prompt's cache that was requested.
         kept_tokens: the number of prompt tokens kept, per layer.
@@ -43,7 +44,7 @@ class Result:
         image_positions: the indices `[N * P]` of the prompt's image tokens.
         logprobs: if requested, the log probability of each token of `token_ids`.
         scores: if requested, the prompt's scores per layer, `[Hkv, S]` float32: attention summed over the observation
-            window and the query heads of each KV head, before pooling; 0 if nothing is observed.
+            window and the query heads of each KV head, before pooling; 0 if nothing is observed, and for pruned tokens.
     """
 
     text: str = ""
@@ -51,6 +52,7 @@ class Result:
     finish_reason: str = ""
     prompt_tokens: int = 0
     image_tokens: int = 0
+    pruned_tokens: int = 0
     policy: str = ""
     budget: float = 1.0
     kept_tokens: list[int] = field(default_factory=list)

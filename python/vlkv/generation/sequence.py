@@ -15,8 +15,8 @@ import numpy as np
 from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
-from vlkv.dtypes import Float32
-from vlkv.errors import ImageError, PromptError, SamplingError
+from vlkv.dtypes import Float32, Int64
+from vlkv.errors import ImageError, PolicyError, PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
 from vlkv.generation.points import Point
 from vlkv.generation.question import Question
@@ -35,6 +35,8 @@ from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
 from vlkv.policies.windows import Windows, kept_within, reached, slots_within
+from vlkv.pruning.methods import resolve_prune
+from vlkv.pruning.picture import Pruner
 from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
 from vlkv.storage.manifest import Manifest, token_bytes
 
@@ -59,12 +61,14 @@ class Sequence:
         want_scores: whether the result includes the scores.
         grammar: the grammar that the answer must follow; None for free text.
         open_ended: whether more turns may follow in the same cache.
+        pruner: chooses the image tokens to leave out before prefill; None runs all.
 
     Attributes:
         result: the result so far; `begin` makes it.
         cache: the kept prompt tokens, with free slots for the answer; None before prefill, and after the cache became
             part of a batch.
         windows: the sliding windows `[L]` that prompt and answer exceed, 0 for other layers.
+        positions: the positions `[S]` of the prompt tokens that run, ascending; all unless the prompt is pruned.
         eviction: the eviction during decoding; None if nothing is evicted.
         logits: the logits `[V]` of the prompt's last token, after prefill.
         points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
@@ -79,9 +83,11 @@ class Sequence:
     want_scores: bool = False
     grammar: Grammar | None = None
     open_ended: bool = False
+    pruner: Pruner | None = None
     result: Result = field(init=False, default_factory=Result)
     cache: Cache | None = field(init=False, default=None)
     windows: Windows = field(init=False, default=())
+    positions: Int64 = field(init=False, default_factory=lambda: np.zeros(0, np.int64))
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
     points: list[Point] = field(init=False, default_factory=list)
@@ -107,6 +113,7 @@ class Sequence:
             kept_tokens=[kept_within(length, window) for window in self.windows],
             cache_bytes_full=slot * sum(slots_within(most, self.windows)),
         )
+        self.positions = np.arange(length)
         self._sampler = Sampler(self.sampling, self.grammar)
         if self.sampling.logprobs is not None:
             self.result.logprobs = []
@@ -150,6 +157,11 @@ class Sequence:
     def position(self) -> int:
         """The position of the next token to run; eviction does not change positions."""
         return self.result.prompt_tokens + max(0, len(self.result.token_ids) - 1)
+
+    def prune_to(self, positions: Int64) -> None:
+        """Leaves out the prompt tokens at other positions; those of the others don't change."""
+        self.positions = positions
+        self.result.pruned_tokens = self.result.prompt_tokens - len(positions)
 
     def take(self, logits: Float32) -> str:
         """Chooses a token from logits `[V]`; returns the text that has become certain."""
@@ -233,6 +245,11 @@ def prepare(
     """
     policy = resolve(question.policy)
     given = None if question.budget is None else check_budget(question.budget, policy)
+    pruner = resolve_prune(question.prune)
+    if pruner is not None and any(reached(model.manifest.text, None)):
+        raise PolicyError(
+            f"prune {question.prune!r} does not fit this model, whose layers have sliding windows; leave it out"
+        )
     sampling = Sampling(
         temperature=question.temperature,
         top_k=question.top_k,
@@ -269,7 +286,9 @@ def prepare(
     layouts = prompt.pictures[len(prompt.pictures) - new :]
     images = read(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
-    return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
+    sequence = Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
+    sequence.pruner = pruner
+    return sequence
 
 
 def _check_ids(sampling: Sampling, vocab: int) -> None:

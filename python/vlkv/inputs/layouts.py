@@ -109,7 +109,7 @@ def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
     if isinstance(facts.rule, Rows):
         return _rows(size, facts, facts.rule)
     if not isinstance(facts.rule, AnyRes):
-        rows, columns, skipped = _patches(facts)
+        rows, columns, skipped = patches(facts)
         return _one_tile(size, facts, np.arange(facts.tile_features), skipped + _rectangle(rows, columns))
     if facts.rule.several == "whole" and not alone:
         view = _rectangle(facts.rule.rows, facts.rule.columns)
@@ -117,7 +117,7 @@ def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
     return _any_res(size, facts, facts.rule)
 
 
-def _patches(facts: ImageFacts) -> tuple[int, int, int]:
+def patches(facts: ImageFacts) -> tuple[int, int, int]:
     """Rows and columns of a tile's patches, and the number of tokens before them (a class token)."""
     for skipped in (0, 1):
         count = facts.tile_features - skipped

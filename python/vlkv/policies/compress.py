@@ -118,7 +118,7 @@ def compress(
         window = windows[layer] if windows else 0
         end = int(cache.length[layer, 0])
         first = end - kept_within(end, window)
-        sinks, recent = always_kept(policy, count, len(observer.rows), first)
+        sinks, recent = always_kept(policy, count, observer.stays, first)
         length = end - first
         rating = pool(observer.scores[layer][:, :, first:], policy.pooling, policy.kernel, length - recent)
         rating = rated(rating, policy.anchors, (sinks, length - recent), count - sinks - recent)

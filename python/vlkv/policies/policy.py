@@ -26,7 +26,12 @@ class Policy:
     Fields:
         name: the policy's name in results.
         rows: the observation window: no rows, the rows after the last image token (the last `window` rows without a
-            picture), all rows, or the last `window` rows.
+            picture), all rows, the last `window` rows, or `probe`: no row of the prompt. The embeddings of the image
+            tokens are then run a second time behind the last picture, observed, and discarded (KVzip, arXiv
+            2505.23416, re-feeds a text); the scores depend on the pictures alone. Without a picture the rows are
+            the last `window`.
+        reduce: how the rows' attention becomes one score: their sum, or the largest over all rows. Query heads of a
+            KV head always sum.
         window: the size of the window if `rows` is `last`, or if a prompt has no picture.
         threshold: p of the sparsity measure; an attention weight under p times its row's largest counts as zero.
         pooling: how scores are pooled over neighbours before selection: not at all, by maximum, or by mean (zeros
@@ -56,7 +61,8 @@ class Policy:
 
     name: str
     _: KW_ONLY
-    rows: Literal["none", "post_vision", "all", "last"] = "none"
+    rows: Literal["none", "post_vision", "all", "last", "probe"] = "none"
+    reduce: Literal["sum", "max"] = "sum"
     window: int = 32
     threshold: float = THRESHOLD
     pooling: Literal["none", "max", "mean"] = "none"
@@ -122,6 +128,12 @@ class Policy:
             raise self._wrong("allocation", "needs observed rows; set rows, such as 'post_vision'")
         if self.keep_observed and self.rows in ("none", "all"):
             raise self._wrong("keep_observed", f"does not fit rows {self.rows!r}; use post_vision or last")
+        if self.reduce == "max" and (self.rows == "none" or self.decode == "lowest"):
+            raise self._wrong(
+                "reduce", "needs observed rows, and decode other than 'lowest', which adds to sums"
+            )
+        if self.rows == "probe" and self.decode == "lowest":
+            raise self._wrong("rows", "is discarded before decoding; decode 'lowest' needs rows that stay")
         if self.keeps_all and (self.rows, self.decode) != ("none", "append"):
             raise self._wrong("allocation", "evicts nothing; it requires rows 'none' and decode 'append'")
 

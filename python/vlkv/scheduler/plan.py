@@ -16,6 +16,7 @@ from vlkv.errors import MemoryLimitError, PromptError
 from vlkv.inputs.prompt import Prompt
 from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
+from vlkv.policies.observe import PROBES
 from vlkv.policies.policy import Policy
 from vlkv.policies.windows import Windows, reached, slots_within
 from vlkv.storage.manifest import TextFacts, token_bytes
@@ -78,7 +79,9 @@ class Plan:
 
     def prefill_bytes(self, sequence: Prepared) -> int:
         """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""
-        return 0 if self._stays(sequence) else len(sequence.prompt.token_ids) * self.prompt_token_bytes
+        probes = PROBES if sequence.policy.rows == "probe" else 0
+        tokens = len(sequence.prompt.token_ids) + probes
+        return 0 if self._stays(sequence) else tokens * self.prompt_token_bytes
 
     def _windows(self, sequence: Prepared) -> Windows:
         return reached(self.text, len(sequence.prompt.token_ids) + sequence.max_new_tokens)

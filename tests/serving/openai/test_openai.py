@@ -51,6 +51,16 @@ def test_an_answer_is_that_of_the_engine(client, opened, picture, uri, text, pol
     assert reply.usage.vlkv["kept_tokens"] == sum(wanted.kept_tokens) // len(wanted.kept_tokens)
 
 
+def test_a_pruned_answer_is_that_of_the_engine(client, opened, picture, uri):
+    wanted = opened.generate(ASKED[0], images=[picture], prune="diverse:0.3")
+    reply = client.chat.completions.create(
+        model="llava", messages=said(ASKED[0], uri), extra_body={"prune": "diverse:0.3"}
+    )
+    assert reply.choices[0].message.content == wanted.text
+    assert reply.usage.prompt_tokens == wanted.prompt_tokens
+    assert reply.usage.vlkv["pruned_tokens"] == wanted.pruned_tokens > 0
+
+
 def test_a_stream_has_the_same_text_and_its_usage(client, opened, picture, uri):
     wanted = opened.generate(ASKED[0], images=[picture])
     chunks = list(
@@ -199,6 +209,7 @@ def test_models_and_health(served, client):
         ({"bad_words_ids": [[999999]]}, None, "vocabulary"),
         ({"bad_words_ids": [[]]}, None, "lists of 1 to 32"),
         ({"policy": "best"}, None, "unknown policy 'best'"),
+        ({"prune": "best"}, None, "unknown prune 'best'"),
         ({"budget": 3}, None, "budget 3"),
         ({"messages": said("what?", "/etc/passwd")}, "image_url", "neither a data URI"),
         ({"messages": said("what?", "file:///etc/passwd")}, "image_url", "neither a data URI"),

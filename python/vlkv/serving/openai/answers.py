@@ -35,6 +35,7 @@ def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
         "total_tokens": first.prompt_tokens + answered,
         "vlkv": {
             "image_tokens": first.image_tokens,
+            "pruned_tokens": first.pruned_tokens,
             "policy": first.policy,
             "budget": first.budget,
             "kept_tokens": sum(first.kept_tokens) // layers,

@@ -108,7 +108,7 @@ class StreamOptions(_Record):
 
 
 class Common(msgspec.Struct, kw_only=True):
-    """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are extensions of vlkv.
+    """Fields of both kinds of requests. `policy`, `budget`, `prune`, `top_k`, `kept` are extensions of vlkv.
 
     So are `repetition_penalty` and the fields after it, with the names and meanings of transformers.
     `kept` requests maps of the pictures' kept patches. `user`, `metadata`, `store` and similar fields have no effect.
@@ -130,6 +130,7 @@ class Common(msgspec.Struct, kw_only=True):
     user: str | None = None
     policy: str | None = None
     budget: float | None = None
+    prune: str | None = None
     kept: bool = False
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None

@@ -25,6 +25,7 @@ from vlkv.serving.wire import check_images
 Read = Callable[[str], Awaitable[bytes]]
 SAME = (
     "budget",
+    "prune",
     "temperature",
     "top_p",
     "top_k",

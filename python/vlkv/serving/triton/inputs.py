@@ -39,6 +39,8 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
         "policy": _text(_one(tensors, "policy", policy.encode()), "policy"),
         "stop": tuple(_text(stop, "stop") for stop in tensors.get("stop", np.empty(0)).reshape(-1)),
     }
+    if "prune" in tensors:
+        given["prune"] = _text(_one(tensors, "prune", b""), "prune")
     numbers: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
         ("budget", "budget", float),
         ("max_tokens", "max_new_tokens", int),

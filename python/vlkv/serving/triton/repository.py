@@ -22,6 +22,7 @@ INPUTS = (
     ("images", "STRING", "-1", True),
     ("policy", "STRING", "1", True),
     ("budget", "FP64", "1", True),
+    ("prune", "STRING", "1", True),
     ("max_tokens", "INT32", "1", True),
     ("temperature", "FP64", "1", True),
     ("top_k", "INT32", "1", True),

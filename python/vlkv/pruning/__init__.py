@@ -1,0 +1,1 @@
+"""Pruning: which image tokens a prompt leaves out before prefill. One file per method, `methods.py` lists them."""

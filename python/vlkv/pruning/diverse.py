@@ -1,0 +1,74 @@
+"""Keeps the image tokens whose features differ most from each other.
+
+Source: DivPrune (arXiv 2503.02175): the max-min diversity problem over cosine distance, solved greedily. T tokens, k
+kept ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlkv.dtypes import Float32, Int64
+from vlkv.errors import PolicyError
+from vlkv.pruning.picture import Mask, Picture
+
+BLOCK = 512
+"""Rows of the distances that exist at once while the first token is chosen."""
+
+
+@dataclass(frozen=True)
+class Diverse:
+    """Keeps a share of the tokens that show a patch, rounded half up and at least one, and all that show none.
+
+    The first is the token whose nearest neighbour is the farthest; each further one has the largest distance to its
+    nearest kept token. Ties go to the earlier token. Features of zero length, or with NaN, are far (1) from all.
+
+    Fields:
+        share: the share to keep, in (0, 1].
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise PolicyError(
+                f"prune diverse:{self.share:g} is outside (0, 1]; diverse:0.25 keeps a quarter of a picture"
+            )
+
+    def keep(self, picture: Picture) -> Mask:
+        """See `Pruner.keep`."""
+        shown = picture.shown
+        kept = np.ones(len(picture.features), bool)
+        if len(shown):
+            kept[shown] = False
+            count = max(1, int(self.share * len(shown) + 0.5))
+            kept[shown[most_diverse(picture.features[shown], count)]] = True
+        return kept
+
+
+def most_diverse(features: Float32, count: int) -> Int64:
+    """The numbers of `count` rows of `[T, hidden]`, in the order of their choice."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = np.divide(features, length, out=np.zeros_like(features), where=np.isfinite(length) & (length > 0))
+    nearest = _nearest_neighbours(unit) if len(unit) > 1 else np.ones(1, np.float32)
+    chosen = [int(nearest.argmax())]
+    nearest = 1 - unit @ unit[chosen[0]]
+    while len(chosen) < count:
+        nearest[chosen[-1]] = -np.inf
+        chosen.append(int(nearest.argmax()))
+        np.minimum(nearest, 1 - unit @ unit[chosen[-1]], out=nearest)
+    return np.array(chosen, np.int64)
+
+
+def _nearest_neighbours(unit: Float32) -> Float32:
+    """Each row's distance `[T]` to the nearest other row of `[T, hidden]`."""
+    nearest = np.empty(len(unit), np.float32)
+    for first in range(0, len(unit), BLOCK):
+        block = unit[first : first + BLOCK]
+        distance = 1 - block @ unit.T
+        own = np.arange(len(block))
+        distance[own, first + own] = np.inf
+        nearest[first : first + BLOCK] = distance.min(axis=1)
+    return nearest
