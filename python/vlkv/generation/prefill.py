@@ -14,6 +14,7 @@ from PIL.Image import Image
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
 from vlkv.generation.result import Seconds
+from vlkv.generation.reuse import LEAST, Reading
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
 from vlkv.inputs.preprocess import pixel_values
@@ -78,7 +79,11 @@ def prefill(
 
 
 def prefilling(
-    model: Model, sequence: Sequence, chunk: Chunk = PREFILL_CHUNK, lane: Callable[[], Cache] | None = None
+    model: Model,
+    sequence: Sequence,
+    chunk: Chunk = PREFILL_CHUNK,
+    lane: Callable[[], Cache] | None = None,
+    reading: Reading | None = None,
 ) -> Parts[None]:
     """Runs one prompt part by part: each `next` runs one tile of a picture or one chunk of tokens.
 
@@ -91,6 +96,7 @@ def prefilling(
         chunk: the tokens of a call; a function is called before each.
         lane: returns the cache (B = 1) that receives the kept tokens and the answer. It is called once, before the
             first of them is written. None allocates a cache of the size needed.
+        reading: what earlier prompts left for this one, and where this one leaves its own; None for neither.
     """
     sequence.begin(model)
     length, policy, text, backend = (
@@ -99,13 +105,31 @@ def prefilling(
         model.manifest.text,
         model.backend,
     )
-    embeds = yield from _embedding(model, sequence.prompt, sequence.images, sequence.result.seconds)
-    rows = observed_rows(policy, length, sequence.prompt.last_image)
+    rows, spent = observed_rows(policy, length, sequence.prompt.last_image), sequence.result.seconds
+    stays = policy.keeps_all
+    place: Cache | None = None
+
+    def working() -> Cache:
+        nonlocal place
+        place = lane() if stays and lane else None
+        new_tokens = sequence.max_new_tokens if stays else 0
+        return place or Cache.empty(text, length + new_tokens, backend.store)
+
+    # queries of the observation window are not kept, so its rows run
+    most = min(length - LEAST, rows.start if rows else length)
+    known = 0 if reading is None else reading.reuse.known(reading.names, most)
+    cache = None
+    if reading is not None and known:
+        start, cache = perf_counter(), working()
+        reading.reuse.load(reading.names, known, cache)
+        sequence.result.cached_tokens = known
+        spent.prefill += perf_counter() - start
+    embeds = yield from _embedding(model, sequence.prompt, sequence.images, spent, known, reading)
     observer = Observer(text, policy, length, rows, backend.threads)
-    new_tokens = sequence.max_new_tokens if policy.keeps_all else 0
-    place = lane() if policy.keeps_all and lane else None
-    cache = place or Cache.empty(text, length + new_tokens, backend.store)
-    sequence.logits = yield from _running(model, embeds, 0, cache, observer, sequence.result.seconds, chunk)
+    cache = cache or working()
+    sequence.logits = yield from _running(model, embeds, known, cache, observer, spent, chunk)
+    if reading is not None:
+        reading.reuse.save(reading.names, cache)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
@@ -127,13 +151,26 @@ def embed(model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32]) -
 
 
 def _embedding(
-    model: Model, prompt: Prompt, images: abc.Sequence[Image | Float32], spent: Seconds
+    model: Model,
+    prompt: Prompt,
+    images: abc.Sequence[Image | Float32],
+    spent: Seconds,
+    since: int = 0,
+    reading: Reading | None = None,
 ) -> Parts[Float32]:
-    """`embed`, one tile per part."""
+    """`embed`, one tile per part. Image tokens of pictures that end before token `since` get no features."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
+        places = prompt.image_positions[begin : begin + len(layout.sources)]
+        begin += len(layout.sources)
+        if places[-1] < since:
+            continue
+        known = None if reading is None else reading.reuse.features(reading.names.pictures[number - 1])
+        if known is not None:
+            embeds[places] = known
+            continue
         name = f"picture {number} of {len(images)}"
         pixels = pixel_values(picture, layout, model.manifest.image, name)
         features = []
@@ -142,9 +179,10 @@ def _embedding(
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
-        end = begin + len(layout.sources)
-        embeds[prompt.image_positions[begin:end]] = pack(np.concatenate(features), layout)
-        begin = end
+        packed = pack(np.concatenate(features), layout)
+        embeds[places] = packed
+        if reading is not None:
+            reading.reuse.save_features(reading.names.pictures[number - 1], packed)
     spent.vision += perf_counter() - start
     return embeds
 

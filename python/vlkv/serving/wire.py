@@ -130,6 +130,7 @@ def usage(result: Result) -> dict[str, int | list[int]]:
     return {
         "prompt_tokens": result.prompt_tokens,
         "image_tokens": result.image_tokens,
+        "cached_tokens": result.cached_tokens,
         "kept_tokens": sum(kept) // max(1, len(kept)),
         "kept_tokens_per_layer": kept,
         "generated_tokens": len(result.token_ids),
