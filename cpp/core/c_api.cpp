@@ -159,6 +159,17 @@ vlkv::AttendRowsParams checked(const vlkv_attend_params* params) {
   return p;
 }
 
+vlkv::MoveSlotsParams checked(const vlkv_move_slots_params* params) {
+  const Check check("move_slots");
+  check.require(params != nullptr, "params is null");
+  const vlkv_move_slots_params& c = *params;
+  vlkv::MoveSlotsParams p;
+  p.layers = c.layers, p.batch = c.batch, p.kv_heads = c.kv_heads, p.slot_bytes = c.slot_bytes;
+  p.arrays = c.arrays, p.capacity = c.capacity, p.slots = c.slots, p.last = c.last;
+  validate(p);
+  return p;
+}
+
 template <class Params>
 int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                 char* message, size_t message_size) {
@@ -220,4 +231,10 @@ int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace, uint64_t w
 int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspace, uint64_t workspace_bytes,
                      void* stream, char* message, size_t message_size) {
   return run_on_cuda("attend", params, workspace, workspace_bytes, stream, message, message_size);
+}
+
+int vlkv_move_slots_cuda(const vlkv_move_slots_params* params, void* stream, char* message,
+                         size_t message_size) {
+  return guarded(message, message_size,
+                 [&] { run_cuda(checked(params), static_cast<vlkv::CudaStream>(stream)); });
 }

@@ -3,6 +3,7 @@
 
 #include "cuda/device/attend_args.cuh"
 #include "cuda/device/evict_args.cuh"
+#include "cuda/device/move_args.cuh"
 #include "cuda/device/score_args.cuh"
 #include "vlkv/cuda.h"
 
@@ -32,5 +33,7 @@ template <class Type>
 void launch_attend_rows(const AttendArgs& args, bool few, CudaStream stream);
 template <class Type>
 void launch_attend_join(const AttendArgs& args, CudaStream stream);
+
+void launch_move_slots(const MoveArgs& args, CudaStream stream);
 
 }  // namespace vlkv::cuda

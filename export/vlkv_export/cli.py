@@ -14,14 +14,33 @@ Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help
 DEVICE = "TensorRT"
 
 
-def export(checkpoint: Source, output: Target) -> None:
-    """Write the graphs of a Hugging Face LLaVA checkpoint; its weights are linked, not copied."""
+def export(
+    checkpoint: Source,
+    output: Target,
+    tower: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="The folder of the vision tower, for checkpoints of the original LLaVA, which name it only.",
+        ),
+    ] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy", help="Copy the weights: onnx.load and onnx.checker refuse files with hard links."
+        ),
+    ] = False,
+) -> None:
+    """Write the graphs of a LLaVA checkpoint. Its weights are cloned where the disk can, else linked."""
     from vlkv_export.directory import export_checkpoint
+    from vlkv_export.watch import Watch
+
+    def tell(note: str) -> None:
+        notes().print(f"note: {note}", soft_wrap=True)
 
     with progress() as bar:
-        export_checkpoint(
-            checkpoint, output, bar.step, lambda note: notes().print(f"note: {note}", markup=False)
-        )
+        watch = Watch(bar.step, bar.advance, bar.total) if copy else None
+        export_checkpoint(checkpoint, output, bar.step, tell, tower, watch)
         bar.done(f"wrote {output}")
 
 
@@ -84,6 +103,14 @@ def build(
             show_default="float32",
         ),
     ] = None,
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link the checkpoint's weights where they are taken as they are. It saves their space; but "
+            "writing to the checkpoint's files then changes the engine, or crashes it while it runs.",
+        ),
+    ] = False,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="A GPU to build for, such as 8.9; repeat it for several.", rich_help_panel=DEVICE),
@@ -138,5 +165,5 @@ def build(
     settings = Settings(capabilities, dtype, capacity, max_batch, chunk, cache, plugin, lower_only)
     with progress() as bar:
         watch = Watch(bar.step, bar.advance, bar.total)
-        build_engine(graphs, output, backend, operators, watch, settings, weights, prompt_precision)
+        build_engine(graphs, output, backend, operators, watch, settings, weights, prompt_precision, link)
         bar.done(f"wrote {output}")

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
 
-from vlkv.storage.directories import new_directory
-from vlkv.storage.files import hash_file, link_or_copy
+from vlkv.storage.directories import check_apart, new_directory
+from vlkv.storage.files import copy_file, hash_file
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.graph.builder import DTYPES
-from vlkv_export.models import build_decoder, build_vision, read_checkpoint
+from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
-from vlkv_export.weights.files import link_weights
+from vlkv_export.watch import Watch
+from vlkv_export.weights.files import place_weights
+from vlkv_export.weights.merge import merge
+from vlkv_export.weights.repack import repack
 
 Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 FORMS = "forms.json"
 """The word list of a checkpoint's forms, for `vlkv eval`; it is copied if the checkpoint has one."""
+LINKED = (
+    "the weights are hard links: until the engine is built, do not write to the checkpoint's files; "
+    "onnx.load and onnx.checker refuse such files, --copy writes others"
+)
 
 
 def export_checkpoint(
-    source: Path, target: Path, report: Report = lambda step: None, tell: Report = lambda note: None
+    source: Path,
+    target: Path,
+    report: Report = lambda step: None,
+    tell: Report = lambda note: None,
+    tower: Path | None = None,
+    copy: Watch | None = None,
 ) -> Manifest:
     """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
 
@@ -34,27 +47,43 @@ def export_checkpoint(
         source: a Hugging Face folder.
         target: the graph directory to make.
         report: called with the name of each step as it begins.
-        tell: called with a note on each setting of the checkpoint that the engine will not honour.
+        tell: called with a note on each setting of the checkpoint that the engine will not honour,
+            and of what links to its weights mean.
+        tower: the folder of the vision tower, for checkpoints of the original LLaVA.
+        copy: told of the progress of copying the weights. None clones them if the file system can, else links them.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
         EngineError: `target` exists and is not a directory of vlkv.
     """
     report("reading the checkpoint")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, tower)
     for note in checkpoint.notes:
         tell(note)
     dtype = compute_dtype(checkpoint)
+    check_apart(checkpoint.folder, target)
     with new_directory(target) as folder:
         report("linking the weights")
-        link_weights(checkpoint.folder, folder, sorted({t.file for t in checkpoint.tensors.values()}))
+        if place_weights(checkpoint.weight_files(), folder, copy or Watch(), copy is None):
+            tell(LINKED)
+        placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
+        if checkpoint.merges:
+            report("merging the adapter")
+        floats |= merge(checkpoint.folder, folder, checkpoint.tensors, checkpoint.merges)
+        checkpoint = replace(checkpoint, placed=placed, tensors=checkpoint.tensors | floats)
         for name in checkpoint.tokenizer_files:
-            link_or_copy(checkpoint.folder / name, folder / name)
+            copy_file(checkpoint.folder / name, folder / name)
+        for name, data in checkpoint.written.items():
+            (folder / name).write_bytes(data)
         if (checkpoint.folder / FORMS).is_file():
-            link_or_copy(checkpoint.folder / FORMS, folder / FORMS)
+            copy_file(checkpoint.folder / FORMS, folder / FORMS)
         for name, build in (("vision", build_vision), ("decoder", build_decoder)):
             report(f"building the {name} graph")
             ir.save(build(checkpoint, dtype), folder / f"{name}.onnx")
+        video = build_video(checkpoint, dtype)
+        if video is not None:
+            report("building the video graph")
+            ir.save(video, folder / "video.onnx")
         report("building the compress graph")
         ir.save(
             compress_model(DTYPES[dtype], checkpoint.text.kv_heads, checkpoint.text.head_dim),
@@ -94,9 +123,10 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             hidden=text.hidden,
             vocab=text.vocab,
             max_positions=text.max_positions,
-            sliding_window=text.sliding_window,
+            layer_windows=text.windows,
         ),
         image=checkpoint.image,
+        video=checkpoint.video,
         tokens=checkpoint.tokens,
         generation=checkpoint.generation,
         embedding=Embedding(

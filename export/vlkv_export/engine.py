@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from vlkv.errors import EngineError
-from vlkv.storage.directories import check_target, new_directory
-from vlkv.storage.files import link_or_copy
+from vlkv.storage.directories import check_apart, check_target, new_directory
+from vlkv.storage.files import copy_file
 from vlkv.storage.manifest import Manifest, read, verify, write
 from vlkv_export.directory import WEIGHTS, file_facts
 from vlkv_export.graphs import load_graphs
@@ -30,6 +30,7 @@ def build_engine(
     settings: Settings | None = None,
     weights: str | None = None,
     prompt_precision: str | None = None,
+    link: bool = False,
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -45,13 +46,15 @@ def build_engine(
             Runtime only. None keeps the checkpoint's dtype; without native operators it is float32.
         prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; native operators on ONNX Runtime only.
             None is float32.
+        link: whether weights that are taken as they are may be hard links to the checkpoint's. Whoever writes to those
+            files then changes the engine. Else they are copies, or clones where the file system has them.
 
     Raises:
         EngineError: `source` is not a graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()
-    options = Options(operators, weights, prompt_precision, settings or Settings())
+    options = Options(operators, weights, prompt_precision, settings or Settings(), link)
     _known("backend", backend, TARGETS)
     if operators is not None:
         _known("operators", operators, OPERATORS)
@@ -64,6 +67,7 @@ def build_engine(
         held = "an engine" if manifest.kind == "engine" else "lowered graphs"
         raise EngineError(f"{source} holds {held}; vlkv build takes a graph directory that vlkv export wrote")
     check_target(target)
+    check_apart(source, target)
     write_into = TARGETS[backend](backend, options, manifest)
     verify(source, manifest)
     with new_directory(target) as folder:
@@ -71,7 +75,7 @@ def build_engine(
         changes = write_into(source, folder, models, watch)
         for name in manifest.files:
             if not name.endswith((WEIGHTS, ".onnx")):
-                link_or_copy(source / name, folder / name)
+                copy_file(source / name, folder / name)
         files = file_facts(folder, hash_weights=True, report=watch.step)
         built = msgspec.structs.replace(manifest, files=files, **changes)
         write(folder, built)

@@ -9,8 +9,7 @@ import onnx_ir as ir
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import reason, show
-from vlkv.storage.image_facts import takes_pictures
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 from vlkv_export.targets.spec import GRAPHS
 
 
@@ -42,8 +41,8 @@ def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
 
 
 def graphs_of(manifest: Manifest) -> tuple[str, ...]:
-    """The names of a directory's graphs; a model of text alone has no vision graph."""
-    return tuple(name for name in GRAPHS if name != "vision" or takes_pictures(manifest.image))
+    """The names of a directory's graphs; a model of text alone has no vision graph, some have another for frames."""
+    return (*vision_graphs(manifest), *(name for name in GRAPHS if name != "vision"))
 
 
 def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:

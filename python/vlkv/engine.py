@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vlkv.backend.cache import HOST
-from vlkv.errors import EngineError
 from vlkv.generation import sequence as sequences
 from vlkv.generation.batch import Stream, generate
 from vlkv.generation.chat import Conversation, Keep
@@ -65,6 +63,7 @@ class Engine:
             threads: threads of one operator; 0 uses all cores.
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
             device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT engines run on a GPU.
+                `cuda:1` is the second GPU.
 
         Raises:
             EngineError: it is not an engine, has another format version, or has a missing or changed file.
@@ -72,16 +71,29 @@ class Engine:
         folder, library = Path(directory), Path(plugin) if plugin else None
         return cls(folder, Model.open(folder, verify=verify, threads=threads, plugin=library, device=device))
 
+    def close(self) -> None:
+        """Gives back what the engine holds, a device's memory first of all. It answers no more."""
+        self.model.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def generate(self, prompt: str, images: Sequence[Any] = (), **settings: Any) -> Result:
         """Answers one prompt.
 
         Args:
             prompt: the question; `<image>` in it marks the place of a picture, else pictures precede the text.
             images: pictures as paths, encoded bytes, or Pillow images.
-            **settings: the other fields of `Question`, such as `policy` (a name or a `Policy`; default
-                `DEFAULT_POLICY`), `budget` (the share of the prompt's cache to keep; default 0.1, but at least 64
-                tokens per layer, and 1 for `full`), `max_new_tokens`, `temperature` (0 is greedy), `top_k`, `top_p`,
-                `seed`, `stop`, `raw` (no chat template), and `scores` (include the scores in the result).
+            **settings: the other fields of `Question`: `policy` (a name or a `Policy`; else `DEFAULT_POLICY`),
+                `budget` (share of the prompt's cache to keep; 0.1 but 64 tokens a layer at least, for `full` 1),
+                `max_new_tokens`, `temperature`
+                (0 is greedy), `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), `scores` (whether the
+                result is to hold them), and `videos`: each a path, bytes, an array uint8 `[frames,height,width,3]`, or
+                a list of pictures; `<video>` in the prompt says where one goes. `frames` is how many are taken of each
+                at most, evenly; else those that the checkpoint's processor takes, or all.
 
         Raises:
             PromptError, ImageError, PolicyError, SamplingError: an argument is invalid.
@@ -141,14 +153,10 @@ class Engine:
         """Serves many requests at once, in a thread of its own; `settings` are the arguments of `Scheduler`.
 
         Raises:
-            EngineError: the engine's caches are on a device; a scheduler's lanes are views of host arrays.
+            EngineError: the engine's caches lie on a device and are not updated in place.
         """
         from vlkv.scheduler import Scheduler
 
-        if self.model.backend.store is not HOST:
-            raise EngineError(
-                f"{self.directory} runs on a device; many requests at once need an engine for onnxruntime on the CPU"
-            )
         return Scheduler(self.model, **settings)
 
     def prompt(self, question: Question) -> Prompt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkv.backend.base import Backend
-from vlkv.backend.registry import Options, check_device, open_backend
+from vlkv.backend.registry import Options, open_backend, parse_device
 from vlkv.errors import EngineError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.inputs.grammar import Grammars
@@ -39,7 +39,7 @@ class Model:
     def of(cls, directory: Path, manifest: Manifest, backend: Backend) -> Model:
         """The model of a directory whose graphs are already open."""
         embedding = TokenEmbedding(directory, manifest.embedding)
-        tokenizer = Tokenizer.load(directory, manifest.tokens)
+        tokenizer = Tokenizer.load(directory, manifest.tokens, manifest.image)
         grammars = Grammars(directory, manifest.text.vocab, manifest.tokens.eos)
         return cls(backend, embedding, tokenizer, manifest, grammars)
 
@@ -54,7 +54,7 @@ class Model:
         device: str = "cpu",
     ) -> Model:
         """Opens an engine directory; the arguments and errors are those of `Engine.load`."""
-        check_device(device)
+        name, index = parse_device(device)
         if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
             raise EngineError(
                 f"threads {threads!r} is not a whole number from 0 (all cores) to {MAX_THREADS}"
@@ -70,5 +70,5 @@ class Model:
             )
         manifests.verify(directory, manifest, hashes=verify)
         return cls.of(
-            directory, manifest, open_backend(directory, manifest, device, Options(threads, plugin))
+            directory, manifest, open_backend(directory, manifest, name, Options(threads, plugin, index))
         )

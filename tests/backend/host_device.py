@@ -27,18 +27,41 @@ class HostMemory:
         self.pointer = self.bytes.ctypes.data
 
 
+class Replay:
+    def __init__(self, device, work):
+        self._device, self._work = device, work
+
+    def __call__(self):
+        self._device.replayed += 1
+        self._work()
+
+    def close(self):
+        pass
+
+
 class HostDevice:
     """See `vlkv.backend.device.arrays.Device`."""
 
+    free = 1 << 30
+
     def __init__(self) -> None:
         self.replayed = 0
+
+    def use(self):
+        pass
+
+    def mover(self, keys, values):
+        return None
+
+    def close(self):
+        pass
 
     def allocate(self, shape, dtype):
         return DeviceArray(HostMemory(int(np.prod(shape)) * BYTES[dtype]), tuple(shape), dtype)
 
     def clear(self, array):
-        assert array.offset == 0
-        array.memory.bytes[: array.nbytes] = 0
+        begin = array.offset * array.itemsize
+        array.memory.bytes[begin : begin + array.nbytes] = 0
 
     def pinned(self, shape, dtype):
         return np.empty(shape, dtype)
@@ -60,11 +83,7 @@ class HostDevice:
         pass
 
     def replay(self, work):
-        def again():
-            self.replayed += 1
-            work()
-
-        return again
+        return Replay(self, work)
 
     def _copy(self, target, to, source, start):
         for part in copies(target, source):
@@ -76,9 +95,9 @@ class HostDevice:
 
 
 def view(array: DeviceArray) -> np.ndarray:
-    """Returns a dense device array as a NumPy view."""
-    assert array.offset == 0
-    flat = array.memory.bytes[: array.nbytes].view(np.dtype(array.dtype))
+    """A dense device array as NumPy sees it."""
+    begin = array.offset * array.itemsize
+    flat = array.memory.bytes[begin : begin + array.nbytes].view(np.dtype(array.dtype))
     return flat.reshape(array.shape)
 
 
@@ -103,9 +122,32 @@ class HostGraph:
             assert result.shape == array.shape
             view(array)[...] = result
 
+    def bind(self, inputs, outputs, profile=0):
+        return Bound(self, inputs, outputs, profile)
 
-def host_backend(source: Path, folder: Path, operators: str, cache: str, **limits: Any) -> tuple[Any, Any]:
-    """The TensorRT backend over a graph directory's lowered graphs, and the manifest that an engine would have."""
+    def close(self):
+        pass
+
+
+class Bound:
+    """See `vlkv.backend.device.arrays.Bound`."""
+
+    capturable = True
+
+    def __init__(self, graph, *given):
+        self._graph, self._given = graph, given
+
+    def __call__(self):
+        self._graph.run(*self._given)
+
+    def close(self):
+        self._given = ()
+
+
+def lowered(
+    source: Path, folder: Path, operators: str, cache: str, **limits: Any
+) -> tuple[dict[str, tuple[Path, Any]], Any]:
+    """A graph directory's lowered graphs, by name, and the manifest that an engine of them would have."""
     folder = onnx_runs.copied(source, folder)
     facts = {
         "compute_capabilities": ("8.9",),
@@ -122,7 +164,7 @@ def host_backend(source: Path, folder: Path, operators: str, cache: str, **limit
     for name, model in models.items():
         path = folder / f"{name}.lowered.onnx"
         ir.save(model, path)
-        graphs[name] = HostGraph(path, cache != "dynamic")
+        graphs[name] = (path, model)
     manifest = msgspec.structs.replace(
         read(source),
         kind="engine",
@@ -131,4 +173,11 @@ def host_backend(source: Path, folder: Path, operators: str, cache: str, **limit
         cache_dtype="float32",
         device=device,
     )
-    return DeviceBackend(HostDevice(), graphs, manifest), manifest
+    return graphs, manifest
+
+
+def host_backend(source: Path, folder: Path, operators: str, cache: str, **limits: Any) -> tuple[Any, Any]:
+    """The TensorRT backend over a graph directory's lowered graphs, and the manifest that an engine would have."""
+    graphs, manifest = lowered(source, folder, operators, cache, **limits)
+    opened = {name: HostGraph(path, cache != "dynamic") for name, (path, _) in graphs.items()}
+    return DeviceBackend(HostDevice(), opened, manifest), manifest

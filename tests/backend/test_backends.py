@@ -82,9 +82,11 @@ def test_the_same_answer(backend, policy, opened, pictures):
     np.testing.assert_allclose(got.sparsity, want.sparsity, atol=1e-3)
     for mine, theirs in zip(got.positions or [], want.positions or [], strict=True):
         np.testing.assert_array_equal(mine, theirs)
+    # caches that each step writes anew are there twice
+    sets = 2 if "dynamic" in backend else 1
     if "static" not in backend:
-        assert got.cache_bytes == want.cache_bytes
-    assert got.cache_bytes_full == want.cache_bytes_full
+        assert got.cache_bytes == sets * want.cache_bytes
+    assert got.cache_bytes_full == sets * want.cache_bytes_full
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -106,7 +108,7 @@ def test_a_batch_of_unequal_prompts(backend, opened, pictures):
 def test_evict(backend, per_head, merge, opened, rng):
     """Evicts one layer directly. The backend keeps and merges what the operators do, and empties the slots after it."""
     from vlkv import ops
-    from vlkv.backend.device.arrays import to_host
+    from vlkv.backend.device.arrays import send, to_host
 
     found = opened(backend).model.backend
     text, device = found.text, found.device
@@ -121,7 +123,7 @@ def test_evict(backend, per_head, merge, opened, rng):
     assert source[0].shape[2] == capacity
     views = [array[:, :, :slots] for array in source]
     for array, given in zip(views, (key, value), strict=True):
-        device.upload(array, given)
+        send(device, array, given)
     kept = found.evict(
         tuple(views), score, (count, 2, 1), tuple(a[:, :, :count] for a in target), per_head, merge
     )
@@ -131,7 +133,7 @@ def test_evict(backend, per_head, merge, opened, rng):
     )
     np.testing.assert_array_equal(kept, wanted[2][0])
     for array, want in zip(target, wanted[:2], strict=True):
-        result = to_host(device, array)
+        (result,) = to_host(device, array)
         # a mean of up to 20 numbers of size 1, summed in another order
         np.testing.assert_allclose(result[:, :, :count], want, atol=20 * 2.0**-23)
         assert not result[:, :, count:].any()
@@ -160,12 +162,12 @@ def test_watched_steps_and_overwritten_slots(backend, opened, rng):
         # each head of a group adds its row's weights, which sum to 1
         np.testing.assert_allclose(score.sum(axis=1), text.query_heads / text.kv_heads, rtol=1e-5)
         assert not seen.scores[layer][0, :, 8:].any()
-    before = [to_host(found.device, array) for array in cache_.keys]
+    before = to_host(found.device, *cache_.keys)
     slots = np.full((text.layers, 1, text.kv_heads), -1)
     slots[1, 0] = np.arange(text.kv_heads) + 2
     steps.overwrite(slots)
     assert cache_.length[:, 0].tolist() == [8, 7, 8]
-    after = [to_host(found.device, array) for array in cache_.keys]
+    after = to_host(found.device, *cache_.keys)
     for head in range(text.kv_heads):
         np.testing.assert_array_equal(after[1][0, head, head + 2], before[1][0, head, 7])
         others = [slot for slot in range(7) if slot != head + 2]

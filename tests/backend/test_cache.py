@@ -279,14 +279,31 @@ def test_overwrite_moves_the_newest_token_of_each_head(rng):
         np.testing.assert_array_equal(array, want)
 
 
-def test_grown_keeps_the_tokens(rng):
-    cache = Cache(
+@pytest.fixture
+def half_full(rng):
+    return Cache(
         [rng.normal(size=(1, 2, 5, 4)).astype(np.float32)],
         [rng.normal(size=(1, 2, 5, 4)).astype(np.float32)],
         np.array([[3]]),
     )
-    old = [array.copy() for array in arrays(cache)]
-    other = cache.grown(7)
-    assert (cache.bytes, other.capacity(0), other.length.tolist()) == (0, 10, [[3]])
+
+
+def test_grow_keeps_the_tokens(half_full):
+    old = [array.copy() for array in arrays(half_full)]
+    half_full.grow(7)
+    assert (half_full.capacity(0), half_full.length.tolist()) == (10, [[3]])
+    for array, before in zip(arrays(half_full), old, strict=True):
+        np.testing.assert_array_equal(array[:, :, :3], before[:, :, :3])
+
+
+def test_a_copy_shares_nothing(half_full):
+    old = [array.copy() for array in arrays(half_full)]
+    other = half_full.copy(2)
+    assert (other.capacity(0), other.length.tolist()) == (5, [[3]])
     for array, before in zip(arrays(other), old, strict=True):
         np.testing.assert_array_equal(array[:, :, :3], before[:, :, :3])
+        array[:] = 0
+    other.length[:] = 0
+    assert half_full.length.tolist() == [[3]]
+    for array, before in zip(arrays(half_full), old, strict=True):
+        np.testing.assert_array_equal(array, before)

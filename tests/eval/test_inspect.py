@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlkv import POLICIES, Question
+from models import families
+from vlkv import POLICIES, Engine, Question
 from vlkv.eval import forms
 from vlkv.eval.inspect_files import write
 from vlkv.eval.inspection import inspect
 from vlkv.eval.page import page, page_data
 from vlkv.eval.settings import Setting
 from vlkv.inputs.layouts import lay_out
+from vlkv.storage.image_facts import AnyRes, ImageFacts
+from vlkv_export.directory import export_checkpoint
+from vlkv_export.engine import build_engine
 
 FORM = forms.held_out_form(900_000)
 PROMPT = forms.one_question(FORM)[0]
@@ -109,6 +113,126 @@ def test_texts_are_data_and_never_markup(engine_of, pictures):
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert json.loads(data.group(1))["question"] == EVIL
     assert not re.search(r"https?://", text)
+
+
+def tile_of(pane, row, column):
+    """In which of a pane's tiles a token lies, by its tiles' borders."""
+    return sum(begin <= row for begin in pane.down) - 1, sum(begin <= column for begin in pane.across) - 1
+
+
+@pytest.fixture(scope="module")
+def onevision(tmp_path_factory):
+    base = tmp_path_factory.mktemp("onevision")
+    folder = families.build("onevision", base / "checkpoint")
+    export_checkpoint(folder, base / "graphs")
+    build_engine(base / "graphs", base / "engine")
+    return Engine.load(base / "engine", threads=1)
+
+
+@pytest.fixture(scope="module")
+def tiled(onevision):
+    """A picture that is a grid of tiles, and a video: a large picture whose grid is not scaled down."""
+    asked = Question(
+        "what is the total", [families.picture("wide")], max_new_tokens=4,
+        videos=[[families.picture("tall"), families.picture("exact"), families.picture("odd")]],
+    )  # fmt: skip
+    return inspect(onevision, asked, Setting(POLICIES["vl-cache"], 0.3))
+
+
+def test_tiles_lie_in_their_places(onevision, tiled):
+    """Each token is in the tile whose features it is made of, by the row of the tower's features."""
+    names = [pane.name for pane in tiled.panes]
+    assert names == [
+        "picture 1: whole",
+        "picture 1: 1 x 3 tiles",
+        "video 1, frame 1",
+        "video 1, frame 2",
+        "video 1, frame 3",
+    ]
+    (layout, *_) = onevision.prompt(Question("x", [families.picture("wide")], raw=True)).pictures
+    grid = tiled.panes[1]
+    (view,) = layout.views[1:]
+    for (row, column), token in np.ndenumerate(view.tokens):
+        source = layout.sources[token, 0]
+        tile = source // 10 - 1
+        assert tile_of(grid, row, column) == divmod(tile, 3)
+    assert [len(part) for part in grid.tiles()] == [3]
+    np.testing.assert_array_equal(np.concatenate(grid.tiles()[0], axis=1), grid.patches)
+
+
+def test_counts_of_tiles_and_frames(tiled):
+    """Lines on the terminal say what `kept` says; every image token is counted once."""
+    places = [pane.patches.reshape(-1) for pane in tiled.panes] + list(tiled.apart.values())
+    every = np.sort(np.concatenate(places))
+    np.testing.assert_array_equal(every, np.sort(tiled.small.image_positions))
+    assert list(tiled.apart) == ["picture 1: row ends", "video 1, frame 3: newline"]
+    lines = tiled.counts()
+    assert len(lines) == len(tiled.panes) + 1 + len(tiled.apart)
+    share = tiled.kept.mean(axis=(0, 1))
+    for line, pane in zip([lines[0], lines[1], *lines[3:6]], tiled.panes, strict=True):
+        kept, size = share[pane.patches].sum(), pane.patches.size
+        assert line == f"{pane.name}: {kept:.1f} of {size} tokens ({kept / size:.1%})"
+    said = [float(part) for part in re.findall(r"([\d.]+)%", lines[2])]
+    want = [100 * share[tile].mean() for tile in tiled.panes[1].tiles()[0]]
+    np.testing.assert_allclose(said, want, atol=0.051)
+
+
+def test_shrunk_grids_have_every_tile():
+    """A grid that is scaled down: a token belongs to the tile that it has most of."""
+    facts = families_facts(shrink_to=3)
+    (layout,) = lay_out([(500, 420)], facts)
+    view = layout.views[1]
+    assert (len(view.down), len(view.across)) == layout.grid == (3, 3)
+    assert layout.weights is not None
+    for (row, column), token in np.ndenumerate(view.tokens):
+        most = layout.sources[token, layout.weights[token].argmax()]
+        tile = sum(b <= row for b in view.down) - 1, sum(b <= column for b in view.across) - 1
+        assert tile == divmod(most // facts.tile_features - 1, 3)
+
+
+def families_facts(**rule):
+    pinpoints = tuple((height, width) for height in (42, 84, 126) for width in (42, 84, 126))
+    return ImageFacts(
+        token_id=4, token="<image>", tile_features=10, height=42, width=42, resize="exact", resize_height=42,
+        resize_width=42, crop=False, pad_to_square=False, resample=3, rescale=1.0, normalize=False, mean=(0, 0, 0),
+        std=(1, 1, 1), rule=AnyRes(pinpoints=pinpoints, rows=3, columns=3, **rule),
+    )  # fmt: skip
+
+
+def test_files_of_tiles_and_frames(tiled, tmp_path):
+    data = page_data(tiled)
+    assert [pane["name"] for pane in data["panes"]] == [pane.name for pane in tiled.panes]
+    assert data["panes"][1]["across"] == tiled.panes[1].across and len(tiled.panes[1].across) == 3
+    assert data["apart"][0] == {
+        "name": "picture 1: row ends",
+        "places": tiled.apart["picture 1: row ends"].tolist(),
+    }
+    assert len(write(tiled, tmp_path)) == 2 + 1 + 2
+
+
+def test_large_sheets_are_drawn_smaller(tiled, monkeypatch):
+    from vlkv.eval import pictures
+
+    whole = pictures.kept_sheet(tiled).size
+    monkeypatch.setattr(pictures, "MOST", 20_000)
+    assert pictures.kept_sheet(tiled).size[0] < whole[0]
+
+
+def test_captions_in_a_browser(browser, tiled, tmp_path):
+    write(tiled, tmp_path)
+    window = browser(1200, "light")
+    opened(window, tmp_path / "index.html")
+    captions = window.execute_script(
+        "return [...document.querySelectorAll('figcaption')].map((c) => c.innerText)"
+    )
+    share = tiled.share()
+    for caption, pane in zip(captions, tiled.panes, strict=True):
+        kept, size = int(share[pane.patches].sum() + 0.5), pane.patches.size
+        assert caption == f"{pane.name}: {kept} of {size} kept"
+    plain = painted(window)
+    assert plain and window.get_log("browser") == []
+    ends = window.execute_script("return document.getElementById('apart').innerText")
+    assert "picture 1: row ends" in ends and "newline" in ends
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from vlkv import Engine, Question
 from vlkv.errors import EngineError, ImageError, PromptError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.policies.builtin import POLICIES
+from vlkv.policies.decode_eviction import LEAST_HELD
 from vlkv.policies.policy import LEAST_TOKENS, default_budget
 
 PROMPT = "what is the total"
@@ -84,3 +85,22 @@ def test_a_later_turn_of_a_compressed_chat_has_the_budget_that_the_first_began_w
     )
     assert later.prompt_tokens > LEAST_TOKENS > first.prompt_tokens
     assert first.budget == later.budget == 1.0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_short_prompt_is_not_overwritten_by_its_answer(engine, policy):
+    found, full = (engine.generate(PROMPT, policy=name, max_new_tokens=60) for name in (policy, "full"))
+    assert found.token_ids == full.token_ids
+    text = engine.manifest.text
+    slot = 2 * text.layers * text.kv_heads * text.head_dim * 4
+    assert found.cache_bytes <= slot * (found.prompt_tokens + 60)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "streaming-llm"])
+def test_what_decoding_holds_is_bounded(engine, policy):
+    tokens = LEAST_HELD + 40
+    found = next(iter([engine.generate(PROMPT, policy=policy, max_new_tokens=tokens, min_new_tokens=tokens)]))
+    text = engine.manifest.text
+    slot = 2 * text.layers * text.kv_heads * text.head_dim * 4
+    assert len(found.token_ids) == tokens
+    assert found.cache_bytes == slot * (LEAST_HELD + 1)

@@ -57,9 +57,10 @@ def ends(monkeypatch):
         original = getattr(Conversation, name)
 
         def noted(self, *arguments, original=original):
-            original(self, *arguments)
+            made = original(self, *arguments)
             sequence = next(one for one in reversed(arguments) if isinstance(one, Sequence))
             found.append(sequence.logits.copy())
+            return made
 
         monkeypatch.setattr(Conversation, name, noted)
     return found
@@ -74,10 +75,13 @@ def test_reusable_with_all_of_the_cache_equals_a_fresh_run(
     for text, images in asked:
         result = chat.ask(text, images, max_new_tokens=NEW)
     ids = chat.token_ids
-    assert result.prompt_tokens == len(ids) - len(chat._said(chat._last))
-    assert (ids[-len(chat._said(chat._last)) :] == chat._said(chat._last)).all()
+    assert result.prompt_tokens == len(ids) - len(chat._said(chat._state.last)[0])
+    assert (ids[-len(chat._said(chat._state.last)[0]) :] == chat._said(chat._state.last)[0]).all()
     given = fresh_inputs(
-        reference, ids[: result.prompt_tokens], [*pictures, pictures[0]], chat._last.prompt.image_positions
+        reference,
+        ids[: result.prompt_tokens],
+        [*pictures, pictures[0]],
+        chat._state.last.prompt.image_positions,
     )
     want = reference.forced(given, result.token_ids[:-1])
     np.testing.assert_allclose(ends[-1], want[0], rtol=0, atol=tolerance(want))
@@ -117,7 +121,7 @@ def test_reusable_scores_anew(engine, reference, pictures, name, window):
     begin = len(chat.token_ids)
     result = chat.ask(SECOND, max_new_tokens=NEW, scores=True)
     inputs = fresh_inputs(
-        reference, chat.token_ids[: result.prompt_tokens], pictures, chat._last.prompt.image_positions
+        reference, chat.token_ids[: result.prompt_tokens], pictures, chat._state.last.prompt.image_positions
     )
     attention = np.stack(reference.attention(inputs))
     assert np.allclose(
@@ -180,7 +184,7 @@ def begun(engine, reference, chat, first, pictures):
     every = [np.tile(np.arange(len(ids)), (heads, 1))] * layers
     return Evicting(
         reference,
-        fresh_inputs(reference, ids, pictures, chat._last.prompt.image_positions),
+        fresh_inputs(reference, ids, pictures, chat._state.last.prompt.image_positions),
         first.positions or every,
         False,
     )
@@ -231,7 +235,7 @@ def test_a_later_question_is_observed_before_the_lowest_go(engine_of, reference,
         assert rated[0] == pytest.approx(rated[1], rel=MARGIN)
         assert len(held) == first.kept_tokens[layer]
         # the attention of the new rows is added
-        eviction, valid = chat._last.eviction, second.kept_tokens[layer]
+        eviction, valid = chat._state.last.eviction, second.kept_tokens[layer]
         mine = eviction.scores[layer][0, :, :valid].sum(axis=0)
         theirs = [entries.scores[entry] for entry in eviction.positions[layer][0, :valid].tolist()]
         np.testing.assert_allclose(mine, theirs, rtol=MARGIN)
@@ -258,12 +262,12 @@ def test_turns_are_the_templates_text(engine, pictures):
     chat = engine.chat("full")
     chat.ask(FIRST, pictures[:1], max_new_tokens=4)
     chat.ask(SECOND, max_new_tokens=4)
-    text = chat._last.prompt.text
+    text = chat._state.last.prompt.text
     assert text.startswith(f"user: <image>{FIRST}assistant:")
     assert text.endswith(f"user: {SECOND}assistant:")
     # the second turn's tokens are what the tokenizer makes of that text
     tail = engine.model.tokenizer.encode(f"user: {SECOND}assistant:", add_special_tokens=False)
-    assert chat._last.prompt.token_ids[-len(tail) :].tolist() == tail
+    assert chat._state.last.prompt.token_ids[-len(tail) :].tolist() == tail
 
 
 def test_an_answer_may_be_cut_by_the_next_question(engine, pictures):

@@ -81,6 +81,33 @@ def test_a_request_goes_before_the_checkpoint():
     assert Sampling().merged(facts) == facts
     own = Sampling(repetition_penalty=1.0, no_repeat_ngram_size=2, min_new_tokens=0).merged(facts)
     assert own == GenerationFacts(no_repeat_ngram_size=2, suppress_tokens=(3,))
+    words = Sampling(suppress_tokens=[], bad_words_ids=[[4], [5, 6]]).merged(facts)
+    assert words == GenerationFacts(repetition_penalty=1.5, min_new_tokens=4, bad_words=((4,), (5, 6)))
+
+
+def test_ids_that_are_not_there(engine_of):
+    model = engine_of("llama").model
+    for fields, said in (
+        ({"suppress_tokens": [64]}, "suppress_tokens names token 64; the vocabulary has 64"),
+        ({"bad_words_ids": [[1, 99]]}, "bad_words_ids names token 99"),
+        (
+            {"suppress_tokens": list(range(60)), "bad_words_ids": [[n] for n in range(60, 64)]},
+            "name all 64 tokens",
+        ),
+    ):
+        with pytest.raises(SamplingError, match=said):
+            prepare(model, Question("what", **fields))
+
+
+def test_a_long_prompt_costs_a_token_little():
+    """Work a token does not grow with the prompt: what was seen is an array, what follows is a set."""
+    facts = GenerationFacts(repetition_penalty=1.3, no_repeat_ngram_size=2)
+    mine = Constraints(facts, np.tile(np.arange(50), 400), EOS)
+    assert len(mine._seen.ids) == 50
+    assert all(len(after) == 1 for after in mine._followers.values())
+    for token in [*range(40, 150)] * 2:
+        mine.push(token)
+    assert sorted(mine._seen.ids.tolist()) == list(range(150))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +116,15 @@ def test_a_request_goes_before_the_checkpoint():
         ({"repetition_penalty": 0}, "repetition_penalty 0 is not above 0"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty nan is not above 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1 is not a whole number"),
+        ({"no_repeat_ngram_size": 65}, "65 is not a whole number, 0 to 64"),
+        ({"repetition_penalty": 1e300}, "is not above 0: 0.01 to 100"),
+        ({"suppress_tokens": [-1]}, "at most 1024 token ids"),
+        ({"suppress_tokens": "5"}, "at most 1024 token ids"),
+        ({"suppress_tokens": list(range(1025))}, "at most 1024 token ids"),
+        ({"bad_words_ids": [[]]}, "lists of 1 to 32 token ids"),
+        ({"bad_words_ids": [[True]]}, "lists of 1 to 32 token ids"),
+        ({"bad_words_ids": [[1]] * 257}, "at most 256 lists"),
+        ({"bad_words_ids": [list(range(33))]}, "lists of 1 to 32 token ids"),
         ({"min_new_tokens": 1.5}, "min_new_tokens 1.5 is not a whole number"),
     ],
 )

@@ -61,7 +61,7 @@ def test_what_forced_refuses(engine_of):
     asked = prompts.question("no picture", [], policy="h2o")
     with pytest.raises(PolicyError, match="'h2o': attention is given for decode 'append' only, not 'lowest'"):
         engine.forced(asked, [10], attention=True)
-    with pytest.raises(PromptError, match="token 64 is outside 0 to 63"):
+    with pytest.raises(PromptError, match="token 64 is no id from 0 to 63"):
         engine.forced(asked, [10, 64])
     with pytest.raises(PromptError, match=r"513 given tokens are more than the \d+ positions"):
         engine.forced(asked, [10] * 513)

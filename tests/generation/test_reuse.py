@@ -16,6 +16,10 @@ TOKEN = 2 * 2 * 2 * 4 * 4
 """Bytes of a token's keys and values."""
 
 
+def upto(most):
+    return lambda tokens: max(0, min(tokens, most))
+
+
 def names(*ends, mark="a"):
     made = tuple(f"{mark}{end}".encode() for end in ends)
     return Names(tuple(b"picture " + one for one in made), made, ends)
@@ -37,13 +41,13 @@ def equal(one, other, tokens):
 def test_a_beginning_comes_back_bit_for_bit(rng):
     reuse, whole, asked = Reuse(1 << 20), filled(rng, 50), names(30)
     kept = [array.copy() for array in whole.keys]
-    assert reuse.known(asked, 40) == 0
+    assert reuse.known(asked, upto(40)) == 0
     reuse.save(asked, whole)
     assert reuse.bytes == 30 * TOKEN
     other = Cache.empty(SIZES, 60)
     for array in whole.keys:
         array[:] = 0  # what is held is a copy
-    assert reuse.known(asked, 40) == 30
+    assert reuse.known(asked, upto(40)) == 30
     reuse.load(asked, 30, other)
     assert all(np.array_equal(a[:, :, :30], b[:, :, :30]) for a, b in zip(other.keys, kept, strict=True))
     assert not other.keys[0][:, :, 30:].any()
@@ -54,18 +58,18 @@ def test_a_beginning_comes_back_bit_for_bit(rng):
 def test_no_more_is_reused_than_may_be(rng):
     reuse, asked = Reuse(1 << 20), names(30)
     reuse.save(asked, filled(rng, 50))
-    assert reuse.known(asked, 12) == 12
-    assert reuse.known(asked, 0) == reuse.known(asked, -5) == 0
+    assert reuse.known(asked, upto(12)) == 12
+    assert reuse.known(asked, upto(0)) == reuse.known(asked, upto(-5)) == 0
     assert (reuse.hits, reuse.misses) == (1, 2)
 
 
 def test_the_longest_beginning_counts(rng):
     reuse, short, long = Reuse(1 << 20), names(20), names(20, 40)
     reuse.save(short, filled(rng, 25))
-    assert reuse.known(long, 100) == 20
+    assert reuse.known(long, upto(100)) == 20
     whole = filled(rng, 45)
     reuse.save(long, whole)
-    assert reuse.known(long, 100) == 40
+    assert reuse.known(long, upto(100)) == 40
     other = Cache.empty(SIZES, 45)
     reuse.load(long, 40, other)
     assert equal(whole, other, 40)
@@ -76,10 +80,10 @@ def test_the_least_recently_used_goes_first(rng):
     asked = [names(10, mark=mark) for mark in "abcd"]
     for one in asked[:3]:
         reuse.save(one, filled(rng, 12))
-    reuse.known(asked[0], 10)
+    reuse.known(asked[0], upto(10))
     reuse.touch(asked[1])
     reuse.save(asked[3], filled(rng, 12))
-    assert [reuse.known(one, 10) for one in asked] == [10, 10, 0, 10]
+    assert [reuse.known(one, upto(10)) for one in asked] == [10, 10, 0, 10]
     assert reuse.bytes == 30 * TOKEN
 
 
@@ -88,7 +92,7 @@ def test_what_does_not_fit_is_not_held_and_evicts_nothing(rng):
     reuse.save(names(10), filled(rng, 12))
     reuse.save(names(21), filled(rng, 30))
     reuse.save_features(b"large", np.zeros(20 * TOKEN + 1, np.uint8))
-    assert reuse.known(names(10), 10) == 10
+    assert reuse.known(names(10), upto(10)) == 10
     assert reuse.bytes == 10 * TOKEN
     nothing = Reuse(0)
     nothing.save(names(1), filled(rng, 12))
@@ -113,7 +117,7 @@ def test_requests_come_first(rng):
     assert reuse.bytes == 100 * TOKEN
     reuse.clear()
     assert reuse.bytes == 0
-    assert reuse.known(names(100), 10) == 0
+    assert reuse.known(names(100), upto(10)) == 0
 
 
 def test_features(rng):

@@ -13,7 +13,7 @@ from PIL import Image
 from test_prompt_errors import FACTS, KEEPS_ORDER, LLAVA, STRINGS, WITH_BOS, layouts
 from test_tokenizer import backend, tokenizer
 
-from vlkv.inputs.prompt import build_prompt
+from vlkv.inputs.prompt import build_prompt, media_of
 from vlkv.inputs.tokenizer import Tokenizer
 
 with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def test_ids_equal_transformers(kind: str, text: str, images: int, name: str | N
     template = TEMPLATES[name] if name else None
     # text that begins with BOS gets no second one, even without a template
     assume(template is not None or not text.startswith("<s>") or (images and not places))
-    prompt = build_prompt(text, layouts(images), tokenizer(kind), FACTS, chat_template=template)
+    prompt = build_prompt(text, media_of(layouts(images), FACTS), tokenizer(kind), chat_template=template)
     want = reference(kind, text, images, template)
     assert prompt.token_ids.tolist() == list(want)
     assert prompt.token_ids.dtype == np.int64
@@ -98,13 +98,13 @@ def test_saved_and_loaded_tokenizers_agree(tmp_path: Path) -> None:
     loaded = Tokenizer.load(tmp_path)
     special = processor("byte-fallback").tokenizer.special_tokens_map
     assert loaded.special_tokens == special
-    prompt = build_prompt("what is the name?", layouts(2), loaded, FACTS, chat_template=WITH_BOS)
+    prompt = build_prompt("what is the name?", media_of(layouts(2), FACTS), loaded, chat_template=WITH_BOS)
     assert prompt.token_ids.tolist() == list(reference("byte-fallback", "what is the name?", 2, WITH_BOS))
 
 
 def test_pictures_come_first_or_where_they_are_placed() -> None:
     def text(said: str, images: int, **options: Any) -> str:
-        return build_prompt(said, layouts(images), tokenizer("byte-level"), FACTS, **options).text
+        return build_prompt(said, media_of(layouts(images), FACTS), tokenizer("byte-level"), **options).text
 
     assert text("hi", 2) == "<image>\n<image>\nhi"
     assert text("a <image> b<image>", 2) == "a <image> b<image>"
@@ -122,7 +122,7 @@ def test_pictures_come_first_or_where_they_are_placed() -> None:
 
 def test_bos_is_never_doubled() -> None:
     for said, options in [("<s>hi", {}), ("hi", {"chat_template": WITH_BOS}), ("<s>hi", {"raw": True})]:
-        prompt = build_prompt(said, (), tokenizer("byte-level"), FACTS, **options)  # type: ignore[arg-type]
+        prompt = build_prompt(said, media_of((), FACTS), tokenizer("byte-level"), **options)  # type: ignore[arg-type]
         assert prompt.token_ids.tolist().count(1) == 1
 
 
@@ -134,7 +134,7 @@ def test_template_helpers_are_those_of_transformers() -> None:
         "{{ strftime_now('%Y')|length }}{{ seen }}{{ bos_token }}{{ missing }}{{ tools is none }}{% endfor %}"
     )
     text = "é<b>'\""
-    prompt = build_prompt(text, (), tokenizer("byte-level"), FACTS, chat_template=template)
+    prompt = build_prompt(text, media_of((), FACTS), tokenizer("byte-level"), chat_template=template)
     want = reference("byte-level", text, 0, template)
     assert prompt.token_ids.tolist() == list(want)
     assert prompt.text.endswith("4<s>True")
@@ -148,5 +148,7 @@ def test_template_helpers_are_those_of_transformers() -> None:
     ],
 )
 def test_templates_that_place_the_picture_themselves(template: str, before: str) -> None:
-    prompt = build_prompt("what is it?", layouts(1), tokenizer("byte-level"), FACTS, chat_template=template)
+    prompt = build_prompt(
+        "what is it?", media_of(layouts(1), FACTS), tokenizer("byte-level"), chat_template=template
+    )
     assert prompt.text == f"{before}<image>what is it?"

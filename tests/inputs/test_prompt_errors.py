@@ -6,7 +6,7 @@ from test_tokenizer import tokenizer
 
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout, lay_out
-from vlkv.inputs.prompt import build_prompt
+from vlkv.inputs.prompt import build_prompt, media_of
 from vlkv.storage.image_facts import ImageFacts
 
 
@@ -56,7 +56,7 @@ PRINTS = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 
 
 def build(text: str, images: int = 0, **options: object) -> str:
-    return build_prompt(text, layouts(images), tokenizer("byte-level"), FACTS, **options).text  # type: ignore[arg-type]
+    return build_prompt(text, media_of(layouts(images), FACTS), tokenizer("byte-level"), **options).text  # type: ignore[arg-type]
 
 
 def refusal(text: str, images: int = 0, **options: object) -> str:
@@ -96,7 +96,8 @@ def test_a_megabyte_is_too_long_and_no_crash() -> None:
 
 
 def test_lone_surrogates() -> None:
-    assert "lone surrogate U+DCFF" in refusal("a\udcff", chat_template=LLAVA)
+    assert "lone surrogate U+D800" in refusal("a\ud800", chat_template=LLAVA)
+    assert "is the byte 0xff, which is not UTF-8" in refusal("a\udcff", chat_template=LLAVA)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +136,4 @@ def test_a_template_that_only_takes_strings_gets_strings() -> None:
 def test_a_token_that_the_tokenizer_does_not_know() -> None:
     other = msgspec.structs.replace(FACTS, token="<picture>")
     with pytest.raises(PromptError, match=r"makes 0 image tokens \(id 4, <picture>\)"):
-        build_prompt("hi", layouts(1), tokenizer("byte-level"), other)
+        build_prompt("hi", media_of(layouts(1), other), tokenizer("byte-level"))

@@ -35,7 +35,15 @@ class Evicting:
         attention: per layer `[Hkv, C]`, the attention of the last token, summed over query heads.
     """
 
-    def __init__(self, reference: Any, inputs: dict[str, Any], kept: list[np.ndarray], merge: bool) -> None:
+    def __init__(
+        self,
+        reference: Any,
+        inputs: dict[str, Any],
+        kept: list[np.ndarray],
+        merge: bool,
+        begin: list[int] | None = None,
+    ) -> None:
+        """`begin` is per layer the oldest position that its window lets it see; older ones are merged into nothing."""
         self.model = reference.model
         self.length = next(iter(inputs.values())).shape[1]
         self.cache = DynamicCache()
@@ -44,10 +52,12 @@ class Evicting:
         self.logits = out.logits[0, -1].numpy()
         self.positions = [[list(map(int, head)) for head in layer] for layer in kept]
         self.tokens = 0
-        for layer, heads in zip(self.cache.layers, self.positions, strict=True):
+        begin = begin or [0] * len(kept)
+        for layer, heads, first in zip(self.cache.layers, self.positions, begin, strict=True):
+            length, slots = self.length - first, [[position - first for position in head] for head in heads]
             for name in ("keys", "values"):
-                rows = getattr(layer, name)[0].numpy()
-                cut = [merged(r, h, self.length) if merge else r[h] for r, h in zip(rows, heads, strict=True)]
+                rows = getattr(layer, name)[0].numpy()[:, first:]
+                cut = [merged(r, h, length) if merge else r[h] for r, h in zip(rows, slots, strict=True)]
                 setattr(layer, name, torch.from_numpy(np.stack(cut))[None])
 
     def step(self, token: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,16 @@ SIZES = {
 }
 """Width and height; `large` is beyond every grid, `exact` fits one."""
 PINPOINTS = [[42, 84], [84, 42], [84, 84], [126, 42], [42, 126]]
+LARGE_PINPOINTS = [[2 * side for side in sides] for sides in PINPOINTS]
+CLIP_LEVELS = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+OWN = {"return_legacy_image_output": False, "input_data_format": "channels_last"}
+"""What VideoLlava's image processor is told; it takes a picture of one pixel for one of a channel."""
 GRIDS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 PIXTRAL = {"model_type": "pixtral", "image_size": 150, "rope_parameters": {"rope_theta": 500.0}}
 BREAKS = ("w18", "w19")
 """The tokens that end a row of a Pixtral picture, and the picture."""
+VIDEO = "w20"
+"""What stands for a video."""
 CLIP = {"model_type": "clip_vision_model"}
 SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False}
 TEXT = {
@@ -57,8 +63,10 @@ TEXT = {
 class Family:
     """One row of the table.
 
-    `model` is the transformers class, `processor` makes its image processor, `config` has fields of the whole
-    configuration, and `generation` fields of `generation_config.json`.
+    `model` is the class of transformers, `processor` makes its image processor, `config` are fields of the whole
+    configuration, `generation` of `generation_config.json`. Of those that take videos, `frames` is the configuration
+    of the video processor but for its sizes, and `frame` makes the image processor that does the same without
+    torchvision. `tile` is the tower's size.
     """
 
     model: str
@@ -68,12 +76,35 @@ class Family:
     config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     generation: dict[str, Any] = field(default_factory=dict)
+    frames: dict[str, Any] = field(default_factory=dict)
+    frame: Callable[[], Any] | None = None
+    tile: int = TILE
 
 
 def _clip() -> Any:
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
+
+
+def _clip_large() -> Any:
+    from transformers import CLIPImageProcessorPil
+
+    sizes = {"size": {"shortest_edge": 2 * TILE}, "crop_size": {"height": 2 * TILE, "width": 2 * TILE}}
+    return CLIPImageProcessorPil(**sizes)
+
+
+def _video_llava() -> Any:
+    from transformers import VideoLlavaImageProcessor
+
+    return VideoLlavaImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
+
+
+def _onevision_frame() -> Any:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    levels = {"image_mean": CLIP_LEVELS[0], "image_std": CLIP_LEVELS[1], "resample": 3}
+    return SiglipImageProcessorPil(size={"height": TILE, "width": TILE}, **levels)
 
 
 def _siglip() -> Any:
@@ -95,6 +126,13 @@ def _next() -> Any:
     return LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=PINPOINTS)
 
 
+def _next_large() -> Any:
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    sizes = {"size": {"shortest_edge": 2 * TILE}, "crop_size": {"height": 2 * TILE, "width": 2 * TILE}}
+    return LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=LARGE_PINPOINTS)
+
+
 def _onevision() -> Any:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
         LlavaOnevisionImageProcessorPil,
@@ -105,6 +143,7 @@ def _onevision() -> Any:
 
 NEXT = {"image_grid_pinpoints": PINPOINTS}
 FULL = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}
+LARGE = {"size": {"shortest_edge": 2 * TILE}, "crop_size": {"height": 2 * TILE, "width": 2 * TILE}}
 ONEVISION = {**FULL, "image_grid_pinpoints": GRIDS, "vision_aspect_ratio": "anyres_max_3"}
 
 FAMILIES = {
@@ -112,12 +151,12 @@ FAMILIES = {
         "LlavaForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _siglip, FULL
     ),
     "llava-clip-gemma": Family(
-        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 24}, _clip, {}, "bfloat16"
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 100}, _clip, {}, "bfloat16"
     ),
     "llava-clip-qwen3": Family(
         "LlavaForConditionalGeneration",
         CLIP,
-        {"model_type": "qwen3", "head_dim": 24},
+        {"model_type": "qwen3", "head_dim": 36},
         _clip,
         generation={
             "repetition_penalty": 1.3,
@@ -129,8 +168,54 @@ FAMILIES = {
             "eos_token_id": [2, 25],
         },
     ),
+    "llava-clip-phi3": Family(
+        "LlavaForConditionalGeneration",
+        CLIP,
+        {
+            "model_type": "phi3",
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.25, 1.5, 1.6, 1.7, 1.8, 2.0],
+                "long_factor": [2.0] * 8,
+            },
+        },
+        _clip,
+        dtype="bfloat16",
+    ),
     "llava-pixtral-mistral": Family(
         "LlavaForConditionalGeneration", PIXTRAL, {"model_type": "mistral", "head_dim": 16}, _pixtral, FULL
+    ),
+    "llava-clip-mistral-window": Family(
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "mistral", "sliding_window": 16}, _clip
+    ),
+    "next-siglip-qwen2-window": Family(
+        "LlavaNextForConditionalGeneration",
+        SIGLIP,
+        {
+            "model_type": "qwen2",
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "max_window_layers": 1,
+        },
+        _next,
+        NEXT | FULL,
+    ),
+    "llava-clip-qwen3-window": Family(
+        "LlavaForConditionalGeneration",
+        CLIP,
+        {
+            "model_type": "qwen3",
+            "head_dim": 20,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        _clip,
     ),
     "vipllava": Family(
         "VipLlavaForConditionalGeneration",
@@ -147,8 +232,23 @@ FAMILIES = {
         "LlavaNextVideoForConditionalGeneration",
         CLIP,
         {"model_type": "llama", "head_dim": 20},
-        _next,
-        NEXT | {"video_token_index": 63},
+        _next_large,
+        {"image_grid_pinpoints": LARGE_PINPOINTS},
+        frames={"video_processor_type": "LlavaNextVideoVideoProcessor"} | LARGE,
+        frame=_clip_large,
+        tile=2 * TILE,
+    ),
+    "video-llava": Family(
+        "VideoLlavaForConditionalGeneration",
+        CLIP,
+        {"model_type": "llama"},
+        _video_llava,
+        frames={
+            "video_processor_type": "VideoLlavaVideoProcessor",
+            "size": {"shortest_edge": TILE},
+            "crop_size": {"height": TILE, "width": TILE},
+        },
+        frame=_clip,
     ),
     "next-siglip-qwen2": Family(
         "LlavaNextForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _next, NEXT | FULL
@@ -159,8 +259,29 @@ FAMILIES = {
         {"model_type": "qwen2", "tie_word_embeddings": True},
         _onevision,
         ONEVISION,
+        frames={
+            "video_processor_type": "LlavaOnevisionVideoProcessor",
+            "size": {"height": TILE, "width": TILE},
+        },
+        frame=_onevision_frame,
     ),
 }
+WITH_VIDEOS = [name for name, family in FAMILIES.items() if family.frame is not None]
+POOLS = {
+    f"next-video-{mode}": replace(
+        FAMILIES["next-video"],
+        text={"model_type": "llama"},
+        config=FAMILIES["next-video"].config | {"spatial_pool_mode": mode, "spatial_pool_stride": stride},
+    )
+    for mode, stride in (("average", 2), ("max", 4), ("conv", 3))
+}
+"""Ways to pool a frame, with heads that TensorRT takes too; these are compared by their features alone."""
+
+
+CHAT = tiny.CHAT.replace(
+    "{% if part['type'] == 'image' %}",
+    "{% if part['type'] == 'video' %}" + VIDEO + "{% elif part['type'] == 'image' %}",
+)
 
 
 def picture(name: str) -> Image.Image:
@@ -176,7 +297,7 @@ def build(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _write(FAMILIES[name], folder)
+        _write((FAMILIES | POOLS)[name], folder)
     (folder / ".done").touch()
     return folder
 
@@ -186,12 +307,15 @@ def _write(family: Family, folder: Path) -> None:
 
     kind = getattr(transformers, family.model)
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
-    vision |= {"image_size": TILE, "patch_size": PATCH} | family.vision
+    vision |= {"image_size": family.tile, "patch_size": PATCH} | family.vision
     config = kind.config_class(
         text_config=TEXT | family.text,
         vision_config=vision,
         image_token_index=tiny.SPECIAL.index("<image>"),
-        **family.config,
+        **(
+            family.config
+            | ({"video_token_index": tokenizer().convert_tokens_to_ids(VIDEO)} if family.frames else {})
+        ),
     )
     torch.manual_seed(7)
     model = kind(config)
@@ -206,15 +330,17 @@ def _write(family: Family, folder: Path) -> None:
     if family.vision is PIXTRAL:
         ends = {"image_break_token": BREAKS[0], "image_end_token": BREAKS[1]}
         (folder / "processor_config.json").write_text(json.dumps({"patch_size": PATCH, **ends}))
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": tiny.CHAT}))
+    if family.frames:
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(family.frames))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
 
 
 def tokenizer() -> Any:
-    """Returns the tokenizer of the tiny shapes with the texts of `BREAKS` as added tokens."""
+    """The tiny shapes' tokenizer, in which the texts of `BREAKS` and `VIDEO` are added tokens."""
     from tokenizers import AddedToken
 
     found = tiny.tokenizer()
-    found.add_tokens([AddedToken(text, special=True) for text in BREAKS])
+    found.add_tokens([AddedToken(text, special=True) for text in (*BREAKS, VIDEO)])
     return found
 
 
@@ -241,7 +367,7 @@ class Reference:
     def __init__(self, name: str, folder: Path) -> None:
         import transformers
 
-        self.family = FAMILIES[name]
+        self.family = (FAMILIES | POOLS)[name]
         kind = getattr(transformers, self.family.model)
         self.model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         self.processor = self.family.processor()
@@ -250,7 +376,8 @@ class Reference:
     def pictures(self, images: list[Image.Image]) -> dict[str, Any]:
         """Returns the image processor's tensors for the pictures of one prompt."""
         nested = [images] if "onevision" in type(self.processor).__module__ else images
-        found = dict(self.processor(nested, return_tensors="pt"))
+        legacy = OWN if "video_llava" in type(self.processor).__module__ else {}
+        found = dict(self.processor(nested, return_tensors="pt", **legacy))
         if "batch_num_images" in found:
             found["batch_num_images"] = torch.as_tensor(found["batch_num_images"])
         return found
@@ -261,17 +388,40 @@ class Reference:
             packed = self.model.get_image_features(**inputs, return_dict=True).pooler_output
         return [each.double().numpy() for each in packed]
 
-    def inputs(self, text: str, images: list[Image.Image]) -> dict[str, Any]:
-        """Returns the model's inputs for a text with one `<image>` for each picture."""
+    def clips(self, videos: list[list[Image.Image]]) -> dict[str, Any]:
+        """Pixel values of videos of equally many frames; a video processor does the same to each frame."""
+        assert self.family.frame is not None
+        processor = self.family.frame()
+        frames = [processor(frames, return_tensors="pt")["pixel_values"] for frames in videos]
+        return {"pixel_values_videos": torch.stack(frames)}
+
+    def video_features(self, inputs: dict[str, Any]) -> np.ndarray:
+        """Features `[videos, T, hidden]`."""
+        kind = self.model if hasattr(self.model, "get_video_features") else self.model.model
+        with torch.no_grad():
+            packed = kind.get_video_features(**inputs, return_dict=True).pooler_output
+        count = len(inputs["pixel_values_videos"])
+        return packed.reshape(count, -1, packed.shape[-1]).double().numpy()
+
+    def inputs(
+        self, text: str, images: list[Image.Image], videos: list[list[Image.Image]] | None = None
+    ) -> dict[str, Any]:
+        """The model's inputs for a text that holds one `<image>` for each picture, one `VIDEO` for each video."""
         given = self.pictures(images) if images else {}
         ids = self.tokenizer(text)["input_ids"]
         image = self.model.config.image_token_id
         pictures = [[image] * len(each) for each in self.features(given)] if images else []
+        shown: list[list[int]] = []
+        if videos:
+            clips = self.clips(videos)
+            shown = [[self.model.config.video_token_id] * len(each) for each in self.video_features(clips)]
+            given |= clips
         if "image_sizes" in given and self.family.vision is PIXTRAL:
             pictures = [self.rows(image, *size) for size in (given["image_sizes"] // PATCH).tolist()]
         whole: list[int] = []
+        video = self.model.config.video_token_id if videos else None
         for token in ids:
-            whole += pictures.pop(0) if token == image else [token]
+            whole += pictures.pop(0) if token == image else shown.pop(0) if token == video else [token]
         return given | {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole))}
 
     def rows(self, image: int, rows: int, columns: int) -> list[int]:

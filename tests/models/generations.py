@@ -14,6 +14,12 @@ _STYLES = {
         "language_model.lm_head.",
         "multi_modal_projector.",
     ),
+    "2024, pixtral": (
+        "vision_tower.",
+        "language_model.model.",
+        "language_model.lm_head.",
+        "multi_modal_projector.",
+    ),
     "2025": (
         "model.vision_tower.vision_model.",
         "model.language_model.",
@@ -33,6 +39,7 @@ def _renamed(name: str, style: str) -> str:
         ("language_model.", text),
         ("lm_head.", head),
         ("multi_modal_projector.", projector),
+        ("image_newline", "image_newline"),
     ):
         if name.startswith(start):
             return end + name.removeprefix(start)
@@ -42,7 +49,8 @@ def _renamed(name: str, style: str) -> str:
 def rename(folder: Path, style: str) -> None:
     """Rewrites the weights of a checkpoint under the tensor names of another version of transformers.
 
-    `style` is "2024" (llava-hf's files), "2025" (transformers 4.52) or "saved" (what 5.23 writes).
+    `style` is "2024" (llava-hf's files; "2024, pixtral" with a tower of that name), "2025" (transformers 4.52) or
+    "saved" (what 5.23 writes).
     """
     from safetensors import safe_open
     from safetensors.torch import save_file

@@ -29,8 +29,13 @@ def symbols(library: Path, *options: str) -> list[str]:
     return sorted(line.split()[0] for line in lines)
 
 
-def test_exports_two_entry_points_alone(plugin):
-    assert symbols(plugin, "--defined-only") == ["getCreators", "setLoggerFinder"]
+def test_exports_entry_points_alone(plugin):
+    assert symbols(plugin, "--defined-only") == [
+        "getCreators",
+        "setLoggerFinder",
+        "vlkv_has_cuda",
+        "vlkv_move_slots_cuda",
+    ]
 
 
 def test_links_neither_tensorrt_nor_cuda(plugin):

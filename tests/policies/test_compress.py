@@ -52,7 +52,7 @@ def test_what_is_kept_equals_the_oracle(engine_of, rng, case, operators):
         score[:] = rng.random(score.shape)
     counts = np.array([2, 13, LENGTH])
     sources = list(zip(cache.keys, cache.values, strict=True))
-    small, positions = compress(policy, cache, observer, counts, ROOM, backend)
+    small, positions = compress(policy, cache, observer, counts, counts + ROOM, backend)
     assert cache.bytes == 0
     for layer, count in enumerate(int(n) for n in counts):
         sinks = min(policy.sinks, count)

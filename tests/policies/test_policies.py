@@ -72,7 +72,7 @@ def test_random_tensors(engine_of, rng, name, operators):
         for part in np.array_split(np.array(rows, np.int64), 3):
             observer.add(ObservedQueries([q[None, :, part] for q in query]), cache, part)
         counts = split_budget(policy, observer.sparsity, length, budget, len(rows))
-        _, kept = compress(policy, cache, observer, counts, 2, backend)
+        _, kept = compress(policy, cache, observer, counts, counts + 2, backend)
         want, scores = oracle.kept(
             name, attention, HEADS, last_image, budget, window, gamma=observer.sparsity
         )
@@ -141,7 +141,7 @@ def test_elastic_cache_by_hand(engine_of):
     counts = split_budget(policy, np.zeros(LAYERS), 10, 0.4)
     assert counts.tolist() == [4] * LAYERS
     cache, kept = compress(
-        policy, Cache(keys, values, np.full((LAYERS, 1), 10)), observer, counts, 1, backend
+        policy, Cache(keys, values, np.full((LAYERS, 1), 10)), observer, counts, counts + 1, backend
     )
     assert all((layer == [0, 2, 6, 9]).all() for layer in kept)
     for key, value in zip(cache.keys, cache.values, strict=True):

@@ -14,7 +14,7 @@ from vlkv.policies.builtin import POLICIES
 from vlkv.scheduler.lanes import LaneCache, Reserved
 from vlkv.scheduler.plan import PAGE, divide
 
-TEXT = SimpleNamespace(layers=3, kv_heads=2, head_dim=64, max_positions=4096)
+TEXT = SimpleNamespace(layers=3, kv_heads=2, head_dim=64, max_positions=4096, layer_windows=())
 TOKEN = 2 * 64 * 2 * 4
 
 

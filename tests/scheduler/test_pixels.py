@@ -74,13 +74,13 @@ def test_a_small_picture_is_decoded_beside_a_large_one():
 def test_pixels_come_back_however_a_request_ends(engine, monkeypatch, how):
     held, vision = threading.Event(), engine.model.backend.vision
 
-    def slow(values):
+    def slow(*given):
         held.wait(WAIT)
         if how == "fail":
             raise RuntimeError("broken")
         if how == "die":
             raise SystemExit
-        return vision(values)
+        return vision(*given)
 
     monkeypatch.setattr(engine.model.backend, "vision", slow)
     asked = Question("what", [png()] * 3, budget=0.5, max_new_tokens=4)
@@ -105,8 +105,8 @@ def test_pixels_come_back_however_a_request_ends(engine, monkeypatch, how):
 def test_pictures_of_many_that_wait_are_refused_and_nothing_is_decoded_in_vain(engine, monkeypatch):
     from vlkv.scheduler import scheduler as module
 
-    decoded, read = [], module.read_pictures
-    monkeypatch.setattr(module, "read_pictures", lambda *given: (decoded.append(1), read(*given))[1])
+    decoded, read = [], module.read_visuals
+    monkeypatch.setattr(module, "read_visuals", lambda *given: (decoded.append(1), read(*given))[1])
     held, extend = threading.Event(), engine.model.backend.extend
     monkeypatch.setattr(engine.model.backend, "extend", lambda *given: (held.wait(WAIT), extend(*given))[1])
     asked = Question("what", [png()] * 2, budget=0.5, max_new_tokens=2)

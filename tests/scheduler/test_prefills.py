@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vlkv import Question
-from vlkv.generation.prefill import GRAIN, chunk_bounds
+from vlkv.generation.chunks import GRAIN, chunk_bounds
 from vlkv.policies.builtin import POLICIES
 from vlkv.scheduler.lanes import LaneCache
 from vlkv.scheduler.prefills import MOST, PASSES, SHARE, Prefills

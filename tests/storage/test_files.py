@@ -10,7 +10,16 @@ import pytest
 
 from vlkv.errors import EngineError
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import hash_file, hash_files, link_or_copy, reason, show, write_bytes
+from vlkv.storage.files import (
+    clone_file,
+    copy_file,
+    hash_file,
+    hash_files,
+    link_or_copy,
+    reason,
+    show,
+    write_bytes,
+)
 
 
 def entries(directory: Path) -> list[str]:
@@ -155,16 +164,51 @@ def test_a_failed_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, "cross")
 
-    def half(_: Path, target: Path) -> None:
-        target.write_bytes(b"wei")
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr("vlkv.storage.files.shutil.copyfile", half)
     (tmp_path / "blob").write_bytes(b"weights")
     with pytest.raises(EngineError, match="No space left"):
+        copy_file(tmp_path / "blob", tmp_path / "out", full)
+    monkeypatch.setattr("vlkv.storage.files._PIECE", "no number")
+    with pytest.raises(TypeError):
         link_or_copy(tmp_path / "blob", tmp_path / "out")
     assert entries(tmp_path) == ["blob"]
+
+
+def test_a_copy_is_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlkv.storage.files._PIECE", 3)
+    (tmp_path / "blob").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("blob")
+    told: list[int] = []
+    copy_file(tmp_path / "link", tmp_path / "out", told.append)
+    assert told == [3, 3, 1]
+    assert (tmp_path / "out").read_bytes() == b"weights"
+    assert (tmp_path / "out").stat().st_nlink == 1
+    with pytest.raises(EngineError, match="File exists"):
+        copy_file(tmp_path / "link", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_clone_comes_before_links_and_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    def ioctl(target: int, request: int, source: int) -> None:
+        assert request == 0x40049409
+        if not able:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        os.write(target, os.pread(source, 100, 0))
+
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    (tmp_path / "blob").write_bytes(b"weights")
+    assert clone_file(tmp_path / "blob", tmp_path / "clone") == able
+    assert (tmp_path / "clone").exists() == able
+    assert link_or_copy(tmp_path / "blob", tmp_path / "out") != able
+    assert (tmp_path / "out").read_bytes() == b"weights"
+    with pytest.raises(EngineError, match="File exists"):
+        clone_file(tmp_path / "blob", tmp_path / "out")
 
 
 @pytest.mark.parametrize("case", ["missing", "directory", "loop", "taken"])

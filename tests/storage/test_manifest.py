@@ -30,6 +30,7 @@ def good() -> dict[str, Any]:
             "vocab": 10,
             "max_positions": 64,
             "sliding_window": None,
+            "layer_windows": [],
         },
         "image": {
             "token_id": 3,
@@ -48,6 +49,7 @@ def good() -> dict[str, Any]:
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
             "rule": {"type": "fixed"},
+            "spliced": False,
         },
         "tokens": {"bos": 1, "eos": [2], "pad": None},
         "embedding": {
@@ -99,7 +101,13 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
     m.verify(tmp_path, read)
     m.write(tmp_path, read)
     assert m.read(tmp_path) == read
-    absent = {"device": None, "weights": None, "prompt_precision": None, "generation": GENERATION}
+    absent = {
+        "device": None,
+        "weights": None,
+        "prompt_precision": None,
+        "generation": GENERATION,
+        "video": None,
+    }
     assert json.loads((tmp_path / m.NAME).read_text()) == good() | absent
 
 

@@ -111,6 +111,7 @@ def test_with_bodies(name, dtype, cache, wanted, builder, graphs_of, tmp_path, s
     assert_whole(tmp_path / "e", COMMON | {"score"})
     assert (facts.operators, facts.cache_dtype, facts.device.cache) == ("functions", wanted, cache)
     assert not any(graph["plugins"] or graph["tf32"] for graph in said.values())
+    assert all(graph["user_allocation"] for graph in said.values())
     kind = {"bfloat16": "BF16", "float32": "FLOAT"}[wanted]
     assert said["decoder"]["outputs"]["query.2"] == [4, kind]
     assert said["score"]["outputs"] == {"score": [3, "FLOAT"], "sparsity": [1, "FLOAT"]}

@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 
 from models import families
-from vlkv.storage.manifest import read
+from vlkv.storage.manifest import read, vision_graphs
 from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
 from vlkv_export.targets.tensorrt.settings import Settings
 
-CHOSEN = ("llava-clip-gemma", "llava-pixtral-mistral", "onevision")
-"""Families with nodes of their own: a scaled norm, pictures of any size, a newline. A build takes seconds."""
+CHOSEN = (
+    "llava-clip-gemma",
+    "llava-pixtral-mistral",
+    "onevision",
+    "next-video-average",
+    "next-video-conv",
+    "video-llava",
+)
+"""What has nodes of its own: a scaled norm, pictures of any size, a newline, pooled frames, a tower of frames.
+
+A build takes seconds.
+"""
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -21,5 +31,7 @@ def test_builds(name, builder, tmp_path):
     settings = Settings(compute_capabilities=("8.9",), capacity=256, chunk=64)
     build_engine(tmp_path / "graphs", tmp_path / "engine", builder, settings=settings)
     facts = read(tmp_path / "engine")
-    assert facts.kind == "engine" and facts.image == read(tmp_path / "graphs").image
-    assert {"vision.engine", "decoder.engine", "compress.engine"} <= set(facts.files)
+    source = read(tmp_path / "graphs")
+    assert facts.kind == "engine" and (facts.image, facts.video) == (source.image, source.video)
+    assert {"decoder.engine", "compress.engine"} <= set(facts.files)
+    assert {f"{name}.engine" for name in vision_graphs(source)} <= set(facts.files)

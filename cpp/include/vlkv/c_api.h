@@ -68,8 +68,15 @@ typedef struct {
   vlkv_tensor result;
 } vlkv_attend_params;
 
-// Returns a code. Unless it is VLKV_OK, writes a text to `message`, truncated to message_size and terminated
-// by 0. message may be null.
+// The fields mean what those of vlkv/move_slots.h mean. On a CUDA device only.
+typedef struct {
+  int64_t layers, batch, kv_heads, slot_bytes;
+  void* const* arrays;
+  const int64_t *capacity, *slots, *last;
+} vlkv_move_slots_params;
+
+// Returns a code; writes a text, cut to message_size and ended by 0, where it is not VLKV_OK. message may be
+// null.
 VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
 VLKV_C_API int vlkv_evict_cpu(const vlkv_evict_params* params, char* message, size_t message_size);
 
@@ -86,6 +93,8 @@ VLKV_C_API int vlkv_evict_cuda(const vlkv_evict_params* params, void* workspace,
                                void* stream, char* message, size_t message_size);
 VLKV_C_API int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspace, uint64_t workspace_bytes,
                                 void* stream, char* message, size_t message_size);
+VLKV_C_API int vlkv_move_slots_cuda(const vlkv_move_slots_params* params, void* stream, char* message,
+                                    size_t message_size);
 
 #ifdef __cplusplus
 }

@@ -6,6 +6,7 @@
 
 #include "vlkv/attend_rows.h"
 #include "vlkv/evict.h"
+#include "vlkv/move_slots.h"
 #include "vlkv/score.h"
 
 struct CUstream_st;
@@ -49,5 +50,7 @@ VLKV_API size_t cuda_workspace_size(const AttendRowsParams& params);
 VLKV_API void run_cuda(const ScoreParams& params, void* workspace, CudaStream stream);
 VLKV_API void run_cuda(const EvictParams& params, void* workspace, CudaStream stream);
 VLKV_API void run_cuda(const AttendRowsParams& params, void* workspace, CudaStream stream);
+// Everything that the parameters point to is device memory, the table of arrays too; no workspace.
+VLKV_API void run_cuda(const MoveSlotsParams& params, CudaStream stream);
 
 }  // namespace vlkv

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import link_or_copy
+from vlkv.storage.files import copy_file
 from vlkv.storage.image_facts import text_alone
 from vlkv.storage.manifest import (
     FORMAT_VERSION,
@@ -30,6 +30,8 @@ from vlkv_export.adopt.folder import GENAI, load_graph, read_folder
 from vlkv_export.checkpoint import Checkpoint, generation, prompt
 from vlkv_export.checkpoint.fields import Fields, read_object
 from vlkv_export.checkpoint.layout import HEAD
+from vlkv_export.checkpoint.tokenizer import NAME as TOKENIZER
+from vlkv_export.checkpoint.tokenizer import AddedTokens
 from vlkv_export.directory import compute_dtype, file_facts, versions
 from vlkv_export.graph.builder import DTYPES as IR_DTYPES
 from vlkv_export.models import build_vision, read_checkpoint
@@ -79,7 +81,9 @@ def adopt_folder(
         report("writing the weights")
         offset, dtype = adopted_weights.write(adopted, source, made)
         for name in texts.files:
-            link_or_copy(texts.folder / name, made / name)
+            copy_file(texts.folder / name, made / name)
+        for name, data in texts.written.items():
+            (made / name).write_bytes(data)
         if sight is not None:
             report("building the vision graph")
             ir.save(_vision(sight, made), made / "vision.onnx")
@@ -133,6 +137,7 @@ class _Texts:
 
     folder: Path
     files: tuple[str, ...]
+    written: Mapping[str, bytes]
     tokens: TokenFacts
     settings: GenerationFacts
     template: str | None
@@ -152,9 +157,11 @@ def _texts(source: Source) -> _Texts:
     else:
         config = Fields(read_object(folder / "config.json"), str(folder / "config.json"))
         settings, _ = generation.read_generation(folder, source.vocab)
+    added = AddedTokens(folder)
     return _Texts(
         folder,
-        prompt.tokenizer_files(folder),
+        added.files(folder),
+        {} if added.written is None else {TOKENIZER: added.written},
         prompt.read_tokens(folder, config, source.vocab, NONE),
         settings,
         prompt.read_chat_template(folder),
@@ -165,6 +172,7 @@ def _texts_of(checkpoint: Checkpoint) -> _Texts:
     return _Texts(
         checkpoint.folder,
         checkpoint.tokenizer_files,
+        checkpoint.written,
         checkpoint.tokens,
         checkpoint.generation,
         checkpoint.chat_template,

@@ -41,8 +41,13 @@ KINDS = {
     "LlavaNextImageProcessor": CLIP,
     "LlavaOnevisionImageProcessor": Defaults(size={"height": 384, "width": 384}, crop=False),
     "PixtralImageProcessor": Defaults(size={"longest_edge": 1024}, crop=False),
+    "VideoLlavaImageProcessor": CLIP,
+    "VideoLlavaVideoProcessor": CLIP,
+    "LlavaNextVideoVideoProcessor": CLIP,
+    "LlavaNextVideoImageProcessor": CLIP,
+    "LlavaOnevisionVideoProcessor": Defaults(size={"height": 384, "width": 384}, crop=False),
 }
-"""Known classes of image processors; a suffix `Fast` or `Pil` makes no difference."""
+"""Known classes of image and video processors; `Fast` and `Pil` behind a name change nothing."""
 ONE_TILE = ("CLIPImageProcessor", "LlavaImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor")
 
 Pinpoints = tuple[tuple[int, int], ...]
@@ -70,6 +75,38 @@ def read_processor(folder: Path) -> tuple[Fields, Fields]:
     if single.exists():
         return Fields(read_object(single), str(single)), fields
     raise CheckpointError(f"{folder} has neither {single.name} nor an image_processor in {combined.name}")
+
+
+def read_video_processor(folder: Path, combined: Fields, image: Fields) -> Fields:
+    """Read the video processor's fields, where transformers looks for them.
+
+    They are nested in `processor_config.json`, else `video_preprocessor_config.json`, else the image processor's.
+    """
+    path = folder / "video_preprocessor_config.json"
+    if "video_processor" in combined:
+        return combined.child("video_processor")
+    return Fields(read_object(path), str(path)) if path.exists() else image
+
+
+def read_frame(processor: Fields, vision: VisionConfig, token: ImageToken, kind: str) -> ImageFacts:
+    """Say what the runtime does to a frame of a video; `kind` is the class of the family's video processor.
+
+    Video processors do not pad, and one that was saved as an image processor is read as what it is. Raises
+    `CheckpointError` where frames would not fit the tower.
+    """
+    found = processor.string("video_processor_type", kind)
+    values = {name: value for name, value in processor.values.items() if name != "do_pad"}
+    values |= {"image_processor_type": found}
+    return read_image(Fields(values, processor.where), vision, token, (kind,))
+
+
+def read_sampling(processor: Fields) -> dict[str, Any]:
+    """Read how many frames are taken of a file: fields of `VideoFacts`. Without `do_sample_frames` all are."""
+    if not processor.boolean("do_sample_frames", False):
+        return {}
+    if processor.get("num_frames") is not None:
+        return {"sampled": processor.integer("num_frames", 1)}
+    return {"rate": processor.number("fps", 1.0)} if processor.get("fps") is not None else {}
 
 
 def read_image(

@@ -1,4 +1,4 @@
-"""Reads the tokenizer's files, the BOS, EOS and padding ids, the image token, and the chat template."""
+"""Reads the BOS, EOS and padding ids, and the chat template."""
 
 from __future__ import annotations
 
@@ -6,64 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from vlkv.errors import CheckpointError
 from vlkv.storage.manifest import TokenFacts
-from vlkv_export.checkpoint.fields import Fields, read_bytes, read_object, read_text, show
+from vlkv_export.checkpoint.fields import Fields, read_object, read_text
 
-TOKENIZER = "tokenizer.json"
-OPTIONAL = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 Defaults = Mapping[str, int | None]
-
-
-class _Added(msgspec.Struct):
-    id: int
-    content: str
-
-
-class _Tokenizer(msgspec.Struct):
-    added_tokens: list[_Added] = []
-
-
-def tokenizer_files(folder: Path) -> tuple[str, ...]:
-    """Names of the tokenizer's files. Raises `CheckpointError` if there is no `tokenizer.json`."""
-    if not (folder / TOKENIZER).is_file():
-        raise CheckpointError(
-            f"{folder} has no {TOKENIZER}; make one with transformers: "
-            "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
-        )
-    return (TOKENIZER, *(name for name in OPTIONAL if (folder / name).is_file()))
-
-
-class AddedTokens:
-    """The added tokens of `tokenizer.json`: texts by id. Raises `CheckpointError`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / TOKENIZER
-        data = read_bytes(self.path)
-        try:
-            tokenizer = msgspec.json.decode(data, type=_Tokenizer)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} is not a tokenizer: {show(str(error))}") from None
-        self.texts = {added.id: added.content for added in tokenizer.added_tokens if added.content}
-
-    def id_of(self, text: str) -> int:
-        """Return the id of a token's text. Raises `CheckpointError`."""
-        for index, content in self.texts.items():
-            if content == text:
-                return index
-        raise CheckpointError(f"{self.path} has no added token {show(text)}, which pictures need")
-
-
-def image_token(added: AddedTokens, token_id: int) -> str:
-    """Find the text of the image token among the added tokens. Raises `CheckpointError`."""
-    if token_id in added.texts:
-        return added.texts[token_id]
-    raise CheckpointError(
-        f"{added.path} has no added token of id {token_id}, config.json's image token; "
-        "add it to the tokenizer as a special token (<image>)"
-    )
 
 
 def read_tokens(folder: Path, config: Fields, vocab: int, defaults: Defaults) -> TokenFacts:

@@ -11,7 +11,7 @@ from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Rope
 from vlkv_export.checkpoint.fields import Fields
 
-TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 DEFAULT_THETA = 10_000.0
 
 
@@ -19,7 +19,8 @@ def read_rope(text: Fields, head_dim: int, max_positions: int) -> Rope:
     """Read the rotary embedding of a `text_config`: `rope_parameters`, or `rope_theta` and `rope_scaling`.
 
     `dynamic` equals `default` up to `max_position_embeddings` positions, and no more are ever run, so its factor has
-    no effect here. Raises `CheckpointError`, which names the type, for unsupported ones.
+    no effect here. `longrope` has one set of frequencies for the trained positions, and no more are ever run, and
+    another set beyond them. Raises `CheckpointError`, which names the type, for unsupported ones.
     """
     values: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):
@@ -42,19 +43,22 @@ def read_rope(text: Fields, head_dim: int, max_positions: int) -> Rope:
     try:
         with np.errstate(all="ignore"):
             frequencies = _frequencies(theta, head_dim)
-            factor = 1.0
+            factor, positions = 1.0, None
             if kind == "linear":
                 frequencies = frequencies / np.float32(rope.number("factor"))
             elif kind == "llama3":
                 frequencies = _llama3(rope, frequencies, max_positions)
             elif kind == "yarn":
                 frequencies, factor = _yarn(rope, theta, head_dim, max_positions)
+            elif kind == "longrope":
+                positions = rope.integer("original_max_position_embeddings", high=1 << 30)
+                frequencies, factor = _longrope(rope, theta, head_dim, max_positions / positions)
     except ArithmeticError as error:
         raise CheckpointError(f"{where} can't be computed: {error}") from None
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
         raise CheckpointError(f"{where} gives frequencies that are not finite")
     frequencies.flags.writeable = False
-    return Rope(frequencies, factor)
+    return Rope(frequencies, factor, positions)
 
 
 def _powers(theta: float, head_dim: int) -> np.ndarray:
@@ -76,6 +80,22 @@ def _llama3(rope: Fields, frequencies: np.ndarray, max_positions: int) -> np.nda
     smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
     between = (1 - smooth) * scaled / factor + smooth * scaled
     return np.where(~short & ~long, between, scaled).astype(np.float32)
+
+
+def _longrope(rope: Fields, theta: float, head_dim: int, scale: float) -> tuple[np.ndarray, float]:
+    """The frequencies inside of the trained positions; `scale` is how many times more the model has."""
+    short, numbers = rope.get("short_factor"), head_dim // 2
+    if not isinstance(short, list) or len(short) != numbers:
+        raise rope.fail("short_factor", f"{numbers} numbers, one for each two of head_dim {head_dim}")
+    where = f"{rope.where}: short_factor"
+    factors = [Fields({"": value}, where).number("") for value in short]
+    scale, trained = (
+        rope.number("factor", scale),
+        rope.integer("original_max_position_embeddings", high=1 << 30),
+    )
+    attention = 1.0 if scale <= 1 or trained == 1 else math.sqrt(1 + math.log(scale) / math.log(trained))
+    frequencies = np.float32(1.0) / (np.array(factors, np.float32) * _powers(theta, head_dim))
+    return frequencies, rope.number("attention_factor", attention)
 
 
 def _mscale(scale: float, by: float = 1.0) -> float:

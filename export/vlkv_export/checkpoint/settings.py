@@ -21,7 +21,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Activations by their names in configurations; four of the names mean the tanh approximation of GELU."""
 
-MAX_LAYERS = 1024
 MAX_HEADS = 4096
 MAX_HEAD_DIM = 4096
 
@@ -51,9 +50,9 @@ def read_feature_layers(config: Fields, layers: int, default: int | list[int]) -
     return tuple(index + layers + 1 if index < 0 else index for index in given)
 
 
-def read_image_token(config: Fields, vocab: int, default: int = 32000) -> int:
-    """Return the id of the image token: `image_token_id` or `image_token_index`."""
-    name = "image_token_id" if "image_token_id" in config else "image_token_index"
+def read_image_token(config: Fields, vocab: int, default: int = 32000, medium: str = "image") -> int:
+    """Return the id that stands for a picture: `image_token_id` or `image_token_index`; or that of another medium."""
+    name = f"{medium}_token_id" if f"{medium}_token_id" in config else f"{medium}_token_index"
     value = config.integer(name, default, low=0)
     if value >= vocab:
         raise CheckpointError(f"{config.where}: {name} {value} is outside the vocabulary of {vocab}")

@@ -37,12 +37,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Heads:
-    """Sizes of one layer's attention: query heads, key/value heads, head dimension, and the scale of scores."""
+    """Sizes of one layer's attention: query heads, key/value heads, head dimension, and the scale of scores.
+
+    `window` is how many tokens each sees, itself with them; 0 for all.
+    """
 
     query: int
     kv: int
     dim: int
     scale: float
+    window: int = 0
 
 
 def rotary_tables(b: Builder, position_ids: ir.Value, text: TextConfig) -> tuple[ir.Value, ir.Value]:
@@ -105,7 +109,7 @@ def attend(
         key = _head_norm(b, key, f"{name}.k_norm", kv_heads, text)
     query = b.op.RotaryEmbedding(query, call.cos, call.sin, num_heads=heads)
     key = b.op.RotaryEmbedding(key, call.cos, call.sin, num_heads=kv_heads)
-    sizes = Heads(heads, kv_heads, dim, dim**-0.5)
+    sizes = Heads(heads, kv_heads, dim, dim**-0.5, text.window(layer))
     y, keys, values, score, sparsity = attend_over_cache(
         b, query, key, value, call.rows, caches, length, sizes
     )
@@ -143,6 +147,9 @@ def attend_over_cache(
     slots = b.op.Range(0, b.op.Squeeze(b.op.Shape(keys, start=2, end=3), [0]), 1)
     last = b.op.Unsqueeze(b.op.Add(b.op.Unsqueeze(length, [-1]), rows.number), [1, 3])
     visible = b.op.LessOrEqual(slots, last)
+    if heads.window:
+        # slots are in order of position in a prompt; in decoding there are never more of them than the window has
+        visible = b.op.And(visible, b.op.Greater(slots, b.op.Sub(last, heads.window)))
     y = b.op.Attention(_split(b, query, heads.query, heads.dim), keys, values, visible, scale=heads.scale)
     y = b.op.Reshape(b.op.Transpose(y, perm=[0, 2, 1, 3]), [0, 0, heads.query * heads.dim])
 

@@ -15,7 +15,7 @@ FLOAT = ir.DataType.FLOAT
 def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     """Build the decoder of a checkpoint; `docs/structure.md` lists its inputs and outputs."""
     text = checkpoint.text
-    b = Builder("decoder", checkpoint.tensors, dtype)
+    b = Builder("decoder", checkpoint.tensors, dtype, checkpoint.placed)
     x = b.input("inputs_embeds", FLOAT, ["B", "S", text.hidden])
     position_ids = b.input("position_ids", INT64, ["B", "S"])
     row_index = b.input("row_index", INT64, ["B", "W"])

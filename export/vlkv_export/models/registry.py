@@ -7,9 +7,17 @@ import onnx_ir as ir
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Checkpoint
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.models.families import llava, llava_next, llava_next_video, llava_onevision, vipllava
+from vlkv_export.models.families import (
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    original,
+    video_llava,
+    vipllava,
+)
 from vlkv_export.models.spec import Family, TextModel, Tower
-from vlkv_export.models.text import gemma, llama, mistral, qwen2, qwen3
+from vlkv_export.models.text import gemma, llama, mistral, phi3, qwen2, qwen3
 from vlkv_export.models.towers import clip, pixtral, siglip
 
 TOWERS: dict[str, Tower] = {
@@ -23,6 +31,7 @@ TEXT_MODELS: dict[str, TextModel] = {
     "qwen2": qwen2.MODEL,
     "qwen3": qwen3.MODEL,
     "gemma": gemma.MODEL,
+    "phi3": phi3.MODEL,
 }
 FAMILIES: dict[str, Family] = {
     "LlavaForConditionalGeneration": llava.FAMILY,
@@ -30,7 +39,13 @@ FAMILIES: dict[str, Family] = {
     "LlavaNextVideoForConditionalGeneration": llava_next_video.FAMILY,
     "LlavaOnevisionForConditionalGeneration": llava_onevision.FAMILY,
     "VipLlavaForConditionalGeneration": vipllava.FAMILY,
+    "VideoLlavaForConditionalGeneration": video_llava.FAMILY,
+    "LlavaLlamaForCausalLM": original.LLAMA,
+    "LlavaMistralForCausalLM": original.MISTRAL,
 }
+
+REASONS = {"gemma2": "it caps attention scores, which the attention operators here do not"}
+"""Why a text model that is often asked for is not here."""
 
 
 def supported() -> str:
@@ -48,10 +63,11 @@ def find_family(config: Fields) -> str:
     if not found:
         named = f"architectures {show(names)} of model_type {show(kind)}"
         raise CheckpointError(f"{config.where}: {named} is not supported; supported: {supported()}")
-    if kind is not None and kind != FAMILIES[found[0]].model_type:
+    family = FAMILIES[found[0]]
+    if kind is not None and kind not in (family.model_type, *family.aliases):
         raise CheckpointError(
             f"{config.where}: architectures {show(names)} and model_type {show(kind)} disagree; "
-            f"{found[0]} has model_type {FAMILIES[found[0]].model_type!r}"
+            f"{found[0]} has model_type {family.model_type!r}"
         )
     return found[0]
 
@@ -71,6 +87,14 @@ def build_vision(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     return FAMILIES[checkpoint.family].build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
 
 
+def build_video(checkpoint: Checkpoint, dtype: str) -> ir.Model | None:
+    """Build the `video` graph, where a checkpoint's frames have one of their own."""
+    build = FAMILIES[checkpoint.family].build_video
+    if build is None or checkpoint.video is None:
+        return None
+    return build(checkpoint, dtype, TOWERS[checkpoint.vision.architecture])
+
+
 def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
     """Build the `decoder` graph of a checkpoint's text model."""
     return TEXT_MODELS[checkpoint.text.architecture].build(checkpoint, dtype)
@@ -79,7 +103,8 @@ def build_decoder(checkpoint: Checkpoint, dtype: str) -> ir.Model:
 def _known(fields: Fields, what: str, default: str, names: list[str]) -> str:
     kind = fields.string("model_type", default)
     if kind not in names:
+        because = f" ({REASONS[kind]})" if kind in REASONS else ""
         raise CheckpointError(
-            f"{fields.where}: {what} {kind!r} is not supported; supported: {', '.join(names)}"
+            f"{fields.where}: {what} {kind!r} is not supported{because}; supported: {', '.join(names)}"
         )
     return kind

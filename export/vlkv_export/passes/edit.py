@@ -120,7 +120,7 @@ def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir
 def constant(graph: ir.Graph, name: str, values: int | list[int], dtype: ir.DataType) -> ir.Value:
     """The initializer `name`; it is made if the graph lacks it."""
     if name not in graph.initializers:
-        add_initializer(graph, ir.tensor(np.array(values), dtype=dtype, name=name))
+        add_initializer(graph, ir.tensor(np.array(values, dtype.numpy()), dtype=dtype, name=name))
     return graph.initializers[name]
 
 
@@ -133,3 +133,14 @@ def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
             ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
         )
     return graph.initializers[name]
+
+
+def window_of(mask: ir.Value | None) -> tuple[ir.Value, int] | None:
+    """`And(causal, slot > last - window)` read back: the causal mask and the window."""
+    both = producer(mask, "And")
+    after = producer(both.inputs[1], "Greater") if both else None
+    first = producer(after.inputs[1], "Sub") if after else None
+    size = operand(first, 1).const_value if first else None
+    if both is None or size is None:
+        return None
+    return operand(both, 0), int(size.numpy())

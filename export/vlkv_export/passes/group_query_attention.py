@@ -25,6 +25,7 @@ from vlkv_export.passes.edit import (
     operand,
     producer,
     replace,
+    window_of,
 )
 
 DIM = 8
@@ -37,7 +38,7 @@ def apply(model: ir.Model) -> int:
 
     Applies to: an Attention over two TensorScatter nodes that write rows of the graph input `length` of one layer;
         query, keys and values are split into heads by Reshape and Transpose, the head size is a multiple of `DIM`,
-        and the mask lets a row see the slots up to its own.
+        and the mask lets a row see the slots up to its own, or the last of them within a sliding window.
 
     Returns:
         The number of Attention nodes replaced.
@@ -68,7 +69,8 @@ def apply(model: ir.Model) -> int:
                 "kv_num_heads": match["kv_heads"],
                 "scale": node.attributes.get_float("scale"),
                 "do_rotary": 0,
-            },
+            }
+            | ({"local_window_size": match["window"]} if match["window"] else {}),
             domain=MICROSOFT,
             name=node.name,
         )
@@ -98,6 +100,13 @@ def _layer(written: ir.Value) -> int | None:
     return None if index is None else int(index.numpy())
 
 
+def _window(mask: ir.Value | None, written: ir.Value) -> int | None:
+    """The window of a mask that is `slot <= written + row`, 0 for one without; None of any other mask."""
+    bound = window_of(mask)
+    causal, window = bound or (mask, 0)
+    return window if _sees_up_to_own_slot(causal, written) else None
+
+
 def _sees_up_to_own_slot(mask: ir.Value | None, written: ir.Value) -> bool:
     """Whether the mask is `slot <= written + row`, which the fused operator applies without a mask."""
     compare = producer(mask, "LessOrEqual")
@@ -122,7 +131,8 @@ def _match(node: ir.Node) -> dict[str, Any] | None:
         return None
     if layer is None or scatters[1].inputs[2] is not written:
         return None
-    if not _sees_up_to_own_slot(node.inputs[3], written):
+    window = _window(node.inputs[3], written)
+    if window is None:
         return None
     key, value = (_merged(scatter.inputs[1]) for scatter in scatters)
     transposed = [user for user in node.outputs[0].consumers() if user.op_type == "Transpose"]
@@ -132,6 +142,7 @@ def _match(node: ir.Node) -> dict[str, Any] | None:
     return {
         "attention": node,
         "layer": layer,
+        "window": window,
         "query": query[0],
         "heads": query[1],
         "key": key[0],

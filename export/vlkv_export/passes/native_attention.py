@@ -1,7 +1,8 @@
 """Uses the native attention operator for calls with one token per prompt: it reads a KV head's cache only once.
 
 ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which takes most of the time when decoding from
-a long prompt. Chunks of prompts stay with it: `If(S == 1)` holds both, and both update the caches in place.
+a long prompt. Chunks of prompts stay with it: `If(S == 1)` holds both, and both update the caches in place. For a
+layer with a sliding window the condition is `S == 1 and total <= window`, because the native operator has no window.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from vlkv_export.passes.edit import MICROSOFT, NATIVE, constant, like, new_node, replace
+from vlkv_export.passes.edit import MICROSOFT, NATIVE, constant, like, new_node, operand, replace
 
 INT64 = ir.DataType.INT64
 
@@ -35,8 +36,9 @@ def apply(model: ir.Model) -> int:
             "then_branch": _branch(node, "one", _native),
             "else_branch": _branch(node, "many", _same),
         }
-        chosen = new_node("If", [single], results, branches, name=node.name)
-        replace(graph, node, [chosen], dict(zip(node.outputs, results, strict=True)))
+        condition, nodes = _inside(graph, node, single)
+        chosen = new_node("If", [condition], results, branches, name=node.name)
+        replace(graph, node, [*nodes, chosen], dict(zip(node.outputs, results, strict=True)))
         graph.remove(node, safe=True)
     model.graph.opset_imports[NATIVE] = 1
     return len(found)
@@ -45,7 +47,7 @@ def apply(model: ir.Model) -> int:
 def _fits(node: ir.Node) -> bool:
     if node.op_type != "GroupQueryAttention" or node.domain != MICROSOFT:
         return False
-    plain = {"num_heads", "kv_num_heads", "scale", "do_rotary"}
+    plain = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}
     return (
         set(node.attributes) <= plain
         and not node.attributes.get_int("do_rotary", 0)
@@ -64,6 +66,22 @@ def _single(graph: ir.Graph) -> ir.Value:
     ]
     graph.insert_before(next(iter(graph)), nodes)
     return single
+
+
+def _inside(graph: ir.Graph, node: ir.Node, single: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+    """Whether the call has one token a prompt and every slot is inside the node's window; the nodes that tell it."""
+    window = node.attributes.get_int("local_window_size", 0)
+    if not window:
+        return single, []
+    size = constant(graph, f"window.{window}", window, ir.DataType.INT32)
+    within, both = (
+        ir.Value(name=f"{node.name}/{name}", type=ir.TensorType(ir.DataType.BOOL))
+        for name in ("within", "both")
+    )
+    return both, [
+        new_node("LessOrEqual", [operand(node, 6), size], [within], name=f"{node.name}/LessOrEqual"),
+        new_node("And", [single, within], [both], name=f"{node.name}/And"),
+    ]
 
 
 def _branch(node: ir.Node, kind: str, make: Callable[[ir.Node, list[ir.Value]], ir.Node]) -> ir.Graph:

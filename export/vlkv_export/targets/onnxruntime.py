@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.manifest import Manifest, vision_graphs
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes import (
     float32,
@@ -22,14 +22,18 @@ from vlkv_export.passes import (
     native_linear,
     observed_rows,
     transposed_weights,
+    within_window,
 )
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
 from vlkv_export.passes.products import Stored, stored_weights
 from vlkv_export.targets.spec import Options, Settings, Write
+from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.coded import find_coded, take_codes
+from vlkv_export.weights.files import place_weights, write_weights
 from vlkv_export.weights.matrices import linear_matrices, store_matrices
+from vlkv_export.weights.widened import widened
 
 FLOAT32_WEIGHTS = "weights.float32.safetensors"
 
@@ -53,13 +57,26 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
             )
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
+        coded = [matrix for model in models.values() for matrix in find_coded(model)]
+        if coded and weights not in (None, "float32"):
+            raise EngineError(
+                f"--weights {weights}: the checkpoint's matrices are in {coded[0].stored().bits} bits already; leave "
+                "--weights out to keep them as they are, or give float32 to widen them"
+            )
+        codes = take_codes(models) if native and weights is None else {}
+        with widened(source, folder, models, watch) as wide:
+            return write_from(wide, folder, models, codes, watch)
+
+    def write_from(
+        source: Path, folder: Path, models: dict[str, ir.Model], codes: dict[str, Stored], watch: Watch
+    ) -> dict[str, Any]:
         matrices = store_matrices(source, folder, models, weights, watch) if native else {}
-        own = linear_matrices(models, "decoder", "vision") if native else {}
+        own = linear_matrices(models, "decoder", *vision_graphs(manifest)) if native else {}
         as_they_are = own.keys() if weights != "float32" else set()
         placed = _write_others(source, folder, models, manifest, as_they_are, matrices.keys(), watch)
         watch.step("lowering the graphs")
         wide = {name: convert.external(tensor) for name, tensor in placed.items()}
-        matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices
+        matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices | codes
         lower_for_onnxruntime(models, wide, operators, matrices, precision)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
@@ -68,12 +85,15 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
             convert.embedding(placed[convert.TABLE], scale) if convert.TABLE in placed else manifest.embedding
         )
         written = {path.name for path in folder.iterdir()}
-        link_weights(source, folder, sorted((convert.weight_files(models) | {table.file}) - written))
+        others = (convert.weight_files(models) | {table.file}) - written
+        place_weights({name: source / name for name in sorted(others)}, folder, watch, options.link)
         return {
             "kind": "engine",
             "backend": backend,
+            # the body of Score knows no window
+            "text": manifest.text if native else inside_window(manifest.text),
             "operators": operators,
-            "weights": weights or (manifest.cache_dtype if native else "float32"),
+            "weights": weights or _kept(codes, manifest.cache_dtype if native else "float32"),
             "prompt_precision": precision,
             "cache_dtype": "float32",
             "embedding": table,
@@ -81,6 +101,11 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         }
 
     return write
+
+
+def _kept(codes: Mapping[str, Stored], floats: str) -> str:
+    """What the manifest says of weights that stay as they are."""
+    return f"int{max(stored.bits for stored in codes.values())}" if codes else floats
 
 
 def lower_for_onnxruntime(
@@ -110,9 +135,11 @@ def lower_for_onnxruntime(
         if native:
             done["native_linear"] = native_linear.apply(model, stored=stored, many=many)
         done["float32"] = float32.apply(model, converted=converted, kept=stored_weights(model))
-        if name == "vision":
+        if name in ("vision", "video"):
             done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
+            if not native:
+                done["within_window"] = within_window.apply(model)
             done["group_query_attention"] = group_query_attention.apply(model)
             if native:
                 done["native_attention"] = native_attention.apply(model)

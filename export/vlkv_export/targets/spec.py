@@ -56,12 +56,14 @@ class Options:
         weights: one of `weights.registry.FORMATS`; None keeps the checkpoint's dtype.
         prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; None leaves the choice to the target.
         settings: the options of a device.
+        link: whether weights that are taken as they are may be hard links, not copies of the engine's own.
     """
 
     operators: str | None = None
     weights: str | None = None
     prompt_precision: str | None = None
     settings: Settings = field(default_factory=Settings)
+    link: bool = False
 
 
 Write = Callable[[Path, Path, dict[str, ir.Model], Watch], dict[str, Any]]

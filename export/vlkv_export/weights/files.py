@@ -1,22 +1,25 @@
-"""Links weight files into a directory, or writes weights in another dtype."""
+"""Links or copies weight files into a directory, or writes weights in another dtype."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from vlkv.errors import EngineError
-from vlkv.storage.files import link_or_copy
+from vlkv.storage.files import clone_file, copy_file, link_or_copy, show
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.watch import Watch
 
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
+GIB = 1 << 30
 ALIGNMENT = 64
 FLOAT16_END = 65520.0
 """Magnitudes from here on round to infinity in float16."""
@@ -24,10 +27,39 @@ FLOAT16_END = 65520.0
 Progress = Callable[[int], None]
 
 
-def link_weights(source: Path, target: Path, files: Iterable[str]) -> None:
-    """Hard-links the named weight files into `target`; copies them across file systems."""
-    for name in files:
-        link_or_copy(source / name, target / name)
+def copy_weights(files: Mapping[str, Path], target: Path, watch: Watch) -> None:
+    """Weight files of one's own, by the name to give them: clones where the file system has them, else copies.
+
+    Raises:
+        EngineError: the disk has too little space, which is looked at before anything is copied; or a copy failed.
+    """
+    left = {name: path for name, path in files.items() if not clone_file(path, target / name)}
+    if not left:
+        return
+    size = sum(path.stat().st_size for path in left.values())
+    free = shutil.disk_usage(target).free
+    if size > free:
+        raise EngineError(
+            f"{show(target.parent)}: No space left on device: {free / GIB:.1f} GiB are free, "
+            f"the weights take {size / GIB:.1f} GiB"
+        )
+    watch.step("copying the weights")
+    watch.total(size)
+    for name, path in left.items():
+        copy_file(path, target / name, watch.data)
+
+
+def place_weights(files: Mapping[str, Path], target: Path, watch: Watch, link: bool) -> bool:
+    """Brings weight files, by the name to give them, into `target`, as clones where the file system has them.
+
+    Else they are copies, or with `link` hard links if these do not cross file systems. Returns whether any is a link.
+    Errors are those of `copy_weights`.
+    """
+    if not link:
+        copy_weights(files, target, watch)
+        return False
+    linked = [link_or_copy(path, target / name) for name, path in files.items()]
+    return any(linked)
 
 
 def widen(bits: np.ndarray, dtype: str) -> np.ndarray:

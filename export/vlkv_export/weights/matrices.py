@@ -48,7 +48,9 @@ def store_matrices(
         return {}
     form, target = FORMATS[weights], folder / f"matrices.{weights}.safetensors"
     if form.layout is None:
-        all_graphs = linear_matrices(models, "decoder", "vision")
+        all_graphs = linear_matrices(
+            models, *(name for name in ("decoder", "vision", "video") if name in models)
+        )
         others = {name: tensor for name, tensor in all_graphs.items() if tensor.dtype != weights}
         if not others:
             return {}

@@ -29,6 +29,7 @@ class Observation(Protocol):
         positions: Int64,
         threshold: float = 0.0,
         threads: int = 0,
+        window: int = 0,
     ) -> tuple[int, float]:
         """Adds the attention of one prompt's observed rows in one layer.
 
@@ -40,6 +41,7 @@ class Observation(Protocol):
             positions: the slots `[W]` of the observed tokens.
             threshold: p of the sparsity measure; a graph that computes sparsity has it built in.
             threads: threads of the operator; 0 for all cores.
+            window: the number of slots that each row sees, its own and those before it; 0 for all.
 
         Returns:
             The number of pairs of a row and a key that it attends to, over all heads, and how many of them are under
@@ -63,13 +65,27 @@ class ObservedQueries:
         positions: Int64,
         threshold: float = 0.0,
         threads: int = 0,
+        window: int = 0,
     ) -> tuple[int, float]:
         """See `Observation.add`."""
         query = self.queries[layer][row : row + 1]
         key = cache.keys[layer][row : row + 1, :, : total.shape[2]]
         pairs, below = np.zeros(1, np.int64), np.zeros(1, np.int64)
         scale = query.shape[3] ** -0.5
-        native().score(query, key, positions[np.newaxis], scale, threshold, total, pairs, below, threads)
+        beyond = positions >= window if window else np.zeros(len(positions), np.bool_)
+        inside = np.flatnonzero(~beyond)
+        parts = [(inside, 0, total.shape[2])] if len(inside) or not window else []
+        for place in np.flatnonzero(beyond).tolist():
+            # the operator sees slots from the first on: a row whose window begins later comes alone
+            end = int(positions[place]) + 1
+            parts.append((np.array([place]), end - window, end))
+        for places, first, end in parts:
+            rows = query if len(places) == len(positions) else query[:, :, places]
+            slots = (positions[places] - first)[np.newaxis]
+            span = slice(first, end)
+            native().score(
+                rows, key[:, :, span], slots, scale, threshold, total[:, :, span], pairs, below, threads
+            )
         return int(pairs[0]), float(below[0])
 
 
@@ -96,8 +112,9 @@ class ObservedScores:
         positions: Int64,
         threshold: float = 0.0,
         threads: int = 0,
+        window: int = 0,
     ) -> tuple[int, float]:
-        """See `Observation.add`."""
+        """See `Observation.add`; graphs that score by themselves have no windows."""
         total += self.scores[layer][row : row + 1, :, : total.shape[2]]
         pairs = int((positions + 1).sum()) * self.query_heads
         return pairs, pairs * float(self.sparsity[layer, row])
@@ -136,6 +153,10 @@ class Steps(Protocol):
         """Moves each prompt's last token to another slot and decreases the length: see `Cache.overwrite`."""
         ...
 
+    def close(self) -> None:
+        """Gives back what the loop holds; the cache stays. Nothing is stepped after that."""
+        ...
+
 
 class Backend(Protocol):
     """The opened graphs of an engine directory.
@@ -150,8 +171,8 @@ class Backend(Protocol):
     store: Store
     chunk: int
 
-    def vision(self, pixels: Float32) -> Float32:
-        """Returns the features `[N,P,hidden]` of N tiles, given as `pixel_values [N,3,height,width]`."""
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
+        """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`, by `graph`: `vision` or `video`."""
         ...
 
     def extend(
@@ -197,4 +218,8 @@ class Backend(Protocol):
 
     def steps(self, cache: Cache) -> Steps:
         """Prepares single-token steps over the cache."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the graphs hold. Nothing is run after that."""
         ...

@@ -18,7 +18,13 @@ Array = Any
 
 
 class Store(Protocol):
-    """Allocates and copies the arrays of a cache."""
+    """Allocates and copies the arrays of a cache.
+
+    Attributes:
+        sets: the number of sets of a cache's arrays that exist during decoding: two where each step writes new ones.
+    """
+
+    sets: int
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A new array `[B, Hkv, C, D]` with undefined content."""
@@ -31,6 +37,8 @@ class Store(Protocol):
 
 class HostStore:
     """Stores caches as float32 NumPy arrays."""
+
+    sets = 1
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """See `Store.empty`. Pages are only allocated when tokens are written to them.
@@ -79,8 +87,8 @@ class Cache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the arrays, including free slots and without freed layers."""
-        return sum(array.nbytes for array in (*self.keys, *self.values))
+        """Bytes of the arrays during decoding, including free slots and without freed layers."""
+        return self.store.sets * sum(int(array.nbytes) for array in (*self.keys, *self.values))
 
     def capacity(self, layer: int) -> int:
         """The slots of a layer, C_l."""
@@ -98,9 +106,38 @@ class Cache:
         batch, heads, _, dim = self.keys[layer].shape
         self.keys[layer] = self.values[layer] = self.store.empty((batch, heads, 0, dim))
 
-    def grown(self, spare: int) -> Cache:
-        """Moves the tokens to arrays with `spare` free slots behind each layer's longest prompt; empties this cache."""
-        return join([self], [int(longest) + spare for longest in self.length.max(axis=1)])
+    def grow(self, spare: int, windows: Sequence[int] | None = None) -> None:
+        """Gives each layer new arrays with `spare` free slots behind its longest prompt.
+
+        It goes array by array, so that the cache is whole wherever it is interrupted. `windows` `[L]` is the most slots
+        of each layer, 0 for any number.
+        """
+        slots = self._slots(spare, windows)
+        for kind in (self.keys, self.values):
+            for layer, wanted in enumerate(slots):
+                kind[layer] = self._resized(kind[layer], layer, wanted)
+
+    def copy(self, spare: int, windows: Sequence[int] | None = None) -> Cache:
+        """The same tokens in arrays of their own, with as many slots as `grow` gives."""
+        slots = self._slots(spare, windows)
+        keys, values = (
+            [self._resized(array, layer, slots[layer]) for layer, array in enumerate(kind)]
+            for kind in (self.keys, self.values)
+        )
+        return Cache(keys, values, self.length.copy(), self.store)
+
+    def _slots(self, spare: int, windows: Sequence[int] | None) -> list[int]:
+        slots = [int(longest) + spare for longest in self.length.max(axis=1)]
+        if windows is not None:
+            slots = [min(n, most) if most else n for n, most in zip(slots, windows, strict=True)]
+        return slots
+
+    def _resized(self, array: Array, layer: int, slots: int) -> Array:
+        batch, heads, _, dim = array.shape
+        other = self.store.empty((batch, heads, slots, dim))
+        for row, valid in enumerate(self.length[layer].tolist()):
+            self.store.assign(other[row, :, :valid], array[row, :, :valid])
+        return other
 
     def compacted(self, rows: Sequence[int]) -> tuple[Cache, list[int]]:
         """Those prompts alone, as a view of this cache's first rows, whose others' tokens are overwritten.

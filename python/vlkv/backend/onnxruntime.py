@@ -20,8 +20,8 @@ from vlkv.errors import EngineError, ImageError
 from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
-from vlkv.storage.image_facts import takes_pictures
-from vlkv.storage.manifest import Manifest
+from vlkv.storage.files import show, text_path
+from vlkv.storage.manifest import Manifest, vision_graphs
 
 CPU = "cpu"
 SHRINK = "memory.enable_memory_arena_shrinkage"
@@ -29,6 +29,10 @@ SHRINK = "memory.enable_memory_arena_shrinkage"
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxRuntimeBackend:
     """Opens the graphs on the CPU: see `vlkv.backend.registry`."""
+    if options.plugin is not None:
+        raise EngineError(
+            f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
+        )
     return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads())
 
 
@@ -48,18 +52,20 @@ class OnnxRuntimeBackend:
         self.text = manifest.text
         self.threads = threads
         self._native = manifest.operators == "native"
-        sees = takes_pictures(manifest.image)
-        self._vision = _session(directory / "vision.onnx", threads, manifest.operators) if sees else None
+        self._vision = {
+            name: _session(directory / f"{name}.onnx", threads, manifest.operators)
+            for name in vision_graphs(manifest)
+        }
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
 
-    def vision(self, pixels: Float32) -> Float32:
+    def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """See `Backend.vision`; runs one tile at a time, so that memory does not grow with their number."""
-        if self._vision is None:
+        if graph not in self._vision:
             raise ImageError("this engine has no vision graph: its model takes text alone")
-        run = self._vision.run
+        run = self._vision[graph].run
         return np.concatenate(
             [run(None, {"pixel_values": pixels[n : n + 1]}, self._shrink)[0] for n in range(len(pixels))]
         )
@@ -123,6 +129,9 @@ class OnnxRuntimeBackend:
     def steps(self, cache: Cache) -> OnnxRuntimeSteps:
         """See `Backend.steps`."""
         return OnnxRuntimeSteps(self, cache)
+
+    def close(self) -> None:
+        """See `Backend.close`; the sessions go with the backend."""
 
     def bind(self, embeds: Float32, positions: Int64, row_index: Int64, cache: Cache) -> Any:
         """Binds the decoder to these inputs and to the cache, which is updated in place."""
@@ -202,6 +211,9 @@ class OnnxRuntimeSteps:
         """See `vlkv.backend.base.Steps.overwrite`."""
         self._cache.overwrite(slots)
 
+    def close(self) -> None:
+        """See `vlkv.backend.base.Steps.close`; bindings go with the loop."""
+
     def _binding(self, rows: Int64) -> Any:
         binding = self._backend.bind(self._embeds, self._positions, rows, self._cache)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
@@ -228,8 +240,9 @@ class OnnxRuntimeSteps:
 def _session(path: Path, threads: int, operators: str = "functions") -> Any:
     options = session_options(threads, operators)
     options.log_severity_level = 3
+    name = text_path(path)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None

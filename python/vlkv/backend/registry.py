@@ -32,10 +32,27 @@ class Options:
     Fields:
         threads: threads of one operator; 0 for all cores.
         plugin: `libvlkv_tensorrt.so`, for a TensorRT engine that was built with it.
+        index: the number of the GPU, from 0.
     """
 
     threads: int = 0
     plugin: Path | None = None
+    index: int = 0
+
+
+def parse_device(text: str) -> tuple[str, int]:
+    """A device's name and number, as in `cuda:1`; without a number the first.
+
+    Raises:
+        EngineError: no such device, or no such number.
+    """
+    name, colon, number = text.partition(":")
+    check_device(name)
+    if not colon:
+        return name, 0
+    if name == "cpu" or not (number.isdecimal() and len(number) < 4):
+        raise EngineError(f"unknown device {text!r}; cpu, cuda and cuda:1 are such")
+    return name, int(number)
 
 
 def check_device(device: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import DeviceArray
 from vlkv.backend.device.backend import DeviceBackend
@@ -40,7 +41,7 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
             built by another version of TensorRT.
     """
     limits = manifest.device
-    compute_capability(limits.compute_capabilities if limits else ())
+    compute_capability(limits.compute_capabilities if limits else (), options.index)
     trt = _bindings(manifest.backend)
     errors: list[str] = []
 
@@ -54,9 +55,10 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
 
     log = Log()
     runtime = trt.Runtime(log)
-    if manifest.operators == "native":
-        runtime.get_plugin_registry().load_library(str(_plugin(options.plugin)))
-    device = CudaDevice()
+    plugin = _plugin(options.plugin) if manifest.operators == "native" else None
+    if plugin is not None:
+        runtime.get_plugin_registry().load_library(str(plugin))
+    device = CudaDevice(options.index, kernels.find([plugin]))
     graphs = {}
     for path in sorted(directory.glob("*.engine")):
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -90,12 +92,81 @@ def _plugin(given: Path | None) -> Path:
     return named.resolve()
 
 
+class _Context:
+    """A context of its own: shapes and addresses that no other run changes."""
+
+    def __init__(self, graph: _Graph, profile: int) -> None:
+        self.graph, self.profile = graph, profile
+        self.made = made = graph.create(profile)
+        if made is None or not made.set_optimization_profile_async(profile, int(graph.device.stream)):
+            raise EngineError(f"TensorRT has no room for {graph.engine.name}: {graph.said()}")
+        self.scratch: DeviceArray | None = None
+
+    def bind(
+        self, inputs: Mapping[str, DeviceArray | NDArray[Any]], outputs: Mapping[str, DeviceArray]
+    ) -> None:
+        """Sets shapes, addresses and working memory."""
+        graph, context = self.graph, self.made
+        for name, array in inputs.items():
+            place = array.ctypes.data if isinstance(array, np.ndarray) else array.pointer
+            if not (context.set_input_shape(name, array.shape) and context.set_tensor_address(name, place)):
+                raise EngineError(
+                    f"TensorRT takes no {name} of shape {list(array.shape)} in {graph.engine.name}: {graph.said()}"
+                )
+        for name, made in outputs.items():
+            context.set_tensor_address(name, made.pointer)
+        size = graph.engine.get_device_memory_size_for_profile_v2(self.profile)
+        if size:
+            self.scratch = graph.device.scratch(size)
+            context.set_device_memory(self.scratch.pointer, self.scratch.nbytes)
+        missing = context.infer_shapes()
+        if missing:
+            raise EngineError(
+                f"TensorRT can't run {graph.engine.name}: inputs {missing} lack a shape or an address"
+            )
+
+    def enqueue(self) -> None:
+        """Runs it on the device's stream."""
+        if not self.made.execute_async_v3(int(self.graph.device.stream)):
+            raise EngineError(f"TensorRT can't run {self.graph.engine.name}: {self.graph.said()}")
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a stream that records takes it: TensorRT for RTX tells, TensorRT's own contexts are."""
+        asked = getattr(self.made, "is_stream_capturable", None)
+        return True if asked is None else bool(asked(int(self.graph.device.stream)))
+
+
+class _Bound:
+    """See `vlkv.backend.device.arrays.Bound`: a context that is this one's until it is closed."""
+
+    def __init__(self, context: _Context, alive: object) -> None:
+        self._context: _Context | None = context
+        self._alive = alive
+        self.capturable = context.capturable
+
+    def __call__(self) -> None:
+        assert self._context is not None, "closed"
+        self._context.enqueue()
+
+    def close(self) -> None:
+        """See `Bound.close`: the context is used again."""
+        if self._context is not None:
+            self._context.graph.give(self._context)
+        self._context = self._alive = None
+
+
 class _Graph:
-    """An engine with one context per profile; see `vlkv.backend.device.arrays.Graph`."""
+    """An engine with contexts that are used again; see `vlkv.backend.device.arrays.Graph`.
+
+    Contexts get their working memory from here, one piece for all: those of one stream never run at once, and
+    TensorRT for RTX can be recorded only where it does not allocate by itself.
+    """
 
     def __init__(self, trt: Any, engine: Any, device: CudaDevice, errors: list[str], alive: object) -> None:
-        self._trt, self._engine, self._device, self._errors, self._alive = trt, engine, device, errors, alive
-        self._contexts: dict[int, Any] = {}
+        self._trt, self._errors, self._alive = trt, errors, alive
+        self.engine, self.device = engine, device
+        self._idle: dict[int, list[_Context]] = {}
 
     def run(
         self,
@@ -104,25 +175,47 @@ class _Graph:
         profile: int = 0,
     ) -> None:
         """See `Graph.run`."""
-        context = self._context(profile)
-        for name, array in inputs.items():
-            place = array.ctypes.data if isinstance(array, np.ndarray) else array.pointer
-            context.set_input_shape(name, array.shape)
-            context.set_tensor_address(name, place)
-        for name, made in outputs.items():
-            context.set_tensor_address(name, made.pointer)
-        missing = context.infer_shapes()
-        if missing or not context.execute_async_v3(int(self._device.stream)):
-            reason = self._errors[-1] if self._errors else f"inputs {missing} lack a shape or an address"
-            raise EngineError(f"TensorRT can't run {self._engine.name}: {' '.join(reason.split())}")
+        context = self._take(profile)
+        context.bind(inputs, outputs)
+        context.enqueue()
+        self.give(context)
 
-    def _context(self, profile: int) -> Any:
-        if profile not in self._contexts:
-            strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-            context = self._engine.create_execution_context(strategy)
-            if context is None or not context.set_optimization_profile_async(
-                profile, int(self._device.stream)
-            ):
-                raise EngineError(f"TensorRT has no memory for {self._engine.name}: {self._errors[-1:]}")
-            self._contexts[profile] = context
-        return self._contexts[profile]
+    def bind(
+        self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], profile: int = 0
+    ) -> _Bound:
+        """See `Graph.bind`."""
+        context = self._take(profile)
+        context.bind(inputs, outputs)
+        return _Bound(context, (dict(inputs), dict(outputs)))
+
+    def close(self) -> None:
+        """See `Graph.close`."""
+        self._idle.clear()
+
+    def create(self, profile: int) -> Any:
+        """A new context without working memory of its own. TensorRT for RTX compiles a shape's kernels at once.
+
+        Else they come later, from another thread, while a step is recorded.
+        """
+        managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        kinds = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if kinds is None:
+            return self.engine.create_execution_context(managed)
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        return self.engine.create_execution_context(config)
+
+    def said(self) -> str:
+        """TensorRT's last error, as one line."""
+        return " ".join(self._errors[-1].split()) if self._errors else "no reason given"
+
+    def give(self, context: _Context) -> None:
+        """Takes a context back."""
+        context.scratch = None
+        self._idle.setdefault(context.profile, []).append(context)
+
+    def _take(self, profile: int) -> _Context:
+        idle = self._idle.get(profile)
+        return idle.pop() if idle else _Context(self, profile)

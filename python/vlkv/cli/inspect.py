@@ -8,15 +8,30 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, progress
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
+from vlkv.cli.options import (
+    Device,
+    EngineFolder,
+    Frames,
+    NoVerify,
+    OneBudget,
+    Pictures,
+    Plugin,
+    Raw,
+    Threads,
+    Videos,
+)
+from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 
 def inspect(
     engine: EngineFolder,
-    prompt: Prompt,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     image: Pictures = None,
+    video: Videos = None,
+    frames: Frames = None,
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: OneBudget = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
@@ -35,13 +50,21 @@ def inspect(
     from vlkv.policies.builtin import resolve
     from vlkv.policies.policy import check_budget, default_budget
 
+    question = read_prompt(prompt, prompt_file)
     found = resolve(policy)
     given = None if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
         bar.step("answering")
-        asked = Question(prompt, tuple(image or ()), max_new_tokens=max_new_tokens, raw=raw)
+        asked = Question(
+            question,
+            tuple(image or ()),
+            max_new_tokens=max_new_tokens,
+            raw=raw,
+            videos=tuple(video or ()),
+            frames=frames,
+        )
         length = len(opened.prompt(asked).token_ids)
         share = default_budget(found, length) if given is None else given
         seen = look(opened, asked, Setting(found, share))
@@ -50,4 +73,6 @@ def inspect(
     out = answers()
     out.print(f"full cache: {seen.full.text}", soft_wrap=True)
     out.print(f"{seen.policy}, budget {seen.budget:g}: {seen.small.text}", soft_wrap=True)
+    for line in seen.counts():
+        out.print(line, soft_wrap=True)
     out.print(f"{written[0]} and {len(written) - 1} pictures", soft_wrap=True)

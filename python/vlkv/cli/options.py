@@ -8,10 +8,17 @@ from typing import Annotated
 import typer
 
 EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")]
-Prompt = Annotated[
-    str, typer.Option(help="The question; <image> marks the place of a picture.", show_default=False)
-]
 Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.")]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="A video: GIF, WebP, .npy of frames, folder of pictures, or what PyAV decodes; may be given several times."
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(help="Most frames of a video, taken evenly.", show_default="the checkpoint's, or all"),
+]
 OneBudget = Annotated[
     float | None,
     typer.Option(
@@ -22,7 +29,7 @@ OneBudget = Annotated[
 Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]
 Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]
-Device = Annotated[str, typer.Option(help="Device of ONNX Runtime: cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Device: cpu, cuda, or cuda:1 for the second GPU.")]
 Plugin = Annotated[
     Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
 ]

@@ -1,4 +1,4 @@
-"""`vlkv run`: answers a question about pictures on the terminal."""
+"""`vlkv run`: answers a question about pictures and videos on the terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
-from vlkv.cli.options import Device, EngineFolder, NoVerify, OneBudget, Pictures, Plugin, Prompt, Raw, Threads
+from vlkv.cli.options import (
+    Device,
+    EngineFolder,
+    Frames,
+    NoVerify,
+    OneBudget,
+    Pictures,
+    Plugin,
+    Raw,
+    Threads,
+    Videos,
+)
+from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.engine import Engine
+from vlkv.errors import SamplingError
 from vlkv.generation.batch import Stream
 from vlkv.generation.question import MAX_NEW_TOKENS
 from vlkv.policies.builtin import DEFAULT_POLICY
@@ -21,8 +34,11 @@ CHECKPOINT = "the checkpoint's"
 
 def run(
     engine: EngineFolder,
-    prompt: Prompt,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     image: Pictures = None,
+    video: Videos = None,
+    frames: Frames = None,
     policy: Annotated[
         str, typer.Option(help="How the cache is compressed; vlkv policies lists them.")
     ] = DEFAULT_POLICY,
@@ -43,6 +59,18 @@ def run(
     min_new_tokens: Annotated[
         int | None, typer.Option(help="Least tokens to generate.", show_default=CHECKPOINT)
     ] = None,
+    suppress_token: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="A token id that never comes; may be given several times.", show_default=CHECKPOINT
+        ),
+    ] = None,
+    bad_word_ids: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Token ids such as 5,17 that never come in a row; several times.", show_default=CHECKPOINT
+        ),
+    ] = None,
     raw: Raw = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     no_verify: NoVerify = False,
@@ -50,7 +78,8 @@ def run(
     device: Device = "cpu",
     plugin: Plugin = None,
 ) -> None:
-    """Answer a question about pictures."""
+    """Answer a question about pictures and videos."""
+    question = read_prompt(prompt, prompt_file)
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
@@ -63,7 +92,7 @@ def run(
 
         bar.step("reading the prompt")
         stream = opened.stream(
-            prompt,
+            question,
             list(image or ()),
             progress=prefilled,
             policy=policy,
@@ -77,7 +106,11 @@ def run(
             repetition_penalty=repetition_penalty,
             no_repeat_ngram_size=no_repeat_ngram_size,
             min_new_tokens=min_new_tokens,
+            suppress_tokens=suppress_token or None,
+            bad_words_ids=[_ids(word) for word in bad_word_ids or ()] or None,
             raw=raw,
+            videos=list(video or ()),
+            frames=frames,
         )
         pieces = iter(stream)
         first = next(pieces, "")
@@ -93,6 +126,13 @@ def run(
         sys.stdout.flush()
     sys.stdout.write("\n")
     notes().print(summary(stream), style="dim", soft_wrap=True)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SamplingError(f"--bad-word-ids {text!a:.80} is no list of token ids, such as 5,17") from None
 
 
 def summary(stream: Stream) -> str:

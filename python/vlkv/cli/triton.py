@@ -44,6 +44,9 @@ def triton(
         typer.Option(help="Most prompt tokens between two steps.", show_default=str(SCHEDULED_CHUNK)),
     ] = None,
     gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
+    plugin: Annotated[
+        str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
+    ] = "",
     engine_path: Annotated[
         str | None, typer.Option(help="The engine's path on the server.", show_default="its absolute path")
     ] = None,
@@ -55,12 +58,13 @@ def triton(
         raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices,
-        prompt_tokens, capacity, chunk,
+        plugin, prompt_tokens, capacity, chunk,
     )  # fmt: skip
     folder = write_repository(settings, engine, output)
-    manifest = manifests.read(engine)
-    for line in lines(settings.plan(manifest), manifest):
-        notes().print(line, soft_wrap=True)
+    if not devices:
+        manifest = manifests.read(engine)
+        for line in lines(settings.plan(manifest), manifest):
+            notes().print(line, soft_wrap=True)
     if settings.memory.strip().lower() == AUTO:
         notes().print(
             "these are for the memory here; the server decides by its own at its start", soft_wrap=True

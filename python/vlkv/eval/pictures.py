@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vlkv.eval.inspection import Inspection
+from vlkv.eval.inspection import Inspection, Pane
 
 HOT = np.array([217, 72, 15], np.float64)
 GROUND = np.array([251, 250, 247], np.float64)
 INK, SOFT, RAIL, WASH = (22, 24, 29), (92, 99, 112), (230, 227, 220), (251, 250, 247)
 GAP, CAPTION = 16, 30
+MOST = 40_000_000
+"""Pixels of pictures on a sheet; above, they are drawn smaller."""
 
 
 def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
@@ -26,18 +28,36 @@ def heat(picture: Image.Image, grid: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
+def edged(picture: Image.Image, pane: Pane) -> Image.Image:
+    """The picture with lines where one tile ends and another begins."""
+    pen, (rows, columns) = ImageDraw.Draw(picture), pane.patches.shape
+    for row in pane.down[1:]:
+        height = round(row * picture.height / rows)
+        pen.line((0, height, picture.width, height), fill=INK)
+    for column in pane.across[1:]:
+        left = round(column * picture.width / columns)
+        pen.line((left, 0, left, picture.height), fill=INK)
+    return picture
+
+
 def panels(found: Inspection, choices: list[tuple[str, int | None, int | None]]) -> Image.Image:
     """One row per pane of the pictures; the first column is the pane, the others are (caption, layer, head)."""
     wide, high = (max(sides) for sides in zip(*(pane.picture.size for pane in found.panes), strict=True))
     columns = len(choices) + 1
+    scale = min(1.0, (MOST / (columns * wide * len(found.panes) * high)) ** 0.5)
+    wide, high = max(1, round(wide * scale)), max(1, round(high * scale))
     size = (columns * (wide + GAP) + GAP, len(found.panes) * (high + CAPTION + GAP) + GAP)
     sheet = Image.new("RGB", size, WASH)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
     for row, pane in enumerate(found.panes):
         top = GAP + row * (high + CAPTION + GAP)
-        drawn = [("picture", pane.picture)]
+        small = pane.picture
+        if scale < 1:
+            sides = max(1, round(small.width * scale)), max(1, round(small.height * scale))
+            small = small.resize(sides, Image.Resampling.BOX)
+        drawn = [(pane.name, small)]
         for caption, layer, head in choices:
-            drawn.append((caption, heat(pane.picture, found.share(layer, head)[pane.patches])))
+            drawn.append((caption, edged(heat(small, found.share(layer, head)[pane.patches]), pane)))
         for column, (caption, image) in enumerate(drawn):
             left = GAP + column * (wide + GAP)
             pen.text((left, top + 2), caption, fill=INK, font=font)

@@ -3,12 +3,16 @@
 `compressed` continues in the compressed cache: a turn appends its tokens, positions keep counting, and eviction during
 decoding continues. `reusable` keeps the full keys and values: each question scores them anew and is answered from a
 compressed copy, so its answer equals that of the whole conversation run from its beginning.
+
+A turn is taken with its first token, whole or not at all, and its answer up to the last whole token. Whatever
+interrupts one, the next question finds the conversation there. Nothing is put back when it happens: a turn works on
+copies of what it could spoil, and the next one puts right what it finds (`_settle`).
 """
 
 from __future__ import annotations
 
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, get_args
 
@@ -18,13 +22,13 @@ from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import PolicyError, PromptError
 from vlkv.generation.batch import Stream
+from vlkv.generation.chunks import PREFILL_CHUNK, chunk_bounds
 from vlkv.generation.decode import Piece, decode
-from vlkv.generation.prefill import PREFILL_CHUNK, chunk_bounds, cut, embed, run_rows
+from vlkv.generation.prefill import cut, embed, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sequence import Sequence, prepare, sizes_of
-from vlkv.inputs.layouts import lay_out
-from vlkv.inputs.messages import ChatTurn, next_prompt
+from vlkv.generation.sequence import Sequence, prepare, seen_by
+from vlkv.inputs.messages import ChatTurn, encoded_from, next_prompt
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
 from vlkv.policies.decode_eviction import slots_for
@@ -49,6 +53,21 @@ class FullCache:
     observer: Observer
 
 
+@dataclass(frozen=True)
+class State:
+    """A conversation between two turns.
+
+    Attributes:
+        turns: the questions, and the answers to all but the last.
+        last: the newest turn.
+        full: where `keep` is `reusable`.
+    """
+
+    turns: tuple[ChatTurn, ...]
+    last: Sequence
+    full: FullCache | None
+
+
 class Conversation:
     """A conversation with one engine; `Engine.chat` makes one.
 
@@ -63,25 +82,25 @@ class Conversation:
             raise PolicyError(f"unknown keep {keep!r}; known: {', '.join(get_args(Keep))}")
         self.policy, self.budget, self.keep = policy, budget, keep
         self._model = model
-        self._turns: list[ChatTurn] = []
         self._running: abc.Generator[Piece, None, None] | None = None
-        self._last: Sequence | None = None
-        self._full: FullCache | None = None
+        self._state: State | None = None
 
     @property
     def turns(self) -> list[ChatTurn]:
-        """The questions and answers so far."""
-        if self._last is None:
+        """Questions and answers so far."""
+        state = self._state
+        if state is None:
             return []
-        last = self._turns[-1]
-        return [*self._turns[:-1], ChatTurn(last.text, last.images, self._last.result.text)]
+        *earlier, last = state.turns
+        return [*earlier, replace(last, answer=state.last.result.text)]
 
     @property
     def token_ids(self) -> Int64:
-        """All token ids so far, without an end token of the last answer."""
-        if self._last is None:
+        """All tokens so far, but for an end token at the last answer's end, and a stop text that can be taken back."""
+        if self._state is None:
             return np.zeros(0, np.int64)
-        return np.concatenate([self._last.prompt.token_ids, np.array(self._said(self._last), np.int64)])
+        last = self._state.last
+        return np.concatenate([last.prompt.token_ids, np.array(self._said(last)[0], np.int64)])
 
     def ask(self, prompt: str, images: abc.Sequence[Any] = (), **settings: Any) -> Result:
         """Answers the next question. Takes the arguments of `Engine.generate` except policy and budget."""
@@ -96,21 +115,23 @@ class Conversation:
         Raises:
             PromptError: a later turn has a picture and `keep` is `compressed`, or `Engine.generate` refuses the prompt.
         """
-        last, turn, begin = self._last, ChatTurn(prompt, len(images)), 0
+        self._settle()
+        last, begin = (None if self._state is None else self._state.last), 0
         # eviction continues under the budget that the first turn began with
         budget = self.budget if last is None or self.keep == "reusable" else last.budget
         question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
+        turn = ChatTurn(prompt, len(question.images), videos=len(question.videos))
         if last is None:
             sequence = prepare(self._model, question)
         else:
-            if len(images) and self.keep == "compressed":
+            if (turn.images or turn.videos) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")
-            model, said = self._model, self._said(last)
-            image, known = model.manifest.image, last.prompt.pictures
-            pictures = lay_out(sizes_of(images, image), image, len(known))
+            model, said = self._model, self._said(last)[0]
+            known = sum(layout.frame is None for layout in last.prompt.pictures)
+            media = seen_by(model.manifest, question, known)
             turns = [*self.turns, turn]
             whole, begin = next_prompt(
-                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, pictures
+                last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, media
             )
             sequence = prepare(model, question, whole)
         if self._running is not None:
@@ -118,29 +139,65 @@ class Conversation:
         self._running = self._run(sequence, begin, turn)
         return Stream(self._running)
 
-    def _said(self, last: Sequence) -> list[int]:
-        """The last answer's tokens without an end token: the chat template writes that."""
-        tokens = last.result.token_ids
-        return tokens[:-1] if tokens and tokens[-1] in self._model.manifest.tokens.eos else tokens
+    def _settle(self) -> None:
+        """Makes the last answer, its text and its cache what its tokens say, wherever it was interrupted."""
+        if self._state is None:
+            return
+        last = self._state.last
+        last.restore_text()
+        if last.points and last.cache is not None:
+            done = len(last.result.token_ids) - 1
+            point = next(point for point in last.points if point.tokens == done).settle(last.cache)
+            last.points, last.eviction = [point], point.eviction
+
+    def _said(self, last: Sequence) -> tuple[list[int], int]:
+        """The last answer's tokens as they go on in the conversation, and how many of them are those generated.
+
+        An end token is the template's to write. A stop text is no part of the answer; where decoding evicts it stays,
+        as what made way for it is gone.
+        """
+        tokens, text = last.result.token_ids, last.result.text
+        if last.ended_by_token:
+            return tokens[:-1], len(tokens) - 1
+        if last.result.finish_reason != "stop" or (self.keep == "compressed" and last.eviction is not None):
+            return tokens, len(tokens)
+        tokenizer = self._model.tokenizer
+        shown = whole = 0
+        detokenizer, pieces = tokenizer.detokenizer(), ""
+        for number, token in enumerate(tokens, 1):
+            piece = detokenizer.push(token)
+            pieces += piece
+            if not text.startswith(pieces):
+                break
+            if piece or tokenizer.is_silent(token):
+                shown, whole = len(pieces), number
+        return [*tokens[:whole], *encoded_from(text, shown, tokenizer)], whole
 
     def _run(self, sequence: Sequence, begin: int, turn: ChatTurn) -> abc.Generator[Piece, None, None]:
+        sequence.open_ended = self.keep == "compressed"
         sequence.begin(self._model)
-        if self.keep == "reusable" or self._last is None:
-            self._prefill(sequence, begin)
+        state, full = self._state, None
+        if self.keep == "reusable" or state is None:
+            full = self._prefill(sequence, begin)
         else:
-            self._extend(self._last, sequence)
+            self._extend(state.last, sequence)
         sequence.images = ()  # later turns need the pictures' features only
-        self._turns = [*self.turns, turn]
-        self._last = sequence
-        yield 0, sequence.take(sequence.logits), sequence.result
+        piece = sequence.take(sequence.logits)
+        self._state = State((*self.turns, turn), sequence, full)
+        del state
+        yield 0, piece, sequence.result
         assert sequence.cache is not None
-        yield from decode(self._model, sequence.cache, [sequence])
+        yield from decode(self._model, sequence.cache, [sequence], careful=self.keep == "compressed")
 
-    def _prefill(self, sequence: Sequence, begin: int) -> None:
-        """Runs the new tokens behind the full cache, which is empty in the first turn, and compresses a copy of it."""
+    def _prefill(self, sequence: Sequence, begin: int) -> FullCache | None:
+        """Runs the new tokens behind the full cache, which is empty in the first turn, and compresses a copy of it.
+
+        Slots behind the full cache's tokens are free, so that nothing is lost where this is interrupted.
+        """
         start = perf_counter()
         backend, text, prompt = self._model.backend, self._model.manifest.text, sequence.prompt
-        policy, length, before = sequence.policy, len(prompt.token_ids), self._full
+        policy, length = sequence.policy, len(prompt.token_ids)
+        before = None if self._state is None else self._state.full
         old = 0 if before is None else len(before.embeds)
         fresh = prompt.image_positions[prompt.image_positions >= old] - old
         new = prompt.pictures[len(prompt.pictures) - len(sequence.images) :]
@@ -149,13 +206,15 @@ class Conversation:
         sequence.result.seconds.vision = perf_counter() - start
         rows = observed_rows(policy, length, prompt.last_image, begin)
         if before is None:
-            whole = policy.keeps_all and self.keep == "compressed"
+            whole = policy.keeps_all and self.keep == "compressed" and not any(sequence.windows)
             new_tokens = sequence.max_new_tokens if whole else 0
             cache = Cache.empty(text, length + new_tokens, backend.store)
             observer = Observer(text, policy, length, rows, backend.threads)
         else:
             embeds = np.concatenate([before.embeds, embeds])
-            cache = before.cache.grown(length - old)
+            cache = before.cache
+            cache.length[:] = old
+            cache.grow(length - old)
             if policy.rows == "all":
                 observer = before.observer.grown(length, rows)
             else:
@@ -163,25 +222,34 @@ class Conversation:
                 # rows of the observation window that lie in an earlier turn are run again, in their slots
                 old = min(old, rows.start) if len(rows) else old
             cache.length[:] = old
-            before.cache = cache
         sequence.logits = run_rows(self._model, embeds, old, cache, observer, sequence.result.seconds)
         keep = self.keep == "reusable"
-        if keep:
-            self._full = FullCache(embeds, cache, observer)
         cut(self._model, sequence, cache, observer, keep)
+        return FullCache(embeds, cache, observer) if keep else None
 
     def _extend(self, last: Sequence, sequence: Sequence) -> None:
-        """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget."""
-        backend, eviction = self._model.backend, last.eviction
-        done, length = last.position, sequence.result.prompt_tokens
-        cache = last.give_cache().grown(length - done)
-        last.cache = cache
-        if eviction is not None:
+        """Runs the new tokens behind the compressed cache; eviction then brings the cache back to its budget.
+
+        Where something is evicted this works on a copy; else new tokens go to free slots of the cache itself.
+        """
+        backend, length, cache = self._model.backend, sequence.result.prompt_tokens, last.cache
+        assert cache is not None
+        windows = sequence.windows
+        ran = min(self._said(last)[1], len(last.result.token_ids) - 1)
+        done = last.result.prompt_tokens + ran
+        eviction = None if last.eviction is None else last.eviction.copy()
+        if eviction is None:
+            cache.length[:, 0] = np.array(last.result.kept_tokens) + ran
+            cache.grow(length - done, windows)
+        else:
+            cache = cache.copy(length - done, windows)
             eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
         embeds = self._model.embedding.rows(sequence.prompt.token_ids)
         slots = np.full((*cache.length.shape, cache.keys[0].shape[1]), -1, np.int64)
         start = perf_counter()
-        for first, stop in chunk_bounds(length, PREFILL_CHUNK, done, most=backend.chunk):
+        # a windowed layer's slots are in no order of position, and its graph masks by slots: one token at a time
+        chunk = 1 if any(windows) else PREFILL_CHUNK
+        for first, stop in chunk_bounds(length, chunk, done, most=backend.chunk):
             window = stop - first if eviction is not None and eviction.watches else 0
             positions = np.arange(first, stop, dtype=np.int64)[np.newaxis]
             held = cache.length[:, 0].copy()
@@ -196,13 +264,16 @@ class Conversation:
                 for number, position in enumerate(range(first, stop), 1):
                     eviction.append(held + number, position)
                 eviction.observe(seen, cache, 0, window)
+                if any(windows) and eviction.choose(cache.length[:, 0], slots[:, 0]):
+                    cache.overwrite(slots)
         sequence.result.seconds.prefill = perf_counter() - start
         while eviction is not None and eviction.choose(cache.length[:, 0], slots[:, 0]):
             cache.overwrite(slots)
         spare = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
-        last.cache, sequence.cache, sequence.eviction = None, cache.grown(spare), eviction
+        cache.grow(spare, windows)
+        sequence.cache, sequence.eviction = cache, eviction
         if eviction is not None:
-            eviction.fit([sequence.cache.capacity(layer) for layer in range(len(cache.keys))])
+            eviction.fit([cache.capacity(layer) for layer in range(len(cache.keys))])
         sequence.logits = logits[0]
         self._describe(last.result, sequence, sequence.cache)
 

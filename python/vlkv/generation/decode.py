@@ -6,14 +6,16 @@ B sequences, V vocabulary, L layers, Hkv key/value heads.
 from __future__ import annotations
 
 from collections import abc
+from contextlib import closing
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Observation
+from vlkv.backend.base import Observation, Steps
 from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32, Int64
+from vlkv.generation.points import Point
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
@@ -29,17 +31,27 @@ class Decoder:
         model: runs the steps.
         cache: the cache of B sequences.
         sequences: the prefilled sequences, in the cache's order.
+        careful: whether a sequence (B = 1) that evicts can be taken back to its last whole token, by its `points`.
+            Then the caller settles each step once its token is taken.
+        steps: the loop over that cache; None makes one. `close` ends it.
 
     Attributes:
         cache: the cache of the B sequences.
         positions: the position `[B]` of each sequence's next token.
     """
 
-    def __init__(self, model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: Cache,
+        sequences: abc.Sequence[Sequence],
+        steps: Steps | None = None,
+        careful: bool = False,
+    ) -> None:
         self.cache, self.sequences = cache, list(sequences)
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
         self._embedding = model.embedding
-        self._steps = model.backend.steps(cache)
+        self._steps = steps or model.backend.steps(cache)
         evictions = [sequence.eviction for sequence in sequences]
         self._evictions = [(row, eviction) for row, eviction in enumerate(evictions) if eviction is not None]
         self._watched = np.array([eviction is not None and eviction.watches for eviction in evictions])
@@ -47,6 +59,11 @@ class Decoder:
         layers, batch = cache.length.shape
         heads = cache.keys[0].shape[1]
         self._slots = np.full((layers, batch, heads), -1, np.int64)
+        self._drops = False
+        self._careful = careful and bool(self._evictions)
+        if self._careful:
+            eviction = self._evictions[0][1]
+            self.sequences[0].points = [Point(0, cache.length.copy(), None, eviction)]
 
     @property
     def observation(self) -> Observation:
@@ -60,23 +77,54 @@ class Decoder:
 
         `watched` `[B]` marks sequences to observe in addition to those whose policy observes; see `observation`.
         """
+        logits = self.run(tokens, active, watched)
+        self.settle()
+        return logits
+
+    def run(
+        self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
+    ) -> Float32:
+        """The same, but for what it evicts: that is chosen, and goes with `settle`."""
         asked = watched
         if self._watches:
             asked = self._watched & active if watched is None else (self._watched & active) | watched
             asked = asked if asked.any() else None
+        if self._careful:
+            self._evictions = [(0, self.sequences[0].points[-1].eviction.copy())]
         logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked)
-        drops = False
+        self._drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1
             if active[row]:
                 eviction.append(self.cache.length[:, row], int(self.positions[row]))
                 if eviction.watches:
                     eviction.observe(self.observation, self.cache, row)
-                drops |= eviction.choose(self.cache.length[:, row], self._slots[:, row])
-        if drops:
-            self._steps.overwrite(self._slots)
+                self._drops |= eviction.choose(self.cache.length[:, row], self._slots[:, row])
+        if self._careful:
+            self._note()
         self.positions += active
         return logits
+
+    def _note(self) -> None:
+        """Notes where the sequence stands if the token that comes of this step is taken."""
+        sequence = self.sequences[0]
+        slots = self._slots.copy() if self._drops else None
+        before, eviction = sequence.points[-1], self._evictions[0][1]
+        sequence.points = [before, Point(before.tokens + 1, self.cache.length.copy(), slots, eviction)]
+
+    def settle(self) -> None:
+        """Drops what the last step evicts."""
+        if self._drops:
+            self._steps.overwrite(self._slots)
+        if self._careful:
+            sequence = self.sequences[0]
+            last = sequence.points[-1]
+            sequence.points = [Point(last.tokens, self.cache.length.copy(), None, last.eviction)]
+            sequence.eviction = last.eviction
+
+    def close(self) -> None:
+        """Gives back what the steps hold; the cache stays."""
+        self._steps.close()
 
     def attention(self, row: int) -> list[Float32]:
         """The attention of a sequence's newest token to the valid slots, per layer `[Hkv, C]`.
@@ -91,32 +139,43 @@ class Decoder:
         return found
 
 
-def decode(model: Model, cache: Cache, sequences: abc.Sequence[Sequence]) -> abc.Iterator[Piece]:
+def decode(
+    model: Model, cache: Cache, sequences: abc.Sequence[Sequence], careful: bool = False
+) -> abc.Iterator[Piece]:
     """Decodes sequences that have their first token until all are done; yields after each token of each sequence.
 
     A row whose answer has ended is no longer computed: the last row takes its place. A device's cache keeps all rows.
+    `careful`: see `Decoder`.
     """
-    rows, decoder, seconds = list(range(len(sequences))), None, 0.0
-    while True:
-        active = np.array([not sequences[number].done for number in rows], np.bool_)
-        if not active.any():
-            return
-        if cache.store is HOST and not active.all():
-            cache, places = cache.compacted(np.flatnonzero(active).tolist())
-            rows, decoder = [rows[place] for place in places], None
-            active = np.ones(len(rows), np.bool_)
-        if decoder is None:
-            decoder = Decoder(model, cache, [sequences[number] for number in rows])
-        start = perf_counter()
-        tokens = np.array([sequences[number].last_token for number in rows], np.int64)
-        logits = decoder.step(tokens, active)
-        pieces = [(rows[n], sequences[rows[n]].take(logits[n])) for n in np.flatnonzero(active).tolist()]
-        seconds += perf_counter() - start
-        for number, piece in pieces:
-            result = sequences[number].result
-            result.seconds.decode = seconds
-            result.tokens_per_second = (len(result.token_ids) - 1) / seconds
-            yield number, piece, result
+    rows, seconds = list(range(len(sequences))), 0.0
+    decoder: Decoder | None = None
+    try:
+        while True:
+            active = np.array([not sequences[number].done for number in rows], np.bool_)
+            if not active.any():
+                return
+            if cache.store is HOST and not active.all():
+                if decoder is not None:
+                    decoder.close()
+                cache, places = cache.compacted(np.flatnonzero(active).tolist())
+                rows, decoder = [rows[place] for place in places], None
+                active = np.ones(len(rows), np.bool_)
+            if decoder is None:
+                decoder = Decoder(model, cache, [sequences[number] for number in rows], careful=careful)
+            start = perf_counter()
+            tokens = np.array([sequences[number].last_token for number in rows], np.int64)
+            logits = decoder.run(tokens, active)
+            pieces = [(rows[n], sequences[rows[n]].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+            decoder.settle()
+            seconds += perf_counter() - start
+            for number, piece in pieces:
+                result = sequences[number].result
+                result.seconds.decode = seconds
+                result.tokens_per_second = (len(result.token_ids) - 1) / seconds
+                yield number, piece, result
+    finally:
+        if decoder is not None:
+            decoder.close()
 
 
 def feed(
@@ -130,9 +189,8 @@ def feed(
 
     `watch` observes each token of each sequence, for `Decoder.attention`.
     """
-    decoder, active = Decoder(model, cache, sequences), np.ones(len(sequences), np.bool_)
-    for token in tokens:
-        yield (
-            decoder.step(np.full(len(sequences), token, np.int64), active, active if watch else None),
-            decoder,
-        )
+    active = np.ones(len(sequences), np.bool_)
+    with closing(Decoder(model, cache, sequences)) as decoder:
+        for token in tokens:
+            given = np.full(len(sequences), token, np.int64)
+            yield decoder.step(given, active, active if watch else None), decoder

@@ -18,6 +18,7 @@ from vlkv.generation.prefill import prefill
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
+from vlkv.policies.windows import reached
 
 MOST_LOSS = 700.0
 """The largest mean loss of a token whose exponential is still finite."""
@@ -54,13 +55,17 @@ class Forced:
             raise PromptError(
                 f"{len(tokens)} given tokens are more than the {most} positions behind the prompt"
             )
-        wrong = [token for token in tokens if not 0 <= token < text.vocab]
-        if wrong:
-            raise PromptError(f"token {wrong[0]} is outside 0 to {text.vocab - 1}")
+        for token in tokens:
+            if not isinstance(token, int | np.integer) or not 0 <= token < text.vocab:
+                raise PromptError(f"token {token!a:.80} is no id from 0 to {text.vocab - 1}")
         policy = sequence.policy
         if attention and policy.decode != "append":
             raise PolicyError(
                 f"policy {policy.name!r}: attention is given for decode 'append' only, not {policy.decode!r}"
+            )
+        if attention and any(reached(text, len(sequence.prompt.token_ids) + len(tokens))):
+            raise PolicyError(
+                f"attention is given inside a sliding window of {text.layer_windows} tokens only: give fewer tokens"
             )
         self.result = Result()
         self._model, self._tokens, self._attention = model, tokens, attention

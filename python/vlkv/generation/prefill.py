@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable, Generator
-from itertools import pairwise
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 from PIL.Image import Image
 
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import HOST, Cache
 from vlkv.dtypes import Float32
+from vlkv.generation.chunks import PREFILL_CHUNK, chunk_end, reusable, steady
 from vlkv.generation.result import Seconds
-from vlkv.generation.reuse import LEAST, Reading
+from vlkv.generation.reuse import Reading
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
 from vlkv.inputs.preprocess import pixel_values
@@ -24,49 +24,11 @@ from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import Observer, observed_rows
 
-PREFILL_CHUNK = 1024
-"""Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
-
-GRAIN = 64
-"""Chunks end at multiples of this from the first observed token, and no chunk is shorter, so that their size does not
-change a bit of the results: fewer than 20 rows use other kernels, and scores are added in blocks of 64 rows."""
-
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 Chunk = int | Callable[[], int]
 Parts = Generator[int, None, T]
 """A generator that does a part of its work at each `next` and yields the number of prompt tokens done."""
-
-
-def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 0) -> int:
-    """Returns where the chunk that begins at token `first` ends.
-
-    Args:
-        first: the chunk's first token.
-        length: tokens of the prompt.
-        chunk: the wanted size; the chunk may have up to 2 `GRAIN` - 1 tokens more, so that none is too small.
-        origin: the first observed token; chunks end at multiples of `GRAIN` from there.
-        most: the most tokens of a call of the backend; 0 for any number.
-    """
-    chunk = min(chunk, most or chunk)
-    grain = min(GRAIN, chunk)
-    end = first + chunk
-    end -= (end - origin) % grain
-    if end - first < grain:
-        end += grain
-    if length - end < grain:
-        end = length
-    return min(end, first + most) if most else end
-
-
-def chunk_bounds(
-    length: int, chunk: int = PREFILL_CHUNK, begin: int = 0, origin: int = 0, most: int = 0
-) -> list[tuple[int, int]]:
-    """Divides the tokens from `begin` to `length` into chunks: see `chunk_end`."""
-    edges = [begin]
-    while edges[-1] < length:
-        edges.append(chunk_end(edges[-1], length, chunk, origin, most))
-    return list(pairwise(edges))
 
 
 def prefill(
@@ -106,7 +68,7 @@ def prefilling(
         model.backend,
     )
     rows, spent = observed_rows(policy, length, sequence.prompt.last_image), sequence.result.seconds
-    stays = policy.keeps_all
+    stays, origin = sequence.kept_whole, rows.start if rows else 0
     place: Cache | None = None
 
     def working() -> Cache:
@@ -115,8 +77,10 @@ def prefilling(
         new_tokens = sequence.max_new_tokens if stays else 0
         return place or Cache.empty(text, length + new_tokens, backend.store)
 
-    # queries of the observation window are not kept, so its rows run
-    most = min(length - LEAST, rows.start if rows else length)
+    def most(tokens: int) -> int:
+        # queries of the observation window are not kept, so its rows run
+        return reusable(length, origin, min(tokens, rows.start) if rows else tokens)
+
     known = 0 if reading is None else reading.reuse.known(reading.names, most)
     cache = None
     if reading is not None and known:
@@ -128,7 +92,7 @@ def prefilling(
     observer = Observer(text, policy, length, rows, backend.threads)
     cache = cache or working()
     sequence.logits = yield from _running(model, embeds, known, cache, observer, spent, chunk)
-    if reading is not None:
+    if reading is not None and steady(length, origin):
         reading.reuse.save(reading.names, cache)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
@@ -171,11 +135,13 @@ def _embedding(
         if known is not None:
             embeds[places] = known
             continue
-        name = f"picture {number} of {len(images)}"
-        pixels = pixel_values(picture, layout, model.manifest.image, name)
+        name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
+        if layout.frame is not None and model.manifest.video is not None:
+            graph, facts = model.manifest.video.graph, model.manifest.video.frame
+        pixels = pixel_values(picture, layout, facts, name)
         features = []
         for tile in range(len(pixels)):
-            features.append(model.backend.vision(pixels[tile : tile + 1]))
+            features.append(model.backend.vision(pixels[tile : tile + 1], graph))
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
@@ -241,25 +207,39 @@ def cut(
     `lane` the kept tokens go there, and `cache_bytes` counts the part that they and the answer may fill.
     """
     policy, result, backend, start = sequence.policy, sequence.result, model.backend, perf_counter()
-    budget, length = sequence.budget, result.prompt_tokens
+    budget, length, windows = sequence.budget, result.prompt_tokens, sequence.windows
     spare = slots_for(policy, budget, length, sequence.max_new_tokens)
     sequence.eviction = None
-    if not policy.keeps_all or keep_source:
+    capacity = [length + spare] * len(windows)
+    if not policy.keeps_all or keep_source or any(windows):
         rows = len(observer.rows)
-        ceiling = None if lane is None else [lane.capacity(n) - spare for n in range(len(lane.keys))]
-        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling)
-        cache, kept = compress(policy, cache, observer, counts, spare, backend, keep_source, lane)
-        scores = observer.scores
-        sequence.eviction = evicting(policy, budget, length, kept, scores, spare, backend.threads)
+        ceiling = None if lane is None else ceilings(lane, spare, length, windows)
+        counts = split_budget(policy, observer.sparsity, length, budget, rows, ceiling, windows)
+        capacity = [
+            min(kept + spare, window) if window else kept + spare
+            for kept, window in zip(counts.tolist(), windows, strict=True)
+        ]
+        cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
+        scores, threads = observer.scores, backend.threads
+        sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)
         result.sparsity = observer.sparsity.tolist()
         result.kept_tokens = counts.tolist()
-        result.positions = None if policy.keeps_all else kept
+        result.positions = None if policy.keeps_all and not any(windows) else kept
         result.seconds.compress += perf_counter() - start
     if sequence.want_scores:
         result.scores = [score[0] for score in observer.scores]
     result.cache_bytes = cache.bytes
-    if lane is not None:
+    if lane is not None and lane.store is HOST:
         array = lane.keys[0]
         token = 2 * array.shape[1] * array.shape[3] * array.itemsize
-        result.cache_bytes = token * sum(kept + spare for kept in result.kept_tokens)
+        result.cache_bytes = token * sum(capacity)
     sequence.cache = cache
+
+
+def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -> list[int]:
+    """The most prompt tokens that each layer of a lane has slots for, `[L]`; one that holds its window holds any."""
+    slots = [lane.capacity(layer) for layer in range(len(lane.keys))]
+    return [
+        length if window and held >= window else held - spare
+        for held, window in zip(slots, windows, strict=True)
+    ]

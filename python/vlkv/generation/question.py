@@ -9,6 +9,7 @@ from typing import Any
 
 from vlkv.errors import ImageError, PromptError
 from vlkv.inputs.messages import Message
+from vlkv.inputs.video import videos_of
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.policies.policy import Policy
 
@@ -19,8 +20,9 @@ MAX_NEW_TOKENS = 256
 class Question:
     """One prompt of a batch; the fields are the arguments of `Engine.generate`.
 
-    With `messages` the prompt is a whole chat, and `prompt` is ignored; `images` are then the pictures of the
-    messages, in their order. The fields after `messages` are those of `Sampling`.
+    With `messages` the prompt is a whole chat, and `prompt` is not looked at; the pictures are those of the messages,
+    in their order. The fields behind it are those of `Sampling`, but for the last two: `videos`, each a path, bytes, an
+    array or a list of pictures (see `vlkv.inputs.video.Video`), and `frames`, how many each is sampled down to.
     """
 
     prompt: str
@@ -36,6 +38,8 @@ class Question:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     min_new_tokens: int | None = None
+    suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
     raw: bool = False
     scores: bool = False
     messages: Sequence[Message] = ()
@@ -44,6 +48,8 @@ class Question:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     json_schema: str | None = None
+    videos: Sequence[Any] = ()
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -62,3 +68,6 @@ class Question:
                 f"images is a {type(images).__name__}; a list of paths, bytes or Pillow images is wanted"
             )
         object.__setattr__(self, "images", images)
+        object.__setattr__(self, "videos", videos_of(self.videos))
+        if self.frames is not None and not (type(self.frames) is int and self.frames > 0):
+            raise ImageError(f"frames is {self.frames!r}; a whole number of frames from 1 on is wanted")

@@ -2,8 +2,8 @@
 
 A prompt's beginning reaches from its first token to the last image token of a picture. A later prompt that begins with
 the same tokens and pictures copies the keys and values, and runs its other tokens. Its results have the same bits as
-without reuse, because a row's bits do not depend on the chunk that it runs in (`docs/notes/serving.md`). Tokens of the
-observation window run again, since their queries are not kept; a policy that observes all rows reuses features only.
+without reuse: `vlkv.generation.chunks` sees to that. Tokens of the observation window run again, since their queries
+are not kept; a policy that observes all rows reuses features only.
 
 L layers, Hkv key/value heads, D head dimension, T tokens of a picture with features.
 """
@@ -20,8 +20,8 @@ from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
 from vlkv.inputs.prompt import Prompt
 
-LEAST = 32
-"""Tokens that every prompt runs itself, the last ones: fewer than 20 rows use other kernels with other last bits."""
+Most = abc.Callable[[int], int]
+"""How many first tokens of those that are there a prompt may reuse."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def names_of(prompt: Prompt, images: abc.Sequence[Float32], owner: str = "") -> 
         tokens += len(layout.sources)
         one = sha256(sha256(owner.encode()).digest())
         one.update(repr((pixels.shape, layout.size, layout.tiles, layout.count, layout.grid)).encode())
-        one.update(repr(layout.scaled).encode())
+        one.update(repr((layout.scaled, layout.frame)).encode())
         one.update(np.ascontiguousarray(pixels).data)
         pictures.append(one.digest())
         ends.append(int(prompt.image_positions[tokens - 1]) + 1)
@@ -109,12 +109,11 @@ class Reuse:
             if name in self._held:
                 self._held.move_to_end(name)
 
-    def known(self, names: Names, most: int) -> int:
-        """How many of a prompt's first tokens, at most `most`, need not run: `load` has their keys and values."""
-        found = self._longest(names) if most > 0 else None
-        if names.ends:
-            self.hits, self.misses = self.hits + (found is not None), self.misses + (found is None)
-        tokens = 0 if found is None else min(most, names.ends[found])
+    def known(self, names: Names, most: Most) -> int:
+        """How many of a prompt's first tokens need not run: `load` has their keys and values."""
+        found = self._longest(names)
+        tokens = 0 if found is None else most(names.ends[found])
+        self.hits, self.misses = self.hits + (tokens > 0), self.misses + (tokens == 0)
         self.tokens += tokens
         return tokens
 

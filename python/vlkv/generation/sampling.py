@@ -17,6 +17,9 @@ from vlkv.storage.manifest import GenerationFacts
 
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
+MAX_PENALTY, MAX_NGRAM = 100, 64
+MAX_WORDS, MAX_WORD = 256, 32
+"""Limits of what a request may ask: each token's choice is paid by all answers that run beside it."""
 
 
 class Grammar(Protocol):
@@ -58,6 +61,8 @@ class Sampling:
             takes the checkpoint's setting.
         no_repeat_ngram_size: n-grams of this size occur only once in prompt and answer; 0 disables it, None as above.
         min_new_tokens: the end token is forbidden before this many tokens; None as above.
+        suppress_tokens: token ids that are never chosen, at most `MAX_BIASES`; None as above.
+        bad_words_ids: sequences of token ids that never occur, at most `MAX_WORDS` of `MAX_WORD` ids; None as above.
     """
 
     temperature: float = 0.0
@@ -74,6 +79,8 @@ class Sampling:
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     min_new_tokens: int | None = None
+    suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         self._need("stop", isinstance(self.stop, str | list | tuple), "a text, or a tuple of texts")
@@ -90,10 +97,17 @@ class Sampling:
             "stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"
         )
         penalty = 1.0 if self.repetition_penalty is None else self.repetition_penalty
-        self._need("repetition_penalty", _is_number(penalty) and penalty > 0, "above 0")
-        for name in ("no_repeat_ngram_size", "min_new_tokens"):
+        right = _is_number(penalty) and 1 / MAX_PENALTY <= penalty <= MAX_PENALTY
+        self._need("repetition_penalty", right, f"above 0: {1 / MAX_PENALTY:g} to {MAX_PENALTY}")
+        for name, most in (("no_repeat_ngram_size", MAX_NGRAM), ("min_new_tokens", 2**31 - 1)):
             count = getattr(self, name) or 0
-            self._need(name, _is_whole(count) and 0 <= count < 2**31, "a whole number, 0 or more")
+            self._need(name, _is_whole(count) and 0 <= count <= most, f"a whole number, 0 to {most}")
+        ids = () if self.suppress_tokens is None else self.suppress_tokens
+        self._need("suppress_tokens", _are_ids(ids, MAX_BIASES), f"at most {MAX_BIASES} token ids")
+        words = () if self.bad_words_ids is None else self.bad_words_ids
+        listed = isinstance(words, list | tuple) and len(words) <= MAX_WORDS
+        sound = listed and all(_are_ids(word, MAX_WORD) and len(word) for word in words)
+        self._need("bad_words_ids", sound, f"at most {MAX_WORDS} lists of 1 to {MAX_WORD} token ids")
         longest = max(map(len, self.stop), default=0)
         if len(self.stop) > MAX_STOPS:
             raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
@@ -115,6 +129,10 @@ class Sampling:
         """The checkpoint's settings, replaced by this request's where it has its own."""
         names = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.suppress_tokens is not None:
+            own["suppress_tokens"] = tuple(self.suppress_tokens)
+        if self.bad_words_ids is not None:
+            own["bad_words"] = tuple(map(tuple, self.bad_words_ids))
         return msgspec.structs.replace(facts, **own)
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
@@ -124,6 +142,12 @@ class Sampling:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _are_ids(value: object, most: int) -> bool:
+    if not isinstance(value, list | tuple) or len(value) > most:
+        return False
+    return all(_is_whole(token) and 0 <= token < 2**31 for token in value)
 
 
 def _is_number(value: object) -> bool:

@@ -16,27 +16,32 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
-from vlkv.errors import PromptError, SamplingError
+from vlkv.errors import ImageError, PromptError, SamplingError
 from vlkv.generation.constraints import Constraints
+from vlkv.generation.points import Point
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Grammar, Sampler, Sampling
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
-from vlkv.inputs.layouts import Layout, lay_out
+from vlkv.inputs.layouts import Layout, lay_out, lay_out_video
 from vlkv.inputs.messages import build_chat
-from vlkv.inputs.pictures import Limits, read_pictures
-from vlkv.inputs.prompt import Prompt, build_prompt
+from vlkv.inputs.pictures import Clip, Limits, read_visuals
+from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
+from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.model import Model
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_threshold
 from vlkv.policies.policy import Policy, check_budget, default_budget
-from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures
-from vlkv.storage.manifest import BYTES
+from vlkv.policies.windows import Windows, kept_within, reached, slots_within
+from vlkv.storage.image_facts import Fixed, ImageFacts, NoPictures, takes_pictures
+from vlkv.storage.manifest import BYTES, Manifest
 
-Read = Callable[[abc.Sequence[Any], abc.Sequence[Layout], ImageFacts, Limits], abc.Sequence[Float32]]
-"""Turns pictures into pixel values, as `vlkv.inputs.pictures.read_pictures` does."""
+Read = Callable[
+    [abc.Sequence[Any], abc.Sequence[Clip], abc.Sequence[Layout], Manifest, Limits], abc.Sequence[Float32]
+]
+"""Turns pictures and videos into pixel values, as `vlkv.inputs.pictures.read_visuals` does."""
 
 
 @dataclass(eq=False)
@@ -44,21 +49,25 @@ class Sequence:
     """One prompt and its answer.
 
     Fields:
-        prompt: the prompt with its token ids.
-        images: the pictures, or the pixel values `[tiles,3,height,width]` of each; only prefill needs them.
-        policy: how the cache is compressed.
+        prompt: its token ids.
+        images: pictures, or the pixel values `[tiles,3,height,width]` of each and of videos' frames; prefill needs
+            them, nothing after it.
+        policy: how its cache is kept.
         budget: the share of the prompt's cache to keep.
         max_new_tokens: the most tokens of the answer; prompt and answer together fit the model's positions.
         sampling: how tokens are chosen.
         want_scores: whether the result includes the scores.
         grammar: the grammar that the answer must follow; None for free text.
+        open_ended: whether more turns may follow in the same cache.
 
     Attributes:
         result: the result so far; `begin` makes it.
         cache: the kept prompt tokens, with free slots for the answer; None before prefill, and after the cache became
             part of a batch.
+        windows: the sliding windows `[L]` that prompt and answer exceed, 0 for other layers.
         eviction: the eviction during decoding; None if nothing is evicted.
         logits: the logits `[V]` of the prompt's last token, after prefill.
+        points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
     """
 
     prompt: Prompt
@@ -69,10 +78,15 @@ class Sequence:
     sampling: Sampling = field(default_factory=Sampling)
     want_scores: bool = False
     grammar: Grammar | None = None
+    open_ended: bool = False
     result: Result = field(init=False, default_factory=Result)
     cache: Cache | None = field(init=False, default=None)
+    windows: Windows = field(init=False, default=())
     eviction: Eviction | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
+    points: list[Point] = field(init=False, default_factory=list)
+    _tokenizer: Tokenizer = field(init=False, repr=False)
+    _ends: set[int] = field(init=False, repr=False)
     _sampler: Sampler = field(init=False, repr=False)
     _constraints: Constraints = field(init=False, repr=False)
     _stopping: Stopping = field(init=False, repr=False)
@@ -80,7 +94,10 @@ class Sequence:
     def begin(self, model: Model) -> None:
         """Makes the result, with the fields that are known before prefill."""
         length, text = len(self.prompt.token_ids), model.manifest.text
-        slot = text.layers * text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        most = length + self.max_new_tokens
+        self.windows = reached(text, None if self.open_ended else most)
+        slot = text.kv_heads * text.head_dim * 2 * BYTES[model.manifest.cache_dtype]
+        slot *= model.backend.store.sets
         self.result = Result(
             prompt_tokens=length,
             image_tokens=len(self.prompt.image_positions),
@@ -88,17 +105,37 @@ class Sequence:
             policy=self.policy.name,
             budget=self.budget,
             sparsity=[0.0] * text.layers,
-            kept_tokens=[length] * text.layers,
-            cache_bytes_full=slot * (length + self.max_new_tokens),
+            kept_tokens=[kept_within(length, window) for window in self.windows],
+            cache_bytes_full=slot * sum(slots_within(most, self.windows)),
         )
         self._sampler = Sampler(self.sampling, self.grammar)
         if self.sampling.logprobs is not None:
             self.result.logprobs = []
         settings, eos = self.sampling.merged(model.manifest.generation), model.manifest.tokens.eos
         self._constraints = Constraints(settings, self.prompt.token_ids, eos)
-        tokenizer, stop = model.tokenizer, self.sampling.stop
-        ends = {*model.manifest.tokens.eos, *tokenizer.special_ids(stop)}
-        self._stopping = Stopping(tokenizer.detokenizer(), ends, stop, self.max_new_tokens)
+        self._tokenizer = model.tokenizer
+        self._ends = {*model.manifest.tokens.eos, *model.tokenizer.special_ids(self.sampling.stop)}
+        self._stopping = self._begun()
+
+    def _begun(self) -> Stopping:
+        return Stopping(self._tokenizer.detokenizer(), self._ends, self.sampling.stop, self.max_new_tokens)
+
+    def restore_text(self) -> None:
+        """Makes the text what the tokens say, wherever taking one was interrupted."""
+        stopping = self._begun()
+        self.result.text = "".join([stopping.push(token) for token in self.result.token_ids])
+        self.result.finish_reason, self._stopping = stopping.finish_reason or "", stopping
+
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the answer ends with an end token, or with the special token of a stop text."""
+        tokens = self.result.token_ids
+        return bool(tokens) and tokens[-1] in self._ends
+
+    @property
+    def kept_whole(self) -> bool:
+        """Whether nothing of the prompt is evicted: the policy keeps all, and no layer's window is exceeded."""
+        return self.policy.keeps_all and not any(self.windows)
 
     @property
     def done(self) -> bool:
@@ -137,19 +174,41 @@ class Sequence:
 
 def prompt_of(model: Model, question: Question) -> Prompt:
     """The prompt of a question. Of its pictures only the sizes are read, and only if the prompt depends on them."""
-    image = model.manifest.image
+    media = seen_by(model.manifest, question)
     if question.messages:
-        layouts = lay_out(sizes_of(question.images, image), image)
-        return build_chat(question.messages, layouts, model.tokenizer, model.manifest)
+        return build_chat(question.messages, media, model.tokenizer, model.manifest)
     return build_prompt(
         question.prompt,
-        lay_out(sizes_of(question.images, image), image),
-        image=image,
+        media,
         tokenizer=model.tokenizer,
         chat_template=model.manifest.chat_template,
         max_positions=model.manifest.text.max_positions,
         raw=question.raw,
     )
+
+
+def seen_by(manifest: Manifest, question: Question, others: int = 0) -> tuple[Medium, ...]:
+    """A question's pictures and videos, laid out; `others` pictures stand in earlier turns.
+
+    Raises:
+        ImageError: a video for a model that takes none, or one that can't be opened.
+    """
+    image = manifest.image
+    pictures = lay_out(sizes_of(question.images, image), image, others)
+    clips = clips_of(manifest, question)
+    videos = [lay_out_video(len(chosen), manifest.video) for _, chosen in clips if manifest.video is not None]
+    return media_of(pictures, image, videos, manifest.video)
+
+
+def clips_of(manifest: Manifest, question: Question) -> list[Clip]:
+    """A question's videos, opened, and which frames of each the model is shown. The same errors."""
+    facts = manifest.video
+    if facts is None:
+        if question.videos:
+            advice = "; give the frames as pictures" if takes_pictures(manifest.image) else ""
+            raise ImageError(f"this model takes no videos{advice}")
+        return []
+    return [(video, video.chosen(facts, question.frames)) for video in question.videos]
 
 
 def sizes_of(pictures: abc.Sequence[Any], image: ImageFacts) -> list[tuple[int, int]]:
@@ -164,7 +223,7 @@ def prepare(
     question: Question,
     prompt: Prompt | None = None,
     limits: Limits | None = None,
-    read: Read = read_pictures,
+    read: Read = read_visuals,
 ) -> Sequence:
     """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
@@ -190,12 +249,10 @@ def prepare(
         repetition_penalty=question.repetition_penalty,
         no_repeat_ngram_size=question.no_repeat_ngram_size,
         min_new_tokens=question.min_new_tokens,
+        suppress_tokens=question.suppress_tokens,
+        bad_words_ids=question.bad_words_ids,
     )
-    wrong = [token for token in sampling.logit_bias if token >= model.manifest.text.vocab]
-    if wrong:
-        raise SamplingError(
-            f"logit_bias names token {wrong[0]}; the vocabulary has {model.manifest.text.vocab}"
-        )
+    _check_ids(sampling, model.manifest.text.vocab)
     prompt = prompt_of(model, question) if prompt is None else prompt
     length, most, vocab = len(prompt.token_ids), model.manifest.text.max_positions, model.manifest.text.vocab
     beyond = prompt.token_ids[prompt.token_ids >= vocab]
@@ -208,7 +265,23 @@ def prepare(
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
     budget = default_budget(policy, length) if given is None else given
-    layouts = prompt.pictures[len(prompt.pictures) - len(question.images) :]
-    images = read(question.images, layouts, model.manifest.image, limits or Limits())
+    clips = clips_of(model.manifest, question)
+    new = len(question.images) + sum(len(chosen) for _, chosen in clips)
+    layouts = prompt.pictures[len(prompt.pictures) - new :]
+    images = read(question.images, clips, layouts, model.manifest, limits or Limits())
     grammar = None if sampling.json_schema is None else model.grammars.json(sampling.json_schema)
     return Sequence(prompt, images, policy, budget, max_new_tokens, sampling, question.scores, grammar)
+
+
+def _check_ids(sampling: Sampling, vocab: int) -> None:
+    """Raises `SamplingError` for a token beyond the vocabulary, and where no token would be left."""
+    suppressed = sampling.suppress_tokens or ()
+    words = [token for word in sampling.bad_words_ids or () for token in word]
+    named = {"logit_bias": sampling.logit_bias, "suppress_tokens": suppressed, "bad_words_ids": words}
+    for name, tokens in named.items():
+        wrong = [token for token in tokens if token >= vocab]
+        if wrong:
+            raise SamplingError(f"{name} names token {wrong[0]}; the vocabulary has {vocab}")
+    single = [word[0] for word in sampling.bad_words_ids or () if len(word) == 1]
+    if len({*suppressed, *single}) >= vocab:
+        raise SamplingError(f"suppress_tokens and bad_words_ids name all {vocab} tokens; leave some")

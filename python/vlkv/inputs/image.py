@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -52,7 +52,7 @@ def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = N
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return _read(source, name, limit)
-        with Image.open(_stream(source, name), formats=_formats()) as image:
+        with Image.open(source_stream(source, name), formats=_formats()) as image:
             _check_size(image, name, limit, least)
             return _read(image, name, limit)
 
@@ -63,7 +63,7 @@ def picture_size(source: Source) -> tuple[int, int]:
     with _as_image_error(name), _QUIET:
         if isinstance(source, Image.Image):
             return _size(source, name)
-        with Image.open(_stream(source, name), formats=_formats()) as image:
+        with Image.open(source_stream(source, name), formats=_formats()) as image:
             return _size(image, name)
 
 
@@ -74,8 +74,37 @@ def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return source.width * source.height
-        with Image.open(_stream(source, name), formats=_formats()) as image:
+        with Image.open(source_stream(source, name), formats=_formats()) as image:
             return _check_size(image, name, limit, least)
+
+
+def open_animation(stream: Path | io.BytesIO, name: str) -> tuple[int, tuple[int, int]] | None:
+    """How many frames an animation has, and their width and height; None for what Pillow can't read.
+
+    A still picture has one frame. Raises `ImageError` for a damaged one.
+    """
+    with _as_image_error(name), _QUIET:
+        try:
+            image = Image.open(stream, formats=_formats())
+        except UnidentifiedImageError:
+            return None
+        with image:
+            check_pixels(*image.size, name)
+            return getattr(image, "n_frames", 1), image.size
+
+
+def animation_frames(
+    stream: Path | io.BytesIO, name: str, chosen: Sequence[int], limit: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """The chosen frames of an animation, ascending, as RGB images of their own. Raises `ImageError`."""
+    if isinstance(stream, io.BytesIO):
+        stream.seek(0)
+    with _as_image_error(name), _QUIET, Image.open(stream, formats=_formats()) as image:
+        for place in chosen:
+            image.seek(place)
+            image.load()
+            check_pixels(*image.size, name, limit)
+            yield _to_rgb(image.copy(), name)
 
 
 def _check_size(image: Image.Image, name: str, limit: int, least: int | None) -> int:
@@ -171,7 +200,8 @@ def _name(source: object) -> str:
     return "picture"
 
 
-def _stream(source: object, name: str) -> Path | io.BytesIO:
+def source_stream(source: object, name: str) -> Path | io.BytesIO:
+    """A source's bytes, by path or in memory. Raises `ImageError` for what is no file."""
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     if not isinstance(source, str | os.PathLike):

@@ -6,8 +6,8 @@ T tokens of a picture that get features, P rows of features a tile, R rows and C
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlkv.errors import ImageError
 from vlkv.inputs.grids import Axis, best_pinpoint, padding, scaled_into
-from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, takes_pictures
+from vlkv.storage.image_facts import AnyRes, ImageFacts, Rows, VideoFacts, takes_pictures
 
 Array = NDArray[Any]
 SHRINK_FROM = 1.1
@@ -30,10 +30,14 @@ class View:
     Fields:
         tokens: indices `[rows, columns]` into the layout's tokens.
         box: left, top, right and bottom in the canvas of the grid's tiles; None for the tile of the whole picture.
+        down, across: the rows and columns of `tokens` with which a tile begins. A token that is made of several tiles'
+            features belongs to the one of which it has most.
     """
 
     tokens: NDArray[np.int64]
     box: tuple[int, int, int, int] | None = None
+    down: tuple[int, ...] = (0,)
+    across: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +55,8 @@ class Layout:
         sources: `[T, n]`, the rows of the tower's features, over all tiles, from which each token is interpolated.
         weights: `[T, n]` float32, the weights of these rows; None if each token is one row (n = 1).
         views: the rectangles that its tokens form.
+        apart: what its tokens are that lie in no view, in words; "" where there are none.
+        frame: its place among the frames of its video, from 0; None for a picture.
     """
 
     size: tuple[int, int]
@@ -63,6 +69,8 @@ class Layout:
     sources: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
     views: tuple[View, ...]
+    apart: str = ""
+    frame: int | None = None
 
 
 def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0) -> tuple[Layout, ...]:
@@ -77,6 +85,11 @@ def lay_out(sizes: Sequence[tuple[int, int]], facts: ImageFacts, others: int = 0
     if not isinstance(facts.rule, AnyRes | Rows):
         sizes = [(facts.width, facts.height)] * len(sizes)
     return tuple(_lay_out(size, facts, alone) for size in sizes)
+
+
+def lay_out_video(frames: int, facts: VideoFacts) -> tuple[Layout, ...]:
+    """The layouts of a video's frames; the last one has the token that ends the video, where there is one."""
+    return tuple(replace(_frame(facts, place == frames - 1), frame=place) for place in range(frames))
 
 
 def pack(features: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
@@ -97,10 +110,10 @@ def _lay_out(size: tuple[int, int], facts: ImageFacts, alone: bool) -> Layout:
         return _rows(size, facts, facts.rule)
     if not isinstance(facts.rule, AnyRes):
         rows, columns, skipped = _patches(facts)
-        return _one_tile(size, facts, facts.tile_features, skipped + _rectangle(rows, columns))
+        return _one_tile(size, facts, np.arange(facts.tile_features), skipped + _rectangle(rows, columns))
     if facts.rule.several == "whole" and not alone:
         view = _rectangle(facts.rule.rows, facts.rule.columns)
-        return _one_tile(size, facts, view.size + 1, view)
+        return _one_tile(size, facts, np.append(np.arange(view.size), facts.tile_features - 1), view)
     return _any_res(size, facts, facts.rule)
 
 
@@ -119,16 +132,20 @@ def _rectangle(rows: int, columns: int) -> NDArray[np.int64]:
     return np.arange(rows * columns).reshape(rows, columns)
 
 
-def _one_tile(size: tuple[int, int], facts: ImageFacts, tokens: int, view: NDArray[np.int64]) -> Layout:
-    """The layout of a picture whose tokens are the first rows of one tile's features."""
+def _one_tile(
+    size: tuple[int, int], facts: ImageFacts, rows: NDArray[np.int64], view: NDArray[np.int64]
+) -> Layout:
+    """Rows of one tile's features as tokens."""
+    apart = "" if len(rows) == view.size else "class token" if view[0, 0] else "newline"
     return Layout(
         size=size,
         tiles=(facts.height, facts.width),
         scaled=(facts.width, facts.height),
-        token_ids=np.full(tokens, facts.token_id, np.int64),
-        has_features=np.ones(tokens, bool),
-        sources=np.arange(tokens)[:, np.newaxis],
+        token_ids=np.full(len(rows), facts.token_id, np.int64),
+        has_features=np.ones(len(rows), bool),
+        sources=rows[:, np.newaxis],
         views=(View(view),),
+        apart=apart,
     )
 
 
@@ -137,19 +154,18 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
     height, width = best_pinpoint(size, rule.pinpoints)
     grid = height // facts.height, width // facts.width
     down, across = _axes(size, grid, rule)
-    per_tile, kept = rule.rows * rule.columns, (len(down.places), len(across.places))
+    per_tile, newline = rule.rows * rule.columns, facts.tile_features - 1
 
-    y, x = down.places[:, np.newaxis, :, np.newaxis], across.places[np.newaxis, :, np.newaxis, :]
-    tiles = 1 + y // rule.rows * grid[1] + x // rule.columns
-    rows = tiles * (per_tile + 1) + y % rule.rows * rule.columns + x % rule.columns
-    rows = rows.reshape(*kept, -1)
-    shares = (
-        down.shares[:, np.newaxis, :, np.newaxis] * across.shares[np.newaxis, :, np.newaxis, :]
-    ).reshape(rows.shape)
+    def row_of(y: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
+        tiles: NDArray[np.int64] = 1 + y // rule.rows * grid[1] + x // rule.columns
+        return tiles * facts.tile_features + y % rule.rows * rule.columns + x % rule.columns
+
+    rows, shares = _crossed(down, across, row_of)
+    kept = rows.shape[:2]
     of_one = np.zeros(rows.shape[2], np.int64)
     of_one[0] = 1
     whole = np.arange(per_tile)[:, np.newaxis] * of_one
-    sources = _with_newlines(whole, rows, of_one * per_tile)
+    sources = _with_newlines(whole, rows, of_one * newline)
     weights = _with_newlines(whole * 0 + of_one, shares, of_one).astype(np.float32)
     view = per_tile + _rectangle(kept[0], kept[1] + 1)[:, :-1]
     pixels = facts.height / rule.rows, facts.width / rule.columns
@@ -163,8 +179,53 @@ def _any_res(size: tuple[int, int], facts: ImageFacts, rule: AnyRes) -> Layout:
         has_features=np.ones(len(sources), bool),
         sources=sources,
         weights=None if weights.shape[1] == 1 else weights,
-        views=(View(_rectangle(rule.rows, rule.columns)), View(view, _box(down, across, pixels))),
+        views=(
+            View(_rectangle(rule.rows, rule.columns)),
+            View(view, _box(down, across, pixels), _begins(down, rule.rows), _begins(across, rule.columns)),
+        ),
+        apart="row ends",
     )
+
+
+@lru_cache(maxsize=8)
+def _frame(facts: VideoFacts, last: bool) -> Layout:
+    """A frame's tokens before those of its grid, then the grid, scaled, then the newline of the last frame."""
+    (high, wide), (rows, columns) = facts.grid, facts.scaled or facts.grid
+    sources, shares = _crossed(Axis(0, high, rows), Axis(0, wide, columns), lambda y, x: y * wide + x)
+    of_one = np.zeros(sources.shape[2], np.int64)
+    of_one[0] = 1
+    before = np.arange(facts.begin, facts.begin + facts.prefix)
+    behind = np.array([facts.newline] if last and facts.newline is not None else [], np.int64)
+    single = np.concatenate([before, behind])[:, np.newaxis] * of_one
+    inside = facts.begin + facts.prefix + sources.reshape(-1, len(of_one))
+    placed = np.concatenate([single[: facts.prefix], inside, single[facts.prefix :]])
+    weights = np.tile(of_one, (len(placed), 1)).astype(np.float32)
+    weights[facts.prefix : facts.prefix + len(inside)] = shares.reshape(-1, len(of_one))
+    size = facts.frame.width, facts.frame.height
+    return Layout(
+        size=size,
+        tiles=(facts.frame.height, facts.frame.width),
+        scaled=size,
+        token_ids=np.full(len(placed), facts.frame.token_id, np.int64),
+        has_features=np.ones(len(placed), bool),
+        sources=placed,
+        weights=None if len(of_one) == 1 else weights,
+        views=(View(facts.prefix + _rectangle(*sources.shape[:2])),),
+        apart=" and ".join(["class token"] * (facts.prefix > 0) + ["newline"] * len(behind)),
+    )
+
+
+def _crossed(
+    down: Axis, across: Axis, row_of: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`[R,C,n]`: the rows of features that each place of a scaled grid is made of, and in what shares.
+
+    `row_of` takes places down and across, as arrays that broadcast, to the row of features that lies there.
+    """
+    shape = len(down.places), len(across.places), down.places.shape[1] * across.places.shape[1]
+    rows = row_of(down.places[:, np.newaxis, :, np.newaxis], across.places[np.newaxis, :, np.newaxis, :])
+    shares = down.shares[:, np.newaxis, :, np.newaxis] * across.shares[np.newaxis, :, np.newaxis, :]
+    return rows.reshape(shape), shares.reshape(shape)
 
 
 def _axes(size: tuple[int, int], grid: tuple[int, int], rule: AnyRes) -> tuple[Axis, Axis]:
@@ -188,6 +249,12 @@ def _box(down: Axis, across: Axis, pixels: tuple[float, float]) -> tuple[int, in
     left, right = round(across.begin * pixels[1]), round(across.end * pixels[1])
     top, bottom = round(down.begin * pixels[0]), round(down.end * pixels[0])
     return left, top, right, bottom
+
+
+def _begins(axis: Axis, tokens: int) -> tuple[int, ...]:
+    """The kept places with which a tile begins, of so many tokens in this direction."""
+    main = axis.places[np.arange(len(axis.places)), axis.shares.argmax(axis=1)]
+    return (0, *(np.flatnonzero(np.diff(main // tokens)) + 1).tolist())
 
 
 def _with_newlines(whole: Array, grid: Array, newline: Array) -> Array:
@@ -220,4 +287,5 @@ def _rows(size: tuple[int, int], facts: ImageFacts, rule: Rows) -> Layout:
         has_features=has_features.reshape(-1),
         sources=np.arange(down * across)[:, np.newaxis],
         views=(View(_rectangle(down, across + 1)[:, :-1]),),
+        apart="row ends",
     )

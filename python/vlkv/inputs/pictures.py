@@ -1,8 +1,8 @@
-"""Reads a request's pictures as pixel values; all sizes are checked before any picture is decoded."""
+"""Reads a request's pictures and videos as pixel values; all sizes are checked before anything is decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,12 @@ from vlkv.errors import ImageError
 from vlkv.inputs.image import MAX_PIXELS, decoded_pixels, open_image
 from vlkv.inputs.layouts import Layout
 from vlkv.inputs.preprocess import pixel_values
+from vlkv.inputs.video import Video
 from vlkv.storage.image_facts import Fixed, ImageFacts
+from vlkv.storage.manifest import Manifest
+
+Clip = tuple[Video, Sequence[int]]
+"""A video and which of its frames the model is shown."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,52 @@ def read_pictures(
         ImageError: a picture can't be read, or the headers show more pixels than `limits`.
     """
     measure_pictures(sources, layouts, facts, limits)
+    return _read(sources, layouts, facts, limits)
+
+
+def measure_visuals(
+    images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> list[int]:
+    """How many pixels are decoded of each picture and of each video's frames. The errors of `read_visuals`."""
+    pictures = [layout for layout in layouts if layout.frame is None]
+    found = measure_pictures(images, pictures, facts.image, limits)
+    for number, (video, chosen) in enumerate(clips, 1):
+        found.append(video.frames.pixels(chosen, limits.picture))
+        total = sum(found)
+        if limits.request is not None and total > limits.request:
+            raise ImageError(
+                f"the request has {total / 1e6:.6g} megapixels up to video {number} of {len(clips)}, "
+                f"the limit is {limits.request / 1e6:.6g}; give fewer or smaller frames"
+            )
+    return found
+
+
+def read_visuals(
+    images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> list[Float32]:
+    """The same of pictures and of videos' frames, in the order of `layouts`, in which they stand in the prompt."""
+    measure_visuals(images, clips, layouts, facts, limits)
+    pictures = [layout for layout in layouts if layout.frame is None]
+    read, frames = iter(_read(images, pictures, facts.image, limits)), _frames(clips, layouts, facts, limits)
+    return [next(read) if layout.frame is None else next(frames) for layout in layouts]
+
+
+def _frames(
+    clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
+) -> Iterator[Float32]:
+    """Pixel values of all videos' frames."""
+    shown = iter([layout for layout in layouts if layout.frame is not None])
+    for number, (video, chosen) in enumerate(clips, 1):
+        for image in video.frames.images(chosen, limits.picture):
+            assert facts.video is not None
+            layout = next(shown)
+            name = f"frame {layout.frame} of video {number} of {len(clips)}"
+            yield pixel_values(image, layout, facts.video.frame, name)
+
+
+def _read(
+    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
+) -> list[Float32]:
     least = _least(layouts, facts)
 
     def read(number: int) -> Float32:

@@ -1,6 +1,7 @@
-"""Turns a user's text and pictures into token ids, with the same results as Hugging Face's `LlavaProcessor`.
+"""Turns a user's text, pictures and videos into token ids, with the same results as Hugging Face's processors.
 
-Pictures replace the image tokens (`<image>`) in the text; without image tokens they precede the text.
+Pictures replace the image tokens (`<image>`) in the text; without image tokens they precede the text. Videos replace
+the video tokens (`<video>`) in the same way; without them they stand after the pictures.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout
 from vlkv.inputs.template_limits import counted, limited
-from vlkv.inputs.tokenizer import Tokenizer
+from vlkv.inputs.tokenizer import SPLICE, Tokenizer
 from vlkv.storage.files import reason
-from vlkv.storage.image_facts import ImageFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 
 if TYPE_CHECKING:
     import jinja2
@@ -33,11 +34,11 @@ class Prompt:
     """A prompt that is ready for the model.
 
     Fields:
-        text: the tokenised text, with one image token for each picture.
-        token_ids: int64 `[S]`; each picture is replaced by the tokens of its layout.
-        image_positions: int64, the indices of the tokens that get features, over all pictures, ascending.
-        last_image: the index of the last token of the last picture; -1 without a picture.
-        pictures: the pictures' layouts.
+        text: what was tokenised, with one image token for each picture and one video token for each video.
+        token_ids: int64 `[S]`; each picture, and each frame of a video, is the tokens of its layout.
+        image_positions: int64, where the tokens are that get features, all pictures' one after the other, ascending.
+        last_image: index of the last token of the last picture or video; -1 where there is none.
+        pictures: the layouts of the pictures and of the videos' frames, in the order in which they stand.
     """
 
     text: str
@@ -47,26 +48,61 @@ class Prompt:
     pictures: tuple[Layout, ...] = ()
 
 
+@dataclass(frozen=True)
+class Medium:
+    """A prompt's pictures, or its videos.
+
+    Fields:
+        name: what errors and templates call one: `image` or `video`.
+        token: the text that stands for one.
+        token_id: its id in a tokenised text.
+        given: the layouts of each: one of a picture, one a frame of a video.
+    """
+
+    name: Literal["image", "video"]
+    token: str
+    token_id: int
+    given: Sequence[Sequence[Layout]]
+
+    @property
+    def count(self) -> str:
+        """How many there are, in words."""
+        word = "picture" if self.name == "image" else "video"
+        return f"{len(self.given)} {word}" + ("" if len(self.given) == 1 else "s")
+
+
+def media_of(
+    pictures: Sequence[Layout],
+    image: ImageFacts,
+    videos: Sequence[Sequence[Layout]] = (),
+    video: VideoFacts | None = None,
+) -> tuple[Medium, ...]:
+    """A prompt's pictures, and its videos where the model takes some."""
+    place = SPLICE if image.spliced else image.token_id
+    found = [Medium("image", image.token, place, [(layout,) for layout in pictures])]
+    if video is not None:
+        found.append(Medium("video", video.frame.token, video.frame.token_id, videos))
+    return tuple(found)
+
+
 def build_prompt(
     text: str,
-    pictures: Sequence[Layout],
+    media: Sequence[Medium],
     tokenizer: Tokenizer,
-    image: ImageFacts,
     *,
     chat_template: str | None = None,
     raw: bool = False,
     max_positions: int | None = None,
 ) -> Prompt:
-    """Render text and pictures with the checkpoint's chat template, tokenise, and insert the pictures' tokens.
+    """Put text, pictures and videos into the checkpoint's chat template, tokenise, and make room for what is seen.
 
     Args:
-        text: the user's text; every `image.token` in it is the place of a picture.
-        pictures: the layouts of its pictures.
-        tokenizer: the checkpoint's tokenizer.
-        image: the image facts, which name the image token.
-        chat_template: the checkpoint's Jinja template, or None.
-        raw: whether to use the text without the template.
-        max_positions: the number of positions of the model.
+        text: what the user says; every token of a medium in it is the place of a picture or a video.
+        media: its pictures and videos.
+        tokenizer: the checkpoint's.
+        chat_template: the checkpoint's Jinja template, None where it has none.
+        raw: take the text as it is, past the template.
+        max_positions: how many positions the model has.
 
     BOS is added as the tokenizer does, unless the text already begins with it. Raises `PromptError` if the text is
     empty or has lone surrogates, the numbers of pictures and places differ, the template fails, or there are more
@@ -74,80 +110,90 @@ def build_prompt(
     """
     if not (text if raw else text.strip()):
         raise PromptError("the prompt is empty")
-    image_count = len(pictures)
-    places = text.count(image.token)
-    if places and places != image_count:
-        raise PromptError(
-            f"prompt has {places} {image.token} for {image_count} given {_pictures(image_count)}"
-        )
+    check_places(text, media)
     if raw or chat_template is None:
-        whole = plain(text, image_count, image.token)
+        whole = plain(text, media)
     else:
-        whole = _chat(text, image_count, image.token, chat_template, tokenizer.special_tokens)
+        whole = _chat(text, media, chat_template, tokenizer.special_tokens)
     bos = tokenizer.special_tokens.get("bos_token")
     ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
-    return expand(whole, np.array(ids, np.int64), pictures, image, max_positions)
+    return expand(whole, np.array(ids, np.int64), media, max_positions)
 
 
-def _pictures(count: int) -> str:
-    return "picture" if count == 1 else "pictures"
+def check_places(text: str, media: Sequence[Medium]) -> None:
+    """Raise `PromptError` where a text has places for another number of pictures or videos than were given."""
+    for medium in media:
+        places = text.count(medium.token)
+        if places and places != len(medium.given):
+            number, _, word = medium.count.partition(" ")
+            raise PromptError(f"prompt has {places} {medium.token} for {number} given {word}")
 
 
-def plain(text: str, image_count: int, token: str) -> str:
-    """The text with one image token per line before it, unless the text contains image tokens itself."""
-    return text if token in text else f"{token}\n" * image_count + text
+def unplaced(text: str, media: Sequence[Medium]) -> list[Medium]:
+    """The pictures and videos, an entry each, whose places the text does not say."""
+    return [medium for medium in media if medium.token not in text for _ in medium.given]
+
+
+def plain(text: str, media: Sequence[Medium]) -> str:
+    """The text with image and video tokens before it, a line each, unless it says itself where they go."""
+    return "".join(f"{medium.token}\n" for medium in unplaced(text, media)) + text
 
 
 def expand(
     text: str,
     ids: NDArray[np.int64],
-    pictures: Sequence[Layout],
-    image: ImageFacts,
+    media: Sequence[Medium],
     max_positions: int | None,
 ) -> Prompt:
-    """Replace each image token by the tokens of its picture."""
-    places = np.flatnonzero(ids == image.token_id)
-    if len(places) != len(pictures):
-        raise PromptError(
-            f"tokenizer makes {len(places)} image tokens (id {image.token_id}, {image.token}) "
-            f"of the text for {len(pictures)} {_pictures(len(pictures))}"
-        )
-    counts = [len(layout.token_ids) for layout in pictures]
+    """Put the tokens of each picture in the place of its image token, and those of a video in its video token's."""
+    found: dict[int, Sequence[Layout]] = {}
+    for medium in media:
+        there = np.flatnonzero(ids == medium.token_id).tolist()
+        if len(there) != len(medium.given):
+            raise PromptError(
+                f"tokenizer makes {len(there)} {medium.name} tokens (id {medium.token_id}, {medium.token}) "
+                f"of the text for {medium.count}"
+            )
+        found |= dict(zip(there, medium.given, strict=True))
+    places = sorted(found)
+    counts = [sum(len(layout.token_ids) for layout in found[place]) for place in places]
     length = len(ids) - len(places) + sum(counts)
     if length == 0:
         raise PromptError("the prompt has no tokens")
     if max_positions is not None and length > max_positions:
         each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
         raise PromptError(
-            f"prompt has {length} tokens, {sum(counts)}{each} of them {_pictures(len(pictures))}; "
+            f"prompt has {length} tokens, {sum(counts)}{each} of them {_words(media)}; "
             f"the model has {max_positions} positions"
         )
     parts, featured, last = [ids[:0]], [np.zeros(0, bool)], -1
     begin = done = 0
-    for place, layout in zip(places.tolist(), pictures, strict=True):
-        parts += [ids[begin:place], layout.token_ids]
-        featured += [np.zeros(place - begin, bool), layout.has_features]
-        done += place - begin + len(layout.token_ids)
+    for place, count in zip(places, counts, strict=True):
+        parts += [ids[begin:place], *(layout.token_ids for layout in found[place])]
+        featured += [np.zeros(place - begin, bool), *(layout.has_features for layout in found[place])]
+        done += place - begin + count
         begin, last = place + 1, done - 1
     parts.append(ids[begin:])
     positions = np.flatnonzero(np.concatenate(featured))
-    return Prompt(text, np.concatenate(parts), positions, last, tuple(pictures))
+    pictures = tuple(layout for place in places for layout in found[place])
+    return Prompt(text, np.concatenate(parts), positions, last, pictures)
 
 
-def _chat(text: str, image_count: int, token: str, template: str, special: dict[str, str]) -> str:
+def _words(media: Sequence[Medium]) -> str:
+    """What of media there is: `picture`, `pictures and video`."""
+    return " and ".join(medium.count.partition(" ")[2] for medium in media if medium.given) or "pictures"
+
+
+def _chat(text: str, media: Sequence[Medium], template: str, special: dict[str, str]) -> str:
     """Render one user message, as a list of parts, or as a string for templates that accept only strings.
 
     The last form leaves the pictures' places to the template, which knows `image_token` as in transformers. A template
     has accepted a form if the rendering has as many image tokens as pictures and does not print the list itself. The
     first such rendering that contains the user's text is used, else the first at all.
     """
-    pictures = [] if token in text else [{"type": "image"}] * image_count
-    forms: tuple[Any, ...] = (
-        [*pictures, {"type": "text", "text": text}],
-        plain(text, image_count, token),
-        text,
-    )
-    special = {"image_token": token, **special}
+    seen = [{"type": medium.name} for medium in unplaced(text, media)]
+    forms: tuple[Any, ...] = ([*seen, {"type": "text", "text": text}], plain(text, media), text)
+    special = {f"{medium.name}_token": medium.token for medium in media} | special
     taken: list[str] = []
     failure = ""
     for form in forms:
@@ -156,11 +202,10 @@ def _chat(text: str, image_count: int, token: str, template: str, special: dict[
         except PromptError as error:
             failure = failure or str(error)
             continue
-        places = rendered.count(token)
-        if places != image_count:
-            failure = (
-                failure or f"chat template makes {places} {token} of {image_count} {_pictures(image_count)}"
-            )
+        wrong = next((medium for medium in media if rendered.count(medium.token) != len(medium.given)), None)
+        if wrong is not None:
+            places = rendered.count(wrong.token)
+            failure = failure or f"chat template makes {places} {wrong.token} of {wrong.count}"
         elif _LISTED not in rendered or _LISTED in text:
             if text.strip() in rendered:
                 return rendered

@@ -15,9 +15,12 @@ from vlkv.storage.files import reason, show
 if TYPE_CHECKING:
     import tokenizers
 
+    from vlkv.storage.image_facts import ImageFacts
     from vlkv.storage.manifest import TokenFacts
 
 NAME = "tokenizer.json"
+SPLICE = -200
+"""Between the ids of a text: a picture's place, where the tokenizer has no token for it (as in the original LLaVA)."""
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _WINDOW = 16
 _BROKEN = "\ufffd"
@@ -31,21 +34,26 @@ class Tokenizer:
         special_tokens: texts by the names that chat templates use: `bos_token`, `eos_token`, ...
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], spliced: str | None = None
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._spliced = spliced
         self.special_tokens = special_tokens
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._byte_ids = _byte_ids(backend)
 
     @classmethod
-    def load(cls, directory: Path, tokens: TokenFacts | None = None) -> Tokenizer:
+    def load(
+        cls, directory: Path, tokens: TokenFacts | None = None, image: ImageFacts | None = None
+    ) -> Tokenizer:
         """Read `tokenizer.json`, and the special tokens' texts from the configuration beside it.
 
-        Without `tokenizer_config.json` the texts of BOS, EOS and padding come from the ids of `tokens`. Raises
-        `EngineError` for a missing or damaged file.
+        Without `tokenizer_config.json` the texts of BOS, EOS and padding come from the ids of `tokens`. `image` says
+        whether the tokenizer knows the image token. Raises `EngineError` for a missing or damaged file.
         """
         backend = _parse(_read(directory / NAME), show(directory / NAME))
         special: dict[str, str] = {}
@@ -63,21 +71,27 @@ class Tokenizer:
                 found = backend.id_to_token(index) if index is not None and index >= 0 else None
                 if found is not None:
                     special.setdefault(key, found)
-        return cls(backend, special)
+        return cls(backend, special, image.token if image is not None and image.spliced else None)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Turn text into ids; texts of special tokens in it become those tokens.
 
-        `add_special_tokens` adds the tokens that the tokenizer puts around a text, such as BOS. Raises `PromptError`
-        for a text with lone surrogates.
+        `add_special_tokens` adds the tokens that the tokenizer puts around a text, such as BOS. If the tokenizer does
+        not know the image token, the text is split there, each piece is tokenised separately, and `SPLICE` marks the
+        places between them. Raises `PromptError` for a text with lone surrogates.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             where = f"character {error.start} is the lone surrogate U+{code:04X}"
+            if 0xDC80 <= code <= 0xDCFF:  # what Python makes of bytes of a command line
+                where = f"character {error.start} is the byte 0x{code - 0xDC00:02x}, which is not UTF-8"
             raise PromptError(f"prompt is not text: {where}") from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        first, *others = [text] if self._spliced is None else text.split(self._spliced)
+        ids: list[int] = self._backend.encode(first, add_special_tokens=add_special_tokens).ids
+        for piece in others:
+            ids += [SPLICE, *self._backend.encode(piece, add_special_tokens=False).ids]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -15,6 +15,7 @@ from vlkv.policies.anchors import rated
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
+from vlkv.policies.windows import kept_within
 
 
 def split_budget(
@@ -24,14 +25,17 @@ def split_budget(
     budget: float,
     observed: int = 0,
     ceiling: Sequence[int] | None = None,
+    windows: Sequence[int] = (),
 ) -> NDArray[np.int64]:
     """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
     `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
-    `ceiling` `[L]` is the number of slots of each layer.
+    `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
+    answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
     """
+    most = [kept_within(length, window) for window in windows or (0,) * len(sparsity)]
     if policy.keeps_all:
-        return np.full(len(sparsity), length, np.int64)
+        return np.array(most, np.int64)
     shares, floor = np.zeros_like(sparsity), policy.floor
     if policy.allocation == "sparsity":
         shares = sparsity
@@ -39,11 +43,15 @@ def split_budget(
         stay = min(observed if policy.keep_observed else 0, length) / length
         steps = pyramid(len(sparsity), budget, policy.beta, 1.0 - stay)
         shares, floor = 1.0 - steps / steps.max(), max(floor, stay)
-    return allocate(shares, length, budget, rule=policy.rule, floor=floor, ceiling=ceiling)
+    counts = allocate(shares, length, budget, rule=policy.rule, floor=floor, ceiling=ceiling)
+    return np.minimum(counts, np.array(most, np.int64))
 
 
 def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
-    """The most tokens that all layers together can keep of a prompt of `length` tokens, whatever the observation."""
+    """The most tokens that all layers together can keep of a prompt of `length` tokens, whatever the observation.
+
+    Sliding windows are ignored.
+    """
     if policy.keeps_all:
         return layers * length
     kept = max(round(budget * layers * length), layers)
@@ -66,9 +74,12 @@ def pyramid(layers: int, budget: float, beta: float, most: float = 1.0) -> NDArr
     return np.linspace(first, last, layers) if layers > 1 else np.full(layers, budget)
 
 
-def always_kept(policy: Policy, count: int, observed: int) -> tuple[int, int]:
-    """How many of a layer's `count` tokens are the prompt's first and its last tokens, regardless of their scores."""
-    sinks = min(policy.sinks, count)
+def always_kept(policy: Policy, count: int, observed: int, first: int = 0) -> tuple[int, int]:
+    """How many of a layer's `count` tokens are the prompt's first and its last tokens, regardless of their scores.
+
+    `first` is the oldest position that the layer's window lets it see.
+    """
+    sinks = min(max(0, policy.sinks - first), count)
     recent = max(round(policy.recent * count), policy.recent_tokens, observed if policy.keep_observed else 0)
     return sinks, min(recent, count - sinks)
 
@@ -78,10 +89,11 @@ def compress(
     cache: Cache,
     observer: Observer,
     counts: NDArray[np.int64],
-    spare: int,
+    capacity: Sequence[int],
     backend: Backend,
     keep_source: bool = False,
     target: Cache | None = None,
+    windows: Sequence[int] = (),
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
@@ -90,31 +102,36 @@ def compress(
         cache: the cache of the whole prompt, B = 1.
         observer: the prompt's scores.
         counts: the number of tokens to keep, `[L]`.
-        spare: free slots behind the kept tokens, for new tokens.
+        capacity: the slots of each layer, `[L]`, for kept and new tokens.
         backend: runs the eviction.
         keep_source: whether to leave the given cache unchanged.
         target: the cache that receives the kept tokens (B = 1); None allocates one.
+        windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
+            that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
 
     Returns:
         The compressed cache, and the kept positions per layer, `[Hkv, count]`.
     """
-    small = target or cache.like([int(count) + spare for count in counts])
+    small = target or cache.like(capacity)
     positions = []
     for layer, count in enumerate(int(n) for n in counts):
-        length = int(cache.length[layer, 0])
-        sinks, recent = always_kept(policy, count, len(observer.rows))
-        rating = pool(observer.scores[layer], policy.pooling, policy.kernel, length - recent)
+        window = windows[layer] if windows else 0
+        end = int(cache.length[layer, 0])
+        first = end - kept_within(end, window)
+        sinks, recent = always_kept(policy, count, len(observer.rows), first)
+        length = end - first
+        rating = pool(observer.scores[layer][:, :, first:], policy.pooling, policy.kernel, length - recent)
         rating = rated(rating, policy.anchors, (sinks, length - recent), count - sinks - recent)
         kept = backend.evict(
-            (cache.keys[layer][:, :, :length], cache.values[layer][:, :, :length]),
+            (cache.keys[layer][:, :, first:end], cache.values[layer][:, :, first:end]),
             rating,
             (count, sinks, recent),
             (small.keys[layer][:, :, :count], small.values[layer][:, :, :count]),
-            policy.per_head,
+            policy.per_head and not window,
             policy.merge != "none",
         )
         if not keep_source:
             cache.free(layer)
         small.length[layer] = count
-        positions.append(kept)
+        positions.append(kept + np.int32(first))
     return small, positions

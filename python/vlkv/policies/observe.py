@@ -79,7 +79,10 @@ class Observer:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
         if not len(rows):
             return
-        for layer, total in enumerate(self.scores):
-            pairs, below = seen.add(layer, 0, total, cache, rows, self._policy.threshold, self._threads)
+        windows = self._text.layer_windows or (0,) * len(self.scores)
+        for layer, (total, window) in enumerate(zip(self.scores, windows, strict=True)):
+            pairs, below = seen.add(
+                layer, 0, total, cache, rows, self._policy.threshold, self._threads, window
+            )
             self._pairs[layer] += pairs
             self._below[layer] += below

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlkv.generation.decode import Decoder
 from vlkv.model import Model
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.lanes import Lanes
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.stats import Stats
 
@@ -29,7 +29,7 @@ class Batch:
         seconds: duration of the last step.
     """
 
-    def __init__(self, lanes: LaneCache, model: Model, stats: Stats) -> None:
+    def __init__(self, lanes: Lanes, model: Model, stats: Stats) -> None:
         self.running: list[Pending] = []
         self._lanes, self._model, self._stats = lanes, model, stats
         self._decoder: Decoder | None = None
@@ -61,13 +61,16 @@ class Batch:
             self._lanes.release(lane)
         self.running.clear()
         self._decoder = None
+        self._lanes.reset()
 
     def step(self) -> Iterator[tuple[Pending, str | None, Exception | None]]:
         """Decodes one token for every answer; yields each answer with its new text or its error."""
         running = list(self.running)
         sequences = [one.sequence for one in running]
         if self._decoder is None:
-            self._decoder = Decoder(self._model, self._lanes.first(len(running)), sequences)
+            cache = self._lanes.first(len(running))
+            steps = self._lanes.steps(self._model.backend, cache)
+            self._decoder = Decoder(self._model, cache, sequences, steps)
         tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
         began = perf_counter()
         logits = self._decoder.step(tokens, np.ones(len(running), np.bool_))

@@ -13,8 +13,12 @@ from math import prod
 
 import numpy as np
 
-from vlkv.backend.cache import Cache
+from vlkv.backend.base import Backend, Steps
+from vlkv.backend.cache import HOST, Cache
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.dtypes import Float32, Int64
+from vlkv.model import Model
+from vlkv.scheduler.device_lanes import DeviceLanes
 from vlkv.storage.manifest import TextFacts
 
 NO_RESERVE = 0x4000
@@ -115,6 +119,28 @@ class LaneCache:
         for kind in (*self._keys, *self._values):
             kind.release(lane)
 
+    def steps(self, backend: Backend, cache: Cache) -> Steps:
+        """A loop over what `first` gave."""
+        return backend.steps(cache)
+
+    def reset(self) -> None:
+        """Lets go of what steps keep: nothing here."""
+
+    def close(self) -> None:
+        """Gives everything back; addresses go with the last view."""
+
     def _view(self, rows: slice, length: Int64) -> Cache:
         keys, values = ([kind.array[rows] for kind in kinds] for kinds in (self._keys, self._values))
         return Cache(keys, values, length)
+
+
+Lanes = LaneCache | DeviceLanes
+
+
+def lanes_of(model: Model, lanes: int, capacity: Sequence[int]) -> Lanes:
+    """Lanes where the model's caches lie."""
+    backend = model.backend
+    if backend.store is HOST:
+        return LaneCache(model.manifest.text, lanes, capacity)
+    assert isinstance(backend, DeviceBackend)
+    return DeviceLanes(backend, lanes, capacity)

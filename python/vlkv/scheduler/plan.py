@@ -17,6 +17,7 @@ from vlkv.inputs.prompt import Prompt
 from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
 from vlkv.policies.policy import Policy
+from vlkv.policies.windows import Windows, reached, slots_within
 from vlkv.storage.manifest import TextFacts
 
 SLOTS = 64
@@ -46,6 +47,8 @@ class Plan:
         token_bytes: bytes of one token's keys and values in one layer.
         prompt_token_bytes: bytes of one prompt token's keys and values in all layers, its scores and its embedding.
         page_bytes: bytes of a lane's pages that may be partly empty.
+        text: the sizes of the text model; layers with a sliding window hold at most the window.
+        reserved: bytes of all lanes where they are allocated at the start, as on a device; else 0.
     """
 
     slots: int
@@ -55,21 +58,43 @@ class Plan:
     token_bytes: int
     prompt_token_bytes: int
     page_bytes: int
+    text: TextFacts
+    reserved: int = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that are left for what `lane_bytes` and `prefill_bytes` count."""
+        return self.memory - self.reserved
 
     def lane_bytes(self, sequence: Prepared) -> int:
-        """The most bytes that a sequence's lane occupies: its kept prompt tokens and its new tokens."""
+        """The most bytes that a sequence's lane adds to `reserved`: its kept prompt tokens and its new tokens."""
+        if self.reserved:
+            return 0
         length, layers = len(sequence.prompt.token_ids), len(self.capacity)
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
-        return (kept + layers * new) * self.token_bytes + self.page_bytes
+        tokens = min(kept + layers * new, sum(slots_within(length + new, self._windows(sequence))))
+        return tokens * self.token_bytes + self.page_bytes
 
     def prefill_bytes(self, sequence: Prepared) -> int:
-        """Bytes that its prefill needs beside the lane; 0 under a policy that keeps everything: it fills the lane."""
-        return 0 if sequence.policy.keeps_all else len(sequence.prompt.token_ids) * self.prompt_token_bytes
+        """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""
+        return 0 if self._stays(sequence) else len(sequence.prompt.token_ids) * self.prompt_token_bytes
+
+    def _windows(self, sequence: Prepared) -> Windows:
+        return reached(self.text, len(sequence.prompt.token_ids) + sequence.max_new_tokens)
+
+    def _stays(self, sequence: Prepared) -> bool:
+        """Whether the prompt stays whole, so that prefill writes into the lane."""
+        return sequence.policy.keeps_all and not any(self._windows(sequence))
 
     def check(self, sequence: Prepared) -> None:
         """Raises `PromptError` or `MemoryLimitError`, which names the limit, for a request that can never run here."""
-        length, least = len(sequence.prompt.token_ids), min(self.capacity)
+        length, windows = len(sequence.prompt.token_ids), self._windows(sequence)
+        # a layer that holds its window holds any prompt
+        open_ended = [
+            slots for slots, window in zip(self.capacity, windows, strict=True) if not 0 < window <= slots
+        ]
+        least = min(open_ended, default=self.text.max_positions)
         lane = f"a lane of this server holds {least} tokens a layer (memory {show(self.memory)})"
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         if sequence.policy.keeps_all and length + sequence.max_new_tokens > least:
@@ -77,14 +102,15 @@ class Plan:
                 f"policy {sequence.policy.name!r} needs cache slots for {length} prompt and {new} new tokens, {lane}: "
                 "ask for fewer new tokens or another policy, or start it with more memory"
             )
+        if not self._stays(sequence) and length > self.prompt_tokens:
+            raise PromptError(
+                f"the prompt has {length} tokens, this server takes {self.prompt_tokens} at most "
+                f"(memory {show(self.memory)})"
+            )
         if not sequence.policy.keeps_all:
-            if length > self.prompt_tokens:
-                raise PromptError(
-                    f"the prompt has {length} tokens, this server takes {self.prompt_tokens} at most "
-                    f"(memory {show(self.memory)})"
-                )
             wanted = max(round(sequence.budget * len(self.capacity) * length), len(self.capacity))
-            most = [min(slots - new, length) for slots in self.capacity]
+            held = zip(self.capacity, windows, strict=True)
+            most = [length if 0 < window <= slots else min(slots - new, length) for slots, window in held]
             if min(most) < 1 or sum(most) < wanted:
                 raise MemoryLimitError(
                     f"budget {sequence.budget:g} of {length} prompt tokens and {sequence.max_new_tokens} new ones "
@@ -92,10 +118,10 @@ class Plan:
                     "budget or fewer new tokens, or start it with more memory"
                 )
         needed = self.lane_bytes(sequence) + self.prefill_bytes(sequence)
-        if needed > self.memory:
+        if needed > self.room:
             raise MemoryLimitError(
                 f"{length} prompt tokens and {sequence.max_new_tokens} new ones under policy "
-                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.memory)}: ask for a "
+                f"{sequence.policy.name!r} need {show(needed)}, this server has {show(self.room)}: ask for a "
                 "smaller budget or fewer new tokens, or start it with more memory"
             )
 
@@ -126,7 +152,9 @@ def divide(
             f"memory {show(memory)} does not hold one token's prefill and answer: that takes "
             f"{show(pages + layers * token + prompt)}"
         )
-    each = _each(min(most, free // (layers * token)) if capacity is None else capacity, layers)
+    if capacity is None:
+        capacity = _level(free // token, most, reached(text, None))
+    each = tuple(map(min, each_layer(capacity, layers), slots_within(most, reached(text, None))))
     if prompt_tokens is None:
         prompt_tokens = max(1, min(most, (free - layers * token) // prompt))
     for what, wanted in (
@@ -137,10 +165,20 @@ def divide(
             raise MemoryLimitError(
                 f"memory {show(memory)} does not hold {what}: that takes {show(wanted + pages)}"
             )
-    return Plan(slots, each, prompt_tokens, memory, token, prompt, pages)
+    return Plan(slots, each, prompt_tokens, memory, token, prompt, pages, text)
 
 
-def _each(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+def _level(total: int, most: int, windows: Windows) -> int:
+    """The largest number of slots, at most `most`, that every layer can have, or its window, out of `total`."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(slots_within(middle, windows)) <= total else (low, middle - 1)
+    return low
+
+
+def each_layer(capacity: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """The tokens of each layer, from one number or from one per layer."""
     each = (capacity,) * layers if isinstance(capacity, int) else tuple(capacity)
     if len(each) != layers:
         raise MemoryLimitError(f"capacity has {len(each)} numbers for {layers} layers")

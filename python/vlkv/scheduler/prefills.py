@@ -17,8 +17,8 @@ from collections import deque
 import numpy as np
 
 from vlkv.backend.cache import Cache
-from vlkv.generation.prefill import GRAIN
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.generation.chunks import GRAIN
+from vlkv.scheduler.lanes import Lanes
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 
@@ -45,7 +45,7 @@ class Prefills:
         running: the prompts in prefill, in the order in which they began.
     """
 
-    def __init__(self, lanes: LaneCache, plan: Plan, chunk: int, equal: bool) -> None:
+    def __init__(self, lanes: Lanes, plan: Plan, chunk: int, equal: bool) -> None:
         self.running: list[Pending] = []
         self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
         self._debt = 0.0
@@ -82,7 +82,7 @@ class Prefills:
         """Bytes that neither running answers nor prompts in prefill need."""
         used = sum(one.lane_bytes for one in answers)
         used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
-        return self._plan.memory - used
+        return self._plan.room - used
 
     def next(self) -> Pending | None:
         """The prompt whose part runs now; None if decode steps come first."""
@@ -132,7 +132,7 @@ class Prefills:
 
         A cache that is kept whole is written from the first token on, so it gets the first free lane.
         """
-        if one.sequence.policy.keeps_all:
+        if one.sequence.kept_whole:
             held = {other.lane for other in self.running}
             place = next(lane for lane in range(place, self._lanes.lanes) if lane not in held)
         else:

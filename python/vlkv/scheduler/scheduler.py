@@ -6,12 +6,14 @@ from collections import abc
 from copy import copy
 from typing import Any
 
+from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
 from vlkv.generation.reuse import Names, names_of
 from vlkv.generation.sequence import Sequence, prepare
-from vlkv.inputs.pictures import Limits, measure_pictures, read_pictures
+from vlkv.inputs.pictures import Limits, measure_visuals, read_visuals
 from vlkv.model import Model
+from vlkv.scheduler.device_plan import divide_device
 from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.pixels import PIXEL_MEMORY, Held, Pixels, held_bytes
@@ -41,9 +43,9 @@ class Scheduler:
 
     Args:
         model: the opened engine.
-        slots: the number of lanes: the most answers that run at once.
-        memory: bytes that caches may occupy: all lanes, and the whole caches of the prompts in prefill; None for half
-            of what is available.
+        slots: the number of lanes: the most answers that run at once. On a device at most the engine's `--max-batch`.
+        memory: bytes that caches may occupy: all lanes, and the whole caches of the prompts in prefill. None is half
+            of what is available, on a device four fifths of its free memory.
         queue: the most requests that may wait.
         capacity: tokens of a lane in each layer, one number or `[L]`; None for what the memory allows.
         prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
@@ -55,6 +57,7 @@ class Scheduler:
 
     Raises:
         MemoryLimitError: the memory is too small for the other arguments.
+        EngineError: the engine's caches are on a device and are not updated in place.
     """
 
     def __init__(
@@ -71,9 +74,12 @@ class Scheduler:
         pixel_memory: int = PIXEL_MEMORY,
         reuse: int | None = None,
     ) -> None:
-        text = model.manifest.text
-        memory = default_memory(text, slots) if memory is None else memory
-        self.plan = divide(text, text.hidden, slots, memory, capacity, prompt_tokens)
+        text, asked = model.manifest.text, (capacity, prompt_tokens)
+        if isinstance(model.backend, DeviceBackend):
+            self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
+        else:
+            memory = default_memory(text, slots) if memory is None else memory
+            self.plan = divide(text, text.hidden, slots, memory, *asked)
         self._model, self._queue, self._limits = model, queue, limits
         self._pixels = Pixels(pixel_memory)
         reuse = int(self.plan.memory * REUSED) if reuse is None else min(reuse, self.plan.memory)
@@ -101,7 +107,7 @@ class Scheduler:
             raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
-        asked: list[tuple[Any, Any, Any, Any]] = []
+        asked: list[tuple[Any, ...]] = []
 
         def later(*given: Any) -> tuple[()]:
             asked.append(given)
@@ -109,7 +115,7 @@ class Scheduler:
 
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
-        held, names = self._read(sequence, owner, *asked[0]) if question.images else (None, None)
+        held, names = self._read(sequence, owner, *asked[0])
         one = Pending(ticket, sequence, self.plan, held, names)
         try:
             with self._worker.changed:
@@ -123,10 +129,22 @@ class Scheduler:
         return ticket
 
     def _read(
-        self, sequence: Sequence, owner: str, sources: Any, layouts: Any, facts: Any, limits: Limits
-    ) -> tuple[Held, Names | None]:
-        """Decodes the pictures of a sequence when there is room for them; what they hold now, and their names."""
-        most = max(measure_pictures(sources, layouts, facts, limits))
+        self,
+        sequence: Sequence,
+        owner: str,
+        images: Any,
+        clips: Any,
+        layouts: Any,
+        facts: Any,
+        limits: Limits,
+    ) -> tuple[Held | None, Names | None]:
+        """Decodes pictures and videos once there is room for them.
+
+        Returns the bytes that they hold from now on, and what identifies them for reuse.
+        """
+        if not layouts:
+            return None, None
+        most = max(measure_visuals(images, clips, layouts, facts, limits))
         try:
             held = self._pixels.hold(held_bytes(layouts))
         except ServerFullError:
@@ -134,7 +152,7 @@ class Scheduler:
             raise
         try:
             with self._pixels.decoding(most):
-                sequence.images = pixels = read_pictures(sources, layouts, facts, limits)
+                sequence.images = pixels = read_visuals(images, clips, layouts, facts, limits)
             names = names_of(sequence.prompt, pixels, owner) if self._worker.reuse.limit else None
         except BaseException:
             held.release()

@@ -10,7 +10,7 @@ from vlkv.errors import ServerStoppedError
 from vlkv.generation.reuse import Reuse
 from vlkv.model import Model
 from vlkv.scheduler.batch import Batch
-from vlkv.scheduler.lanes import LaneCache
+from vlkv.scheduler.lanes import lanes_of
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
 from vlkv.scheduler.prefills import Prefills
@@ -49,7 +49,7 @@ class Worker(threading.Thread):
         self.died: ServerStoppedError | None = None
         self.stats = Stats(slots=plan.slots, cache_bytes_limit=plan.memory)
         self._model = model
-        self._lanes = LaneCache(model.manifest.text, plan.slots, plan.capacity)
+        self._lanes = lanes_of(model, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
         native = model.manifest.operators == "native"
         self._prefills = Prefills(self._lanes, plan, chunk, not native)
@@ -72,6 +72,7 @@ class Worker(threading.Thread):
             self.reuse.clear()
             with self.changed:
                 self.draining = True
+            self._lanes.close()
 
     def _round(self) -> None:
         start, spent = perf_counter(), self._accounted()

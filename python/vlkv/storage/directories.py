@@ -24,6 +24,13 @@ def check_target(target: Path) -> None:
         raise EngineError(f"{show(target)} exists, is not empty and holds no vlkv manifest: not replaced")
 
 
+def check_apart(source: Path, target: Path) -> None:
+    """Raise `EngineError` where replacing `target` would remove `source`: they are the same, or one holds the other."""
+    from_, to = Path(os.path.realpath(source)), Path(os.path.realpath(target))
+    if to == from_ or to in from_.parents:
+        raise EngineError(f"{show(target)} can't be written from {show(source)}, which it would replace")
+
+
 @contextmanager
 def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
     """Make a directory to fill. It becomes `target` when the block succeeds, and is removed when the block fails.

@@ -15,7 +15,16 @@ import msgspec
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import hash_files, reason, show, write_bytes
-from vlkv.storage.image_facts import Id, ImageFacts, Size, Struct, problem
+from vlkv.storage.image_facts import (
+    Id,
+    ImageFacts,
+    Size,
+    Struct,
+    VideoFacts,
+    problem,
+    takes_pictures,
+    video_problem,
+)
 
 FORMAT_VERSION = 2
 """The version that is written. Version 1, in which each picture had `tokens_per_image` tokens, is also read."""
@@ -26,12 +35,18 @@ MAX_BYTES = 16 << 20
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """Bytes of one element, by dtype."""
 
+MAX_LAYERS = 1024
+"""More than any model has; a manifest that says more would keep the runtime busy with names."""
 Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class TextFacts(Struct, frozen=True):
-    """The text model's sizes."""
+    """The text model's sizes.
+
+    `layer_windows` `[L]` says how many tokens each layer sees, the token itself with them, 0 for all. It is empty where
+    every layer sees all. Engines of earlier versions have `sliding_window`, and no more positions than that.
+    """
 
     architecture: str
     layers: Size
@@ -42,6 +57,7 @@ class TextFacts(Struct, frozen=True):
     vocab: Size
     max_positions: Size
     sliding_window: Size | None = None
+    layer_windows: tuple[Id, ...] = ()
 
 
 class TokenFacts(Struct, frozen=True):
@@ -118,6 +134,15 @@ class Manifest(Struct, frozen=True):
     weights: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
     prompt_precision: Literal["float32", "bfloat16"] | None = None
     generation: GenerationFacts = GenerationFacts()
+    video: VideoFacts | None = None
+
+
+def vision_graphs(manifest: Manifest) -> tuple[str, ...]:
+    """The graphs that make features of pixels: `vision`, and `video` where frames have one of their own."""
+    if not takes_pictures(manifest.image):
+        return ()
+    own = manifest.video is not None and manifest.video.graph == "video"
+    return ("vision", "video") if own else ("vision",)
 
 
 class _Header(msgspec.Struct):
@@ -175,12 +200,20 @@ def check(manifest: Manifest, name: str = NAME) -> None:
             raise EngineError(f"{name}: {text}")
 
     text, table, files = manifest.text, manifest.embedding, manifest.files
+    need(text.layers <= MAX_LAYERS, f"text: layers {text.layers} are more than {MAX_LAYERS}")
     groups = f"query_heads {text.query_heads} is no multiple of kv_heads {text.kv_heads}"
     need(text.query_heads % text.kv_heads == 0, f"text: {groups}")
+    windows = text.layer_windows
+    seen = (
+        f"layer_windows {list(windows)} is not a window of at least 2, or 0, for each of {text.layers} layers"
+    )
+    need(not windows or (len(windows) == text.layers and 1 not in windows), f"text: {seen}")
     shape = f"{list(table.shape)} is not [vocab, hidden] = [{text.vocab}, {text.hidden}]"
     need(table.shape == (text.vocab, text.hidden), f"embedding: shape {shape}")
     wrong = problem(manifest.image)
     need(wrong is None, f"image: {wrong}")
+    wrong = None if manifest.video is None else video_problem(manifest.video)
+    need(wrong is None, f"video: {wrong}")
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
     compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")

@@ -51,8 +51,8 @@ def check_config(checkpoint: Checkpoint, config) -> None:
     }.items():
         assert getattr(text, mine) == getattr(config.text_config, theirs), mine
     window = getattr(config.text_config, "sliding_window", None)
-    assert text.sliding_window == window
-    assert text.max_positions == min(config.text_config.max_position_embeddings, window or 1 << 60)
+    assert text.windows == ((window,) * text.layers if window else ())
+    assert text.max_positions == config.text_config.max_position_embeddings
     assert text.tied == config.tie_word_embeddings
     assert len(text.biases & {*"qkvo"}) in (0, 4) and len(text.biases - {*"qkvo"}) in (0, 3)
     assert ({*"qkvo"} <= text.biases) == getattr(config.text_config, "attention_bias", False)

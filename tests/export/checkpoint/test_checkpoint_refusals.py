@@ -78,11 +78,12 @@ def test_not_utf8(folder: Path) -> None:
         ({"model_type": "llava_next"}, "and model_type 'llava_next' disagree; LlavaForConditionalG"),
         ({"architectures": None, "model_type": "qwen2_vl"}, "model_type 'qwen2_vl' is not supported"),
         ({VISION: {"model_type": "dinov2"}}, "vision tower 'dinov2' is not supported; supported: clip_"),
+        ({TEXT: {"model_type": "gemma2"}}, "is not supported (it caps attention scores, which"),
         ({TEXT: {"model_type": "bloom"}}, "text model 'bloom' is not supported; supported: llama, mistral"),
         ({TEXT: {"hidden_act": "mish"}}, "hidden_act 'mish' is not supported; supported: quick_gelu, gelu"),
         ({VISION: {"hidden_act": "laplace"}}, "hidden_act 'laplace' is not supported"),
         ({"projector_hidden_act": "tanh"}, "projector_hidden_act 'tanh' is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, "('awq'): quantised checkpoints are not"),
+        ({"quantization_config": {"quant_method": "awq"}}, "names awq, and no matrix of the weights is"),
         ({TEXT: {"quantization_config": {"quant_method": "gptq"}}}, "text_config: quantization_config"),
         ({"image_token_index": 12}, "image_token_index 12 is outside the vocabulary of 12"),
         ({"image_token_id": 99}, "image_token_id 99 is outside the vocabulary of 12"),
@@ -116,14 +117,31 @@ def test_configurations(folder: Path, changes: dict[str, Any], message: str) -> 
 def test_adapters_are_never_ignored(folder: Path, tmp_path: Path) -> None:
     base = {"base_model_name_or_path": "some/llava", "peft_type": "LORA"}
     sparse.dump(folder / "adapter_config.json", base)
-    refused(folder, "adapter_config.json: a LoRA adapter of 'some/llava'; merge it with peft")
+    refused(
+        folder, "adapter_config.json: an adapter of 'some/llava' without adapter_model.safetensors beside it"
+    )
     alone = tmp_path / "alone"
     alone.mkdir()
     sparse.dump(alone / "adapter_config.json", base)
-    refused(alone, "a LoRA adapter of 'some/llava'")
+    refused(alone, "an adapter of 'some/llava' without")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+POINTED = (
+    "config.json",
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", POINTED)
 def test_git_lfs_pointers(folder: Path, name: str) -> None:
     (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     refused(folder, f"{name} is a Git LFS pointer, not the file; fetch it with `git lfs pull`")
@@ -144,8 +162,10 @@ def test_other_weight_files(folder: Path, name: str, text: str) -> None:
 
 def test_code_is_never_run_and_that_is_told(folder: Path) -> None:
     sparse.dump(folder / "config.json", sparse.SMALL | {"auto_map": {"AutoModel": "evil.Model"}})
-    (note,) = read_checkpoint(folder).notes
-    assert "auto_map" in note and "never run" in note
+    sparse.dump(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Words", None]}})
+    notes = read_checkpoint(folder).notes
+    assert len(notes) == 2 and all("auto_map" in note and "never run" in note for note in notes)
+    assert "config.json" in notes[0] and "tokenizer_config.json" in notes[1]
 
 
 def test_generation_settings(folder: Path) -> None:
@@ -162,10 +182,28 @@ def test_generation_settings(folder: Path) -> None:
     refused(folder, "suppress_tokens is [99]; it must be ids of the vocabulary of 12")
 
 
+@pytest.mark.parametrize("vocab", [{"a": 0, "b": 12}, [["a", 0.0]] * 13])
+def test_another_models_tokenizer(folder: Path, vocab: object) -> None:
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    sparse.dump(path, values | {"model": {"vocab": vocab}})
+    refused(folder, "has ids up to 12, the embedding table has 12 rows: the tokenizer is another model's")
+    sparse.dump(path, values | {"model": {"vocab": {"a": 0, "b": 11}}})
+    read_checkpoint(folder)
+
+
 def test_tokens_beyond_the_embedding_table_are_told(folder: Path) -> None:
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())
     values["added_tokens"].append({"id": 99, "content": "<far>"})
     sparse.dump(path, values)
     (note,) = read_checkpoint(folder).notes
-    assert "1 added tokens such as '<far>' have ids beyond the 12 rows of the embedding table" in note
+    said = (
+        "ids up to 99, 1 of them added tokens such as '<far>', are beyond the 12 rows of the embedding table"
+    )
+    assert said in note
+    values["added_tokens"].pop()
+    values["model"]["vocab"] = {"a": 3, "b": 12}
+    sparse.dump(path, values)
+    (note,) = read_checkpoint(folder).notes
+    assert "ids up to 12, are beyond" in note

@@ -24,6 +24,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1 + step / 10 for step in range(64)],
+    "long_factor": [4.0] * 64,
+    "original_max_position_embeddings": 1024,
+}
 CASES: dict[str, dict[str, Any]] = {
     "nothing said": {},
     "theta": {"rope_theta": 1e6},
@@ -58,6 +64,13 @@ CASES: dict[str, dict[str, Any]] = {
     "yarn, short original": {"rope_scaling": {**YARN, "original_max_position_embeddings": 64}},
     "yarn, shorter original": {"rope_scaling": {**YARN, "original_max_position_embeddings": 4}},
     "yarn, no original": {"rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
+}
+LONG_CASES: dict[str, dict[str, Any]] = {
+    "of positions": {},
+    "factor": {"factor": 8.0},
+    "attention factor": {"attention_factor": 1.25},
+    "no longer": {"factor": 0.5},
+    "theta": {"rope_theta": 1e6},
 }
 ULP = 4
 """Rounding steps of float32. vlkv rounds powers of theta once, torch up to twice."""
@@ -97,7 +110,31 @@ def test_dynamic_is_default_up_to_the_maximum(length: int) -> None:
     assert factor == rope.attention_factor == 1.0
 
 
-@pytest.mark.parametrize("kind", ["longrope", "su", "mrope", "proportional", "axial"])
+@pytest.mark.parametrize("case", LONG_CASES)
+@pytest.mark.parametrize("head_dim", [16, 96])
+def test_longrope_inside_the_trained_positions(case: str, head_dim: int) -> None:
+    numbers = {name: LONG[name][: head_dim // 2] for name in ("short_factor", "long_factor")}
+    values = {**LONG, **LONG_CASES[case], **numbers}
+    config = LlamaConfig(
+        hidden_size=8 * head_dim,
+        num_attention_heads=8,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_theta": 1e4, **values},
+    )
+    theirs, factor = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=1024)
+    rope = mine({"rope_scaling": values, "rope_theta": values.get("rope_theta", 1e4)}, head_dim)
+    np.testing.assert_array_max_ulp(rope.inv_freq, theirs.numpy(), ULP)
+    assert rope.attention_factor == pytest.approx(factor, rel=1e-12)
+    assert rope.positions == 1024
+
+
+@pytest.mark.parametrize("short", [None, [], [1.0] * 7, [1.0] * 7 + [0], [1.0] * 7 + ["1"], 3])
+def test_short_factors_that_are_wrong(short: Any) -> None:
+    with pytest.raises(CheckpointError, match="short_factor"):
+        mine({"rope_scaling": {**LONG, "short_factor": short}}, 16)
+
+
+@pytest.mark.parametrize("kind", ["su", "mrope", "proportional", "axial"])
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 def test_other_types_are_refused_by_name(kind: str, key: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{kind}' is not supported; supported: default, linear"):

@@ -138,7 +138,7 @@ def test_other_weight_files(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "has neither model.safetensors nor model.safetensors.index.json")
     (folder / "pytorch_model.bin").write_bytes(b"")
-    refused(folder, "holds PyTorch files", "save it with save_pretrained")
+    refused(folder, "holds PyTorch files", "examples/to_safetensors.py")
 
 
 @pytest.mark.parametrize(

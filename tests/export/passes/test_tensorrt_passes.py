@@ -21,6 +21,7 @@ from vlkv_export.passes import (
     half,
     plugin_nodes,
     static_cache,
+    within_window,
 )
 from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
 from vlkv_export.weights.convert import DTYPES, external, other_weights
@@ -67,9 +68,16 @@ def test_counts_of_a_whole_lowering(name, operators, capacity, graphs_of):
     )
     rows = {"observed_rows": LAYERS} if operators == "functions" else {}
     score = {"score": last(1, 0)} if operators == "functions" else {}
+    windows = LAYERS if name == "mistral" else 0
     assert counts == score | {
         "vision": {"dtype": 0, **last(0, 0)},
-        "decoder": {"dtype": 0, cache: 2 * LAYERS, **rows, **last(0 if rows else LAYERS, 0)},
+        "decoder": {
+            "dtype": 0,
+            "within_window": windows,
+            cache: 2 * LAYERS,
+            **rows,
+            **last(0 if rows else LAYERS, 0),
+        },
         "compress": {"fixed_flag": 1, "dtype": 0, **last(1, 1)},
         "compress_merge": {"fixed_flag": 1, "dtype": 0, **last(1, 1)},
     }
@@ -111,6 +119,7 @@ def test_attend_in_place(name, call, folder, rng):
 
 
 def lowered_in_place(model):
+    within_window.apply(model)
     count = attend_in_place.apply(model)
     common.RemoveUnusedNodesPass()(model)
     return count

@@ -20,6 +20,7 @@ from vlkv.storage.manifest import read
 from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
 from vlkv_export.targets.onnxruntime import FLOAT32_WEIGHTS
+from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 
 GRAPHS = {"vision.onnx", "decoder.onnx", "compress.onnx"}
@@ -40,7 +41,8 @@ def test_manifest_tells_all(name, operators, graphs_of, built_of):
     assert (before.kind, before.backend) == ("graphs", "none")
     assert before.cache_dtype == HALF.get(name, "float32")
     assert after.cache_dtype == "float32"
-    assert (after.text, after.image, after.tokens) == (before.text, before.image, before.tokens)
+    text = before.text if operators == "native" else inside_window(before.text)
+    assert (after.text, after.image, after.tokens) == (text, before.image, before.tokens)
     assert after.chat_template == before.chat_template == tiny.CHAT
     assert set(after.versions) == {"vlkv", "onnx", "onnx-ir", "onnxscript", "onnxruntime"}
     folder = built_of(name, operators)
@@ -52,9 +54,9 @@ def test_manifest_tells_all(name, operators, graphs_of, built_of):
 
 
 @pytest.mark.parametrize("name", sorted(set(tiny.SHAPES) - set(HALF)))
-def test_float32_weights_are_the_checkpoints_own_file(name, checkpoint_of, built_of):
+def test_float32_weights_are_as_in_the_checkpoint(name, checkpoint_of, built_of):
     for path in checkpoint_of(name).glob("*.safetensors"):
-        assert (built_of(name) / path.name).stat().st_ino == path.stat().st_ino
+        assert (built_of(name) / path.name).read_bytes() == path.read_bytes()
     assert FLOAT32_WEIGHTS not in names(built_of(name))
 
 
@@ -127,7 +129,8 @@ def test_progress_is_told(name, graphs_of, tmp_path):
     assert "hashing decoder.onnx" in steps
     assert ("converting the weights to float32" in steps) == (name in HALF)
     assert sum(data) == sum(totals)
-    assert (sum(data) > 100_000) == (name in HALF)
+    assert ("copying the weights" in steps) == (name not in HALF)
+    assert sum(data) > 100_000
 
 
 def test_export_tells_its_steps(checkpoint_of, tmp_path):

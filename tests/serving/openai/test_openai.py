@@ -134,6 +134,25 @@ def test_biases_and_penalties_change_the_answer(client, opened, picture, uri):
     assert len(set(client.chat.completions.create(**settings).choices[0].message.content)) == 1
 
 
+def test_transformers_settings_are_fields(client, opened, picture, uri):
+    wanted = opened.generate("type?", images=[picture], max_new_tokens=8)
+    first = wanted.token_ids[0]
+    for fields in (
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 8},
+        {"suppress_tokens": [first]},
+        {"bad_words_ids": [[first], wanted.token_ids[:2]]},
+    ):
+        mine = opened.generate("type?", images=[picture], max_new_tokens=8, **fields)
+        reply = client.chat.completions.create(
+            model="llava", messages=said("type?", uri), max_tokens=8, extra_body=fields
+        )
+        assert reply.choices[0].message.content == mine.text
+        if "suppress_tokens" in fields or "bad_words_ids" in fields:
+            assert first not in mine.token_ids
+
+
 def test_completions_are_raw(client, opened):
     wanted = opened.generate("type", raw=True, max_new_tokens=5)
     reply = client.completions.create(model="llava", prompt="type", max_tokens=5, logprobs=2)
@@ -173,6 +192,12 @@ def test_models_and_health(served, client):
         ({"frequency_penalty": 9}, None, "frequency_penalty"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
         ({"logit_bias": {"999999": 1}}, None, "vocabulary"),
+        ({"repetition_penalty": 0}, None, "repetition_penalty 0.0 is not above 0"),
+        ({"no_repeat_ngram_size": 65}, None, "no_repeat_ngram_size 65"),
+        ({"suppress_tokens": ["a"]}, "suppress_tokens[0]", "Expected `int`"),
+        ({"suppress_tokens": list(range(1025))}, None, "at most 1024"),
+        ({"bad_words_ids": [[999999]]}, None, "vocabulary"),
+        ({"bad_words_ids": [[]]}, None, "lists of 1 to 32"),
         ({"policy": "best"}, None, "unknown policy 'best'"),
         ({"budget": 3}, None, "budget 3"),
         ({"messages": said("what?", "/etc/passwd")}, "image_url", "neither a data URI"),

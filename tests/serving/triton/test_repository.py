@@ -25,16 +25,27 @@ def run(*arguments):
     return ended.value.code
 
 
-def test_the_shown_repository_is_what_is_written(shipped, tmp_path):
+def test_the_shown_repository_is_what_is_written(shipped, built_of, tmp_path, capsys):
     assert (SHOWN / "config.pbtxt").read_text() == config(Settings("/engines/llava"))
     assert run(shipped, "-o", tmp_path / "models", "--engine-path", "/engines/llava") == 0
     for name in ("config.pbtxt", "1/model.py"):
         assert (tmp_path / "models" / "vlkv" / name).read_text() == (SHOWN / name).read_text()
-    assert run(shipped, "-o", tmp_path / "models", "--slots", 3, "--gpus", "0,2", "--instances", 2) == 0
+    engine = built_of("llama", "functions")
+    assert run(engine, "-o", tmp_path / "models", "--slots", 3, "--gpus", "0,2", "--instances", 2) == 0
     text = (tmp_path / "models" / "vlkv" / "config.pbtxt").read_text()
     assert 'key: "slots" value: { string_value: "3" }' in text
     assert "count: 2 kind: KIND_GPU gpus: [ 0, 2 ]" in text
-    assert str(shipped) in text
+    assert str(engine) in text
+    assert "plugin" not in text
+    assert 'key: "plugin" value: { string_value: "/lib/a.so" }' in config(Settings("/e", plugin="/lib/a.so"))
+    capsys.readouterr()
+    for gpus, folder, words in (
+        ("0,0", engine, "gpus 0,0: device numbers are from 0, and each is named once"),
+        ("-1", engine, "gpus -1: device numbers are from 0"),
+        ("0", shipped, "--gpus needs an engine whose operators are in its graphs"),
+    ):
+        assert run(folder, "-o", tmp_path / "models", "--gpus", gpus) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

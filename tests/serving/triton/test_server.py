@@ -73,6 +73,23 @@ def test_sampling_stops_and_several_pictures(server, opened, picture):
     )
 
 
+def test_transformers_settings_are_inputs(server, opened, picture):
+    wanted = opened.generate("type?", [picture], max_new_tokens=8)
+    first, second = wanted.token_ids[:2]
+    for given, fields in (
+        ({"repetition_penalty": 1.8}, {"repetition_penalty": 1.8}),
+        ({"no_repeat_ngram_size": 1, "min_new_tokens": 8}, {"no_repeat_ngram_size": 1, "min_new_tokens": 8}),
+        ({"suppress_tokens": [first, second]}, {"suppress_tokens": [first, second]}),
+        ({"bad_words_ids": [first, -1, second, first]}, {"bad_words_ids": [[first], [second, first]]}),
+    ):
+        body = {"prompt": "type?", "images": [encode(picture)], "max_tokens": 8} | given
+        status, text = post(server, "generate", body)
+        assert status == 200, text
+        assert (
+            json.loads(text)["text"] == opened.generate("type?", [picture], max_new_tokens=8, **fields).text
+        )
+
+
 def big_png(path):
     Image.new("1", (20_000, 20_000)).save(path)
     return path.read_bytes()
@@ -100,6 +117,10 @@ def test_each_malformed_input_has_an_error_of_its_own(server, picture, tmp_path)
         ({"top_p": 0.0}, "top_p 0.0 is not"),
         ({"top_k": -1}, "top_k -1 is not"),
         ({"seed": -1}, "seed -1 is not"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0 is not"),
+        ({"no_repeat_ngram_size": 65}, "no_repeat_ngram_size 65 is not"),
+        ({"suppress_tokens": [-2]}, "suppress_tokens [-2] is not"),
+        ({"bad_words_ids": [3, -1, 999_999]}, "bad_words_ids names token 999999"),
         ({"stop": [""]}, "stop"),
         ({"prompt": 5}, "non-string"),
         ({"budget": "much"}, "non-number"),

@@ -398,6 +398,12 @@ Table steps() {
   all["mul.hi.u32"] = multiply_high<uint32_t>, all["mul.hi.s32"] = multiply_high<int32_t>;
   add_space<Space::kGlobal>(all, "global"), add_space<Space::kShared>(all, "shared");
   add_space<Space::kParameter>(all, "param");
+  // Addresses that the compiler can't place, read from memory: our kernels keep those of global memory alone
+  // there.
+  const Table known = all;
+  for (const auto& [name, step] : known) {
+    if (name.compare(2, 8, ".global.") == 0) all[name.substr(0, 3) + name.substr(10)] = step;
+  }
   all["cvta.to.global.u64"] = move<uint64_t>;
   all["bra"] = all["bra.uni"] = branch, all["ret"] = leave;
   all["bar.sync"] = block_barrier, all["bar.warp.sync"] = warp_barrier;

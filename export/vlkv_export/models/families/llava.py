@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
@@ -18,6 +18,7 @@ from vlkv_export.graph.builder import Builder
 from vlkv_export.models.spec import Family, ImageSource, Tower
 
 NEWLINE = "image_newline"
+Widen = Callable[[Builder, ir.Value, Checkpoint], ir.Value]
 VISION_WHERE_ABSENT: dict[str, object] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -47,10 +48,13 @@ def read(config: Fields) -> Projector:
 
 
 def tensors(vision: VisionConfig, projector: Projector, text: TextConfig) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the projector."""
+    """Names and shapes of the projector and, where there is one, of the newline."""
     features = vision.hidden * len(vision.feature_layers)
-    yield from linear("projector.linear_1", text.hidden, features, projector.bias)
-    yield from linear("projector.linear_2", text.hidden, text.hidden, projector.bias)
+    for layer in range(1, projector.layers + 1):
+        yield from linear(f"projector.linear_{layer}", text.hidden, features, projector.bias)
+        features = text.hidden
+    if projector.newline:
+        yield NEWLINE, (text.hidden,)
 
 
 def read_image(source: ImageSource) -> ImageFacts:
@@ -63,24 +67,41 @@ def build(checkpoint: Checkpoint, dtype: str, tower: Tower) -> ir.Model:
 
     If the checkpoint has an `image_newline`, that vector is the last of the P.
     """
-    config = checkpoint.vision
-    b = Builder("vision", checkpoint.tensors, dtype)
+    return graph_of(checkpoint, dtype, tower, checkpoint.vision, checkpoint.image.tile_features)
+
+
+def graph_of(
+    checkpoint: Checkpoint,
+    dtype: str,
+    tower: Tower,
+    config: VisionConfig,
+    rows: int,
+    widen: Widen | None = None,
+) -> ir.Model:
+    """The graph of a tower and the projector, named like the tower; it gives `rows` features a tile.
+
+    `widen` takes the tower's features to those that the projector gets.
+    """
+    b = Builder(config.name, checkpoint.tensors, dtype, checkpoint.placed)
     dynamic = config.image_size == 0
     size: list[int | str] = ["high", "wide"] if dynamic else [config.image_size, config.image_size]
     pixels = b.input("pixel_values", ir.DataType.FLOAT, ["N", config.channels, *size])
     features = tower.build(b, pixels, config)
+    if widen is not None:
+        features = widen(b, features, checkpoint)
     with b.scope("projector"):
         if checkpoint.projector.norm_eps is not None:
             name, eps = "projector.projector_layernorm", checkpoint.projector.norm_eps
             weight, bias = b.weight(f"{name}.weight"), b.weight(f"{name}.bias")
             features = b.op.LayerNormalization(features, weight, bias, epsilon=eps)
-        features = b.linear(features, "projector.linear_1")
-        features = activate(b, features, checkpoint.projector.activation)
-        features = b.linear(features, "projector.linear_2")
+        for layer in range(1, checkpoint.projector.layers + 1):
+            if layer > 1:
+                features = activate(b, features, checkpoint.projector.activation)
+            features = b.linear(features, f"projector.linear_{layer}")
     if b.has(NEWLINE):
         features = b.op.Concat(features, _newlines(b, pixels, checkpoint.text.hidden), axis=1)
     features = b.op.Cast(features, to=ir.DataType.FLOAT)
-    shape = ["N", "P" if dynamic else checkpoint.image.tile_features, checkpoint.text.hidden]
+    shape = ["N", "P" if dynamic else rows, checkpoint.text.hidden]
     b.output(features, "image_features", ir.DataType.FLOAT, shape)
     return b.model()
 

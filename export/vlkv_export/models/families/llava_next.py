@@ -18,12 +18,12 @@ PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """The grids that `LlavaNextConfig` and its image processor assume if the checkpoint names none."""
 
 
-def read_image(source: ImageSource) -> ImageFacts:
-    """Read the image facts: every picture of a prompt becomes a grid of tiles."""
+def read_image(source: ImageSource, known: tuple[str, ...] = ("LlavaNextImageProcessor",)) -> ImageFacts:
+    """Grids of tiles; all pictures of a prompt have them. `known` are classes of processors that may be named."""
     side = grid_side(source.config, source.vision)
     pinpoints = read_pinpoints(source.config, source.processor, PINPOINTS, source.vision.image_size)
     rule = AnyRes(pinpoints=pinpoints, rows=side, columns=side)
-    return read_grids(source.processor, source.vision, source.token, ("LlavaNextImageProcessor",), rule)
+    return read_grids(source.processor, source.vision, source.token, known, rule)
 
 
 def grid_side(config: Fields, vision: VisionConfig) -> int:

@@ -1,14 +1,16 @@
-"""LLaVA-OneVision: LLaVA-NeXT's grids with up to 36 tiles; features are scaled down if there are too many tokens."""
+"""LLaVA-OneVision: LLaVA-NeXT's grids with up to 36 tiles; large grids and video frames are scaled down."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
+import msgspec
+
 from vlkv.errors import CheckpointError
-from vlkv.storage.image_facts import AnyRes, ImageFacts
+from vlkv.storage.image_facts import AnyRes, ImageFacts, VideoFacts
 from vlkv_export.checkpoint.fields import Fields, show
-from vlkv_export.checkpoint.processor import read_grids, read_pinpoints
+from vlkv_export.checkpoint.processor import read_frame, read_grids, read_pinpoints, read_sampling
 from vlkv_export.models.families import llava_next
 from vlkv_export.models.spec import ImageSource, Selection
 
@@ -46,6 +48,20 @@ def read_most_tiles(config: Fields) -> int:
     return int(match.group(1))
 
 
+def read_video(source: ImageSource) -> VideoFacts:
+    """Frames of one tile each, scaled to half its rows and columns after the projector; a newline ends the video."""
+    side = llava_next.grid_side(source.config, source.vision)
+    frame = read_frame(source.processor, source.vision, source.token, "LlavaOnevisionVideoProcessor")
+    small = -(-side // 2)
+    return VideoFacts(
+        frame=msgspec.structs.replace(frame, tile_features=side * side + 1),
+        grid=(side, side),
+        scaled=(small, small),
+        newline=side * side,
+        **read_sampling(source.processor),
+    )
+
+
 FAMILY = replace(
     llava_next.FAMILY,
     model_type="llava_onevision",
@@ -55,4 +71,6 @@ FAMILY = replace(
     read_image=read_image,
     selection=Selection(-1, "full"),
     image_token_id=151646,
+    read_video=read_video,
+    video_token_id=151647,
 )

@@ -6,21 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlkv.errors import CheckpointError
+from vlkv.storage.manifest import MAX_LAYERS
 from vlkv_export.checkpoint.facts import TextConfig
-from vlkv_export.checkpoint.fields import Fields
+from vlkv_export.checkpoint.fields import Fields, show
 from vlkv_export.checkpoint.layout import EMBEDDING, HEAD, Shape, linear
 from vlkv_export.checkpoint.rope import read_rope
-from vlkv_export.checkpoint.settings import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, read_activation
+from vlkv_export.checkpoint.settings import MAX_HEAD_DIM, MAX_HEADS, read_activation
 
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down")
+SLIDING = "sliding_attention"
 
 
 @dataclass(frozen=True)
 class Defaults:
     """Values that transformers assumes for fields that `text_config` lacks.
 
-    `kv_heads` None means as many KV heads as query heads. `window` None means that the model has no sliding window.
+    `kv_heads` None means as many KV heads as query heads. `window` None means that the model has no
+    sliding window. With `from_layer` only some layers have one: those of `layer_types`, or else those with the number
+    `max_window_layers` and above.
     """
 
     architecture: str
@@ -28,6 +32,7 @@ class Defaults:
     max_positions: int
     kv_heads: int | None
     window: int | None
+    from_layer: int | None = None
     vocab: int = 32000
     hidden: int = 4096
     layers: int = 32
@@ -35,6 +40,7 @@ class Defaults:
     head_dim: int | None = None
     activation: str = "silu"
     tied: bool = False
+    eps: float = 1e-6
 
 
 def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: frozenset[str]) -> TextConfig:
@@ -58,27 +64,59 @@ def read_decoder(config: Fields, text: Fields, defaults: Defaults, biases: froze
     if head_dim % 2:
         raise CheckpointError(f"{text.where}: head_dim {head_dim} is odd; rotary embedding needs an even one")
     positions = text.integer("max_position_embeddings", defaults.max_positions, high=1 << 30)
-    window = None
-    if defaults.window is not None and text.values.get("sliding_window", defaults.window) is not None:
-        window = text.integer("sliding_window", defaults.window, high=1 << 30)
+    layers = text.integer("num_hidden_layers", defaults.layers, high=MAX_LAYERS)
+    rope = read_rope(text, head_dim, positions)
+    positions = positions if rope.positions is None else min(positions, rope.positions)
     return TextConfig(
         architecture=defaults.architecture,
         hidden=hidden,
-        layers=text.integer("num_hidden_layers", defaults.layers, high=MAX_LAYERS),
+        layers=layers,
         query_heads=query_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         intermediate=text.integer("intermediate_size", defaults.intermediate),
         activation=read_activation(text, "hidden_act", defaults.activation),
-        eps=text.number("rms_norm_eps", 1e-6, high=1.0),
+        eps=text.number("rms_norm_eps", defaults.eps, high=1.0),
         vocab=text.integer("vocab_size", defaults.vocab),
-        max_positions=positions if window is None else min(positions, window),
-        rope=read_rope(text, head_dim, positions),
+        max_positions=positions,
+        rope=rope,
         tied=config.boolean("tie_word_embeddings", False)
         or text.boolean("tie_word_embeddings", defaults.tied),
         biases=biases,
-        sliding_window=window,
+        windows=_windows(text, defaults, layers, positions),
     )
+
+
+def _windows(text: Fields, defaults: Defaults, layers: int, positions: int) -> tuple[int, ...]:
+    """Tokens that each layer sees, 0 for all; empty where no window is shorter than the model has positions."""
+    if defaults.window is None:
+        return ()
+    there = [SLIDING] * layers
+    if defaults.from_layer is not None:
+        on = text.boolean("use_sliding_window", False)
+        first = text.integer("max_window_layers", defaults.from_layer, low=0, high=1 << 30)
+        there = [SLIDING if on and layer >= first else "full_attention" for layer in range(layers)]
+        if text.values.get("layer_types") is not None:
+            there = _layer_types(text, layers)
+        if not on and SLIDING in there:
+            raise CheckpointError(
+                f"{text.where}: layer_types has {SLIDING!r}, and use_sliding_window is false; set it to true"
+            )
+    if SLIDING not in there or text.values.get("sliding_window", defaults.window) is None:
+        return ()
+    window = text.integer("sliding_window", defaults.window, low=2, high=1 << 30)
+    return tuple(window if kind == SLIDING else 0 for kind in there) if window < positions else ()
+
+
+def _layer_types(text: Fields, layers: int) -> list[str]:
+    types = text.values["layer_types"]
+    known = (SLIDING, "full_attention")
+    if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
+        raise CheckpointError(
+            f"{text.where}: layer_types {show(types)} is not supported; it has to name one of {', '.join(known)} "
+            f"for each of the {layers} layers"
+        )
+    return types
 
 
 def tensors(text: TextConfig) -> Iterator[tuple[str, Shape]]:

@@ -9,14 +9,12 @@ from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.graph.decoder import build_decoder
 from vlkv_export.models.spec import TextModel
 from vlkv_export.models.text.decoder import ATTENTION, Defaults, read_decoder, tensors, unexpected_biases
-from vlkv_export.models.text.qwen2 import refuse_window
 
 
 def read(config: Fields, text: Fields) -> TextConfig:
     """Read `text_config` with the defaults of `Qwen3Config`."""
-    refuse_window(text)
     biases = frozenset(ATTENTION if text.boolean("attention_bias", False) else ())
-    defaults = Defaults("qwen3", 22016, 32768, 32, None, vocab=151936, head_dim=128)
+    defaults = Defaults("qwen3", 22016, 32768, 32, 4096, 28, vocab=151936, head_dim=128)
     return replace(read_decoder(config, text, defaults, biases), head_norms=True)
 
 

@@ -29,11 +29,11 @@ def read(config: Fields, vision: Fields, selection: Selection) -> VisionConfig:
 
 def tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the embeddings and of the layers that the features need."""
-    hidden, patch = vision.hidden, vision.patch_size
-    yield "vision.embeddings.class_embedding", (hidden,)
-    yield "vision.embeddings.patch_embedding.weight", (hidden, vision.channels, patch, patch)
-    yield "vision.embeddings.position_embedding.weight", (vision.patches + 1, hidden)
-    yield from norm("vision.pre_layrnorm", hidden)
+    hidden, patch, name = vision.hidden, vision.patch_size, vision.name
+    yield f"{name}.embeddings.class_embedding", (hidden,)
+    yield f"{name}.embeddings.patch_embedding.weight", (hidden, vision.channels, patch, patch)
+    yield f"{name}.embeddings.position_embedding.weight", (vision.patches + 1, hidden)
+    yield from norm(f"{name}.pre_layrnorm", hidden)
     yield from block_tensors(vision)
 
 
@@ -42,11 +42,11 @@ def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
     with b.scope("embeddings"):
         patches = patch_embeddings(b, pixels, config)
         pictures = b.op.Shape(pixels, start=0, end=1)
-        start = b.op.Reshape(b.weight("vision.embeddings.class_embedding"), [1, 1, config.hidden])
+        start = b.op.Reshape(b.weight(f"{config.name}.embeddings.class_embedding"), [1, 1, config.hidden])
         start = b.op.Expand(start, b.op.Concat(pictures, [1, config.hidden], axis=0))
         x = b.op.Concat(start, patches, axis=1)
-        x = b.op.Add(x, b.weight("vision.embeddings.position_embedding.weight"))
-        x = layer_norm(b, x, "vision.pre_layrnorm", config.eps)
+        x = b.op.Add(x, b.weight(f"{config.name}.embeddings.position_embedding.weight"))
+        x = layer_norm(b, x, f"{config.name}.pre_layrnorm", config.eps)
     return encode(b, x, config)
 
 

@@ -9,12 +9,12 @@ from typing import Literal
 import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
+from vlkv.storage.manifest import MAX_LAYERS
 from vlkv_export.checkpoint.facts import VisionConfig
 from vlkv_export.checkpoint.fields import Fields
 from vlkv_export.checkpoint.layout import Shape, linear, norm
 from vlkv_export.checkpoint.settings import (
     MAX_HEADS,
-    MAX_LAYERS,
     read_activation,
     read_feature_layers,
 )
@@ -81,7 +81,7 @@ def block_tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the layers that the features need."""
     hidden = vision.hidden
     for layer in range(vision.used_layers):
-        name = f"vision.encoder.layers.{layer}"
+        name = f"{vision.name}.encoder.layers.{layer}"
         yield from norm(f"{name}.layer_norm1", hidden)
         for part in ("q", "k", "v", "out"):
             yield from linear(f"{name}.self_attn.{part}_proj", hidden, hidden, True)
@@ -109,7 +109,7 @@ def select(b: Builder, chosen: list[ir.Value], config: VisionConfig) -> ir.Value
 
 def patch_embeddings(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
     """One vector per patch, `[N, patches, hidden]`, row-major; with a bias if the checkpoint has one."""
-    name, patch = "vision.embeddings.patch_embedding", config.patch_size
+    name, patch = f"{config.name}.embeddings.patch_embedding", config.patch_size
     weights = [b.weight(f"{name}.{part}") for part in ("weight", "bias") if b.has(f"{name}.{part}")]
     grid = b.op.Conv(b.op.Cast(pixels, to=b.dtype), *weights, strides=[patch, patch])
     return b.op.Transpose(b.op.Reshape(grid, [0, config.hidden, -1]), perm=[0, 2, 1])
@@ -121,7 +121,7 @@ def layer_norm(b: Builder, x: ir.Value, name: str, eps: float) -> ir.Value:
 
 
 def _block(b: Builder, x: ir.Value, config: VisionConfig, index: int) -> ir.Value:
-    name = f"vision.encoder.layers.{index}"
+    name = f"{config.name}.encoder.layers.{index}"
     with b.scope(f"layer.{index}"):
         y = layer_norm(b, x, f"{name}.layer_norm1", config.eps)
         query, key, value = (b.linear(y, f"{name}.self_attn.{part}_proj") for part in "qkv")

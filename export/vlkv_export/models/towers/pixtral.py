@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
 from vlkv.storage.image_facts import ImageFacts, Rows
+from vlkv.storage.manifest import MAX_LAYERS
 from vlkv_export.checkpoint.facts import VisionConfig
 from vlkv_export.checkpoint.fields import Fields, show
 from vlkv_export.checkpoint.layout import Shape
 from vlkv_export.checkpoint.processor import defaults_of, read_levels, read_longest
-from vlkv_export.checkpoint.settings import MAX_HEADS, MAX_LAYERS, read_activation, read_feature_layers
+from vlkv_export.checkpoint.settings import MAX_HEADS, read_activation, read_feature_layers
 from vlkv_export.graph.activation import activate
 from vlkv_export.graph.builder import Builder
 from vlkv_export.models.spec import ImageSource, Selection, Tower

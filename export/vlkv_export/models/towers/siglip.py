@@ -22,10 +22,10 @@ def read(config: Fields, vision: Fields, selection: Selection) -> VisionConfig:
 
 def tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the embeddings and of the layers that the features need."""
-    hidden, patch = vision.hidden, vision.patch_size
-    yield "vision.embeddings.patch_embedding.weight", (hidden, vision.channels, patch, patch)
-    yield "vision.embeddings.patch_embedding.bias", (hidden,)
-    yield "vision.embeddings.position_embedding.weight", (vision.patches, hidden)
+    hidden, patch, name = vision.hidden, vision.patch_size, vision.name
+    yield f"{name}.embeddings.patch_embedding.weight", (hidden, vision.channels, patch, patch)
+    yield f"{name}.embeddings.patch_embedding.bias", (hidden,)
+    yield f"{name}.embeddings.position_embedding.weight", (vision.patches, hidden)
     yield from block_tensors(vision)
 
 
@@ -33,7 +33,7 @@ def build(b: Builder, pixels: ir.Value, config: VisionConfig) -> ir.Value:
     """Map pictures `[N,3,H,W]` to the concatenated features of the selected layers, `[N,P,hidden * layers]`."""
     with b.scope("embeddings"):
         patches = patch_embeddings(b, pixels, config)
-        x = b.op.Add(patches, b.weight("vision.embeddings.position_embedding.weight"))
+        x = b.op.Add(patches, b.weight(f"{config.name}.embeddings.position_embedding.weight"))
     return encode(b, x, config)
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx_ir as ir
 
 from vlkv.errors import EngineError
@@ -16,6 +17,7 @@ from vlkv_export.targets.tensorrt import process
 from vlkv_export.targets.tensorrt.lower import lower_for_tensorrt
 from vlkv_export.targets.tensorrt.settings import Resolved, resolve
 from vlkv_export.targets.tensorrt.shapes import profiles
+from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights.convert import (
     DTYPES,
@@ -26,7 +28,8 @@ from vlkv_export.weights.convert import (
     other_weights,
     weight_files,
 )
-from vlkv_export.weights.files import link_weights, write_weights
+from vlkv_export.weights.files import place_weights, write_weights
+from vlkv_export.weights.widened import widened
 
 ENGINE = ".engine"
 EMBEDDING = "embedding.safetensors"
@@ -44,14 +47,18 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     for option, value in products.items():
         if value not in (None, "float32"):
             raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")
+    # neither the parser's layers nor the plugin's know of windows
+    manifest = msgspec.structs.replace(manifest, text=inside_window(manifest.text))
     target = resolve(backend, options.settings, options.operators, manifest)
     lower_only = options.settings.lower_only
     if not lower_only:
         check_builder(target)
 
     def write(source: Path, folder: Path, models: dict[str, ir.Model], watch: Watch) -> dict[str, Any]:
-        write_into = lower_into if lower_only else build_into
-        return write_into(source, folder, models, manifest, target, watch)
+        with widened(source, folder, models, watch) as wide:
+            if lower_only:
+                return lower_into(wide, folder, models, manifest, target, watch, options.link)
+            return build_into(wide, folder, models, manifest, target, watch)
 
     return write
 
@@ -84,9 +91,10 @@ def lower_into(
     manifest: Manifest,
     target: Resolved,
     watch: Watch,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Writes lowered graphs, their weights and the embedding table into `folder`; otherwise like `build_into`."""
-    _lowered(source, folder, models, manifest.image, target, watch)
+    _lowered(source, folder, models, manifest.image, target, watch, link)
     return {"kind": "lowered"} | _facts(source, folder, manifest, target)
 
 
@@ -123,6 +131,7 @@ def _facts(source: Path, folder: Path, manifest: Manifest, target: Resolved) -> 
     table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
     return {
         "backend": target.backend,
+        "text": manifest.text,
         "operators": target.operators,
         "cache_dtype": target.dtype,
         "device": target.device,
@@ -137,8 +146,12 @@ def _lowered(
     image: ImageFacts,
     target: Resolved,
     watch: Watch,
+    link: bool = True,
 ) -> list[dict[str, Any]]:
-    """Writes the lowered graphs and their weights; returns what the builder needs to know of each graph."""
+    """Writes the lowered graphs and their weights; returns what the builder needs to know of each graph.
+
+    `link` lets weights be hard links: the builder reads them before it ends.
+    """
     others = other_weights(models, target.dtype)
     placed = {}
     if others:
@@ -160,5 +173,6 @@ def _lowered(
         ir.save(model, path)
         ranges = profiles(name, model, target.device, image)
         graphs.append({"name": name, "onnx": str(path), "profiles": ranges})
-    link_weights(source, folder, sorted(weight_files(models) - {CONVERTED}))
+    own = sorted(weight_files(models) - {CONVERTED})
+    place_weights({name: source / name for name in own}, folder, watch, link)
     return graphs

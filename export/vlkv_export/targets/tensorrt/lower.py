@@ -19,6 +19,7 @@ from vlkv_export.passes import (
     observed_rows,
     plugin_nodes,
     static_cache,
+    within_window,
 )
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
 
@@ -59,6 +60,7 @@ def lower_for_tensorrt(
     for name, model in models.items():
         counts[name]["dtype"] = _compute_in(model, dtype, converted)
     decoder, done = models["decoder"], counts["decoder"]
+    done["within_window"] = within_window.apply(decoder)
     if in_place:
         done["attend_in_place"] = attend_in_place.apply(decoder)
         common.RemoveUnusedNodesPass()(decoder)

@@ -111,7 +111,11 @@ class Session:
         config = self.builder.create_builder_config()
         # no TF32: its 10 bits of fraction are too few for RoPE's angles, which are products of positions
         config.clear_flag(trt.BuilderFlag.TF32)
-        # the plugin's VlkvAttend updates caches in place
+        # TensorRT for RTX: the caller gives all working memory, without which no stream can record a run
+        given = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+        if given is not None:
+            config.set_flag(given)
+        # the plugin's VlkvAttend writes caches where they are
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if capabilities:
             config.num_compute_capabilities = len(capabilities)
@@ -131,6 +135,7 @@ class Session:
             plugins=[layer.name for layer in layers if layer.type == trt.LayerType.PLUGIN_V3],
             kinds=dict(Counter(layer.type.name for layer in layers)),
             tf32=config.get_flag(trt.BuilderFlag.TF32),
+            user_allocation=given is not None and config.get_flag(given),
             outputs={tensor.name: [len(tensor.shape), tensor.dtype.name] for tensor in outputs},
         )
 

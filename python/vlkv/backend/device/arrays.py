@@ -53,9 +53,19 @@ class DeviceArray:
         return self.memory.pointer + self.offset * BYTES[self.dtype]
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return BYTES[self.dtype]
+
+    @property
     def root(self) -> DeviceArray:
         """The whole array that this array is a view of."""
         return self.base or self
+
+    def rows(self, first: int, last: int) -> DeviceArray:
+        """Rows of a dense array as an array of its own: it is its own root."""
+        part = self[first:last]
+        return DeviceArray(self.memory, part.shape, self.dtype, part.strides, part.offset)
 
     def __getitem__(self, index: tuple[slice | int, ...] | slice | int) -> DeviceArray:
         """A view; slices have step 1, integers drop their axis."""
@@ -113,6 +123,24 @@ def copies(target: DeviceArray, source: DeviceArray) -> Iterator[Copy]:
         yield Copy(starts[0], pitches[0], starts[1], pitches[1], width * item, height)
 
 
+class Bound(Protocol):
+    """A graph with everything bound, to be run again and again. It holds what it is bound to until it is closed.
+
+    Attributes:
+        capturable: whether a run may be recorded into a graph of the device's: no allocation, no wait in it.
+    """
+
+    capturable: bool
+
+    def __call__(self) -> None:
+        """Enqueues the graph on the device's stream."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of everything. What was recorded of it has to be gone before."""
+        ...
+
+
 class Graph(Protocol):
     """One of an engine's graphs, opened on a device."""
 
@@ -125,20 +153,66 @@ class Graph(Protocol):
         """Enqueues the graph on the device's stream. Inputs in host memory determine the sizes of outputs."""
         ...
 
+    def bind(
+        self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray], profile: int = 0
+    ) -> Bound:
+        """The same, for later and more than once, with a state of its own that no other run changes."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the graph; it is run no more."""
+        ...
+
+
+class Replay(Protocol):
+    """Work that is asked for again and again."""
+
+    def __call__(self) -> None:
+        """Enqueues it."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what was recorded. The work itself is the caller's."""
+        ...
+
+
+class Mover(Protocol):
+    """Moves a slot of each head into another, in all layers of a cache; L layers, B prompts, Hkv heads."""
+
+    def __call__(self, slots: NDArray[np.int64], last: NDArray[np.int64]) -> None:
+        """Enqueues it.
+
+        Args:
+            slots: `[L,B,Hkv]`, where to; -1 leaves a head alone.
+            last: `[L,B]`, where from.
+        """
+        ...
+
 
 class Device(Protocol):
-    """One GPU with one stream: work runs in the order in which it is enqueued."""
+    """One GPU with one stream: everything is done in the order in which it is asked for.
+
+    What the garbage collector frees may be freed by any thread at any time, while a stream is captured too. So it is
+    only noted then, and given back by the next `allocate`, `synchronize` or `used`.
+    """
+
+    def use(self) -> None:
+        """Makes the calls of this thread go to this device. Cheap."""
+        ...
 
     def allocate(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """A new array with undefined content."""
         ...
 
     def clear(self, array: DeviceArray) -> None:
-        """Enqueues zeros into a whole array."""
+        """Enqueues zeros into a dense array."""
         ...
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """A host array in pinned memory, which the device copies directly."""
+        """A host array that the device copies from and to without a detour, of any content.
+
+        Its memory is used anew after the first `synchronize` that follows its end.
+        """
         ...
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
@@ -146,34 +220,58 @@ class Device(Protocol):
         ...
 
     def upload(self, target: DeviceArray, source: NDArray[Any]) -> None:
-        """Enqueues a copy from a dense host array, which must not change until the device has read it."""
+        """Enqueues a copy from a dense pinned array, which has to stay as it is until the device has read it."""
         ...
 
     def download(self, target: NDArray[Any], source: DeviceArray) -> None:
-        """Enqueues a copy to a dense host array."""
+        """Enqueues a copy to a dense pinned array."""
         ...
 
     def synchronize(self) -> None:
         """Waits until all enqueued work is done."""
         ...
 
-    def replay(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Returns a function that enqueues the same work as cheaply as the device can repeat it."""
+    def replay(self, work: Callable[[], None]) -> Replay:
+        """The same work, as cheap to enqueue as the device can make it when it is asked for again and again."""
+        ...
+
+    def mover(self, keys: list[DeviceArray], values: list[DeviceArray]) -> Mover | None:
+        """Moves slots of a cache's arrays, all at once; None where the device has no kernel for it."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """Bytes of the arrays that are alive."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """Bytes that arrays may take beside those."""
+        ...
+
+    def close(self) -> None:
+        """Gives everything back. No array is used after that."""
         ...
 
 
 def to_device(device: Device, array: NDArray[Any]) -> DeviceArray:
-    """Copies a host array to the device. The copy is complete when this returns."""
-    dense = np.ascontiguousarray(array)
-    made = device.allocate(dense.shape, dense.dtype.name)
-    device.upload(made, dense)
-    device.synchronize()
+    """A host array as a device array. It is read before this returns, and nothing is waited for."""
+    made = device.allocate(array.shape, array.dtype.name)
+    send(device, made, array)
     return made
 
 
-def to_host(device: Device, array: DeviceArray) -> NDArray[Any]:
-    """Copies a device array, not of bfloat16, to host memory."""
-    host = device.pinned(array.shape, array.dtype)
-    device.download(host, array)
+def send(device: Device, target: DeviceArray, array: NDArray[Any]) -> None:
+    """Enqueues a copy from a host array, which is read before this returns."""
+    staged = device.pinned(array.shape, array.dtype.name)
+    staged[...] = array
+    device.upload(target, staged)
+
+
+def to_host(device: Device, *arrays: DeviceArray) -> list[NDArray[Any]]:
+    """Device arrays, none of bfloat16, in host memory: one wait for all of them."""
+    found = [device.pinned(array.shape, array.dtype) for array in arrays]
+    for host, array in zip(found, arrays, strict=True):
+        device.download(host, array)
     device.synchronize()
-    return host
+    return found

@@ -53,6 +53,7 @@ def page_data(found: Inspection) -> dict[str, Any]:
         "kept": _text(np.packbits(found.kept).tobytes()),
         "scores": _text(found.scores.astype("<f4").tobytes()),
         "panes": [_pane(pane) for pane in found.panes],
+        "apart": [{"name": name, "places": places.tolist()} for name, places in found.apart.items()],
         "words": found.words,
         "footer": f"{', '.join(facts)}. Made by vlkv {version('vlkv')}.",
     }
@@ -65,6 +66,9 @@ def _pane(pane: Pane) -> dict[str, Any]:
         "rows": rows,
         "columns": columns,
         "patches": pane.patches.reshape(-1).tolist(),
+        "name": pane.name,
+        "down": pane.down,
+        "across": pane.across,
         "picture": picture,
     }
 

@@ -44,14 +44,16 @@
     at(`fine-${kind}`).textContent = `${result.kept.toLocaleString("en")} of ${(tokens * layers).toLocaleString("en")} tokens, ${result.size}`;
   }
 
-  const panes = data.panes.map(({ picture, patches, rows, columns }, number) => {
-    const box = make("div", "picture");
+  const panes = data.panes.map(({ picture, patches, rows, columns, name, down, across }, number) => {
+    const box = make("div", "picture"), figure = make("figure"), caption = make("figcaption", "fine");
     const image = make("img");
     image.src = picture;
-    image.alt = `Picture ${number + 1}, as the model sees it`;
+    image.alt = `${name}, as the model sees it`;
     const canvas = make("canvas");
     box.append(image, canvas);
-    at("pictures").append(box);
+    figure.append(box, caption);
+    figure.classList.toggle("tiled", down.length * across.length > 1);
+    at("pictures").append(figure);
     image.addEventListener("load", draw);
     const point = (event) => {
       const area = canvas.getBoundingClientRect();
@@ -63,9 +65,15 @@
     box.addEventListener("pointermove", point);
     box.addEventListener("pointerdown", point);
     box.addEventListener("pointerleave", () => { at("tip").hidden = true; hovered = null; draw(); });
-    return { box, canvas, rows, columns, places: patches };
+    return { box, canvas, rows, columns, places: patches, name, caption, down, across };
   });
+  at("pictures").classList.toggle("many", panes.length > 4);
   if (!panes.length) at("stage").querySelector(".pictures").remove();
+  const apart = data.apart.map(({ name, places }) => {
+    const node = make("p", "fine");
+    at("apart").append(node);
+    return { node, name, places };
+  });
   let hovered = null;
 
   function probe(number, row, column, event) {
@@ -90,7 +98,7 @@
   function draw() {
     const some = chosen();
     const hot = colour("--hot-rgb"), veil = colour("--veil-rgb");
-    panes.forEach(({ canvas, box, rows, columns, places }, number) => {
+    panes.forEach(({ canvas, box, rows, columns, places, down, across }, number) => {
       const ratio = devicePixelRatio || 1;
       const width = Math.round(box.clientWidth * ratio), height = Math.round(box.clientHeight * ratio);
       if (!width || !height) return;
@@ -116,8 +124,31 @@
           pen.strokeRect(x + ratio, y + ratio, right - x - 2 * ratio, below - y - 2 * ratio);
         }
       });
+      tiles(pen, width, height, ratio, { rows, columns, places, down, across }, some);
       box.dataset.most = String(most);
     });
+  }
+
+  function tiles(pen, width, height, ratio, { rows, columns, places, down, across }, some) {
+    if (down.length === 1 && across.length === 1) return;
+    pen.strokeStyle = colour("--ink");
+    pen.lineWidth = ratio;
+    pen.font = `${11 * ratio}px sans-serif`;
+    down.forEach((top, r) => across.forEach((left, c) => {
+      const below = down[r + 1] ?? rows, right = across[c + 1] ?? columns;
+      const x = Math.round((left * width) / columns), y = Math.round((top * height) / rows);
+      const wide = Math.round((right * width) / columns) - x, high = Math.round((below * height) / rows) - y;
+      pen.strokeRect(x, y, wide, high);
+      let sum = 0;
+      for (let i = top; i < below; i++) for (let j = left; j < right; j++) sum += shareOf(places[i * columns + j], some);
+      const text = `${Math.round(sum)} of ${(below - top) * (right - left)}`;
+      const long = pen.measureText(text).width + 8 * ratio;
+      if (long > wide || high < 18 * ratio) return;
+      pen.fillStyle = `rgba(${colour("--veil-rgb")}, 0.85)`;
+      pen.fillRect(x + ratio, y + ratio, long, 16 * ratio);
+      pen.fillStyle = colour("--ink");
+      pen.fillText(text, x + 4 * ratio, y + 12 * ratio);
+    }));
   }
 
   function chips(parent, entries, current, choose) {
@@ -200,6 +231,12 @@
     const strongest = Math.max(0, ...panes.flatMap(({ places }) => places.map((token) => scoreOf(token, some))));
     at("scale-high").textContent = state.view === "kept" ? "every head" : figure(strongest);
     at("probe").textContent = panes.length ? "Point at a patch to see its score." : "";
+    const said = (places) => {
+      const sum = places.reduce((all, token) => all + shareOf(token, some), 0);
+      return `${Math.round(sum).toLocaleString("en")} of ${places.length.toLocaleString("en")} kept`;
+    };
+    for (const { caption, name, places } of panes) caption.textContent = `${name}: ${said(places)}`;
+    for (const { node, name, places } of apart) node.textContent = `${name}: ${said(places)}`;
     for (const { node, token, end } of words) {
       if (end !== undefined) {
         let sum = 0;

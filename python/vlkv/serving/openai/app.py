@@ -96,7 +96,8 @@ class Service:
         assert isinstance(asked, ChatRequest)
         self._check_model(asked)
         questions = await of_chat(asked, self.pictures.read, self.settings.policy)
-        pictures = len(questions[0].images) if asked.kept else 0
+        maps = asked.kept and not questions[0].videos
+        pictures = len(questions[0].images) if maps else 0
         return await self._answer(request, asked, questions, Chat(self.settings.model, self.word, pictures))
 
     async def completion(self, request: Request) -> Response:
@@ -207,7 +208,7 @@ class Service:
 
     def _limiter(self, question: Question) -> CapacityLimiter | None:
         """Pictures are decoded in threads of their own, so that a request without any never waits for one."""
-        if not question.images:
+        if not question.images and not question.videos:
             return None
         if self._decoders is None:
             self._decoders = CapacityLimiter(DECODERS)

@@ -67,7 +67,13 @@ class ImagePart(_Record, tag="image_url"):
     image_url: ImageUrl
 
 
-Part = TextPart | ImagePart
+class VideoPart(_Record, tag="video"):
+    """A video of a message: the URLs of its frames, as those of pictures. OpenAI's API has no such part."""
+
+    video: Annotated[list[str], msgspec.Meta(min_length=1)]
+
+
+Part = TextPart | ImagePart | VideoPart
 
 
 class ChatMessage(_Record):
@@ -104,6 +110,7 @@ class StreamOptions(_Record):
 class Common(msgspec.Struct, kw_only=True):
     """Fields of both kinds of requests. `policy`, `budget`, `top_k`, `kept` are extensions of vlkv.
 
+    So are `repetition_penalty` and the fields after it, with the names and meanings of transformers.
     `kept` requests maps of the pictures' kept patches. `user`, `metadata`, `store` and similar fields have no effect.
     """
 
@@ -124,6 +131,11 @@ class Common(msgspec.Struct, kw_only=True):
     policy: str | None = None
     budget: float | None = None
     kept: bool = False
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    suppress_tokens: list[int] | None = None
+    bad_words_ids: list[list[int]] | None = None
 
 
 class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):

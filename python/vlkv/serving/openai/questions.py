@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vlkv.generation.question import Question
-from vlkv.inputs.messages import PICTURE, Message
+from vlkv.inputs.messages import PICTURE, VIDEO, Message
 from vlkv.serving.openai.protocol import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -18,10 +18,25 @@ from vlkv.serving.openai.protocol import (
     CompletionRequest,
     RequestError,
     TextPart,
+    VideoPart,
 )
 from vlkv.serving.wire import check_images
 
 Read = Callable[[str], Awaitable[bytes]]
+SAME = (
+    "budget",
+    "temperature",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "suppress_tokens",
+    "bad_words_ids",
+)
+"""Fields that a question has by the same name."""
 MAX_TOKENS = 16
 """The default of a completion's `max_tokens`, as in OpenAI's API."""
 
@@ -35,25 +50,29 @@ async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Questio
         policy: the policy if the request names none.
 
     Raises:
-        RequestError: there are no messages, too many pictures, or an unsupported setting.
+        RequestError: no messages, too many pictures and frames, or a setting that is not supported.
     """
     if not request.messages:
         raise RequestError("messages is empty; give at least one message of role 'user'", param="messages")
     if request.messages[-1].role != "user":
         raise RequestError("the last message's role must be 'user'", param="messages")
-    messages, urls = [], []
+    messages, urls, clips = [], [], []
     for message in request.messages:
         parts: list[Any] = []
         for part in [TextPart(text=message.content)] if isinstance(message.content, str) else message.content:
             if isinstance(part, TextPart):
                 parts.append(part.text)
+            elif isinstance(part, VideoPart):
+                parts.append(VIDEO)
+                clips.append(part.video)
             else:
                 parts.append(PICTURE)
                 urls.append(part.image_url.url)
         role = "system" if message.role == "developer" else message.role
         messages.append(Message(role, tuple(parts)))
-    check_images(len(urls))
+    check_images(len(urls) + sum(map(len, clips)))
     images = tuple([await read(url) for url in urls])
+    videos = [[await read(url) for url in frames] for frames in clips]
     limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     settings = _settings(request, policy)
     if limit is not None:
@@ -65,7 +84,7 @@ async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Questio
     schema = _schema(request)
     if schema is not None:
         settings["json_schema"] = schema
-    return _choices(Question("", images, messages=tuple(messages), **settings), request)
+    return _choices(Question("", images, messages=tuple(messages), videos=videos, **settings), request)
 
 
 def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
@@ -86,7 +105,7 @@ def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
 
 def _settings(request: Common, policy: str) -> dict[str, Any]:
     found: dict[str, Any] = {"policy": policy if request.policy is None else request.policy}
-    for name in ("budget", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty"):
+    for name in SAME:
         value = getattr(request, name)
         if value is not None:
             found[name] = value

@@ -19,7 +19,8 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
     """The question of a request, and whether to stream its answer.
 
     Args:
-        tensors: the given inputs by name: numbers and booleans `[1]`, texts as bytes `[1]` or `[N]`.
+        tensors: the given inputs by name: numbers and booleans `[1]`, texts as bytes `[1]` or `[N]`,
+            `suppress_tokens [N]`, and `bad_words_ids [N]` with a -1 between two words.
         policy: the policy if the request names none.
         most_bytes: the longest possible prompt text; a longer one is refused before tokenisation.
 
@@ -45,12 +46,30 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
         ("top_k", "top_k", int),
         ("top_p", "top_p", float),
         ("seed", "seed", int),
+        ("repetition_penalty", "repetition_penalty", float),
+        ("no_repeat_ngram_size", "no_repeat_ngram_size", int),
+        ("min_new_tokens", "min_new_tokens", int),
     )
     for name, field, kind in numbers:
         if name in tensors:
             given[field] = kind(_one(tensors, name, None))
+    if "suppress_tokens" in tensors:
+        given["suppress_tokens"] = tensors["suppress_tokens"].reshape(-1).tolist()
+    if "bad_words_ids" in tensors:
+        given["bad_words_ids"] = _words(tensors["bad_words_ids"].reshape(-1).tolist())
     question = Question(prompt, [picture(data) for data in images], **given)
     return question, bool(_one(tensors, "stream", False))
+
+
+def _words(tokens: list[int]) -> list[list[int]]:
+    """The lists between -1s."""
+    words: list[list[int]] = [[]]
+    for token in tokens:
+        if token == -1:
+            words.append([])
+        else:
+            words[-1].append(token)
+    return [word for word in words if word]
 
 
 def _one(tensors: Tensors, name: str, default: Any) -> Any:

@@ -44,11 +44,13 @@ class TritonPythonModel:
                 given["engine"],
                 verify=given.get("verify", "true") == "true",
                 threads=int(given.get("threads", 0)) or divided_threads(_instances(config)),
+                plugin=given.get("plugin"),
+                device=device_of(args),
             )
             names = ("slots", "queue", "prompt_tokens", "capacity", "chunk")
-            settings = {name: int(given[name]) for name in names if name in given}
+            settings: dict[str, Any] = {name: int(given[name]) for name in names if name in given}
             memory = parse_memory(given.get("memory", AUTO))
-            if memory is None:
+            if memory is None and device_of(args) == "cpu":
                 shares = _instances(config)
                 memory = default_memory(engine.manifest.text, settings.get("slots", SLOTS), shares)
             settings["memory"] = memory
@@ -107,6 +109,7 @@ class TritonPythonModel:
             pb_utils.Logger.log_error(f"vlkv: answers still run after {DRAIN_SECONDS:g} s; they are ended")
             self._scheduler.close(drain=False, timeout=END_SECONDS)
         self._exchange.close(END_SECONDS, ServerStoppedError("the server has shut down"))
+        self._engine.close()
 
     def _exchanging(self) -> Exchange:
         exchange = Exchange(pb_utils, self._count)
@@ -126,6 +129,11 @@ class TritonPythonModel:
 
     def _count(self) -> None:
         self._metrics.update(self._scheduler.stats())
+
+
+def device_of(args: dict[str, str]) -> str:
+    """Where an instance runs, as Triton's instance group says: `cpu`, or `cuda` with its number."""
+    return f"cuda:{args['model_instance_device_id']}" if args.get("model_instance_kind") == "GPU" else "cpu"
 
 
 def _instances(config: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from vlkv.scheduler.plan import SLOTS, Plan, divide
 from vlkv.serving.size import AUTO, parse_memory
 from vlkv.storage import manifest as manifests
 from vlkv.storage.directories import new_directory
-from vlkv.storage.files import show, write_bytes
+from vlkv.storage.files import show, text_path, write_bytes
 from vlkv.storage.manifest import Manifest
 
 INPUTS = (
@@ -29,8 +29,13 @@ INPUTS = (
     ("seed", "INT64", "1", True),
     ("stop", "STRING", "-1", True),
     ("stream", "BOOL", "1", True),
+    ("repetition_penalty", "FP64", "1", True),
+    ("no_repeat_ngram_size", "INT32", "1", True),
+    ("min_new_tokens", "INT32", "1", True),
+    ("suppress_tokens", "INT32", "-1", True),
+    ("bad_words_ids", "INT32", "-1", True),
 )
-"""Name, type, number of values (-1 for any), and whether the input is optional."""
+"""Name, type, number of values (-1 for any), and whether the input is optional. -1 separates `bad_words_ids`."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
@@ -50,8 +55,9 @@ class Settings:
         slots, memory, queue: settings of each instance's scheduler; `auto` is half of the memory at the server's start.
         policy: the policy of requests that name none.
         threads: threads of one operator; 0 divides the cores by the instances.
-        instances: the number of processes that serve the model, each with its own engine and lanes.
+        instances: the number of processes that serve the model, on each GPU, each with its own engine and lanes.
         gpus: the devices of the instance group; empty for the CPU.
+        plugin: path of `libvlkv_tensorrt.so` on the server, for a TensorRT engine that uses the plugin.
         prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
         capacity: the most tokens of a lane in each layer; None for what the memory allows.
         chunk: the most prompt tokens between two steps; None for the scheduler's default.
@@ -66,13 +72,14 @@ class Settings:
     threads: int = 0
     instances: int = 1
     gpus: tuple[int, ...] = ()
+    plugin: str = ""
     prompt_tokens: int | None = None
     capacity: int | None = None
     chunk: int | None = None
 
     def plan(self, manifest: Manifest) -> Plan:
-        """How an instance divides its memory, here; `MemoryLimitError` where it can't."""
-        text, shares = manifest.text, self.instances * max(1, len(self.gpus))
+        """How an instance on the CPU divides its memory, here; `MemoryLimitError` where it can't."""
+        text, shares = manifest.text, self.instances
         memory = parse_memory(self.memory)
         if memory is None:
             memory = default_memory(text, self.slots, shares)
@@ -93,13 +100,20 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     manifest = manifests.read(engine)
     if manifest.kind != "engine":
         raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
+    text_path(Path(settings.engine))
     policy = resolve(settings.policy)
-    for name in ("queue", "instances", "chunk"):
+    for name in ("slots", "queue", "instances", "chunk", "prompt_tokens", "capacity"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise VlkvError(f"{name} {value} is under 1")
-    chosen = settings.prompt_tokens is not None or settings.capacity is not None
-    check_plan(settings.plan(manifest), manifest, policy, chosen)
+    for name, value in (("threads", settings.threads), *(("gpus", number) for number in settings.gpus)):
+        if value < 0:
+            raise VlkvError(f"{name} {value} is under 0")
+    parse_memory(settings.memory)
+    _check_place(manifest, settings.gpus)
+    if not settings.gpus:
+        chosen = settings.prompt_tokens is not None or settings.capacity is not None
+        check_plan(settings.plan(manifest), manifest, policy, chosen)
     folder = target / settings.name
     if _is_ours(folder):
         write_bytes(folder / "config.pbtxt", config(settings).encode())
@@ -109,6 +123,24 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
         (fresh / "1").mkdir()
         (fresh / "1" / "model.py").write_text(MODEL)
     return folder
+
+
+def _check_place(manifest: manifests.Manifest, gpus: tuple[int, ...]) -> None:
+    """Refuses GPUs that can't be, and an engine that does not run there, or only there."""
+    if len(set(gpus)) < len(gpus) or any(number < 0 for number in gpus):
+        raise VlkvError(f"gpus {','.join(map(str, gpus))}: device numbers are from 0, and each is named once")
+    compiled = manifest.backend != "onnxruntime"
+    if compiled and not gpus:
+        raise EngineError(f"an engine for {manifest.backend} runs on a GPU: name it with --gpus 0")
+    if gpus and not compiled and manifest.operators != "functions":
+        raise EngineError(
+            "--gpus needs an engine whose operators are in its graphs: build it with --operators functions"
+        )
+    if compiled and manifest.device is not None and manifest.device.cache != "in-place":
+        raise EngineError(
+            f"this engine's caches are {manifest.device.cache}; many requests at once need caches that are updated "
+            "in place at any size: build it with --cache in-place"
+        )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -124,17 +156,8 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = (
-        "engine",
-        "slots",
-        "memory",
-        "queue",
-        "policy",
-        "threads",
-        "prompt_tokens",
-        "capacity",
-        "chunk",
-    )
+    names = ["engine", "slots", "memory", "queue", "policy", "threads", "prompt_tokens", "capacity", "chunk"]
+    names += ["plugin"] if settings.plugin else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names

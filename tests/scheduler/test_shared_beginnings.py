@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from vlkv import POLICIES, Policy, Question
-from vlkv.generation.reuse import LEAST
+from vlkv.generation.chunks import GRAIN, LEAST, reusable
+from vlkv.generation.sequence import prepare
+from vlkv.policies.observe import observed_rows
 
 WAIT = 120
 WORDS = ("what", "is", "the", "total", "name", "date", "city", "form", "yes", "no")
@@ -64,9 +66,8 @@ def runs(engine, monkeypatch):
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_the_same_bits_as_without(engine_of, pictures, rng, policy, weights):
     engine = engine_of("llama-old", "native", weights)
-    beginning = (
-        f"{words(rng, int(rng.integers(LEAST, 90)))} <image> {words(rng, int(rng.integers(1, 40)))} <image>"
-    )
+    count = int(rng.integers(280, 320))
+    beginning = f"{words(rng, count)} <image> {words(rng, int(rng.integers(1, 40)))} <image>"
     lengths = [LEAST, 1, int(rng.integers(2, LEAST)), int(rng.integers(LEAST, 100)), 3]
     questions = [about(beginning, words(rng, count), pictures, policy) for count in lengths]
     with engine.scheduler(reuse=0) as scheduler:
@@ -80,8 +81,12 @@ def test_the_same_bits_as_without(engine_of, pictures, rng, policy, weights):
         assert all(bits(other) == bits(one) for other in others)
         assert not one.cached_tokens
     if policy in REUSING:
-        end = alone[0].image_positions[-1] + 1
-        assert [one.cached_tokens for one in again] == [min(end, one.prompt_tokens - LEAST) for one in alone]
+        end = int(alone[0].image_positions[-1]) + 1
+        for one in again:
+            rows = observed_rows(POLICIES[policy], one.prompt_tokens, end - 1)
+            origin = rows.start if rows else 0
+            most = min(end, origin) if rows else end
+            assert one.cached_tokens == reusable(one.prompt_tokens, origin, most) > end - 2 * GRAIN
         assert first[0].cached_tokens == 0
         assert stats.reuse_hits == 2 * len(questions) - 1
     else:
@@ -93,7 +98,7 @@ def test_the_same_bits_as_without(engine_of, pictures, rng, policy, weights):
 
 
 def test_other_policies_share_what_one_left(engine, pictures, rng):
-    beginning, question = f"{words(rng, 60)} <image>", words(rng, 40)
+    beginning, question = f"{words(rng, 300)} <image>", words(rng, 40)
     asked = [about(beginning, question, pictures[:1], policy) for policy in REUSING]
     with engine.scheduler(reuse=0) as scheduler:
         alone = [ask(scheduler, one) for one in asked]
@@ -105,27 +110,28 @@ def test_other_policies_share_what_one_left(engine, pictures, rng):
 
 def test_a_window_that_begins_before_the_pictures_end_runs_again(engine, pictures, rng):
     policy = Policy("wide", rows="last", window=70)
-    asked = [about(f"{words(rng, 120)} <image>", words(rng, 40), pictures[:1], policy)] * 2
+    asked = [about(f"{words(rng, 300)} <image>", words(rng, 40), pictures[:1], policy)] * 2
     with engine.scheduler(reuse=16 << 20) as scheduler:
         one, other = (ask(scheduler, question) for question in asked)
-    assert other.cached_tokens == other.prompt_tokens - 70 < one.image_positions[0]
+    least = other.prompt_tokens - 70
+    assert least - GRAIN < other.cached_tokens <= least < one.image_positions[0]
     assert bits(one) == bits(other)
 
 
 def test_only_the_rest_is_run(engine, pictures, rng, monkeypatch):
     tokens, tiles = runs(engine, monkeypatch)
-    beginning = f"{words(rng, 150)} <image>"
+    beginning = f"{words(rng, 350)} <image>"
     with engine.scheduler(reuse=16 << 20) as scheduler:
         ask(scheduler, about(beginning, words(rng, 50), pictures[:1]))
         assert len(tiles) == 1
         tokens.clear()
         found = ask(scheduler, about(beginning, words(rng, 45), pictures[:1]))
     assert len(tiles) == 1, "the tower ran again"
-    assert sum(tokens) == found.prompt_tokens - found.cached_tokens == 45
+    assert sum(tokens) == found.prompt_tokens - found.cached_tokens < 45 + GRAIN
 
 
 def test_a_conversation_with_a_new_picture_reuses_the_earlier_turns(engine, pictures, rng):
-    beginning = f"{words(rng, 60)} <image>"
+    beginning = f"{words(rng, 330)} <image>"
     longer = f"{beginning} {words(rng, 30)} <image>"
     asked = about(longer, words(rng, 40), pictures)
     with engine.scheduler(reuse=0) as scheduler:
@@ -134,13 +140,13 @@ def test_a_conversation_with_a_new_picture_reuses_the_earlier_turns(engine, pict
         before = ask(scheduler, about(beginning, words(rng, 40), pictures[:1]))
         found = ask(scheduler, asked)
         again = ask(scheduler, asked)
-    assert found.cached_tokens == before.image_positions[-1] + 1
-    assert again.cached_tokens == found.image_positions[-1] + 1
+    assert 0 <= before.image_positions[-1] + 1 - found.cached_tokens < 3
+    assert 0 <= found.image_positions[-1] + 1 - again.cached_tokens < 2 * GRAIN
     assert bits(alone) == bits(found) == bits(again)
 
 
 def test_other_beginnings_pictures_and_owners_miss(engine, pictures, rng):
-    beginning, question = words(rng, 60), words(rng, 40)
+    beginning, question = words(rng, 330), words(rng, 40)
     one, two = pictures
     asked = about(f"{beginning} <image>", question, [one])
     with engine.scheduler(reuse=16 << 20) as scheduler:
@@ -162,14 +168,14 @@ def test_other_beginnings_pictures_and_owners_miss(engine, pictures, rng):
 def test_without_pictures_nothing_is_held(engine, rng):
     with engine.scheduler(reuse=16 << 20) as scheduler:
         for _ in range(2):
-            assert ask(scheduler, about(words(rng, 60), "what", [])).cached_tokens == 0
+            assert ask(scheduler, about(words(rng, 330), "what", [])).cached_tokens == 0
         stats = scheduler.stats()
     assert (stats.reuse_hits, stats.reuse_misses, stats.reuse_bytes) == (0, 0, 0)
 
 
 def test_operators_that_depend_on_chunks_reuse_features_only(engine_of, pictures, rng):
     engine = engine_of("llama-old", "functions")
-    asked = about(f"{words(rng, 60)} <image>", words(rng, 40), pictures[:1])
+    asked = about(f"{words(rng, 330)} <image>", words(rng, 40), pictures[:1])
     with engine.scheduler(reuse=16 << 20) as scheduler:
         one, other = ask(scheduler, asked), ask(scheduler, asked)
         stats = scheduler.stats()
@@ -182,29 +188,27 @@ def test_memory_is_bounded_counted_and_given_back(engine, pictures, rng):
     with engine.scheduler(slots=2, reuse=1 << 40) as scheduler:
         assert scheduler.stats().reuse_bytes_limit == scheduler.plan.memory
         for _ in range(3):
-            ask(scheduler, about(f"{words(rng, 60)} <image>", words(rng, 40), pictures[:1]))
+            ask(scheduler, about(f"{words(rng, 330)} <image>", words(rng, 40), pictures[:1]))
         assert scheduler.stats().reuse_bytes > 0
     assert scheduler.stats().reuse_bytes == 0
     text = engine.manifest.text
     token = text.layers * text.kv_heads * text.head_dim * 8
-    limit = 70 * token
+    limit = 360 * token
     with engine.scheduler(slots=2, reuse=limit) as scheduler:
         for _ in range(6):
-            ask(scheduler, about(f"{words(rng, 40)} <image>", words(rng, 40), pictures[:1]))
+            ask(scheduler, about(f"{words(rng, 330)} <image>", words(rng, 40), pictures[:1]))
             assert 0 < scheduler.stats().reuse_bytes <= limit
-        large = about(f"{words(rng, 80)} <image>", words(rng, 40), pictures[:1])
+        large = about(f"{words(rng, 370)} <image>", words(rng, 40), pictures[:1])
         assert [ask(scheduler, large).cached_tokens for _ in range(2)] == [0, 0]
 
 
 def test_requests_that_need_the_memory_get_it(engine, pictures, rng):
-    small = about(f"{words(rng, 40)} <image>", words(rng, 40), pictures[:1], max_new_tokens=1)
-    large = about(words(rng, 400), "what", [], max_new_tokens=1)
+    small = about(f"{words(rng, 300)} <image>", words(rng, 40), pictures[:1], max_new_tokens=1)
+    large = about(words(rng, 480), "what", [], max_new_tokens=1)
     with engine.scheduler(slots=1) as scheduler:
         plan = scheduler.plan
-    from vlkv.generation.sequence import prepare
-
     prepared = prepare(engine.model, large)
-    memory = plan.lane_bytes(prepared) + plan.prefill_bytes(prepared)
+    memory = int(1.6 * (plan.lane_bytes(prepared) + plan.prefill_bytes(prepared)))
     with engine.scheduler(slots=1, memory=memory, reuse=memory) as scheduler:
         ask(scheduler, small)
         held = scheduler.stats().reuse_bytes
@@ -215,7 +219,7 @@ def test_requests_that_need_the_memory_get_it(engine, pictures, rng):
 
 
 def test_many_at_once_from_many_threads(engine, pictures, rng):
-    beginnings = [f"{words(rng, 50)} <image>" for _ in range(3)]
+    beginnings = [f"{words(rng, 330)} <image>" for _ in range(3)]
     asked = [
         about(
             str(rng.choice(beginnings)),
@@ -229,7 +233,7 @@ def test_many_at_once_from_many_threads(engine, pictures, rng):
         alone = [ask(scheduler, question) for question in asked]
     token = engine.manifest.text.layers * engine.manifest.text.kv_heads * engine.manifest.text.head_dim * 8
     found = [None] * len(asked)
-    with engine.scheduler(slots=5, reuse=200 * token) as scheduler:
+    with engine.scheduler(slots=5, reuse=1200 * token) as scheduler:
 
         def some(first):
             for number in range(first, len(asked), 4):
@@ -255,7 +259,7 @@ def test_cancelled_prompts_leave_nothing_half_done(engine, pictures, rng, monkey
         assert gate.wait(WAIT)
         return extend(*given)
 
-    asked = about(f"{words(rng, 100)} <image>", words(rng, 40), pictures[:1])
+    asked = about(f"{words(rng, 300)} <image>", words(rng, 60), pictures[:1])
     monkeypatch.setattr(backend, "extend", held)
     with engine.scheduler(reuse=16 << 20, chunk=64) as scheduler:
         ticket = scheduler.submit(asked)

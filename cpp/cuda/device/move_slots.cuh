@@ -1,0 +1,42 @@
+// MoveSlots: a warp for each head of each prompt in each array.
+#pragma once
+
+#include "cuda/device/move_args.cuh"
+
+namespace vlkv::cuda {
+
+inline constexpr int kMoveSlotThreads = 128;
+
+struct alignas(16) Moved {
+  uint32_t word[4];
+};
+
+template <class Unit>
+__device__ __forceinline__ void move_units(const char* source, char* target, int64_t bytes) {
+  const int64_t units = bytes / static_cast<int64_t>(sizeof(Unit));
+  for (int64_t unit = threadIdx.x % kWarp; unit < units; unit += kWarp) {
+    reinterpret_cast<Unit*>(target)[unit] = reinterpret_cast<const Unit*>(source)[unit];
+  }
+}
+
+__global__ void __launch_bounds__(kMoveSlotThreads) move_slots(const MoveArgs args) {
+  constexpr int64_t warps = kMoveSlotThreads / kWarp;
+  const int64_t heads = args.batch * args.kv_heads, item = int64_t{blockIdx.x} * warps + threadIdx.x / kWarp;
+  if (item >= 2 * args.layers * heads) return;
+  const int64_t array = item / heads, head = item % heads;
+  const int64_t layer = array < args.layers ? array : array - args.layers;
+  const int64_t capacity = args.capacity[layer];
+  const int64_t slot = args.slots[layer * heads + head];
+  const int64_t last = args.last[layer * args.batch + head / args.kv_heads];
+  if (slot < 0 || slot >= capacity || last < 0 || last >= capacity || slot == last) return;
+  char* const row = static_cast<char*>(args.arrays[array]) + head * capacity * args.slot_bytes;
+  const char* const source = row + last * args.slot_bytes;
+  char* const target = row + slot * args.slot_bytes;
+  if ((reinterpret_cast<uint64_t>(row) | static_cast<uint64_t>(args.slot_bytes)) % 16 == 0) {
+    move_units<Moved>(source, target, args.slot_bytes);
+  } else {
+    move_units<uint16_t>(source, target, args.slot_bytes);
+  }
+}
+
+}  // namespace vlkv::cuda

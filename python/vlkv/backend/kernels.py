@@ -1,0 +1,73 @@
+"""vlkv's own kernels for a device, by the C entry points of a library that was built with CUDA.
+
+The library is the TensorRT plugin, or the native module where it was built with `-DVLKV_CUDA=ON`. Unverified: no test
+ran on a GPU; the kernel runs in the C++ suite on the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from vlkv.errors import EngineError
+from vlkv.ops.native import native
+
+
+class Kernels(Protocol):
+    """What a device may have of its own."""
+
+    def move_slots(
+        self, sizes: tuple[int, int, int, int], arrays: int, capacity: int, slots: int, last: int, stream: int
+    ) -> None:
+        """Enqueues the move of a slot of each head, in all layers of a cache; see `cpp/include/vlkv/move_slots.h`.
+
+        Args:
+            sizes: layers, prompts, KV heads, and bytes of a slot of a head.
+            arrays: address of `[2L]` addresses: keys of all layers, then values.
+            capacity: address of `[L]` int64.
+            slots: address of `[L,B,Hkv]` int64, where to; -1 leaves a head alone.
+            last: address of `[L,B]` int64, where from.
+            stream: a `cudaStream_t`. All addresses are the device's.
+        """
+        ...
+
+
+class _MoveSlots(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("layers", "batch", "kv_heads", "slot_bytes")),
+        *((name, ctypes.c_void_p) for name in ("arrays", "capacity", "slots", "last")),
+    )
+
+
+class Library:
+    """The entry points of one library; see `Kernels`."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._move = library.vlkv_move_slots_cuda
+        self._move.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+        self.cuda = bool(library.vlkv_has_cuda())
+
+    def move_slots(
+        self, sizes: tuple[int, int, int, int], arrays: int, capacity: int, slots: int, last: int, stream: int
+    ) -> None:
+        """See `Kernels.move_slots`."""
+        given, said = _MoveSlots(*sizes, arrays, capacity, slots, last), ctypes.create_string_buffer(400)
+        if self._move(ctypes.byref(given), stream, said, len(said)):
+            raise EngineError(f"vlkv's kernel failed: {said.value.decode(errors='replace')}")
+
+
+def find(paths: Iterable[Path | None] = ()) -> Kernels | None:
+    """The kernels of the first of these libraries that has them, or of the native module; None where none has."""
+    for path in (*paths, Path(native().__file__ or "")):
+        if path is None:
+            continue
+        try:
+            library = Library(path)
+        except (OSError, AttributeError):
+            continue
+        if library.cuda:
+            return library
+    return None
