@@ -88,6 +88,7 @@ def test_result_tells_what_was_done(engine, pictures):
         "finish_reason",
         "prompt_tokens",
         "image_tokens",
+        "cached_tokens",
         "policy",
         "budget",
         "kept_tokens",

@@ -207,8 +207,12 @@ def test_requests_that_need_the_memory_get_it(engine, pictures, rng):
     large = about(words(rng, 480), "what", [], max_new_tokens=1)
     with engine.scheduler(slots=1) as scheduler:
         plan = scheduler.plan
-    prepared = prepare(engine.model, large)
-    memory = int(1.6 * (plan.lane_bytes(prepared) + plan.prefill_bytes(prepared)))
+    needed = [
+        plan.lane_bytes(one) + plan.prefill_bytes(one)
+        for one in (prepare(engine.model, question) for question in (small, large))
+    ]
+    memory = needed[0] + 345 * plan.token_bytes * len(plan.capacity)
+    assert needed[1] <= memory
     with engine.scheduler(slots=1, memory=memory, reuse=memory) as scheduler:
         ask(scheduler, small)
         held = scheduler.stats().reuse_bytes

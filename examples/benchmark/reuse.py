@@ -1,0 +1,83 @@
+"""`make bench-reuse`: the first token of a second question about a picture, against that of the first question.
+
+One process and one scheduler; the first and the second question take turns, each pair about a picture of its own.
+OneVision-0.5B's sizes show a picture as a grid of tiles; `--pictures` gives their sides in pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_engine import engine_of
+from PIL import Image
+
+from vlkv import Engine, Question
+from vlkv.scheduler import Scheduler
+
+WORDS = ("what", "is", "the", "total", "of", "this", "form", "and", "which", "date", "does", "it", "have")
+
+
+def question(rng: np.random.Generator, picture: Any, policy: str) -> Question:
+    """Ten words about a picture."""
+    return Question(" ".join(rng.choice(WORDS, 10)), [picture], policy=policy, max_new_tokens=1)
+
+
+def first(scheduler: Scheduler, asked: Question) -> tuple[float, int, int]:
+    """Seconds until the first token, tokens of the prompt, and how many of them were reused."""
+    ticket = scheduler.submit(asked)
+    result = ticket.wait()
+    assert ticket.first_token is not None
+    return ticket.first_token - ticket.submitted, result.prompt_tokens, result.cached_tokens
+
+
+def measure(engine: Engine, policy: str, side: int, repeat: int) -> dict[str, Any]:
+    """Medians over pairs of questions."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    with engine.scheduler(slots=4, memory=4 << 30) as scheduler:
+        for _ in range(repeat + 1):
+            noise = rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)
+            picture = Image.fromarray(noise).resize((side, side))
+            one, tokens, _ = first(scheduler, question(rng, picture, policy))
+            two, _, reused = first(scheduler, question(rng, picture, policy))
+            pairs.append((one, two, tokens, reused))
+    ones, twos, tokens, reused = (statistics.median(one) for one in zip(*pairs[1:], strict=True))
+    ratio = statistics.median(two / one for one, two, *_ in pairs[1:])
+    return {
+        "policy": policy,
+        "prompt tokens": int(tokens),
+        "reused": int(reused),
+        "first, ms": ones * 1e3,
+        "second, ms": twos * 1e3,
+        "ratio": ratio,
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--size", default="150m")
+    parser.add_argument("--pictures", default="336", help="sides in pixels, comma-separated")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--policies", default="shared-question,vl-cache,full")
+    arguments = parser.parse_args()
+    engine = engine_of(arguments.size, arguments.output)
+    rows = [
+        measure(engine, policy, int(side), arguments.repeat)
+        for side in arguments.pictures.split(",")
+        for policy in arguments.policies.split(",")
+    ]
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    (arguments.output / f"reuse-{arguments.size}.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
