@@ -1,7 +1,6 @@
-"""`make bench-reuse`: the first token of a second question about a picture, against that of the first question.
+"""`make bench-reuse`: the first token of a second question about pictures, against that of the first question.
 
-One process and one scheduler; the first and the second question take turns, each pair about a picture of its own.
-OneVision-0.5B's sizes show a picture as a grid of tiles; `--pictures` gives their sides in pixels.
+One process and one scheduler; the first and the second question take turns, each pair about pictures of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from vlkv.scheduler import Scheduler
 WORDS = ("what", "is", "the", "total", "of", "this", "form", "and", "which", "date", "does", "it", "have")
 
 
-def question(rng: np.random.Generator, picture: Any, policy: str) -> Question:
-    """Ten words about a picture."""
-    return Question(" ".join(rng.choice(WORDS, 10)), [picture], policy=policy, max_new_tokens=1)
+def question(rng: np.random.Generator, pictures: Sequence[Any], policy: str) -> Question:
+    """Ten words about pictures."""
+    return Question(" ".join(rng.choice(WORDS, 10)), pictures, policy=policy, max_new_tokens=1)
 
 
 def first(scheduler: Scheduler, asked: Question) -> tuple[float, int, int]:
@@ -35,16 +35,16 @@ def first(scheduler: Scheduler, asked: Question) -> tuple[float, int, int]:
     return ticket.first_token - ticket.submitted, result.prompt_tokens, result.cached_tokens
 
 
-def measure(engine: Engine, policy: str, side: int, repeat: int) -> dict[str, Any]:
+def measure(engine: Engine, policy: str, count: int, repeat: int) -> dict[str, Any]:
     """Medians over pairs of questions."""
     rng = np.random.default_rng(0)
     pairs = []
     with engine.scheduler(slots=4, memory=4 << 30) as scheduler:
         for _ in range(repeat + 1):
-            noise = rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8)
-            picture = Image.fromarray(noise).resize((side, side))
-            one, tokens, _ = first(scheduler, question(rng, picture, policy))
-            two, _, reused = first(scheduler, question(rng, picture, policy))
+            noise = rng.integers(0, 256, (count, 21, 21, 3), np.uint8)
+            pictures = [Image.fromarray(one).resize((640, 640)) for one in noise]
+            one, tokens, _ = first(scheduler, question(rng, pictures, policy))
+            two, _, reused = first(scheduler, question(rng, pictures, policy))
             pairs.append((one, two, tokens, reused))
     ones, twos, tokens, reused = (statistics.median(one) for one in zip(*pairs[1:], strict=True))
     ratio = statistics.median(two / one for one, two, *_ in pairs[1:])
@@ -63,14 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="150m")
-    parser.add_argument("--pictures", default="336", help="sides in pixels, comma-separated")
+    parser.add_argument("--pictures", default="1,5", help="how many a question has, comma-separated")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--policies", default="shared-question,vl-cache,full")
     arguments = parser.parse_args()
     engine = engine_of(arguments.size, arguments.output)
     rows = [
-        measure(engine, policy, int(side), arguments.repeat)
-        for side in arguments.pictures.split(",")
+        measure(engine, policy, int(count), arguments.repeat)
+        for count in arguments.pictures.split(",")
         for policy in arguments.policies.split(",")
     ]
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))

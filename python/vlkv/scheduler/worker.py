@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
+from vlkv.backend.cache import HOST
 from vlkv.errors import ServerStoppedError
 from vlkv.generation.reuse import Reuse
 from vlkv.model import Model
@@ -53,7 +54,8 @@ class Worker(threading.Thread):
         self._batch = Batch(self._lanes, model, self.stats)
         native = model.manifest.operators == "native"
         self._prefills = Prefills(self._lanes, plan, chunk, not native)
-        self.reuse = Reuse(reuse, beginnings=native)
+        # keys and values are copied on the host, and function operators depend on the chunks
+        self.reuse = Reuse(reuse, beginnings=native and model.backend.store is HOST)
 
     def wake(self) -> None:
         """Wakes an idle thread."""

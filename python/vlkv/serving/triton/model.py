@@ -53,6 +53,7 @@ class TritonPythonModel:
             if memory is None and device_of(args) == "cpu":
                 shares = _instances(config)
                 memory = default_memory(engine.manifest.text, settings.get("slots", SLOTS), shares)
+            settings["reuse"] = parse_memory(given.get("reuse", AUTO))
             settings["memory"] = memory
             self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)
