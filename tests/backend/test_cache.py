@@ -251,8 +251,9 @@ def test_bytes_in_a_batch_are_those_of_the_joined_arrays(engine_of, pictures, mo
         max(r.kept_tokens[layer] + room for r, room in zip(results, rooms, strict=True))
         for layer in range(text.layers)
     )
-    assert held == [3 * slots * 2 * text.kv_heads * text.head_dim * 4]
-    assert [result.cache_bytes * 3 for result in results] == held * 3
+    assert held[0] == 3 * slots * 2 * text.kv_heads * text.head_dim * 4
+    assert held[1:] == [held[0] // 3 * rows for rows in (2, 1)], "rows of answers that ended are computed no more"
+    assert [result.cache_bytes * 3 for result in results] == [held[0]] * 3
 
 
 def test_overwrite_moves_the_newest_token_of_each_head(rng):

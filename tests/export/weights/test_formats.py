@@ -181,7 +181,7 @@ def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine
     built = build_engine(graphs_of(name), tmp_path / "e")
     assert built.weights == {"llama-biases": "bfloat16", "llama-old": "float16"}[name]
     for path in checkpoint_of(name).glob("*.safetensors"):
-        assert (tmp_path / "e" / path.name).stat().st_ino == path.stat().st_ino
+        assert (tmp_path / "e" / path.name).read_bytes() == path.read_bytes()
     question = Question("a b c d", policy="full", raw=True)
     wide, narrow = (
         np.array([step.logits for step in one.forced(question, [5, 6, 7])])
