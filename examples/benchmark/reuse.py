@@ -68,14 +68,15 @@ def main() -> None:
     parser.add_argument("--policies", default="shared-question,vl-cache,full")
     arguments = parser.parse_args()
     engine = engine_of(arguments.size, arguments.output)
-    rows = [
-        measure(engine, policy, int(count), arguments.repeat)
-        for count in arguments.pictures.split(",")
-        for policy in arguments.policies.split(",")
-    ]
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    rows = []
+    for count in arguments.pictures.split(","):
+        for policy in arguments.policies.split(","):
+            row = measure(engine, policy, int(count), arguments.repeat)
+            if not rows:
+                print("| " + " | ".join(row) + " |\n|" + " --- |" * len(row))
+            cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+            print("| " + " | ".join(cells) + " |", flush=True)
+            rows.append(row)
     (arguments.output / f"reuse-{arguments.size}.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
