@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ def question(rng: np.random.Generator, pictures: Sequence[Any], policy: str) -> 
     return Question(" ".join(rng.choice(WORDS, 10)), pictures, policy=policy, max_new_tokens=1)
 
 
-def first(scheduler: Scheduler, asked: Question) -> tuple[float, int, int]:
-    """Seconds until the first token, tokens of the prompt, and how many of them were reused."""
+def first(scheduler: Scheduler, asked: Question) -> tuple[float, float, int, int]:
+    """Seconds until the first token, processor seconds, tokens of the prompt, and how many of them were reused."""
+    before = process_time()
     ticket = scheduler.submit(asked)
     result = ticket.wait()
     assert ticket.first_token is not None
-    return ticket.first_token - ticket.submitted, result.prompt_tokens, result.cached_tokens
+    spent = process_time() - before
+    return ticket.first_token - ticket.submitted, spent, result.prompt_tokens, result.cached_tokens
 
 
 def measure(engine: Engine, policy: str, count: int, repeat: int) -> dict[str, Any]:
@@ -43,10 +46,10 @@ def measure(engine: Engine, policy: str, count: int, repeat: int) -> dict[str, A
         for _ in range(repeat + 1):
             noise = rng.integers(0, 256, (count, 21, 21, 3), np.uint8)
             pictures = [Image.fromarray(one).resize((640, 640)) for one in noise]
-            one, tokens, _ = first(scheduler, question(rng, pictures, policy))
-            two, _, reused = first(scheduler, question(rng, pictures, policy))
-            pairs.append((one, two, tokens, reused))
-    ones, twos, tokens, reused = (statistics.median(one) for one in zip(*pairs[1:], strict=True))
+            one, busy, tokens, _ = first(scheduler, question(rng, pictures, policy))
+            two, less, _, reused = first(scheduler, question(rng, pictures, policy))
+            pairs.append((one, two, busy, less, tokens, reused))
+    ones, twos, busy, less, tokens, reused = (statistics.median(one) for one in zip(*pairs[1:], strict=True))
     ratio = statistics.median(two / one for one, two, *_ in pairs[1:])
     return {
         "policy": policy,
@@ -55,6 +58,9 @@ def measure(engine: Engine, policy: str, count: int, repeat: int) -> dict[str, A
         "first, ms": ones * 1e3,
         "second, ms": twos * 1e3,
         "ratio": ratio,
+        "processor, first, ms": busy * 1e3,
+        "processor, second, ms": less * 1e3,
+        "processor ratio": statistics.median(pair[3] / pair[2] for pair in pairs[1:]),
     }
 
 

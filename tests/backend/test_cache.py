@@ -252,7 +252,9 @@ def test_bytes_in_a_batch_are_those_of_the_joined_arrays(engine_of, pictures, mo
         for layer in range(text.layers)
     )
     assert held[0] == 3 * slots * 2 * text.kv_heads * text.head_dim * 4
-    assert held[1:] == [held[0] // 3 * rows for rows in (2, 1)], "rows of answers that ended are computed no more"
+    assert held[1:] == [held[0] // 3 * rows for rows in (2, 1)], (
+        "rows of answers that ended are computed no more"
+    )
     assert [result.cache_bytes * 3 for result in results] == [held[0]] * 3
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from serving.openai.conftest import Served
 
@@ -15,7 +20,10 @@ def ask(client, uri, text, policy="vl-cache"):
     return reply.choices[0].message.content, reply.usage
 
 
-def test_a_second_question_reuses_and_says_so(served, uri):
+def test_a_second_question_reuses_and_says_so(served, rng):
+    data = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8)).save(data, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     before, client = served.metrics(), served.client()
     _, first = ask(client, uri, "what is the type?")
     text, second = ask(client, uri, "what is the date?")
