@@ -20,11 +20,11 @@ def ask(client, uri, text, policy="vl-cache"):
     return reply.choices[0].message.content, reply.usage
 
 
-def test_a_second_question_reuses_and_says_so(served, rng):
+def test_a_second_question_reuses_and_says_so(served, client, rng):
     data = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8)).save(data, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-    before, client = served.metrics(), served.client()
+    before = served.metrics()
     _, first = ask(client, uri, "what is the type?")
     text, second = ask(client, uri, "what is the date?")
     again, third = ask(client, uri, "what is the date?")
@@ -59,10 +59,11 @@ def test_api_keys_share_nothing_with_isolate(shipped, tmp_path, uri):
         *keys,
     )
     try:
-        cached = [
-            ask(server.client(key), uri, "what is the type?")[1].prompt_tokens_details.cached_tokens > 0
-            for key in ("one", "two", "one", "two")
-        ]
+        cached = []
+        for key in ("one", "two", "one", "two"):
+            with server.client(key) as client:
+                _, usage = ask(client, uri, "what is the type?")
+            cached.append(usage.prompt_tokens_details.cached_tokens > 0)
         assert cached == [False, False, True, True]
         assert server.metrics()["vlkv_picture_misses_total"] == 2
         assert server.metrics()["vlkv_reuse_bytes_limit"] == 4 << 20
