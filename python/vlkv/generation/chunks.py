@@ -14,8 +14,8 @@ PREFILL_CHUNK = 1024
 GRAIN = 64
 """Chunks end at multiples of this from the first observed token, and no chunk is shorter."""
 
-LEAST = 32
-"""Tokens that a prompt runs at least if it reuses the others."""
+LEAST = 20
+"""Tokens that a prompt runs at least if it reuses the others: more than the 16 of other kernels."""
 
 BLOCK = 16
 """Divides the rows of attention's blocks (twice the head dimension): one row is left over at most where a chunk has

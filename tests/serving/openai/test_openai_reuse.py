@@ -22,7 +22,7 @@ def ask(client, uri, text, policy="vl-cache"):
 
 def test_a_second_question_reuses_and_says_so(served, client, rng):
     data = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8)).save(data, "PNG")
+    Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).resize((336, 336)).save(data, "PNG")
     uri = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     before = served.metrics()
     _, first = ask(client, uri, "what is the type?")
