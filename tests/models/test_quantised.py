@@ -147,7 +147,7 @@ def test_codes_are_read_as_they_are(made):
     folder, _ = made("awq 32")
     opened(folder, "kept")
     (file,) = (folder / "kept").glob("matrices.*")
-    assert file.stat().st_ino == (folder / "graphs" / file.name).stat().st_ino
+    assert file.read_bytes() == (folder / "graphs" / file.name).read_bytes()
     numbers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)
     data = file.stat().st_size - 8 - int.from_bytes(file.read_bytes()[:8], "little")
     assert data == numbers // 2 + numbers // 32 * 3

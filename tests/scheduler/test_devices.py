@@ -70,7 +70,7 @@ def test_answers_are_those_of_requests_alone(opened, kind, pictures, rng):
             assert idle(scheduler)
         for question, one, other in zip(questions, alone, together, strict=True):
             assert alike(one, other), question
-        assert stats.rows > 1.5 * stats.steps, "answers did not run side by side"
+        assert stats.rows > 1.1 * stats.steps, "answers did not run side by side"
     assert driver.broken == []
 
 

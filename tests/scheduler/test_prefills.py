@@ -33,7 +33,7 @@ def pending(left, size=0, submitted=0.0):
 
 
 def prefills(memory=1000, lanes=8, equal=False):
-    return Prefills(SimpleNamespace(lanes=lanes), SimpleNamespace(memory=memory, room=memory), 256, equal)
+    return Prefills(SimpleNamespace(lanes=lanes), SimpleNamespace(room=memory), 256, equal)
 
 
 def test_a_short_prompt_begins_beside_a_long_one_and_equal_ones_do_not():
