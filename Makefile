@@ -8,6 +8,7 @@
 # make bench-memory   how many concurrent requests fit into the same memory
 # make bench-serving  throughput of 16 concurrent requests against one
 # make bench-waiting  what a long prompt does to a short prompt behind it and to a running answer
+# make bench-reuse    the first token of a second question about a picture, against that of the first
 # make bench-ops      the native operators against their floors and ONNX bodies, and a prompt's prefill
 # make accuracy       trains six checkpoints (15 minutes and one core each, kept in out/accuracy) and evaluates all
 # make quality        how each weight format and cache dtype changes the answers of a real language model; installs gguf and accelerate
@@ -45,7 +46,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting soak accuracy real real-reader lowest clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -85,6 +86,9 @@ bench-serving: $(VENV)/tested
 
 bench-waiting: $(VENV)/tested
 	@$(BIN)/python examples/benchmark/waiting.py -o $(OUT)/bench
+
+bench-reuse: $(VENV)/tested
+	@$(BIN)/python examples/benchmark/reuse.py -o $(OUT)/bench
 
 soak: $(VENV)/tested $(VENV)/served
 	@SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_SECONDS=$(SOAK_SECONDS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s \

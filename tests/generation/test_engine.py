@@ -89,6 +89,7 @@ def test_result_tells_what_was_done(engine, pictures):
         "prompt_tokens",
         "image_tokens",
         "pruned_tokens",
+        "cached_tokens",
         "policy",
         "budget",
         "kept_tokens",

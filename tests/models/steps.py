@@ -12,8 +12,9 @@ import pytest
 
 from vlkv import Engine, Question, Result
 from vlkv.backend.cache import Cache
+from vlkv.generation.chunks import PREFILL_CHUNK
 from vlkv.generation.decode import Decoder
-from vlkv.generation.prefill import PREFILL_CHUNK, prefill
+from vlkv.generation.prefill import prefill
 from vlkv.generation.sequence import Sequence, prepare
 from vlkv.policies.decode_eviction import Eviction
 

@@ -231,3 +231,44 @@ def test_videos_that_are_refused(made):
         engine.generate("what", videos=[np.zeros((300, 1, 1, 3), np.uint8)])
     with pytest.raises(ImageError, match="frames is 0"):
         Question("what", frames=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llava-clip-mistral-window", "next-siglip-qwen2-window", "onevision", "next-video", "video-llava"],
+)
+@pytest.mark.parametrize("policy", ["full", "vl-cache", "snapkv", "elastic"])
+def test_a_second_question_has_the_same_bits(name, policy, made, rng):
+    """Reuse of beginnings with sliding windows, grids of tiles, several pictures and videos."""
+    engine, _ = made(name)
+    fields = {"policy": policy, "budget": None if policy == "full" else 0.3, "raw": True, "max_new_tokens": 5}
+    fields |= {"logprobs": 2, "scores": True}
+    shows = engine.manifest.video is not None
+    beginning = " ".join(["what is the total of this form"] * 45)
+    text, pictures, videos = shown("both") if shows else ("<image> <image>", ["odd", "tall"], [])
+    if not shows:
+        pictures = [families.picture(one) for one in pictures]
+    asked = [
+        Question(
+            f"{beginning} {text} {' '.join(rng.choice(['w1', 'w2', 'name'], count))}",
+            pictures,
+            videos=videos,
+            **fields,
+        )
+        for count in (40, 3, 40)
+    ]
+    found = []
+    for reuse in (0, 64 << 20):
+        with engine.scheduler(reuse=reuse) as scheduler:
+            found.append([scheduler.submit(question).wait(120) for question in asked])
+    for one, other in zip(*found, strict=True):
+        assert (one.token_ids, one.logprobs, one.sparsity) == (
+            other.token_ids,
+            other.logprobs,
+            other.sparsity,
+        )
+        for ours, theirs in zip(one.scores, other.scores, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs in zip(one.positions or [], other.positions or [], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert [one.cached_tokens > 0 for one in found[1]] == [False, *[policy != "elastic"] * 2]

@@ -33,6 +33,10 @@ def serve(
     memory: Annotated[
         str, typer.Option(help="Most memory of all caches; auto: half of what is available.")
     ] = AUTO,
+    reuse: Annotated[
+        str,
+        typer.Option(help="Most of it for what was read of pictures and prompts; auto: a quarter, 0: none."),
+    ] = AUTO,
     slots: Annotated[int, typer.Option(min=1, help="Lanes: answers that run at once.")] = SLOTS,
     prompt_tokens: Annotated[
         int | None, typer.Option(help="Longest prompt that can be compressed.", show_default="by memory")
@@ -45,6 +49,7 @@ def serve(
         list[str] | None,
         typer.Option(help=f"A key that clients must send; repeatable. {KEYS} holds a comma-separated list."),
     ] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help="Reuse nothing between API keys.")] = False,
     allow_image_urls: Annotated[
         str, typer.Option(metavar="HOSTS", help="Hosts that pictures may be fetched from, comma-separated.")
     ] = "",
@@ -66,6 +71,8 @@ def serve(
     from vlkv.engine import Engine
 
     keys = [*(api_key or []), *os.environ.get(KEYS, "").split(",")]
+    if isolate and not any(keys):
+        raise VlkvError(f"--isolate tells API keys apart, and none is given: add --api-key or set {KEYS}")
     settings = Settings(
         model=model,
         policy=resolve(policy).name,
@@ -74,9 +81,10 @@ def serve(
         origins=_names(cors),
         max_body=parse_size(max_body),
         timeout=timeout,
+        isolate=isolate,
     )
     given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
-    given |= {"prompt_tokens": prompt_tokens, "capacity": capacity}
+    given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)

@@ -43,6 +43,10 @@ def triton(
         int | None,
         typer.Option(help="Most prompt tokens between two steps.", show_default=str(SCHEDULED_CHUNK)),
     ] = None,
+    reuse: Annotated[
+        str,
+        typer.Option(help="Most of it for what was read of pictures and prompts; auto: a quarter, 0: none."),
+    ] = AUTO,
     gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     plugin: Annotated[
         str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
@@ -58,7 +62,7 @@ def triton(
         raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices,
-        plugin, prompt_tokens, capacity, chunk,
+        plugin, prompt_tokens, capacity, chunk, reuse,
     )  # fmt: skip
     folder = write_repository(settings, engine, output)
     if not devices:

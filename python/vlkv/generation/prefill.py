@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from itertools import pairwise
 from time import perf_counter
 from typing import TypeVar
 
@@ -15,7 +14,9 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache, HostStore
 from vlkv.dtypes import Float32, Int64
+from vlkv.generation.chunks import PREFILL_CHUNK, chunk_end, reusable, steady
 from vlkv.generation.result import Seconds
+from vlkv.generation.reuse import Reading
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
 from vlkv.inputs.preprocess import pixel_values
@@ -27,49 +28,11 @@ from vlkv.policies.observe import PROBES, Observer, Probe, observed_rows
 from vlkv.policies.policy import Policy
 from vlkv.pruning.picture import Picture, Pruner
 
-PREFILL_CHUNK = 1024
-"""Prompt tokens per call: 512 to 2048 are equally fast; one call for a long prompt is slower and needs more memory."""
-
-GRAIN = 64
-"""Chunks end at multiples of this from the first observed token, and no chunk is shorter, so that their size does not
-change a bit of the results: fewer than 20 rows use other kernels, and scores are added in blocks of 64 rows."""
-
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 Chunk = int | Callable[[], int]
 Parts = Generator[int, None, T]
 """A generator that does a part of its work at each `next` and yields the number of prompt tokens done."""
-
-
-def chunk_end(first: int, length: int, chunk: int, origin: int = 0, most: int = 0) -> int:
-    """Returns where the chunk that begins at token `first` ends.
-
-    Args:
-        first: the chunk's first token.
-        length: tokens of the prompt.
-        chunk: the wanted size; the chunk may have up to 2 `GRAIN` - 1 tokens more, so that none is too small.
-        origin: the first observed token; chunks end at multiples of `GRAIN` from there.
-        most: the most tokens of a call of the backend; 0 for any number.
-    """
-    chunk = min(chunk, most or chunk)
-    grain = min(GRAIN, chunk)
-    end = first + chunk
-    end -= (end - origin) % grain
-    if end - first < grain:
-        end += grain
-    if length - end < grain:
-        end = length
-    return min(end, first + most) if most else end
-
-
-def chunk_bounds(
-    length: int, chunk: int = PREFILL_CHUNK, begin: int = 0, origin: int = 0, most: int = 0
-) -> list[tuple[int, int]]:
-    """Divides the tokens from `begin` to `length` into chunks: see `chunk_end`."""
-    edges = [begin]
-    while edges[-1] < length:
-        edges.append(chunk_end(edges[-1], length, chunk, origin, most))
-    return list(pairwise(edges))
 
 
 def prefill(
@@ -82,7 +45,11 @@ def prefill(
 
 
 def prefilling(
-    model: Model, sequence: Sequence, chunk: Chunk = PREFILL_CHUNK, lane: Callable[[], Cache] | None = None
+    model: Model,
+    sequence: Sequence,
+    chunk: Chunk = PREFILL_CHUNK,
+    lane: Callable[[], Cache] | None = None,
+    reading: Reading | None = None,
 ) -> Parts[None]:
     """Runs one prompt part by part: each `next` runs one tile of a picture or one chunk of tokens.
 
@@ -95,19 +62,42 @@ def prefilling(
         chunk: the tokens of a call; a function is called before each.
         lane: returns the cache (B = 1) that receives the kept tokens and the answer. It is called once, before the
             first of them is written. None allocates a cache of the size needed.
+        reading: what earlier prompts left for this one, and where this one leaves its own; None for neither.
     """
     sequence.begin(model)
     policy, text, backend = sequence.policy, model.manifest.text, model.backend
-    tokens = yield from _embedding(
-        model, sequence.prompt, sequence.images, sequence.pruner, sequence.result.seconds
-    )
+    prompt, spent = sequence.prompt, sequence.result.seconds
+    length = len(prompt.token_ids)
+    rows = observed_rows(policy, length, prompt.last_image)
+    origin = rows.start if rows else 0
+    place: Cache | None = None
+
+    def working(tokens: int) -> Cache:
+        nonlocal place
+        place = lane() if sequence.kept_whole and lane else None
+        new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
+        return place or Cache.empty(text, tokens + new_tokens, backend.store)
+
+    def most(tokens: int) -> int:
+        # queries of the observation window are not kept, so its rows run
+        return reusable(length, origin, min(tokens, rows.start) if rows else tokens)
+
+    # the beginning of a pruned or probed prompt is not that of the prompt as it was given
+    shared = reading if sequence.pruner is None and policy.rows != "probe" else None
+    known = 0 if shared is None else shared.reuse.known(shared.names, most)
+    cache = None
+    if shared is not None and known:
+        start, cache = perf_counter(), working(length)
+        shared.reuse.load(shared.names, known, cache)
+        sequence.result.cached_tokens = known
+        spent.prefill += perf_counter() - start
+    tokens = yield from _embedding(model, prompt, sequence.images, sequence.pruner, spent, known, reading)
     sequence.prune_to(tokens.positions)
-    length = len(tokens.positions)
-    observer = observing(model, policy, tokens, sequence.prompt)
-    new_tokens = sequence.max_new_tokens if sequence.kept_whole else 0
-    place = lane() if sequence.kept_whole and lane else None
-    cache = place or Cache.empty(text, length + new_tokens + observer.room, backend.store)
-    sequence.logits = yield from _running(model, tokens, 0, cache, observer, sequence.result.seconds, chunk)
+    observer = observing(model, policy, tokens, prompt)
+    cache = cache or working(len(tokens.positions) + observer.room)
+    sequence.logits = yield from _running(model, tokens, known, cache, observer, spent, chunk)
+    if shared is not None and shared.names.ends and shared.names.ends[-1] < length and steady(length, origin):
+        shared.reuse.save(shared.names, cache)
     cut(model, sequence, cache, observer, lane=lane() if place is None and lane else place)
 
 
@@ -175,13 +165,27 @@ def _embedding(
     images: abc.Sequence[Image | Float32],
     pruner: Pruner | None,
     spent: Seconds,
+    since: int = 0,
+    reading: Reading | None = None,
 ) -> Parts[Tokens]:
-    """`embed`, one tile per part."""
+    """`embed`, one tile per part. Image tokens of pictures that end before token `since` get no features."""
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     kept = np.ones(len(embeds), bool)
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
+        places = prompt.image_positions[begin : begin + len(layout.sources)]
+        begin += len(layout.sources)
+        if places[-1] < since:
+            continue
+        known = (
+            None
+            if reading is None or pruner is not None
+            else reading.reuse.features(reading.names.pictures[number - 1])
+        )
+        if known is not None:
+            embeds[places] = known
+            continue
         name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
         if layout.frame is not None and model.manifest.video is not None:
             graph, facts = model.manifest.video.graph, model.manifest.video.frame
@@ -192,12 +196,12 @@ def _embedding(
             spent.vision += perf_counter() - start
             yield 0
             start = perf_counter()
-        end = begin + len(layout.sources)
-        places = prompt.image_positions[begin:end]
-        embeds[places] = pack(np.concatenate(features), layout)
+        packed = pack(np.concatenate(features), layout)
+        if reading is not None:
+            reading.reuse.save_features(reading.names.pictures[number - 1], packed)
+        embeds[places] = packed
         if pruner is not None:
-            kept[places] = pruner.keep(Picture(pixels, embeds[places], layout, facts))
-        begin = end
+            kept[places] = pruner.keep(Picture(pixels, packed, layout, facts))
     positions = np.flatnonzero(kept)
     embeds = embeds if len(positions) == len(embeds) else embeds[positions]
     spent.vision += perf_counter() - start

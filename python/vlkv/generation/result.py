@@ -32,6 +32,7 @@ class Result:
         prompt_tokens: tokens of the prompt, image tokens included.
         image_tokens: how many of these are image tokens.
         pruned_tokens: how many of these were left out before prefill.
+        cached_tokens: how many of the prompt's first tokens were reused from an earlier request.
         policy: the policy's name.
         budget: the share of the prompt's cache that was requested.
         kept_tokens: the number of prompt tokens kept, per layer.
@@ -53,6 +54,7 @@ class Result:
     prompt_tokens: int = 0
     image_tokens: int = 0
     pruned_tokens: int = 0
+    cached_tokens: int = 0
     policy: str = ""
     budget: float = 1.0
     kept_tokens: list[int] = field(default_factory=list)

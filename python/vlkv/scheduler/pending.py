@@ -7,6 +7,7 @@ from time import perf_counter
 
 from vlkv.backend.cache import Cache
 from vlkv.generation.prefill import Parts, prefilling
+from vlkv.generation.reuse import Names, Reading, Reuse
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
 from vlkv.scheduler.pixels import Held
@@ -32,9 +33,17 @@ class Pending:
     Args:
         plan: computes the bytes.
         held: the bytes of its pictures; released when prefill has read them or the request is closed.
+        names: identify its pictures and beginnings.
     """
 
-    def __init__(self, ticket: Ticket, sequence: Sequence, plan: Plan, held: Held | None = None) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        sequence: Sequence,
+        plan: Plan,
+        held: Held | None = None,
+        names: Names | None = None,
+    ) -> None:
         self.ticket, self.sequence = ticket, sequence
         self.lane = -1
         self.view: Cache | None = None
@@ -44,16 +53,21 @@ class Pending:
         self.prefill_seconds = self.token_seconds = 0.0
         self._chunk = 1
         self._held = held
+        self._names = names
         self._parts: Parts[None] | None = None
 
-    def begin(self, model: Model, lane: Callable[[Pending], Cache]) -> None:
-        """Prepares prefill; `lane` assigns the lane that receives the cache."""
+    def begin(self, model: Model, lane: Callable[[Pending], Cache], reuse: Reuse) -> None:
+        """Prepares prefill; `lane` assigns the lane that receives the cache, `reuse` has what is known."""
 
         def take() -> Cache:
             self.view = lane(self)
             return self.view
 
-        self._parts = prefilling(model, self.sequence, lambda: self._chunk, take)
+        reading = None
+        if self._names is not None:
+            reuse.touch(self._names)
+            reading = Reading(reuse, self._names)
+        self._parts = prefilling(model, self.sequence, lambda: self._chunk, take, reading)
 
     def advance(self, chunk: int) -> bool:
         """Runs one part of the prefill, a picture's tile or about `chunk` tokens; returns whether it was the last."""

@@ -17,7 +17,7 @@ from collections import deque
 import numpy as np
 
 from vlkv.backend.cache import Cache
-from vlkv.generation.prefill import GRAIN
+from vlkv.generation.chunks import GRAIN
 from vlkv.scheduler.lanes import Lanes
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.plan import Plan
@@ -60,9 +60,7 @@ class Prefills:
         self._share = SHARE * max(1, wanting)
         if not queue or len(self.running) >= MOST or free_lanes <= 0:
             return None
-        used = sum(one.lane_bytes for one in answers)
-        used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
-        free = self._plan.room - used
+        free = self.free(answers)
         head = queue[0]
         fits = [one for one in queue if one.lane_bytes + one.prefill_bytes <= free]
         if self.running:
@@ -79,6 +77,12 @@ class Prefills:
         queue.remove(found)
         self.running.append(found)
         return found
+
+    def free(self, answers: list[Pending]) -> int:
+        """Bytes that neither running answers nor prompts in prefill need."""
+        used = sum(one.lane_bytes for one in answers)
+        used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
+        return self._plan.room - used
 
     def next(self) -> Pending | None:
         """The prompt whose part runs now; None if decode steps come first."""

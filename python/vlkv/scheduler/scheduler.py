@@ -9,6 +9,7 @@ from typing import Any
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import SamplingError, ServerFullError
 from vlkv.generation.question import Question
+from vlkv.generation.reuse import Names, names_of
 from vlkv.generation.sequence import Sequence, prepare
 from vlkv.inputs.pictures import Limits, measure_visuals, read_visuals
 from vlkv.model import Model
@@ -22,6 +23,8 @@ from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
+REUSED = 0.25
+"""The share of the memory that contents may take which later requests can reuse."""
 CLOSE_SECONDS = 60.0
 """How long leaving a `with` block waits for the step that runs; a thread that hangs does not hang others."""
 SERVED = Limits(picture=36_000_000, request=100_000_000, count=64)
@@ -49,6 +52,8 @@ class Scheduler:
         chunk: the most prompt tokens between two decode steps.
         limits: limits of a request's pictures.
         pixel_memory: bytes that the pixels of waiting requests may occupy.
+        reuse: the most bytes of pictures' features and of prompts' keys and values that are kept for later requests;
+            None for `REUSED` of the memory, 0 for none. They are part of `memory`, and give way to requests.
 
     Raises:
         MemoryLimitError: the memory is too small for the other arguments.
@@ -67,6 +72,7 @@ class Scheduler:
         chunk: int = SCHEDULED_CHUNK,
         limits: Limits = SERVED,
         pixel_memory: int = PIXEL_MEMORY,
+        reuse: int | None = None,
     ) -> None:
         text, asked = model.manifest.text, (capacity, prompt_tokens)
         if isinstance(model.backend, DeviceBackend):
@@ -77,10 +83,11 @@ class Scheduler:
             self.plan = divide(text, text.hidden, slots, memory, *asked, dtype)
         self._model, self._queue, self._limits = model, queue, limits
         self._pixels = Pixels(pixel_memory)
-        self._worker = Worker(model, self.plan, chunk)
+        reuse = int(self.plan.memory * REUSED) if reuse is None else min(reuse, self.plan.memory)
+        self._worker = Worker(model, self.plan, chunk, reuse)
         self._worker.start()
 
-    def submit(self, question: Question, *, deadline: float | None = None) -> Ticket:
+    def submit(self, question: Question, *, deadline: float | None = None, owner: str = "") -> Ticket:
         """Puts a question into the queue. The caller's thread prepares its text and pictures.
 
         What can be refused is refused before a picture is decoded.
@@ -88,6 +95,7 @@ class Scheduler:
         Args:
             question: the prompt, its pictures and how to answer.
             deadline: seconds from now after which the answer ends with the tokens that it has.
+            owner: who asks; requests reuse only what those of the same owner left.
 
         Raises:
             ServerFullError: too many requests wait, or the scheduler is closed.
@@ -108,7 +116,8 @@ class Scheduler:
 
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
-        one = Pending(ticket, sequence, self.plan, self._read(sequence, *asked[0]))
+        held, names = self._read(sequence, owner, *asked[0])
+        one = Pending(ticket, sequence, self.plan, held, names)
         try:
             with self._worker.changed:
                 self._admit()
@@ -121,11 +130,21 @@ class Scheduler:
         return ticket
 
     def _read(
-        self, sequence: Sequence, images: Any, clips: Any, layouts: Any, facts: Any, limits: Limits
-    ) -> Held | None:
-        """Decodes pictures and videos once there is room for them; returns the bytes that they hold from now on."""
+        self,
+        sequence: Sequence,
+        owner: str,
+        images: Any,
+        clips: Any,
+        layouts: Any,
+        facts: Any,
+        limits: Limits,
+    ) -> tuple[Held | None, Names | None]:
+        """Decodes pictures and videos once there is room for them.
+
+        Returns the bytes that they hold from now on, and what identifies them for reuse.
+        """
         if not layouts:
-            return None
+            return None, None
         most = max(measure_visuals(images, clips, layouts, facts, limits))
         try:
             held = self._pixels.hold(held_bytes(layouts))
@@ -134,11 +153,12 @@ class Scheduler:
             raise
         try:
             with self._pixels.decoding(most):
-                sequence.images = read_visuals(images, clips, layouts, facts, limits)
+                sequence.images = pixels = read_visuals(images, clips, layouts, facts, limits)
+            names = names_of(sequence.prompt, pixels, owner) if self._worker.reuse.limit else None
         except BaseException:
             held.release()
             raise
-        return held
+        return held, names
 
     @property
     def alive(self) -> bool:
@@ -152,6 +172,10 @@ class Scheduler:
         found.waiting = len(self._worker.queue)
         found.alive = int(self.alive)
         found.pixel_bytes = self._pixels.held
+        reuse = self._worker.reuse
+        found.reuse_hits, found.reuse_misses, found.reused_tokens = reuse.hits, reuse.misses, reuse.tokens
+        found.picture_hits, found.picture_misses = reuse.picture_hits, reuse.picture_misses
+        found.reuse_bytes, found.reuse_bytes_limit = reuse.bytes, reuse.limit
         return found
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:

@@ -22,6 +22,10 @@ class Stats:
         cache_bytes: bytes of the tokens that running answers hold or may still add; now.
         cache_bytes_limit: the most bytes that caches may occupy.
         pixel_bytes: bytes of pictures that prefill has not read yet; now.
+        reuse_hits, reuse_misses: prompts with pictures whose beginning was known from an earlier request, and others.
+        reused_tokens: prompt tokens that were not run again.
+        picture_hits, picture_misses: pictures whose features were needed, and were known or not.
+        reuse_bytes, reuse_bytes_limit: bytes that are kept for later requests, now and at most.
         steps: decode steps.
         rows: running answers, summed over these steps.
         prefill_seconds, step_seconds, pick_seconds: time in prefill, in the backend's decode steps, and in choosing
@@ -44,6 +48,13 @@ class Stats:
     cache_bytes: int = 0
     cache_bytes_limit: int = 0
     pixel_bytes: int = 0
+    reuse_hits: int = 0
+    reuse_misses: int = 0
+    reused_tokens: int = 0
+    picture_hits: int = 0
+    picture_misses: int = 0
+    reuse_bytes: int = 0
+    reuse_bytes_limit: int = 0
     steps: int = 0
     rows: int = 0
     prefill_seconds: float = 0.0

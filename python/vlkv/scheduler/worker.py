@@ -6,7 +6,9 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
+from vlkv.backend.cache import HOST
 from vlkv.errors import ServerStoppedError
+from vlkv.generation.reuse import Reuse
 from vlkv.model import Model
 from vlkv.scheduler.batch import Batch
 from vlkv.scheduler.lanes import lanes_of
@@ -28,6 +30,7 @@ class Worker(threading.Thread):
         model: the opened engine; no other thread may use its backend meanwhile.
         plan: the number of lanes and their size.
         chunk: the most prompt tokens between two steps.
+        reuse: the most bytes of contents that later requests may reuse. They have what requests leave of the memory.
 
     Attributes:
         changed: guards `queue` and `draining`, and is notified when they change.
@@ -36,9 +39,10 @@ class Worker(threading.Thread):
         aborting: every request ends at once.
         died: the error that ended the thread; None if there is none.
         stats: the counters.
+        reuse: the contents that later requests may reuse.
     """
 
-    def __init__(self, model: Model, plan: Plan, chunk: int = SCHEDULED_CHUNK) -> None:
+    def __init__(self, model: Model, plan: Plan, chunk: int = SCHEDULED_CHUNK, reuse: int = 0) -> None:
         super().__init__(name="vlkv-scheduler", daemon=True)
         self.changed = threading.Condition()
         self.queue: deque[Pending] = deque()
@@ -48,7 +52,10 @@ class Worker(threading.Thread):
         self._model = model
         self._lanes = lanes_of(model, plan.slots, plan.capacity)
         self._batch = Batch(self._lanes, model, self.stats)
-        self._prefills = Prefills(self._lanes, plan, chunk, model.manifest.operators != "native")
+        native = model.manifest.operators == "native"
+        self._prefills = Prefills(self._lanes, plan, chunk, not native)
+        # keys and values are copied on the host, and function operators depend on the chunks
+        self.reuse = Reuse(reuse, beginnings=native and model.backend.store is HOST)
 
     def wake(self) -> None:
         """Wakes an idle thread."""
@@ -64,6 +71,7 @@ class Worker(threading.Thread):
             self._fail_all(error)
             raise
         finally:
+            self.reuse.clear()
             with self.changed:
                 self.draining = True
             self._lanes.close()
@@ -72,6 +80,7 @@ class Worker(threading.Thread):
         start, spent = perf_counter(), self._accounted()
         self._sweep()
         self._begin()
+        self.reuse.fit(self._prefills.free(self._batch.running))
         self._advance()
         self._step()
         self._count()
@@ -138,7 +147,9 @@ class Worker(threading.Thread):
                 return
             one.ticket.started = monotonic()
             try:
-                one.begin(self._model, lambda it: self._prefills.take(it, len(self._batch.running)))
+                one.begin(
+                    self._model, lambda it: self._prefills.take(it, len(self._batch.running)), self.reuse
+                )
             except Exception as error:
                 self._prefills.drop(one)
                 self._finish(one.ticket, error=error)

@@ -131,6 +131,7 @@ def usage(result: Result) -> dict[str, int | list[int]]:
         "prompt_tokens": result.prompt_tokens,
         "image_tokens": result.image_tokens,
         "pruned_tokens": result.pruned_tokens,
+        "cached_tokens": result.cached_tokens,
         "kept_tokens": sum(kept) // max(1, len(kept)),
         "kept_tokens_per_layer": kept,
         "generated_tokens": len(result.token_ids),

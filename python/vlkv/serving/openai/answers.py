@@ -33,6 +33,7 @@ def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": answered,
         "total_tokens": first.prompt_tokens + answered,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
         "vlkv": {
             "image_tokens": first.image_tokens,
             "pruned_tokens": first.pruned_tokens,

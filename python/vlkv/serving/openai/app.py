@@ -59,6 +59,7 @@ class Settings:
         origins: allowed CORS origins; none by default.
         max_body: the most bytes of a request.
         timeout: seconds after which an answer ends with the tokens that it has.
+        isolate: whether requests reuse only what requests of the same API key left.
     """
 
     model: str = "llava"
@@ -68,6 +69,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     max_body: int = MAX_BODY
     timeout: float = 600.0
+    isolate: bool = False
 
 
 class Service:
@@ -139,8 +141,7 @@ class Service:
         """Raises `RequestError` if the server has keys and the request has none of them."""
         if not self.settings.api_keys:
             return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key.strip().encode() if scheme.lower() == "bearer" else b""
+        given = _key(request).encode()
         if not any(hmac.compare_digest(given, one.encode()) for one in self.settings.api_keys):
             raise RequestError(
                 "the API key is missing or wrong",
@@ -177,7 +178,7 @@ class Service:
     async def _answer(
         self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
     ) -> Response:
-        tickets = await self._submit(questions)
+        tickets = await self._submit(questions, _key(request) if self.settings.isolate else "")
         if asked.stream:
             include = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
@@ -194,12 +195,12 @@ class Service:
             self._end(tickets)
         return as_json(form.whole([ticket.result for ticket in tickets]))
 
-    async def _submit(self, questions: Sequence[Question]) -> list[Ticket]:
+    async def _submit(self, questions: Sequence[Question], owner: str) -> list[Ticket]:
         """Submits all of a request's questions, or none of them."""
         tickets: list[Ticket] = []
         try:
             for question in questions:
-                submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout)
+                submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout, owner=owner)
                 tickets.append(await run_sync(submit, limiter=self._limiter(question)))
         except BaseException:
             self._end(tickets)
@@ -269,6 +270,12 @@ class Service:
                 self.metrics.answered(ticket)
             else:
                 ticket.cancel()
+
+
+def _key(request: Request) -> str:
+    """The API key that a request sends; "" for none."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 async def _text(ticket: Ticket) -> None:

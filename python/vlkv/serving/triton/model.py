@@ -53,6 +53,7 @@ class TritonPythonModel:
             if memory is None and device_of(args) == "cpu":
                 facts, shares = engine.manifest, _instances(config)
                 memory = default_memory(facts.text, settings.get("slots", SLOTS), shares, facts.cache_dtype)
+            settings["reuse"] = parse_memory(given.get("reuse", AUTO))
             settings["memory"] = memory
             self._settings = settings
             self._scheduler: Scheduler = engine.scheduler(**settings)

@@ -62,6 +62,7 @@ class Settings:
         prompt_tokens: the longest prompt that can be compressed; None for what the memory allows.
         capacity: the most tokens of a lane in each layer; None for what the memory allows.
         chunk: the most prompt tokens between two steps; None for the scheduler's default.
+        reuse: the most memory of what was read of pictures and prompts; `auto` is a quarter of `memory`.
     """
 
     engine: str
@@ -77,6 +78,7 @@ class Settings:
     prompt_tokens: int | None = None
     capacity: int | None = None
     chunk: int | None = None
+    reuse: str = AUTO
 
     def plan(self, manifest: Manifest) -> Plan:
         """How an instance on the CPU divides its memory, here; `MemoryLimitError` where it can't."""
@@ -110,6 +112,7 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
     if settings.threads < 0:
         raise VlkvError(f"threads {settings.threads} is under 0")
     parse_memory(settings.memory)
+    parse_memory(settings.reuse)
     _check_place(manifest, settings.gpus)
     if not settings.gpus:
         chosen = settings.prompt_tokens is not None or settings.capacity is not None
@@ -156,7 +159,18 @@ def config(settings: Settings) -> str:
     )
     outputs = ",\n".join(f'  {{ name: "{name}" data_type: TYPE_STRING dims: [ 1 ] }}' for name in OUTPUTS)
     place = f"KIND_GPU gpus: [ {', '.join(map(str, settings.gpus))} ]" if settings.gpus else "KIND_CPU"
-    names = ["engine", "slots", "memory", "queue", "policy", "threads", "prompt_tokens", "capacity", "chunk"]
+    names = [
+        "engine",
+        "slots",
+        "memory",
+        "queue",
+        "policy",
+        "threads",
+        "prompt_tokens",
+        "capacity",
+        "chunk",
+        "reuse",
+    ]
     names += ["plugin"] if settings.plugin else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
