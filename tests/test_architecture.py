@@ -26,7 +26,7 @@ RUNTIME_ROOMS = (
     {"generation"},
     {"scheduler"},
     {"engine"},
-    {"bench", "eval", "serving"},
+    {"bench", "eval", "serving", "tune"},
     {"cli"},
 )
 """Parts of `vlkv` by floor. Each imports only from floors below its own."""
