@@ -163,6 +163,7 @@ def _spend(
         proposal = proposer.propose(state)
         record: dict[str, Any] = {"call": state.calls, "proposer": proposer.name, **proposal.record}
         verdict = None
+        judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
         if proposal.candidate is None:
             record["reason"] = proposal.reason
         else:

@@ -56,6 +56,7 @@ class Verdict:
 class Judge:
     """Judges candidates of one function against the best of its versions so far, which begins as the source itself.
 
+    `probes` are sizes that proposers ask to be tried as well.
     `secret` seeds the inputs; None draws a seed of the system, so that nobody knows the next inputs.
     """
 
@@ -70,6 +71,7 @@ class Judge:
         self.harness, self.toolchain, self.pairs = harness, toolchain, pairs
         self.rng = np.random.default_rng(secret)
         self._known: dict[str, str] = {}
+        self.probes: list[Sizes] = []
         self._sanitizer = toolchain.sanitizer()
         if not Path(self._sanitizer).is_absolute():
             raise TuneError("gcc has no address sanitizer here; vlkv tune needs libasan and libubsan")
@@ -113,7 +115,7 @@ class Judge:
     def right(self, built: Built) -> tuple[str | None, str]:
         """Returns the gate that refuses a library and why, or (None, "")."""
         assert built.path is not None
-        shown = draw(self.harness, self.rng)
+        shown = draw(self.harness, self.rng) + self.probes
         why = self.check(built.path, shown, ("end", "start"), leaks=True)
         if why:
             return "inputs", why
