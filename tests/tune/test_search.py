@@ -14,7 +14,7 @@ import pytest
 from vlkv.cli.main import main
 from vlkv.errors import TuneError
 from vlkv.tune.harness import Harness, draw, draw_held_out
-from vlkv.tune.search import CHOICES, aligned
+from vlkv.tune.search import CHOICES, Search, aligned
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tune"
 pytestmark = pytest.mark.skipif(
@@ -117,3 +117,13 @@ def test_alignments_change_nothing_else(rng: np.random.Generator):
 
 def test_choices_begin_with_the_baseline():
     assert [options[0] for options in CHOICES[1:]] == [()] * (len(CHOICES) - 1)
+
+
+def test_a_resumed_search_draws_nothing_twice(rng: np.random.Generator):
+    search = Search()
+    genes = [0] * len(CHOICES)
+    genes[2] = 2
+    search.remember({"genes": genes, "admitted": True})
+    drawn = {tuple(search._draw(rng)) for _ in range(50)}
+    assert len(drawn) == 50 and tuple(genes) not in drawn
+    assert sum(genes[2] == 2 for genes in drawn) > 25, "most are children of the admitted one"

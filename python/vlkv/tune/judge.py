@@ -101,6 +101,7 @@ class Judge:
             found, why = self.compare(best, built.path)
         seconds = time.perf_counter() - begin
         if found is None:
+            self._known[code] = "held-out"
             return Verdict("held-out", why, shown="wrong while it was timed", seconds=seconds, **passed), None
         if not found.faster:
             why = f"takes {found.value:.3f} of the best's time ({found.low:.3f} to {found.high:.3f})"

@@ -51,7 +51,6 @@ class Search:
     def __init__(self, seed: int = 0, base: tuple[str, ...] = ("-march=native",)) -> None:
         self.seed, self.base = seed, base
         self._genes = np.zeros(len(CHOICES), dtype=int)
-        self._value = 1.0
         self._seen: set[tuple[int, ...]] = {tuple(self._genes)}
 
     def propose(self, state: State) -> Proposal:
@@ -77,6 +76,13 @@ class Search:
         """Moves to flags that were admitted."""
         if verdict.admitted and "genes" in proposal.record:
             self._genes = np.array(proposal.record["genes"])
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Takes in a record of an earlier run: its flags are not drawn again, and are the parent's if admitted."""
+        if "genes" in record:
+            self._seen.add(tuple(record["genes"]))
+            if record.get("admitted"):
+                self._genes = np.array(record["genes"])
 
     def _draw(self, rng: np.random.Generator) -> Any:
         sizes = np.array([len(options) for options in CHOICES])
