@@ -15,8 +15,13 @@ TIMED = [{"n": 20000}]
 
 def inputs(sizes, rng):
     n = sizes["n"]
-    return {"x": (rng.normal(size=n) * 50).astype("f4"), "scale": 0.5, "out": np.empty(n, "i1"), "n": n}
+    return {
+        "x": (rng.normal(size=n) * 50).astype("f4"),
+        "scale": np.float32(rng.uniform(0.1, 2)),
+        "out": np.empty(n, "i1"),
+        "n": n,
+    }
 
 
 def oracle(values):
-    return {"out": np.clip(np.rint(values["x"].astype("f8") / 0.5), -127, 127).astype("i1")}
+    return {"out": np.clip(np.rint(values["x"] / np.float32(values["scale"])), -127, 127).astype("i1")}
