@@ -54,3 +54,7 @@ class ServerStoppedError(VlkvError):
 
 class BenchError(VlkvError):
     """A benchmark that can't run as requested, or a peer that fails."""
+
+
+class TuneError(VlkvError):
+    """A harness, source or setting that can't be tuned, or a machine without the sandbox that tuning needs."""

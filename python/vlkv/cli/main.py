@@ -106,8 +106,9 @@ def _add_commands() -> None:
     from vlkv.cli.run import run
     from vlkv.cli.serve import serve
     from vlkv.cli.triton import triton
+    from vlkv.cli.tune import tune
 
-    for command in (run, policies, evaluate, inspect, serve, triton, load, bench):
+    for command in (run, policies, evaluate, inspect, serve, triton, load, bench, tune):
         app.command("eval" if command is evaluate else command.__name__)(command)
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:

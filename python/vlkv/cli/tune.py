@@ -1,0 +1,119 @@
+"""`vlkv tune`: a faster version of one C or C++ function, that passes its harness."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from vlkv.cli.console import answers, notes, progress, write_json
+from vlkv.errors import TuneError
+
+PROPOSERS = ("search", "agents")
+
+
+def tune(
+    engine: Annotated[
+        Path | None, typer.Argument(help="Not supported yet: see --source.", show_default=False)
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="A C or C++ file with one function, or a folder of such files.", show_default=False
+        ),
+    ] = None,
+    harness: Annotated[
+        Path | None,
+        typer.Option(help="Its inputs and oracle, a Python file.", show_default="SOURCE's name with .py"),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the results; an interrupted run resumes there.")
+    ] = Path("out/tuned"),
+    proposers: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated, in turn.", show_default="search; with --endpoint agents"),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A language model with OpenAI's API, such as http://127.0.0.1:8000/v1.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name there.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
+    calls: Annotated[int | None, typer.Option(help="Most calls of proposers, per function.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Most minutes, per function.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """Tune a C or C++ function: candidates that pass its oracle are timed, the fastest is kept.
+
+    The endpoint's key is read from VLKV_TUNE_KEY.
+    """
+    from vlkv.tune.agents import Agents
+    from vlkv.tune.api import Budget, pairs_of, processor
+    from vlkv.tune.api import tune as run
+    from vlkv.tune.endpoint import endpoint as asking
+    from vlkv.tune.harness import Harness
+    from vlkv.tune.limits import network_is_cut
+    from vlkv.tune.proposal import Proposer
+    from vlkv.tune.search import Search
+
+    if engine is not None or source is None:
+        raise TuneError(
+            "vlkv tune takes a function with --source f.c --harness h.py; it tunes no engines yet"
+        )
+    chosen = proposers or ("search" if endpoint is None else "agents")
+    names = [name.strip() for name in chosen.split(",")]
+    unknown = [name for name in names if name not in PROPOSERS]
+    if unknown:
+        raise TuneError(f"--proposers has {unknown[0]!r}; known are {', '.join(PROPOSERS)}")
+    if ("agents" in names) != (endpoint is not None):
+        raise TuneError(
+            "agents need --endpoint URL and --model NAME, and an endpoint needs the proposer agents"
+        )
+    if (endpoint is None) != (model is None):
+        raise TuneError("--endpoint and --model are given together")
+    budget = Budget(calls, minutes)
+    ask = asking(endpoint, model, max_tokens) if endpoint and model else None
+    pairs = pairs_of(source, harness)
+    if sys.platform == "linux" and not network_is_cut():
+        notes().print(
+            "candidates run with a network: this system permits no namespace without one", style="dim"
+        )
+
+    def made(found: Harness) -> list[Proposer]:
+        agents = [Agents(ask, found, processor(), calls)] if ask else []
+        return [Search(seed) if name == "search" else agents[0] for name in names]
+
+    with progress(data=False) as bar:
+
+        def begin(name: str) -> None:
+            bar.step(f"tuning {name}")
+            if calls is not None:
+                bar.total(calls)
+
+        report = run(pairs, output, made, budget, begin, lambda _: bar.advance(1))
+    notes().print(f"written: {output / 'report.json'}", style="dim", soft_wrap=True)
+    facts = report.json()
+    if json:
+        write_json(facts)
+        return
+    table = Table(
+        "function", "calls", "correct", "admitted", "speedup", "99%", "level", "compile s", box=None
+    )
+    for one in report.functions:
+        interval = f"{one.low:.2f}-{one.high:.2f}"
+        numbers = (str(value) for value in (one.calls, one.correct, one.admitted))
+        table.add_row(
+            one.name, *numbers, f"{one.speedup:.3f}", interval, one.best_level, f"{one.compile_seconds:.1f}"
+        )
+    out = answers()
+    out.print(table)
+    out.print(
+        f"geometric mean {facts['geometric_mean']:.3f}, median {facts['p50']:.3f}, "
+        f"90th percentile {facts['p90']:.3f}, best {facts['best']:.3f}"
+    )

@@ -1,0 +1,189 @@
+"""Language-model agents: a guide decides the level, level agents write versions, a tester writes sizes to probe.
+
+Source: ACCLAIM, "Agentic Code Optimization via Compiler-LLM Cooperation", arXiv 2604.04238. Each of n = 1 samples gets
+k = 4 rounds of feedback. docs/tune.md says where this departs from the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vlkv.errors import TuneError
+from vlkv.tune.endpoint import Ask, Reply
+from vlkv.tune.harness import Harness, Sizes
+from vlkv.tune.judge import Verdict
+from vlkv.tune.proposal import Proposal, State
+from vlkv.tune.toolchain import Candidate
+
+PROMPTS = Path(__file__).parent / "prompts"
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
+ROUNDS = 4
+MOST_SHOWN = 24_000
+MOST_HISTORY = 20
+MOST_PROBES = 16
+
+
+class Agents:
+    """All agents of a run; each `propose` is one call of the model. Call 0 is the tester's.
+
+    After it, a turn is the guide's call and up to `rounds` calls of the level's agent, which hears what became of its
+    last version. `processor` and the harness's description stand in prompts; held-out sizes never do.
+    """
+
+    name = "agents"
+
+    def __init__(
+        self, ask: Ask, harness: Harness, processor: str, calls: int | None = None, rounds: int = ROUNDS
+    ) -> None:
+        self.ask, self.harness, self.processor = ask, harness, processor
+        self.calls, self.rounds = calls, rounds
+        self.probes: list[Sizes] = []
+        self._history: list[str] = []
+        self._level = ""
+        self._left = 0
+        self._feedback = ""
+        self._tested = False
+
+    def propose(self, state: State) -> Proposal:
+        """Asks one agent."""
+        if not self._tested:
+            return self._test(state)
+        if not self._left:
+            return self._guide(state)
+        self._left -= 1
+        return self._work(state)
+
+    def learn(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Tells the level's agent what became of its version. What held-out inputs said is not told."""
+        assert proposal.candidate is not None
+        level = proposal.candidate.level
+        told = verdict.shown or verdict.reason
+        found = "right" if verdict.correct else "wrong"
+        self._feedback = f"Your last version is {found}: {told}\n"
+        if not verdict.admitted and len(proposal.candidate.text) < MOST_SHOWN // 2:
+            self._feedback += f"\n```\n{proposal.candidate.text}\n```\n"
+        self._history.append(f"{level}: {found}, {told[:120]}")
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Takes in a record of an earlier run."""
+        agent = record.get("agent")
+        self._tested = True
+        if agent == "tester":
+            self.probes = record.get("probes", [])
+        elif agent == "guide":
+            self._level, self._left, self._feedback = record["chosen"], self.rounds, ""
+        else:
+            self._left = max(self._left - 1, 0)
+            told = record.get("shown") or record.get("reason", "")
+            self._history.append(
+                f"{self._level}: {'right' if record.get('correct') else 'wrong'}, {told[:120]}"
+            )
+
+    def _test(self, state: State) -> Proposal:
+        self._tested = True
+        sizes = {name: list(ends) for name, ends in self.harness.sizes.items()}
+        example = json.dumps([{name: low for name, (low, _) in self.harness.sizes.items()}])
+        reply = self.ask(
+            _prompt("tester", source=state.at["source"][0].text, sizes=json.dumps(sizes), example=example)
+        )
+        self.probes = _probes(reply.text, self.harness)
+        record = _facts("tester", reply) | {"probes": self.probes}
+        return Proposal(None, f"{len(self.probes)} sizes to probe", record)
+
+    def _guide(self, state: State) -> Proposal:
+        left = "Some" if self.calls is None else str(self.calls - state.calls - 1)
+        history = "\n".join(self._history[-MOST_HISTORY:]) or "nothing yet"
+        reply = self.ask(
+            _prompt(
+                "guide",
+                levels=", ".join(state.levels),
+                source=state.at["source"][0].text,
+                history=history,
+                left=left,
+            )
+        )
+        named = [level for level in state.levels if re.search(rf"\b{level}\b", reply.text[:400].lower())]
+        tried = sum(line.startswith(level) for level in state.levels for line in self._history)
+        self._level = named[0] if named else state.levels[tried // self.rounds % len(state.levels)]
+        self._left, self._feedback = self.rounds, ""
+        why = "" if named else ", as the answer names none"
+        return Proposal(
+            None,
+            f"next is {self._level}{why}",
+            _facts("guide", reply) | {"chosen": self._level, "named": bool(named)},
+        )
+
+    def _work(self, state: State) -> Proposal:
+        start = state.start(self._level)
+        reply = self.ask(
+            _prompt(
+                self._level,
+                processor=self.processor,
+                flags=" ".join(start.flags),
+                prototype=self.harness.prototype(),
+                description=self.harness.description or "It has no further description.",
+                text=start.text[:MOST_SHOWN],
+                feedback=self._feedback,
+                probe=f"Sizes that are easy to get wrong: {json.dumps(self.probes)}\n" if self.probes else "",
+            )
+        )
+        record = _facts(self._level, reply)
+        blocks = FENCE.findall(reply.text)
+        if not blocks:
+            self._feedback = "Your last answer has no fenced block.\n"
+            self._history.append(f"{self._level}: wrong, no fenced block")
+            return Proposal(None, "the answer has no fenced block", record)
+        return Proposal(Candidate(self._level, blocks[0], start.flags, self.name), record=record)
+
+
+def _prompt(name: str, **fields: str) -> str:
+    text = (PROMPTS / f"{name}.md").read_text()
+    # one pass: what a field holds is not searched again
+    return re.sub(r"\{(\w+)\}", lambda found: fields[found.group(1)], text)
+
+
+def _facts(agent: str, reply: Reply) -> dict[str, Any]:
+    return {
+        "agent": agent,
+        "answer": reply.text,
+        "tokens_in": reply.tokens_in,
+        "tokens_out": reply.tokens_out,
+        "ask_seconds": reply.seconds,
+    }
+
+
+def _probes(text: str, harness: Harness) -> list[Sizes]:
+    """Returns the sizes in an answer that lie in the harness's ranges; an answer without any is an empty list."""
+    found = FENCE.findall(text) or [text]
+    try:
+        listed = json.loads(found[0])
+    except ValueError:
+        return []
+    made = []
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, dict) and set(item) == set(harness.sizes):
+            inside = all(
+                type(item[name]) is int and low <= item[name] <= high
+                for name, (low, high) in harness.sizes.items()
+            )
+            if inside and item not in made:
+                made.append(item)
+    return made[:MOST_PROBES]
+
+
+def transcript(path: Path) -> Ask:
+    """Returns a function that answers from a file of JSON lines with `text`, in order, instead of a model."""
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+    replies = iter(lines)
+
+    def ask(_: str) -> Reply:
+        try:
+            line = next(replies)
+        except StopIteration:
+            raise TuneError(f"{path}: the transcript has only {len(lines)} answers") from None
+        return Reply(line["text"], line.get("tokens_in", 0), line.get("tokens_out", 0), 0.0)
+
+    return ask

@@ -1,0 +1,200 @@
+"""Runs the tuning of one function: proposers in turn, the judge, the ledger, the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vlkv.errors import TuneError
+from vlkv.storage.files import reason, show
+from vlkv.tune.harness import Harness
+from vlkv.tune.judge import Judge, Verdict
+from vlkv.tune.ledger import ENDINGS, Ledger
+from vlkv.tune.limits import network_is_cut
+from vlkv.tune.proposal import Proposer, State
+from vlkv.tune.report import FunctionReport, Report
+from vlkv.tune.toolchain import BASE_FLAGS, Candidate, Toolchain
+
+SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a function may cost: calls of proposers, or minutes; whichever ends first."""
+
+    calls: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.calls is None and self.minutes is None:
+            raise TuneError("a budget is needed: --calls N or --minutes M")
+        if self.calls is not None and self.calls < 1:
+            raise TuneError(f"--calls is {self.calls}; at least 1")
+        if self.minutes is not None and not 0 < self.minutes <= 10_000:
+            raise TuneError(f"--minutes is {self.minutes:g}; above 0, at most 10000")
+
+
+def pairs_of(source: Path, harness: Path | None) -> list[tuple[Path, Path]]:
+    """Returns sources with their harnesses: one, or every source of a folder that has a `.py` of its name beside it."""
+    if source.is_dir():
+        if harness is not None:
+            raise TuneError(
+                f"{show(source)} is a folder: its harnesses lie beside its sources, so no --harness"
+            )
+        found = [(p, p.with_suffix(".py")) for p in sorted(source.iterdir()) if p.suffix in SUFFIXES]
+        found = [pair for pair in found if pair[1].exists()]
+        if not found:
+            raise TuneError(
+                f"{show(source)}: no source ({', '.join(SUFFIXES)}) with a harness (.py) of the same name"
+            )
+        return found
+    if source.suffix not in SUFFIXES or not source.is_file():
+        raise TuneError(f"{show(source)}: no file that ends in {', '.join(SUFFIXES)}")
+    harness = harness or source.with_suffix(".py")
+    if not harness.is_file():
+        raise TuneError(f"{show(harness)}: no such harness; name one with --harness")
+    return [(source, harness)]
+
+
+def tune(
+    pairs: Sequence[tuple[Path, Path]],
+    output: Path,
+    proposers: Callable[[Harness], Sequence[Proposer]],
+    budget: Budget,
+    begin: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Verdict | None], None] = lambda _: None,
+) -> Report:
+    """Tunes each function; results lie in `output`, in a folder by the function's name if there are several."""
+    done = []
+    for source, path in pairs:
+        harness = Harness.load(path)
+        begin(harness.function)
+        folder = output if len(pairs) == 1 else output / source.stem
+        done.append(tune_one(source, harness, folder, proposers(harness), budget, progress))
+    report = Report(done)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").write_text(json.dumps(report.json(), indent=1) + "\n")
+    return report
+
+
+def tune_one(
+    source: Path,
+    harness: Harness,
+    folder: Path,
+    proposers: Sequence[Proposer],
+    budget: Budget,
+    progress: Callable[[Verdict | None], None] = lambda _: None,
+) -> FunctionReport:
+    """Tunes one function and writes `ledger.jsonl`, `candidates/`, and the best version with its library and record."""
+    try:
+        text = source.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TuneError(f"{show(source)}: {reason(error)}") from error
+    facts = {
+        "source": hashlib.sha256(text.encode()).hexdigest(),
+        "harness": hashlib.sha256(harness.path.read_bytes()).hexdigest(),
+        "processor": processor(),
+        "proposers": [proposer.name for proposer in proposers],
+    }
+    with tempfile.TemporaryDirectory(prefix="vlkv-tune-") as place:
+        toolchain = Toolchain(harness, source, Path(place))
+        judge = Judge(harness, toolchain)
+        first = Candidate("source", text, origin="source")
+        built = toolchain.build(first)
+        if built.path is None:
+            raise TuneError(f"{show(source)}: {built.reason}")
+        gate, why = judge.right(built)
+        if gate:
+            raise TuneError(f"{show(source)} does not pass its own harness ({gate}): {why}")
+        judge.know(built.path)
+        ledger = Ledger(folder, facts)
+        state = State(toolchain, first, built.path, toolchain.levels())
+        state.at["source"] = first, 1.0
+        _resume(ledger, state, proposers)
+        _spend(state, judge, ledger, proposers, budget, progress)
+        final = None
+        if state.library != built.path:
+            final, why = judge.compare(built.path, state.library)
+            if final is None:
+                raise TuneError(f"{show(source)}: the best version fails when timed again: {why}")
+        report = FunctionReport.of(source.stem, ledger.records, final, network_is_cut())
+        report.best_level, report.best_flags = state.best.level, list(state.best.flags)
+        _write(folder, state, report, facts)
+    return report
+
+
+def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
+    """Takes in the records of an earlier run: nothing is timed again but the best, which is built anew."""
+    for record in ledger.records:
+        state.calls += 1
+        for proposer in proposers:
+            remember = getattr(proposer, "remember", None)
+            if remember is not None and record.get("proposer") == proposer.name:
+                remember(record)
+        if record.get("admitted"):
+            candidate = ledger.candidate(record)
+            built = state.toolchain.build(candidate)
+            if built.path is not None:
+                state.best, state.library, state.relative = candidate, built.path, record["relative"]
+                state.at[candidate.level] = candidate, state.relative
+
+
+def _spend(
+    state: State,
+    judge: Judge,
+    ledger: Ledger,
+    proposers: Sequence[Proposer],
+    budget: Budget,
+    progress: Callable[[Verdict | None], None],
+) -> None:
+    begin = time.perf_counter()
+    while budget.calls is None or state.calls < budget.calls:
+        if budget.minutes is not None and time.perf_counter() - begin > 60 * budget.minutes:
+            break
+        proposer = proposers[state.calls % len(proposers)]
+        proposal = proposer.propose(state)
+        record: dict[str, Any] = {"call": state.calls, "proposer": proposer.name, **proposal.record}
+        verdict = None
+        judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
+        if proposal.candidate is None:
+            record["reason"] = proposal.reason
+        else:
+            verdict, library = judge.judge(proposal.candidate, state.library)
+            state.note(proposal.candidate, verdict, library)
+            record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
+            record |= {"admitted": verdict.admitted, "relative": state.relative}
+            proposer.learn(proposal, verdict)
+        ledger.add(record, proposal.candidate)
+        state.calls += 1
+        progress(verdict)
+
+
+def _write(folder: Path, state: State, report: FunctionReport, facts: dict[str, Any]) -> None:
+    for ending in ENDINGS.values():
+        (folder / f"best.{ending}").unlink(missing_ok=True)
+    (folder / f"best.{ENDINGS[state.best.level]}").write_text(state.best.text)
+    shutil.copyfile(state.library, folder / "best.so")
+    record = {**facts, "best": {**asdict(state.best), "text": f"best.{ENDINGS[state.best.level]}"}}
+    record["base_flags"] = list(BASE_FLAGS)
+    record["report"] = asdict(report)
+    (folder / "best.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def processor() -> str:
+    """Returns the processor's name, as far as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    name = facts.get("model name", platform.machine())
+    return f"{name} family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"

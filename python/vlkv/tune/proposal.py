@@ -1,0 +1,68 @@
+"""What proposers see, and what they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlkv.tune.judge import Verdict
+from vlkv.tune.toolchain import Candidate, Toolchain
+
+
+@dataclass
+class State:
+    """The state of a run. `relative` is the best's time over the source's at BASE_FLAGS, as far as it is known.
+
+    `at` holds each level's fastest right version with its relative time, admitted or not: the next of its level starts
+    from there. Libraries of held-out inputs and their sizes are not in it: proposers read nothing else.
+    """
+
+    toolchain: Toolchain
+    best: Candidate
+    library: Path
+    levels: tuple[str, ...]
+    relative: float = 1.0
+    at: dict[str, tuple[Candidate, float]] = field(default_factory=dict)
+    calls: int = 0
+
+    def note(self, candidate: Candidate, verdict: Verdict, library: Path | None) -> None:
+        """Takes in a verdict."""
+        if verdict.ratio is None or not verdict.correct:
+            return
+        relative = self.relative * verdict.ratio.value
+        if candidate.level not in self.at or relative < self.at[candidate.level][1]:
+            self.at[candidate.level] = candidate, relative
+        if verdict.admitted and library is not None:
+            self.best, self.library, self.relative = candidate, library, relative
+
+    def start(self, level: str) -> Candidate:
+        """Returns the version of a level to begin with: its fastest, or what the compiler makes of the source's."""
+        if level not in self.at:
+            source, relative = self.at["source"]
+            flags = ("-O3",) if level == "ir" else source.flags
+            self.at[level] = Candidate(level, self.toolchain.lower(source, level), flags), relative
+        return self.at[level][0]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One call's result: a candidate, or None and the reason; `record` is written to the ledger."""
+
+    candidate: Candidate | None
+    reason: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class Proposer(Protocol):
+    """A source of candidates."""
+
+    name: str
+
+    def propose(self, state: State) -> Proposal:
+        """Returns the result of one call."""
+        ...
+
+    def learn(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Takes in what became of the proposal."""
+        ...
