@@ -21,6 +21,7 @@ KEYS = [
     "prompt_tokens",
     "image_tokens",
     "pruned_tokens",
+    "cached_tokens",
     "policy",
     "budget",
     "kept_tokens",

@@ -151,7 +151,7 @@ FAMILIES = {
         "LlavaForConditionalGeneration", SIGLIP, {"model_type": "qwen2"}, _siglip, FULL
     ),
     "llava-clip-gemma": Family(
-        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 100}, _clip, {}, "bfloat16"
+        "LlavaForConditionalGeneration", CLIP, {"model_type": "gemma", "head_dim": 32}, _clip, {}, "bfloat16"
     ),
     "llava-clip-qwen3": Family(
         "LlavaForConditionalGeneration",

@@ -178,7 +178,7 @@ def test_pooled_features(name, tmp_path, tolerance):
     frames = [families.picture("wide"), families.picture("odd")]
     (want,) = reference.video_features(reference.clips([frames]))
     sequence = prepare(engine.model, Question(families.VIDEO, videos=[frames], raw=True))
-    got = embed(engine.model, sequence.prompt, sequence.images)[sequence.prompt.image_positions]
+    got = embed(engine.model, sequence.prompt, sequence.images).embeds[sequence.prompt.image_positions]
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance(want))
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from time import monotonic, perf_counter
 
-from vlkv.backend.cache import HOST
+from vlkv.backend.cache import HostStore
 from vlkv.errors import ServerStoppedError
 from vlkv.generation.reuse import Reuse
 from vlkv.model import Model
@@ -55,7 +55,10 @@ class Worker(threading.Thread):
         native = model.manifest.operators == "native"
         self._prefills = Prefills(self._lanes, plan, chunk, not native)
         # keys and values are copied on the host, and function operators depend on the chunks
-        self.reuse = Reuse(reuse, beginnings=native and model.backend.store is HOST)
+        store = model.backend.store
+        # other dtypes' kernels have blocks of their own, and chunks end for float32's
+        exact = native and isinstance(store, HostStore) and store.dtype == "float32"
+        self.reuse = Reuse(reuse, beginnings=exact)
 
     def wake(self) -> None:
         """Wakes an idle thread."""
