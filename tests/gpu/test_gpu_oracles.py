@@ -79,6 +79,6 @@ def test_attend(seed):
                     0.3,
                 )
                 # sums of terms near one that may cancel: an absolute error of some roundings
-                    np.testing.assert_allclose(got[b, :, row].numpy(), right[0][0], rtol=1e-12, atol=1e-14)
+                np.testing.assert_allclose(got[b, :, row].numpy(), right[0][0], rtol=1e-12, atol=1e-14)
             assert not got[b, :, int(count[b]) :].any()
         assert 0 < float(tolerance.max()) < 0.1
