@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from vlkv_export.weights.header import lay_out
+
 IMAGE = "<image>"
 SPECIAL = ("<unk>", "<s>", "</s>", IMAGE)
 NEXT_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
@@ -180,19 +182,15 @@ def write_weights(size: Size, seed: int, path: Path) -> None:
 
     A sparse file has holes.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset, width = 0, np.dtype(size.dtype).itemsize
-    for name, shape in shapes(size).items():
-        length = int(np.prod(shape)) * width
-        header[name] = {"dtype": NAMES[size.dtype], "shape": shape, "data_offsets": [offset, offset + length]}
-        offset += length
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)
+    width = np.dtype(size.dtype).itemsize
+    header, places = lay_out(
+        (name, NAMES[size.dtype], shape, int(np.prod(shape)) * width) for name, shape in shapes(size).items()
+    )
     random = np.random.default_rng(seed)
     with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         if size.sparse:
-            out.truncate(8 + len(text) + offset)
+            out.truncate(max(place.offset + place.length for place in places.values()))
             return
         for name, shape in shapes(size).items():
             if name.endswith("bias"):

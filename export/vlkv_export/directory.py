@@ -15,6 +15,7 @@ from vlkv.storage.files import copy_file, hash_file
 from vlkv.storage.manifest import FORMAT_VERSION, Embedding, FileFacts, Manifest, TextFacts, write
 from vlkv_export.checkpoint import Checkpoint
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.checkpoint.layout import EMBEDDING
 from vlkv_export.graph.builder import DTYPES
 from vlkv_export.models import build_decoder, build_video, build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
@@ -106,7 +107,7 @@ def compute_dtype(checkpoint: Checkpoint) -> Dtype:
 def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
     """The manifest of a graph directory whose files are in `folder`."""
     text = checkpoint.text
-    table = checkpoint.tensors["text.embed_tokens.weight"]
+    table = checkpoint.tensors[EMBEDDING]
     vocab, hidden = table.shape
     return Manifest(
         format_version=FORMAT_VERSION,

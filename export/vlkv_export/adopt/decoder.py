@@ -22,13 +22,9 @@ from vlkv_export.checkpoint.layout import HEAD as HEAD_NAME
 from vlkv_export.graph.attention import Heads, Rows, attend_over_cache, call_rows
 from vlkv_export.graph.builder import Builder
 from vlkv_export.graph.decoder import last_row
+from vlkv_export.weights.convert import NAMES
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
-DTYPES: dict[ir.DataType | None, Dtype] = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-}
 ELEMENTWISE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
 """Operators allowed between the product with the vocabulary and the logits: they act on each logit separately."""
 PRODUCTS = {"MatMul", "MatMulNBits", "Gemm"}
@@ -117,11 +113,11 @@ def _attention(graph: ir.Graph, source: Source, layer: int) -> Attention:
 
 
 def _dtype(cache: ir.Value) -> Dtype:
-    if cache.dtype not in DTYPES:
+    if cache.dtype is None or cache.dtype not in NAMES:
         raise CheckpointError(
-            f"caches are of {cache.dtype}; expected {', '.join(DTYPES.values())}: export with a cache of floats"
+            f"caches are of {cache.dtype}; expected {', '.join(NAMES.values())}: export with a cache of floats"
         )
-    return DTYPES[cache.dtype]
+    return NAMES[cache.dtype]
 
 
 def _move(

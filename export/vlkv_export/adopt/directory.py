@@ -24,7 +24,7 @@ from vlkv.storage.manifest import (
 )
 from vlkv_export.adopt import check
 from vlkv_export.adopt import weights as adopted_weights
-from vlkv_export.adopt.decoder import DTYPES, adopt_decoder
+from vlkv_export.adopt.decoder import adopt_decoder
 from vlkv_export.adopt.facts import Source
 from vlkv_export.adopt.folder import GENAI, load_graph, read_folder
 from vlkv_export.checkpoint import Checkpoint, generation, prompt
@@ -36,6 +36,7 @@ from vlkv_export.directory import compute_dtype, file_facts, versions
 from vlkv_export.graph.builder import DTYPES as IR_DTYPES
 from vlkv_export.models import build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
+from vlkv_export.weights.convert import NAMES
 from vlkv_export.weights.files import write_weights
 
 Report = Callable[[str], None]
@@ -115,7 +116,7 @@ def adopt_folder(
             embedding=Embedding(
                 file=adopted_weights.FILE,
                 offset=offset,
-                dtype=DTYPES[dtype],
+                dtype=NAMES[dtype],
                 shape=(source.vocab, source.hidden),
             ),
             chat_template=texts.template,

@@ -6,7 +6,6 @@ Float matrices are written as `[outputs, inputs]` and multiplied by their transp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,17 +17,15 @@ from vlkv_export.adopt.decoder import Adopted
 from vlkv_export.adopt.embedding import Lookup, all_rows
 from vlkv_export.adopt.facts import Source
 from vlkv_export.passes.edit import new_node
+from vlkv_export.weights.convert import NAMES, TABLE
+from vlkv_export.weights.files import SAFETENSORS
+from vlkv_export.weights.header import lay_out
 
 FILE = "weights.safetensors"
-TABLE = "text.embed_tokens.weight"
 SMALL = 1024
 """Weights of at most this many bytes stay in the graph's file."""
-ALIGNMENT = 64
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-NAMES = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
+CODES = {
+    **{dtype: SAFETENSORS[name] for dtype, name in NAMES.items()},
     ir.DataType.DOUBLE: "F64",
     ir.DataType.INT64: "I64",
     ir.DataType.INT32: "I32",
@@ -47,7 +44,7 @@ def turn_matrices(model: ir.Model) -> int:
     count = 0
     for name, weight in model.graph.initializers.items():
         tensor, users = weight.const_value, list(weight.consumers())
-        if tensor is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2 or not users:
+        if tensor is None or tensor.dtype not in NAMES or len(tensor.shape) != 2 or not users:
             continue
         if any(node.op_type != "MatMul" or list(node.inputs).index(weight) != 1 for node in users):
             continue
@@ -90,34 +87,26 @@ def write(
             tensors[name] = tensor
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-    header, offset = {}, 0
-    for name, tensor in tensors.items():
-        known = NAMES.get(tensor.dtype)
-        shape = list(tensor.shape.numpy()) if known else [tensor.nbytes]
-        header[name] = {
-            "dtype": known or "U8",
-            "shape": shape,
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    start = 8 + len(text)
+    header, places = lay_out((name, *_described(tensor), tensor.nbytes) for name, tensor in tensors.items())
     with (folder / FILE).open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for tensor in tensors.values():
             out.write(tensor.tobytes())
             advance(tensor.nbytes)
-    offsets, at = {}, start
     for name, tensor in tensors.items():
-        offsets[name] = at
         if name != TABLE:
+            place = (FILE, places[name].offset, places[name].length)
             graph.initializers[name].const_value = ir.ExternalTensor(
-                FILE, at, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+                *place, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
-        at += tensor.nbytes
     name = table if isinstance(table, str) else TABLE
-    return offsets[name], tensors[name].dtype
+    return places[name].offset, tensors[name].dtype
+
+
+def _described(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape for the header; a dtype that safetensors does not know is told as bytes."""
+    known = CODES.get(tensor.dtype)
+    return ("U8", (tensor.nbytes,)) if known is None else (known, tuple(tensor.shape.numpy()))
 
 
 def _table(lookup: Lookup, source: Source) -> ir.TensorProtocol | str:
@@ -128,7 +117,7 @@ def _table(lookup: Lookup, source: Source) -> ir.TensorProtocol | str:
     shape = None if tensor is None else tuple(tensor.shape.numpy())
     # a matrix that only products read is already transposed
     tied = lookup.turned and isinstance(tensor, ir.LazyTensor)
-    if tensor is None or tensor.dtype not in FLOATS or shape != (source.vocab, source.hidden):
+    if tensor is None or tensor.dtype not in NAMES or shape != (source.vocab, source.hidden):
         if lookup.turned and shape == (source.hidden, source.vocab):
             return all_rows(lookup, source.vocab)
         raise CheckpointError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from vlkv_export.passes.edit import add_initializer, producer
 from vlkv_export.passes.products import Stored
+from vlkv_export.weights.header import lay_out
 
 FLOAT = ir.DataType.FLOAT
 ROWS = 1 << 22
@@ -87,25 +88,16 @@ def widen_codes(source: Path, target: Path, models: dict[str, ir.Model]) -> int:
     matrices = {m.name: (model, m) for model in models.values() for m in find_coded(model)}
     if not matrices:
         return 0
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places: dict[str, tuple[int, int]] = {}
-    end = 0
-    for name, (_, matrix) in matrices.items():
-        sizes = [int(n) for n in matrix.codes.shape.numpy()]
-        begin, end = end, end + 4 * sizes[0] * sizes[1]
-        places[name] = begin, end - begin
-        header[name] = {"dtype": "F32", "shape": sizes, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)
+    shapes = {name: matrix.codes.shape.numpy() for name, (_, matrix) in matrices.items()}
+    header, places = lay_out((name, "F32", shape, 4 * prod(shape)) for name, shape in shapes.items())
     with target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for _, matrix in matrices.values():
             for rows in _widened(source, matrix):
                 out.write(rows.data)
     for name, (model, matrix) in matrices.items():
-        offset, length = places[name]
-        place = (target.name, 8 + len(text) + offset, length)
-        shape = ir.Shape(matrix.codes.shape.numpy())
+        place = (target.name, places[name].offset, places[name].length)
+        shape = ir.Shape(shapes[name])
         _put(
             model,
             matrix,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
-from vlkv_export.weights.files import ALIGNMENT, CHUNK, Progress, widen
+from vlkv_export.weights.files import CHUNK, Progress, widen
+from vlkv_export.weights.header import Place, lay_out
 from vlkv_export.weights.spec import Format
 
 WIDTHS = {"U8": 1, "F16": 2, "F32": 4}
@@ -42,18 +42,13 @@ def write_codes(
     Raises:
         EngineError: a weight is not finite.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (tensor, form) in tensors.items():
-        for kind, (dtype, shape) in _layout(form, tensor).items():
-            size = prod(shape) * WIDTHS[dtype]
-            place = [offset, offset + size]
-            header[f"{name}.{kind}"] = {"dtype": dtype, "shape": shape, "data_offsets": place}
-            offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    header, places = lay_out(
+        (f"{name}.{kind}", dtype, shape, prod(shape) * WIDTHS[dtype])
+        for name, (tensor, form) in tensors.items()
+        for kind, (dtype, shape) in _layout(form, tensor).items()
+    )
     with target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for name, (tensor, form) in tensors.items():
             small: list[tuple[NDArray[Any], ...]] = []
             for rows in _rows(source / tensor.file, tensor, progress):
@@ -67,10 +62,9 @@ def write_codes(
                 small.append(tuple(rest))
             for parts in zip(*small, strict=True):
                 out.write(np.ascontiguousarray(np.concatenate(parts)).data)
-    start = 8 + len(text)
     return {
         name: tuple(
-            _external(target.name, f"{name}.{kind}", header[f"{name}.{kind}"], start)
+            _external(target.name, f"{name}.{kind}", places[f"{name}.{kind}"])
             for kind in _layout(form, tensor)
         )
         for name, (tensor, form) in tensors.items()
@@ -101,7 +95,6 @@ def _rows(file: Path, tensor: Tensor, progress: Progress) -> Iterator[NDArray[np
             progress(len(raw))
 
 
-def _external(file: str, name: str, entry: dict[str, Any], start: int) -> ir.ExternalTensor:
-    begin, end = entry["data_offsets"]
-    shape = ir.Shape(entry["shape"])
-    return ir.ExternalTensor(file, start + begin, end - begin, TYPES[entry["dtype"]], shape=shape, name=name)
+def _external(file: str, name: str, place: Place) -> ir.ExternalTensor:
+    shape = ir.Shape(place.shape)
+    return ir.ExternalTensor(file, place.offset, place.length, TYPES[place.dtype], shape=shape, name=name)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from vlkv.storage.manifest import BYTES, Embedding, Manifest
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
+from vlkv_export.checkpoint.layout import EMBEDDING
 
 NAMES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT: "float32",
@@ -16,7 +17,7 @@ NAMES: dict[ir.DataType, Dtype] = {
     ir.DataType.BFLOAT16: "bfloat16",
 }
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
-TABLE = "text.embed_tokens.weight"
+TABLE = EMBEDDING
 
 
 def other_weights(models: dict[str, ir.Model], dtype: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,11 +15,11 @@ from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.watch import Watch
+from vlkv_export.weights.header import lay_out
 
 SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CHUNK = 1 << 24
 GIB = 1 << 30
-ALIGNMENT = 64
 FLOAT16_END = 65520.0
 """Magnitudes from here on round to infinity in float16."""
 
@@ -112,31 +111,21 @@ def write_weights(
     Returns:
         The new location of each tensor.
     """
-    placed: dict[str, Tensor] = {}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        wanted = tensor.dtype if name in keep else dtype
-        length = tensor.length // BYTES[tensor.dtype] * BYTES[wanted]
-        header[name] = {
-            "dtype": SAFETENSORS[wanted],
-            "shape": tensor.shape,
-            "data_offsets": [offset, offset + length],
-        }
-        placed[name] = Tensor(name, target.name, wanted, tensor.shape, offset, length)
-        offset += length
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    wanted = {name: tensor.dtype if name in keep else dtype for name, tensor in tensors.items()}
+    header, places = lay_out(
+        (name, SAFETENSORS[after], tensor.shape, tensor.length // BYTES[tensor.dtype] * BYTES[after])
+        for (name, tensor), after in zip(tensors.items(), wanted.values(), strict=True)
+    )
     with target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for name, tensor in tensors.items():
+            after = wanted[name]
             for chunk in _chunks(source / tensor.file, tensor):
-                after = placed[name].dtype
                 out.write(chunk if after == tensor.dtype else convert(chunk, tensor.dtype, after, name).data)
                 progress(len(chunk))
-    start = 8 + len(text)
     return {
-        n: Tensor(t.name, t.file, t.dtype, t.shape, t.offset + start, t.length) for n, t in placed.items()
+        name: Tensor(name, target.name, wanted[name], tensor.shape, places[name].offset, places[name].length)
+        for name, tensor in tensors.items()
     }
 
 

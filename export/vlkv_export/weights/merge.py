@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from vlkv.errors import CheckpointError
 from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint.facts import Merge, Tensor
-from vlkv_export.weights.files import ALIGNMENT, CHUNK, SAFETENSORS, widen
+from vlkv_export.weights.files import CHUNK, SAFETENSORS, widen
+from vlkv_export.weights.header import lay_out
 
 FILE = "weights.merged.safetensors"
 
@@ -37,19 +38,12 @@ def merge(
     """
     if not merges:
         return {}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in merges:
-        tensor = tensors[name]
-        place = [offset, offset + tensor.length]
-        header[name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
-        offset += tensor.length
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    placed: dict[str, Tensor] = {}
-    offset = 8 + len(text)
+    merged = {name: tensors[name] for name in merges}
+    header, places = lay_out(
+        (name, SAFETENSORS[tensor.dtype], tensor.shape, tensor.length) for name, tensor in merged.items()
+    )
     with (folder / FILE).open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for name, part in merges.items():
             tensor = tensors[name]
             first = _floats(part.folder, part.a)
@@ -62,9 +56,7 @@ def merge(
                 if not np.isfinite(rows).all():
                     raise CheckpointError(f"{name} with its adapter is not finite")
                 out.write(_narrowed(rows, tensor.dtype).data)
-            placed[name] = Tensor(name, FILE, tensor.dtype, tensor.shape, offset, tensor.length)
-            offset += tensor.length
-    return placed
+    return {name: replace(merged[name], name=name, file=FILE, offset=places[name].offset) for name in merges}
 
 
 def _floats(folder: Path, tensor: Tensor, first: int = 0, count: int | None = None) -> NDArray[np.float32]:

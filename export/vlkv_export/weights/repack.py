@@ -6,7 +6,6 @@ N outputs, K inputs, G groups.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from vlkv.errors import CheckpointError
 from vlkv_export.checkpoint.facts import Coded, Placed, Stored, Tensor
-from vlkv_export.weights.files import ALIGNMENT, widen
+from vlkv_export.weights.files import widen
+from vlkv_export.weights.header import lay_out
 
 FILE = "matrices.codes.safetensors"
 BLOCK = 32
@@ -53,17 +53,14 @@ def repack(
     """
     if not coded:
         return {}, {}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, matrix in coded.items():
-        for part, (dtype, shape) in _layout(matrix).items():
-            begin, end = end, end + prod(shape) * WIDTHS[dtype]
-            header[_join(name, part)] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    header, places = lay_out(
+        (_join(name, part), dtype, shape, prod(shape) * WIDTHS[dtype])
+        for name, matrix in coded.items()
+        for part, (dtype, shape) in _layout(matrix).items()
+    )
     orders: dict[str, NDArray[np.int64] | None] = {}
     with (folder / FILE).open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(header)
         for number, (name, matrix) in enumerate(coded.items(), 1):
             report(f"repacking matrix {number} of {len(coded)}")
             reader = _Reader(source, matrix)
@@ -80,9 +77,8 @@ def repack(
                 out.write(np.ascontiguousarray(reader.zeros).data)
 
     def stored(name: str, part: str) -> Stored:
-        entry = header[_join(name, part)]
-        begin, end = entry["data_offsets"]
-        return Stored(FILE, entry["dtype"], entry["shape"], 8 + len(text) + begin, end - begin)
+        place = places[_join(name, part)]
+        return Stored(FILE, place.dtype, tuple(place.shape), place.offset, place.length)
 
     placed: dict[str, Placed] = {}
     floats: dict[str, Tensor] = {}
@@ -93,8 +89,8 @@ def repack(
             floats[name] = Tensor(name, FILE, "float32", whole.shape, whole.offset, whole.length)
             continue
         zeros = stored(name, "zeros") if "zeros" in parts else None
-        places = (stored(name, "codes"), stored(name, "scales"), zeros)
-        placed[name] = Placed(matrix.shape, 8 if zeros is None else 4, *places, orders[name])
+        kept = (stored(name, "codes"), stored(name, "scales"), zeros)
+        placed[name] = Placed(matrix.shape, 8 if zeros is None else 4, *kept, orders[name])
     return placed, floats
 
 
