@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import msgspec
 import pytest
 
@@ -13,6 +11,7 @@ from vlkv.scheduler import memory as memories
 from vlkv.scheduler.allowance import allowances, check_plan, lines, request, usual
 from vlkv.scheduler.memory import default_memory, memory_at_hand
 from vlkv.scheduler.plan import divide
+from vlkv.storage.image_facts import text_alone
 
 GIB = 1 << 30
 
@@ -24,15 +23,8 @@ def llava_7b(engine_of):
     text = msgspec.structs.replace(
         manifest.text, layers=32, query_heads=32, kv_heads=32, head_dim=128, hidden=4096, max_positions=4096
     )
-    picture = SimpleNamespace(width=336, height=336)
-    return SimpleNamespace(text=text, image=picture)
-
-
-@pytest.fixture(autouse=True)
-def tokens_of_a_picture(monkeypatch, request):
-    if "llava_7b" in request.fixturenames:
-        layout = SimpleNamespace(token_ids=[0] * 576)
-        monkeypatch.setattr("vlkv.scheduler.allowance.lay_out", lambda sizes, image: [layout])
+    image = msgspec.structs.replace(manifest.image, width=336, height=336, tile_features=576)
+    return msgspec.structs.replace(manifest, text=text, image=image)
 
 
 def fits(plan, one):
@@ -67,6 +59,17 @@ def test_what_is_told_is_what_is_taken(llava_7b):
         asked = request(policy, 640, 256)
         lane, prefill = plan.lane_bytes(asked), plan.prefill_bytes(asked)
         assert one.at_once == min(8, (plan.memory - prefill) // lane)
+
+
+def test_a_model_of_text_alone_is_told_without_pictures(llava_7b):
+    manifest = msgspec.structs.replace(llava_7b, image=text_alone(llava_7b.text.vocab))
+    plan = divide(manifest.text, manifest.text.hidden, 8, 8 << 30)
+    assert usual(manifest) == 64
+    assert any("at once of 64 tokens (64) and 256 new ones" in line for line in lines(plan, manifest))
+    check_plan(plan, manifest, POLICIES[DEFAULT_POLICY], False)
+    with pytest.raises(MemoryLimitError, match="no request of 64 tokens of text could ever run"):
+        small = divide(manifest.text, manifest.text.hidden, 1, 16 << 20)
+        check_plan(small, manifest, POLICIES["full"], False)
 
 
 def test_impossible_plans_are_refused(llava_7b):

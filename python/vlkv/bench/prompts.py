@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlkv.bench.settings import QUESTION, usual_picture
+from vlkv.bench.settings import QUESTION
+from vlkv.inputs.layouts import usual_picture
 from vlkv.inputs.prompt import Prompt
 from vlkv.storage.manifest import Manifest
 

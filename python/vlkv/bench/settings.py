@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlkv.errors import BenchError
-from vlkv.inputs.layouts import Layout, lay_out
+from vlkv.inputs.layouts import usual_picture
 from vlkv.ops.allocation import check_share
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.storage.image_facts import ImageFacts, takes_pictures
 from vlkv.storage.manifest import Manifest
 
 QUESTION = 32
@@ -176,8 +175,3 @@ def _different(found: list[T], option: str) -> tuple[T, ...]:
     if len(set(found)) < len(found):
         raise BenchError(f"{option} names something twice: {', '.join(map(str, found))}")
     return tuple(found)
-
-
-def usual_picture(image: ImageFacts) -> tuple[Layout, ...]:
-    """The layout of a picture of a tile's size; nothing where the model takes text alone."""
-    return lay_out([(image.width, image.height)], image) if takes_pictures(image) else ()

@@ -178,14 +178,11 @@ def _embedding(
         begin += len(layout.sources)
         if places[-1] < since:
             continue
-        known = (
-            None
-            if reading is None or pruner is not None
-            else reading.reuse.features(reading.names.pictures[number - 1])
-        )
-        if known is not None:
-            embeds[places] = known
-            continue
+        if reading is not None and pruner is None:
+            known = reading.reuse.features(reading.names.pictures[number - 1])
+            if known is not None:
+                embeds[places] = known
+                continue
         name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
         if layout.frame is not None and model.manifest.video is not None:
             graph, facts = model.manifest.video.graph, model.manifest.video.frame

@@ -92,6 +92,11 @@ def lay_out_video(frames: int, facts: VideoFacts) -> tuple[Layout, ...]:
     return tuple(replace(_frame(facts, place == frames - 1), frame=place) for place in range(frames))
 
 
+def usual_picture(facts: ImageFacts) -> tuple[Layout, ...]:
+    """The layout of a picture of a tile's size; nothing if the model takes text alone."""
+    return lay_out([(facts.width, facts.height)], facts) if takes_pictures(facts) else ()
+
+
 def pack(features: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """The features `[T, hidden]` of a picture's tokens, from the tower's features `[count, P, hidden]` of its tiles."""
     rows = features.reshape(-1, features.shape[-1])

@@ -9,11 +9,12 @@ import numpy as np
 
 from vlkv.errors import MemoryLimitError, VlkvError
 from vlkv.generation.question import MAX_NEW_TOKENS
-from vlkv.inputs.layouts import lay_out
+from vlkv.inputs.layouts import usual_picture
 from vlkv.inputs.prompt import Prompt
 from vlkv.policies.builtin import POLICIES
 from vlkv.policies.policy import Policy, default_budget
 from vlkv.scheduler.plan import Plan, show
+from vlkv.storage.image_facts import takes_pictures
 from vlkv.storage.manifest import Manifest
 
 TEXT_TOKENS = 64
@@ -46,9 +47,13 @@ class Allowance:
 
 
 def usual(manifest: Manifest) -> int:
-    """Tokens of a usual prompt: a picture of the tower's own size, and `TEXT_TOKENS`."""
-    (layout,) = lay_out([(manifest.image.width, manifest.image.height)], manifest.image)
-    return len(layout.token_ids) + TEXT_TOKENS
+    """Tokens of a usual prompt: a picture of the tower's own size where there is a tower, and `TEXT_TOKENS`."""
+    return sum(len(layout.token_ids) for layout in usual_picture(manifest.image)) + TEXT_TOKENS
+
+
+def _content(manifest: Manifest) -> str:
+    """What a usual prompt holds."""
+    return f"a picture and {TEXT_TOKENS}" if takes_pictures(manifest.image) else f"{TEXT_TOKENS}"
 
 
 def allowances(plan: Plan, manifest: Manifest) -> list[Allowance]:
@@ -94,7 +99,7 @@ def check_plan(plan: Plan, manifest: Manifest, policy: Policy, chosen: bool = Fa
     try:
         plan.check(request(policy, length, new))
     except VlkvError as error:
-        what = "no request" if chosen else f"no request of a picture and {TEXT_TOKENS} tokens of text"
+        what = "no request" if chosen else f"no request of {_content(manifest)} tokens of text"
         raise MemoryLimitError(f"{what} could ever run: {error}") from None
 
 
@@ -116,6 +121,6 @@ def lines(plan: Plan, manifest: Manifest) -> Sequence[str]:
     for (longest, at_once), names in groups.items():
         said.append(
             f"{', '.join(names)}: prompts to {longest} tokens; {at_once} at once of {tokens} tokens "
-            f"(a picture and {TEXT_TOKENS}) and {MAX_NEW_TOKENS} new ones"
+            f"({_content(manifest)}) and {MAX_NEW_TOKENS} new ones"
         )
     return said

@@ -11,7 +11,7 @@ from math import gcd
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import EngineError, MemoryLimitError
 from vlkv.scheduler.plan import FLOAT, SLOTS, Plan, each_layer, show
-from vlkv.storage.manifest import BYTES, TextFacts
+from vlkv.storage.manifest import BYTES, TextFacts, token_bytes
 
 SHARE = 0.8
 """Of the free memory that caches take where none is said: the rest is for working memory that grows."""
@@ -56,7 +56,7 @@ def divide_device(
         if value is not None and value < 1:
             raise MemoryLimitError(f"{name} {value} is under 1")
     slots = min(slots, limits.batch)
-    token = text.kv_heads * text.head_dim * 2 * BYTES[backend.dtype]
+    token = token_bytes(text, backend.dtype)
     prompt = text.layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT
     step, most = row_step(text, backend.dtype), min(limits.capacity, text.max_positions)
     if capacity is None:
