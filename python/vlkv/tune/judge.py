@@ -27,7 +27,6 @@ from vlkv.tune.toolchain import Built, Candidate, Toolchain
 PAIRS = 24
 SAMPLE = 5e-4
 TIMED_INPUTS = 3
-GATES = ("compile", "inputs", "sanitizer", "held-out", "time")
 BROKEN = {1: "a register that a function must keep", 2: "the floating-point mode", 4: "the direction flag"}
 RUNNER = Path(__file__).parent / "runner.py"
 
