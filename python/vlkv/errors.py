@@ -4,8 +4,16 @@ The command line prints the line and exits with code 2; in Python they are `Valu
 """
 
 
+LONGEST = 1000
+"""Characters of an error's text: it names the value, and a caller's value may have any length."""
+
+
 class VlkvError(ValueError):
-    """Base of all errors that vlkv raises for invalid input."""
+    """Base of all errors that vlkv raises for invalid input. A text of more than `LONGEST` characters loses its middle."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class CheckpointError(VlkvError):

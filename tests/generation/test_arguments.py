@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlkv import Engine, Question
-from vlkv.errors import EngineError, ImageError, PromptError
+from vlkv.errors import LONGEST, EngineError, ImageError, PolicyError, PromptError, VlkvError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.policies.builtin import POLICIES
 from vlkv.policies.decode_eviction import LEAST_HELD
@@ -40,6 +42,47 @@ def test_wrong_kinds_are_one_line(built_of):
     for threads in (-1, 1.5, True, 10**6):
         with pytest.raises(EngineError, match=r"threads .* is not a whole number from 0"):
             Engine.load(built_of("llama"), threads=threads)
+
+
+HUGE, NONE, TWO = 10**400, np.array(0.5), np.array([1, 2])
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    {
+        "images": [NONE, io.BytesIO(b"a"), "a" * 10**6, ["x"] * 1000],
+        "policy": [None, [], {}, set(), NONE, b"full", HUGE, "a" * 10**6, ["full"]],
+        "budget": ["0.1", "a" * 10**6, TWO, True, HUGE, -HUGE, float("nan"), 1j, ["x"] * 1000],
+        "temperature": [HUGE, -HUGE, True, float("nan"), float("inf"), "1", 1j],
+        "top_p": [HUGE, True, "1", NONE],
+        "stop": ["\ud800", ["a\udcff"], [""], [b"a"], {"a"}, NONE],
+        "no_repeat_ngram_size": ["", b"", [], {}, (), TWO, np.array([]), HUGE, True],
+        "min_new_tokens": ["", b"", [], {}, (), TWO, np.array([]), HUGE, True],
+        "max_new_tokens": ["", 0.5, [], TWO, True, -HUGE],
+        "messages": [5, None, "a", b"a", ["a"], [None], {"a": 1}, {1, 2}, range(3), TWO, iter("a")],
+        "raw": [TWO, "yes", 1, None],
+        "scores": [TWO, "yes", 1, None],
+        "frames": ["a" * 10**6, TWO, True, HUGE - HUGE],
+        "prune": ["a" * 10**6, [], 5],
+        "logit_bias": [{1: float("nan")}, {1: HUGE}, {-1: 0.0}, {"1": 0.0}, [1], NONE],
+    }.items(),
+)
+def test_values_of_a_wrong_kind_are_one_short_line(engine, name, values):
+    """None is a traceback, and none fails after it was accepted: the scheduler's thread never sees them."""
+    with engine.scheduler(slots=2, memory=32 << 20) as scheduler:
+        for value in values:
+            given = {"prompt": PROMPT, "max_new_tokens": 2, name: value}
+            for ask in (engine.generate, lambda **given: scheduler.submit(Question(**given))):
+                with pytest.raises(VlkvError) as caught:
+                    ask(**given)
+                assert "\n" not in str(caught.value) and len(str(caught.value)) <= LONGEST + 5
+                str(caught.value).encode()
+        assert scheduler.stats().submitted == scheduler.stats().failed == 0
+
+
+def test_a_long_text_of_an_error_loses_its_middle():
+    text = str(PolicyError(f"unknown policy {'a' * 10**6}; known: full"))
+    assert text.startswith("unknown policy aaa") and text.endswith("aaa; known: full") and " ... " in text
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])

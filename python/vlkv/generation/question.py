@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from vlkv.errors import ImageError, PromptError
 from vlkv.inputs.messages import Message
 from vlkv.inputs.video import videos_of
@@ -62,13 +64,20 @@ class Question:
             images, "convert"
         ):
             images = (images,)
-        elif isinstance(images, Iterable):
+        elif isinstance(images, Iterable) and getattr(images, "shape", True) and not hasattr(images, "read"):
             images = tuple(images)
-        else:
+        else:  # neither an array without axes nor an opened file is a list of pictures
             raise ImageError(
                 f"images is a {type(images).__name__}; a list of paths, bytes or Pillow images is wanted"
             )
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "videos", videos_of(self.videos))
+        messages: Any = self.messages
+        right = isinstance(messages, Sequence) and all(isinstance(one, Message) for one in messages)
+        if not right:
+            raise PromptError(f"messages {messages!a:.80} is not a list of Message")
+        for name in ("raw", "scores"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise PromptError(f"{name} {getattr(self, name)!a:.80} is neither True nor False")
         if self.frames is not None and not (type(self.frames) is int and self.frames > 0):
             raise ImageError(f"frames is {self.frames!r}; a whole number of frames from 1 on is wanted")

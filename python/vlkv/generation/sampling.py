@@ -94,13 +94,13 @@ class Sampling:
         tokens = self.max_new_tokens
         self._need("max_new_tokens", _is_whole(tokens) and tokens >= 1, "a whole number, 1 or more")
         self._need(
-            "stop", all(isinstance(text, str) and text for text in self.stop), "texts that are not empty"
+            "stop", all(map(_is_text, self.stop)), "texts that are not empty, without lone surrogates"
         )
         penalty = 1.0 if self.repetition_penalty is None else self.repetition_penalty
         right = _is_number(penalty) and 1 / MAX_PENALTY <= penalty <= MAX_PENALTY
         self._need("repetition_penalty", right, f"above 0: {1 / MAX_PENALTY:g} to {MAX_PENALTY}")
         for name, most in (("no_repeat_ngram_size", MAX_NGRAM), ("min_new_tokens", 2**31 - 1)):
-            count = getattr(self, name) or 0
+            count = 0 if getattr(self, name) is None else getattr(self, name)
             self._need(name, _is_whole(count) and 0 <= count <= most, f"a whole number, 0 to {most}")
         ids = () if self.suppress_tokens is None else self.suppress_tokens
         self._need("suppress_tokens", _are_ids(ids, MAX_BIASES), f"at most {MAX_BIASES} token ids")
@@ -151,8 +151,18 @@ def _are_ids(value: object, most: int) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    whole = _is_whole(value)
-    return whole or (isinstance(value, float | np.floating) and math.isfinite(value))
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the floats
+        return False
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class Sampler:

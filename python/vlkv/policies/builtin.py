@@ -47,6 +47,6 @@ def resolve(policy: str | Policy) -> Policy:
     """The policy of that name, or the given policy. Raises `PolicyError`, which lists all names, if it is unknown."""
     if isinstance(policy, Policy):
         return policy
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise PolicyError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     return POLICIES[policy]
