@@ -3,13 +3,17 @@
 The command line prints the line and exits with code 2; in Python they are `ValueError`s.
 """
 
+from reprlib import Repr
 
 LONGEST = 1000
 """Characters of an error's text: it names the value, and a caller's value may have any length."""
 
 
 class VlkvError(ValueError):
-    """Base of all errors that vlkv raises for invalid input. A text of more than `LONGEST` characters loses its middle."""
+    """Base of all errors that vlkv raises for invalid input.
+
+    A text of more than `LONGEST` characters loses its middle.
+    """
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -66,3 +70,26 @@ class BenchError(VlkvError):
 
 class TuneError(VlkvError):
     """A harness, source or setting that can't be tuned, or a machine without the sandbox that tuning needs."""
+
+
+class _Short(Repr):
+    """A value's beginning, in a time that does not grow with the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to print whole numbers of thousands of digits."""
+        return repr(x) if x.bit_length() < 256 else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+def quoted(value: object) -> str:
+    """A caller's value as an error shows it: printable ASCII, at most about 80 characters."""
+    try:
+        return f"{_SHORT.repr(value).encode('ascii', 'backslashreplace').decode():.100}"
+    except Exception:
+        return f"a {type(value).__name__}"

@@ -66,6 +66,7 @@ def serve(
         import uvicorn
 
         from vlkv.serving.openai.app import Settings, make_app
+        from vlkv.serving.openai.connections import HEAD_BYTES, Connection
     except ImportError as error:
         raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
     from vlkv.engine import Engine
@@ -100,7 +101,15 @@ def serve(
         scheduler.close(drain=False)
         raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
     notes().print(f"serving {model} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=GRACE)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
     # uvicorn raises SIGTERM again after it has shut down in order; that is not a failure
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:

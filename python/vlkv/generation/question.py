@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlkv.errors import ImageError, PromptError
+from vlkv.errors import ImageError, PromptError, quoted
 from vlkv.inputs.messages import Message
 from vlkv.inputs.video import videos_of
 from vlkv.policies.builtin import DEFAULT_POLICY
@@ -75,9 +75,9 @@ class Question:
         messages: Any = self.messages
         right = isinstance(messages, Sequence) and all(isinstance(one, Message) for one in messages)
         if not right:
-            raise PromptError(f"messages {messages!a:.80} is not a list of Message")
+            raise PromptError(f"messages {quoted(messages)} is not a list of Message")
         for name in ("raw", "scores"):
             if not isinstance(getattr(self, name), bool | np.bool_):
-                raise PromptError(f"{name} {getattr(self, name)!a:.80} is neither True nor False")
+                raise PromptError(f"{name} {quoted(getattr(self, name))} is neither True nor False")
         if self.frames is not None and not (type(self.frames) is int and self.frames > 0):
-            raise ImageError(f"frames is {self.frames!r}; a whole number of frames from 1 on is wanted")
+            raise ImageError(f"frames is {quoted(self.frames)}; a whole number of frames from 1 on is wanted")

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.errors import SamplingError, VlkvError
+from vlkv.errors import SamplingError, VlkvError, quoted
 from vlkv.generation.logits import Penalties, TokenLogprob, logprobs
 from vlkv.storage.manifest import GenerationFacts
 
@@ -93,9 +93,6 @@ class Sampling:
         self._need("seed", _is_whole(seed) and 0 <= seed < 2**64, "a whole number in [0, 2^64)")
         tokens = self.max_new_tokens
         self._need("max_new_tokens", _is_whole(tokens) and tokens >= 1, "a whole number, 1 or more")
-        self._need(
-            "stop", all(map(_is_text, self.stop)), "texts that are not empty, without lone surrogates"
-        )
         penalty = 1.0 if self.repetition_penalty is None else self.repetition_penalty
         right = _is_number(penalty) and 1 / MAX_PENALTY <= penalty <= MAX_PENALTY
         self._need("repetition_penalty", right, f"above 0: {1 / MAX_PENALTY:g} to {MAX_PENALTY}")
@@ -108,11 +105,13 @@ class Sampling:
         listed = isinstance(words, list | tuple) and len(words) <= MAX_WORDS
         sound = listed and all(_are_ids(word, MAX_WORD) and len(word) for word in words)
         self._need("bad_words_ids", sound, f"at most {MAX_WORDS} lists of 1 to {MAX_WORD} token ids")
-        longest = max(map(len, self.stop), default=0)
         if len(self.stop) > MAX_STOPS:
             raise SamplingError(f"stop has {len(self.stop)} texts, the limit is {MAX_STOPS}")
+        longest = max((len(text) for text in self.stop if isinstance(text, str)), default=0)
         if longest > MAX_STOP_LENGTH:
             raise SamplingError(f"stop has a text of {longest} characters, the limit is {MAX_STOP_LENGTH}")
+        sound = all(map(_is_text, self.stop))
+        self._need("stop", sound, "texts that are not empty, without lone surrogates")
         for name in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, name)
             self._need(name, _is_number(value) and -2 <= value <= 2, "in [-2, 2]")
@@ -137,7 +136,7 @@ class Sampling:
 
     def _need(self, name: str, right: bool, wanted: str) -> None:
         if not right:
-            raise SamplingError(f"{name} {getattr(self, name)!a:.80} is not {wanted}")
+            raise SamplingError(f"{name} {quoted(getattr(self, name))} is not {wanted}")
 
 
 def _is_whole(value: object) -> bool:

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from vlkv.errors import PromptError
-from vlkv.inputs.prompt import Medium, Prompt, check_places, expand, media_of, plain, render, unplaced
+from vlkv.inputs.prompt import (
+    Medium,
+    Prompt,
+    check_places,
+    check_size,
+    expand,
+    media_of,
+    plain,
+    render,
+    unplaced,
+)
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.storage.manifest import Manifest
 
@@ -62,6 +72,9 @@ def build_chat(
             accepts none of the forms, or there are more tokens than positions.
     """
     special = tokenizer.special_tokens
+    parts = [part for message in messages for part in message.parts]
+    characters = sum(len(part) for part in parts if isinstance(part, str))
+    check_size(characters, max(len(messages), len(parts)), manifest.text.max_positions)
     if not any(message.text.strip() for message in messages):
         raise PromptError("the prompt is empty")
     for medium in media:
@@ -156,6 +169,7 @@ def next_prompt(
     """
     newest, special = turns[-1], tokenizer.special_tokens
     media = media or media_of((), manifest.image, (), manifest.video)
+    check_size(len(newest.text), 1, manifest.text.max_positions)
     if not (newest.text if raw else newest.text.strip()):
         raise PromptError("the prompt is empty")
     check_places(newest.text, media)

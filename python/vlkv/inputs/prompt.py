@@ -26,6 +26,10 @@ from vlkv.storage.image_facts import ImageFacts, VideoFacts
 if TYPE_CHECKING:
     import jinja2
 
+CHARACTERS = 16
+"""Characters for each position of a model that a prompt may have; English text has four or five a token."""
+LEAST_CHARACTERS = 1 << 16
+"""Characters that a prompt of any model may have."""
 _LISTED = "{'type': 'text'"
 
 
@@ -108,6 +112,7 @@ def build_prompt(
     empty or has lone surrogates, the numbers of pictures and places differ, the template fails, or there are more
     tokens than positions.
     """
+    check_size(len(text), 1, max_positions)
     if not (text if raw else text.strip()):
         raise PromptError("the prompt is empty")
     check_places(text, media)
@@ -118,6 +123,28 @@ def build_prompt(
     bos = tokenizer.special_tokens.get("bos_token")
     ids = tokenizer.encode(whole, add_special_tokens=bos is None or not whole.startswith(bos))
     return expand(whole, np.array(ids, np.int64), media, max_positions)
+
+
+def check_size(characters: int, parts: int, max_positions: int | None) -> None:
+    """Refuses what can't fit before it costs anything: the template's and the tokenizer's time grow with the text.
+
+    Args:
+        characters: of all texts of the prompt.
+        parts: how many texts, pictures and messages it has.
+        max_positions: how many positions the model has; None allows everything.
+
+    Raises:
+        PromptError: more than `CHARACTERS` for each position, or more parts than positions.
+    """
+    if max_positions is None:
+        return
+    most = max(LEAST_CHARACTERS, CHARACTERS * max_positions)
+    if characters > most:
+        raise PromptError(
+            f"prompt has {characters} characters; the model has {max_positions} positions, and the limit is {most}"
+        )
+    if parts > max_positions:
+        raise PromptError(f"prompt has {parts} messages and parts; the model has {max_positions} positions")
 
 
 def check_places(text: str, media: Sequence[Medium]) -> None:

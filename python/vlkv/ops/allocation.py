@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlkv.dtypes import Float64
-from vlkv.errors import OperatorError, PolicyError
+from vlkv.errors import OperatorError, PolicyError, quoted
 
 Counts = NDArray[np.int64]
 
@@ -24,7 +24,9 @@ FLOOR = 0.01
 def check_share(budget: float) -> float:
     """Returns the budget as a float. Raises `PolicyError` outside (0, 1]."""
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0.0 < budget <= 1.0:
-        raise PolicyError(f"budget {budget!r} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache")
+        raise PolicyError(
+            f"budget {quoted(budget)} is outside (0, 1]; 0.1 keeps a tenth of the prompt's cache"
+        )
     return float(budget)
 
 

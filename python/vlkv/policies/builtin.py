@@ -6,7 +6,7 @@ Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arX
 
 from __future__ import annotations
 
-from vlkv.errors import PolicyError
+from vlkv.errors import PolicyError, quoted
 from vlkv.policies.policy import Policy
 
 POLICIES = {
@@ -48,5 +48,5 @@ def resolve(policy: str | Policy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if not isinstance(policy, str) or policy not in POLICIES:
-        raise PolicyError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+        raise PolicyError(f"unknown policy {quoted(policy)}; known: {', '.join(POLICIES)}")
     return POLICIES[policy]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vlkv.errors import PolicyError
+from vlkv.errors import PolicyError, quoted
 from vlkv.pruning.blank import Blank
 from vlkv.pruning.diverse import Diverse
 from vlkv.pruning.duplicates import Duplicates
@@ -29,9 +29,9 @@ def resolve_prune(text: str | None) -> Pruner | None:
         return METHODS[name]()
     known = ", ".join([*METHODS, *(f"{method}:SHARE" for method in BY_SHARE)])
     if not colon or name not in BY_SHARE:
-        raise PolicyError(f"unknown prune {text!r}; known: {known}")
+        raise PolicyError(f"unknown prune {quoted(text)}; known: {known}")
     try:
         number = float(share)
     except ValueError:
-        raise PolicyError(f"prune {text!r}: {share!r} is not a number; known: {known}") from None
+        raise PolicyError(f"prune {quoted(text)}: {quoted(share)} is not a number; known: {known}") from None
     return BY_SHARE[name](number)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import abc
 from copy import copy
+from numbers import Real
 from typing import Any
 
 from vlkv.backend.device.backend import DeviceBackend
-from vlkv.errors import SamplingError, ServerFullError
+from vlkv.errors import SamplingError, ServerFullError, quoted
 from vlkv.generation.question import Question
 from vlkv.generation.reuse import Names, names_of
 from vlkv.generation.sequence import Sequence, prepare
@@ -104,8 +105,10 @@ class Scheduler:
             SamplingError: the deadline is not a number above 0.
             PromptError, ImageError, PolicyError: the question is invalid.
         """
-        if deadline is not None and not deadline > 0:
-            raise SamplingError(f"deadline {deadline!r} is not a number of seconds above 0")
+        if deadline is not None and (
+            isinstance(deadline, bool) or not isinstance(deadline, Real) or not deadline > 0
+        ):
+            raise SamplingError(f"deadline {quoted(deadline)} is not a number of seconds above 0")
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
         asked: list[tuple[Any, ...]] = []

@@ -32,6 +32,7 @@ from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
 from vlkv.serving.openai.answers import Chat, Completion
+from vlkv.serving.openai.connections import Bodies
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
 from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
@@ -85,6 +86,7 @@ class Service:
         self.engine, self.scheduler, self.settings = engine, scheduler, settings
         self.metrics = Metrics(scheduler.stats)
         self.pictures = Pictures(settings.image_hosts)
+        self.bodies = Bodies(settings.max_body)
         self.started = int(time())
         self._decoders: CapacityLimiter | None = None
 
@@ -94,21 +96,24 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = decode(await self._body(request), ChatRequest)
-        assert isinstance(asked, ChatRequest)
-        self._check_model(asked)
-        questions = await of_chat(asked, self.pictures.read, self.settings.policy)
-        maps = asked.kept and not questions[0].videos
-        pictures = len(questions[0].images) if maps else 0
-        return await self._answer(request, asked, questions, Chat(self.settings.model, self.word, pictures))
+        async with self.bodies.reading(request) as data:
+            asked = decode(data, ChatRequest)
+            assert isinstance(asked, ChatRequest)
+            self._check_model(asked)
+            questions = await of_chat(asked, self.pictures.read, self.settings.policy)
+            maps = asked.kept and not questions[0].videos
+            pictures = len(questions[0].images) if maps else 0
+            tickets = await self._submit(request, questions)
+        return await self._answer(request, asked, tickets, Chat(self.settings.model, self.word, pictures))
 
     async def completion(self, request: Request) -> Response:
         """`POST /v1/completions`."""
-        asked = decode(await self._body(request), CompletionRequest)
-        assert isinstance(asked, CompletionRequest)
-        self._check_model(asked)
-        questions = of_completion(asked, self.settings.policy)
-        return await self._answer(request, asked, questions, Completion(self.settings.model, self.word))
+        async with self.bodies.reading(request) as data:
+            asked = decode(data, CompletionRequest)
+            assert isinstance(asked, CompletionRequest)
+            self._check_model(asked)
+            tickets = await self._submit(request, of_completion(asked, self.settings.policy))
+        return await self._answer(request, asked, tickets, Completion(self.settings.model, self.word))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -150,15 +155,6 @@ class Service:
                 code="invalid_api_key",
             )
 
-    async def _body(self, request: Request) -> bytes:
-        """Reads the body, but no more than the limit."""
-        limit, found = self.settings.max_body, bytearray()
-        async for piece in request.stream():
-            found += piece
-            if len(found) > limit:
-                raise RequestError(f"the body has more than {limit} bytes", status=413)
-        return bytes(found)
-
     def _check_model(self, asked: Common) -> None:
         if asked.model not in ("", self.settings.model):
             raise self._unknown(asked.model)
@@ -176,9 +172,8 @@ class Service:
         return {"id": name, "object": "model", "created": self.started, "owned_by": "vlkv"}
 
     async def _answer(
-        self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
+        self, request: Request, asked: Common, tickets: list[Ticket], form: Chat | Completion
     ) -> Response:
-        tickets = await self._submit(questions, _key(request) if self.settings.isolate else "")
         if asked.stream:
             include = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
@@ -195,9 +190,10 @@ class Service:
             self._end(tickets)
         return as_json(form.whole([ticket.result for ticket in tickets]))
 
-    async def _submit(self, questions: Sequence[Question], owner: str) -> list[Ticket]:
+    async def _submit(self, request: Request, questions: Sequence[Question]) -> list[Ticket]:
         """Submits all of a request's questions, or none of them."""
         tickets: list[Ticket] = []
+        owner = _key(request) if self.settings.isolate else ""
         try:
             for question in questions:
                 submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout, owner=owner)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from anyio.to_thread import run_sync
 
 from vlkv.errors import ImageError
 from vlkv.serving.openai.protocol import RequestError
-from vlkv.serving.wire import from_base64
+from vlkv.serving.wire import from_base64, from_percent
 
 MAX_URL_BYTES = 32 << 20
 """The most bytes of a file fetched from a URL."""
+LONG_URI = 1 << 18
+"""Characters of a data URI that is decoded in another thread, so that other requests need not wait for it."""
 FETCH_SECONDS = 20.0
 """The most seconds of a fetch, including redirects."""
 
@@ -29,9 +32,9 @@ def from_data_uri(uri: str) -> bytes:
             f"image_url is a data URI of {form!a:.60}; a picture has a type such as image/png",
             param="image_url",
         )
-    if "base64" not in options:
-        return unquote_to_bytes(body)
     try:
+        if "base64" not in options:
+            return from_percent(body.encode())
         decoded = from_base64(body.encode("ascii", "replace"))
     except ImageError as error:
         raise RequestError(f"image_url: {error}", param="image_url") from None
@@ -54,7 +57,9 @@ class Pictures:
     async def read(self, url: str) -> bytes:
         """Reads the file of a data URI or an allowed URL. Raises `RequestError` for anything else."""
         if url[:5].lower() == "data:":
-            return from_data_uri(url)
+            if len(url) < LONG_URI:
+                return from_data_uri(url)
+            return await run_sync(from_data_uri, url)
         self._check(url)
         try:
             async with asyncio.timeout(FETCH_SECONDS):

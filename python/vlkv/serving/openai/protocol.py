@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from vlkv.errors import VlkvError
+from vlkv.generation.sampling import MAX_BIASES, MAX_STOPS
 
 Text = Annotated[str, msgspec.Meta(max_length=1 << 22)]
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES, MAX_PARTS = 1 << 14, 1 << 12
+"""Messages of a request, and parts of a message; each costs time before the tokens can be counted."""
 
 
 class RequestError(VlkvError):
@@ -70,7 +73,7 @@ class ImagePart(_Record, tag="image_url"):
 class VideoPart(_Record, tag="video"):
     """A video of a message: the URLs of its frames, as those of pictures. OpenAI's API has no such part."""
 
-    video: Annotated[list[str], msgspec.Meta(min_length=1)]
+    video: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
 
 
 Part = TextPart | ImagePart | VideoPart
@@ -80,7 +83,7 @@ class ChatMessage(_Record):
     """One turn of a chat. `content` is a text, or parts in their order."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Text | Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)]
     name: str | None = None
 
 
@@ -122,11 +125,11 @@ class Common(msgspec.Struct, kw_only=True):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], msgspec.Meta(max_length=MAX_STOPS)] | None = None
     n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], msgspec.Meta(max_length=MAX_BIASES)] | None = None
     user: str | None = None
     policy: str | None = None
     budget: float | None = None
@@ -142,7 +145,7 @@ class Common(msgspec.Struct, kw_only=True):
 class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], msgspec.Meta(max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -169,10 +172,10 @@ def decode(data: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> Ch
     except msgspec.ValidationError as error:
         text = str(error)
         if "unknown field" in text:
-            name = text.split("`")[1]
+            name = text.split("`")[1][:100]
             text = f"parameter {name!r} is not supported"
             raise RequestError(text, param=name, code="unsupported_parameter") from None
-        where = text.rsplit("`", 2)[1].removeprefix("$.") if text.endswith("`") else None
+        where = text.rsplit("`", 2)[1].removeprefix("$.")[:200] if " - at `$" in text else None
         raise RequestError(text, param=where) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from None
