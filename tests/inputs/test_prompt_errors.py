@@ -6,7 +6,7 @@ from test_tokenizer import tokenizer
 
 from vlkv.errors import PromptError
 from vlkv.inputs.layouts import Layout, lay_out
-from vlkv.inputs.prompt import build_prompt, media_of
+from vlkv.inputs.prompt import LEAST_CHARACTERS, build_prompt, check_size, media_of
 from vlkv.storage.image_facts import ImageFacts
 
 
@@ -137,3 +137,17 @@ def test_a_token_that_the_tokenizer_does_not_know() -> None:
     other = msgspec.structs.replace(FACTS, token="<picture>")
     with pytest.raises(PromptError, match=r"makes 0 image tokens \(id 4, <picture>\)"):
         build_prompt("hi", media_of(layouts(1), other), tokenizer("byte-level"))
+
+
+def test_a_text_that_cannot_fit_is_refused_before_the_template_and_the_tokenizer_see_it():
+    text = "a" * (LEAST_CHARACTERS + 1)
+    for raw in (True, False):
+        with pytest.raises(PromptError, match=r"prompt has 65537 characters; the model has 100 positions"):
+            build_prompt(text, media_of((), FACTS), None, chat_template=LLAVA, raw=raw, max_positions=100)
+    check_size(LEAST_CHARACTERS, 100, 100)
+    check_size(10**9, 10**9, None)
+    check_size(16 * 10**6, 1, 10**6)
+    with pytest.raises(PromptError, match="prompt has 16000001 characters"):
+        check_size(16 * 10**6 + 1, 1, 10**6)
+    with pytest.raises(PromptError, match="prompt has 101 messages and parts; the model has 100 positions"):
+        check_size(1, 101, 100)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from functools import cache
 
 import pytest
@@ -226,3 +227,24 @@ def test_text_is_cut_where_pictures_are_spliced_in() -> None:
     assert subject.encode("[picture]b", add_special_tokens=False) == [-200, *pieces[1]]
     assert subject.encode("a") == [bos, *pieces[0]]
     assert Tokenizer(built, {}).encode("a") == [bos, *pieces[0]]
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised():
+    ticks, ended, text = [0], threading.Event(), "the total is 42 " * 20_000
+    found = tokenizer("byte-level")
+
+    def tick():
+        while not ended.wait(0.001):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        before = ticks[0]
+        ids = found.encode(text)
+        during = ticks[0] - before
+    finally:
+        ended.set()
+        thread.join()
+    assert len(ids) > 20_000
+    assert during > 5, "a call that holds the interpreter leaves one or two"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlkv.errors import ServerFullError
+from vlkv.serving.triton import admission
 from vlkv.serving.triton.admission import MOST, THREADS, Admission
 
 WAIT = 60
@@ -79,3 +80,23 @@ def test_a_thread_that_dies_answers_its_request_and_is_replaced():
     assert [sender for sender, _ in model.refused] == ["die"] * 2 * THREADS
     assert model.taken == [("fine", None)]
     model.admission.close(WAIT)
+
+
+def test_the_files_of_waiting_pictures_are_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(admission, "MOST_BYTES", 3 * len(PICTURE["images"][0]))
+    model = Model()
+    with pytest.raises(
+        ServerFullError, match="files of waiting pictures take 27 bytes, these 9, the limit is 27"
+    ):
+        for number in range(THREADS + 4):
+            model.admission.admit(PICTURE, None, number)
+    model.allowed.set()
+    model.count(3)
+    assert len(model.taken) == 3
+    end = time.monotonic() + WAIT
+    while model.admission._held and time.monotonic() < end:
+        time.sleep(0.001)
+    model.admission.admit(PICTURE, None, "again")
+    model.count(4)
+    model.admission.close(WAIT)
+    assert len(model.taken) == 4

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from time import process_time
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
 from vlkv.errors import ImageError
 from vlkv.serving import wire
-from vlkv.serving.wire import picture
+from vlkv.serving.wire import from_base64, from_percent, picture
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
@@ -63,3 +64,24 @@ def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(monkeypatch):
     assert picture(b"A" * 8) == bytes(6)
     with pytest.raises(ImageError, match="has 11 bytes, the limit is 10"):
         picture(b"A" * 11)
+
+
+@pytest.mark.parametrize("piece", [4, 8, 1 << 20])
+def test_pieces_of_any_size_give_the_same(rng, monkeypatch, piece):
+    """Python's own functions are the oracles."""
+    monkeypatch.setattr(wire, "_PIECE", piece)
+    for _ in range(2000):
+        size = int(rng.integers(0, 40))
+        escaped = bytes(rng.choice(list(b"%%%0aFg4"), size).astype("uint8"))
+        assert from_percent(escaped) == unquote_to_bytes(escaped)
+        data = rng.bytes(size)
+        encoded = base64.encodebytes(data)
+        assert from_base64(encoded) == (data or None)
+        if size % 3:
+            assert from_base64(encoded.strip().rstrip(b"=") + b"=!") is None
+
+
+def test_percent_escapes_over_the_limit_are_refused(monkeypatch):
+    monkeypatch.setattr(wire, "MAX_PICTURE_BYTES", 10)
+    with pytest.raises(ImageError, match="has 11 bytes, the limit is 10"):
+        from_percent(b"%" * 11)

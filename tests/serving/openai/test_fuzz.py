@@ -129,3 +129,10 @@ def test_tensors(rng, trial):
         assert isinstance(question.prompt, str)
     except VlkvError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name, most", [("stop", 64), ("suppress_tokens", 1024), ("bad_words_ids", 256 * 33)])
+def test_tensors_of_too_many_values(name, most):
+    value = np.array([b"a"], np.object_) if name == "stop" else np.array([1])
+    with pytest.raises(VlkvError, match=f"{name} has {most + 1} values, the limit is {most}"):
+        to_question({name: np.repeat(value, most + 1)}, "full", 10_000)

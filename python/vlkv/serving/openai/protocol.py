@@ -18,6 +18,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_MESSAGES, MAX_PARTS = 1 << 14, 1 << 12
 """Messages of a request, and parts of a message; each costs time before the tokens can be counted."""
 
+MAX_VALUES = 1 << 18
+"""Values of a body's JSON, counted by commas and brackets, in texts too: a million objects hold up everyone."""
+
 
 class RequestError(VlkvError):
     """A request that can't be served, in OpenAI's terms.
@@ -167,6 +170,11 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 def decode(data: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> ChatRequest | CompletionRequest:
     """Parses a request's body. Raises `RequestError`, which names the field, for an invalid one."""
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > MAX_VALUES:
+        raise RequestError(
+            f"the body has {values} commas and brackets, the limit is {MAX_VALUES}", status=413
+        )
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

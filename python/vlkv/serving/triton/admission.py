@@ -15,6 +15,8 @@ THREADS = 2
 """That decode pictures."""
 MOST = 64
 """Requests whose pictures may wait for one of them."""
+MOST_BYTES = 256 << 20
+"""Of these pictures' files; one request may have more if no other waits."""
 
 Request = tuple[Tensors, float | None, Any]
 """Its tensors, its deadline in seconds, and who sends its responses."""
@@ -36,6 +38,7 @@ class Admission:
         self._submit, self._refuse = submit, refuse
         self._waiting: SimpleQueue[Request | None] = SimpleQueue()
         self._ending = False
+        self._lock, self._held = threading.Lock(), 0
         self._threads: list[threading.Thread] = []
 
     def admit(self, tensors: Tensors, deadline: float | None, sender: Any) -> None:
@@ -53,6 +56,14 @@ class Admission:
             raise ServerFullError(
                 f"server is full: the pictures of {MOST} requests wait to be decoded; try again later"
             )
+        size = sum(map(len, images.reshape(-1)))
+        with self._lock:
+            if self._held + size > MOST_BYTES and self._held:
+                raise ServerFullError(
+                    f"server is full: files of waiting pictures take {self._held} bytes, these {size}, the limit is "
+                    f"{MOST_BYTES}; try again later"
+                )
+            self._held += size
         self._waiting.put((tensors, None if deadline is None else monotonic() + deadline, sender))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         while len(self._threads) < THREADS:
@@ -72,6 +83,7 @@ class Admission:
     def _run(self) -> None:
         while (request := self._waiting.get()) is not None:
             tensors, end, sender = request
+            size = sum(map(len, tensors["images"].reshape(-1)))
             try:
                 if self._ending:
                     raise ServerFullError("the server is shutting down and takes no more requests")
@@ -80,3 +92,6 @@ class Admission:
                 self._refuse(sender, error)
                 if not isinstance(error, Exception):
                     raise
+            finally:
+                with self._lock:
+                    self._held -= size

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from vlkv.errors import PromptError, SamplingError
 from vlkv.generation.question import Question
+from vlkv.generation.sampling import MAX_BIASES, MAX_STOPS, MAX_WORD, MAX_WORDS
 from vlkv.serving.wire import check_images, picture
 
 Tensors = Mapping[str, NDArray[Any]]
+
+MOST = {"stop": MAX_STOPS, "suppress_tokens": MAX_BIASES, "bad_words_ids": MAX_WORDS * (MAX_WORD + 1)}
+"""Values of a tensor; more are refused before they are looked at."""
 
 
 def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Question, bool]:
@@ -33,6 +37,9 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
         raise PromptError(
             f"the prompt has {len(prompt)} characters, a prompt of this model has at most {most_bytes}"
         )
+    for name, most in MOST.items():
+        if name in tensors and tensors[name].size > most:
+            raise SamplingError(f"{name} has {tensors[name].size} values, the limit is {most}")
     images = list(tensors.get("images", np.empty(0)).reshape(-1))
     check_images(len(images))
     given: dict[str, Any] = {
