@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from small_disk import needs_mount, small_disk
+
 PROMPT = "what is the total"
 MAIN = "from vlkv.cli.main import main; main()"
 
@@ -94,19 +96,52 @@ def test_a_signal_leaves_nothing_half_written(checkpoint_of, graphs_of, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system needs root")
+@needs_mount
 @pytest.mark.parametrize("command", ["export", "build"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint_of, graphs_of, tmp_path, command):
-    small = tmp_path / "small"
-    small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False).returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        source = (checkpoint_of if command == "export" else graphs_of)("llama")
+    source = (checkpoint_of if command == "export" else graphs_of)("llama")
+    with small_disk(tmp_path / "small", 64) as small:
         code, out, err = shell(f"eval $VLKV {command} {source} -o {small}/target")
         assert (code, out) == (2, b"")
         assert err.count("\n") == 1
         assert "No space left on device" in err
         assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", small], check=True)
+
+
+@pytest.fixture(scope="module")
+def shipped_engine(tmp_path_factory):
+    """The engine of the shipped checkpoint: `vlkv eval` wants one that has learned its forms."""
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
+
+    base = tmp_path_factory.mktemp("shipped")
+    export_checkpoint(Path(__file__).parents[2] / "examples" / "tiny_vlm" / "checkpoint", base / "graphs")
+    build_engine(base / "graphs", base / "engine")
+    return base / "engine"
+
+
+SAXPY = Path(__file__).parents[2] / "examples" / "tune" / "saxpy.c"
+RUNS = {"eval": {"answers.jsonl"}, "tune": {"candidates", "ledger.jsonl"}, "bench": set(), "triton": None}
+"""Commands, and what they may leave for the run that goes on; None is nothing at all, not even the folder."""
+
+
+@needs_mount
+@pytest.mark.parametrize("command", RUNS)
+def test_results_on_a_full_disk_are_one_line_and_leave_what_a_later_run_reads(
+    shipped_engine, tmp_path, command
+):
+    more = {
+        "eval": f"{shipped_engine} --samples 1 --policy full --budget 1",
+        "tune": f"--source {SAXPY} --calls 1",
+        "bench": f"{shipped_engine} --prompt-tokens 640 --new-tokens 2 --repeat 1 --budget 1",
+        "triton": f"{shipped_engine}",
+    }[command]
+    with small_disk(tmp_path / "small", 4) as small:
+        (small / "filler").write_bytes(bytes(4096))
+        code, _, err = shell(f"eval $VLKV -q {command} {more} -o {small}/target")
+        assert code == 2
+        assert err.splitlines()[-1].startswith("vlkv: ") and "No space left on device" in err
+        assert "Traceback" not in err
+        left = {path.name for path in (small / "target").rglob("*")}
+        assert left <= (RUNS[command] or set())
+        assert RUNS[command] is not None or not (small / "target").exists()

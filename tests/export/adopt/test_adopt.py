@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from export.adopt.conftest import EXPORTED, VOCAB
+from small_disk import needs_mount, small_disk
 from vlkv import Engine, Question
-from vlkv.errors import CheckpointError, ImageError
+from vlkv.errors import CheckpointError, EngineError, ImageError
 from vlkv_export.adopt.directory import adopt_folder
 from vlkv_export.engine import build_engine
 
@@ -186,3 +187,12 @@ def test_the_vocabulary_is_that_of_the_configuration(exported, tmp_path):
     path.write_text(path.read_text().replace(f'"vocab_size": {VOCAB}', '"vocab_size": 321'))
     with pytest.raises(CheckpointError, match=r"the configuration says \[321, 64\]"):
         adopt_folder(folder, tmp_path / "graphs")
+
+
+@needs_mount
+def test_a_full_disk_leaves_nothing(exported, tmp_path):
+    one = exported("genai", "llama", "fp32")
+    with small_disk(tmp_path / "small", 16) as small:
+        with pytest.raises((OSError, EngineError), match="No space left on device"):
+            adopt_folder(one.folder, small / "graphs")
+        assert list(small.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a client may do before its request is there, and with what it sends: everything has a limit, told in one line."""
+"""What a client may do before its request is there, and with what it sends: all has a limit, told in one line."""
 
 from __future__ import annotations
 
