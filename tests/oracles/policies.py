@@ -147,6 +147,21 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
     return lists, score
 
 
+def text_first(score, length, count, sinks, recent, text, claim):
+    """Lists the kept positions: sinks and recent ones, text until `claim` is held, then any token, best first."""
+    if count >= length:
+        return list(range(length))
+    kept = [j for j in range(length) if j < sinks or j >= length - recent]
+    by_score = sorted(range(length), key=lambda j: (math.isnan(score[j]), -np.nan_to_num(score[j]), j))
+    for j in by_score:
+        if j in text and j not in kept and len(kept) < count and len(set(kept) & set(text)) < claim:
+            kept.append(j)
+    for j in by_score:
+        if j not in kept and len(kept) < count:
+            kept.append(j)
+    return sorted(kept)
+
+
 def shared(score):
     """Returns the same sum over heads for every head."""
     return np.broadcast_to(score.sum(axis=1, keepdims=True), score.shape)

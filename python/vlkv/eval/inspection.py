@@ -80,7 +80,7 @@ class Inspection:
         return share
 
     def counts(self) -> list[str]:
-        """Lines that say how many tokens were kept of each picture and frame, tile by tile in their places.
+        """Lines that say how many tokens were kept of each picture and frame, tile by tile in their places, and of text.
 
         Counts are means over layers and heads.
         """
@@ -95,6 +95,8 @@ class Inspection:
             tiles = pane.tiles()
             if len(tiles) > 1 or len(tiles[0]) > 1:
                 lines += ["  " + "".join(f"{share[tile].mean():>8.1%}" for tile in row) for row in tiles]
+        text = np.array([word is not None for word in self.words], bool)
+        lines.append(line("text", np.flatnonzero(text)))
         return lines + [line(name, places) for name, places in self.apart.items()]
 
 

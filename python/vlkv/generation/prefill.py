@@ -326,7 +326,10 @@ def cut(
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
-        cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
+        text = np.isin(run, sequence.prompt.image_positions, invert=True)
+        cache, kept = compress(
+            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, text
+        )
         kept, scores = in_prompt(run, kept, observer.scores, length)
         threads = backend.threads
         sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)

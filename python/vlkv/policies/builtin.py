@@ -34,7 +34,11 @@ POLICIES = {
             kernel=7,
             sinks=1,
             recent=0.1,
+            text=0.5,
             per_head=False,
+        ),
+        Policy(
+            "picture-once", rows="probe", reduce="max", sinks=1, keep_observed=True, per_head=False, text=0.5
         ),
     )
 }

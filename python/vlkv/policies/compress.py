@@ -15,6 +15,7 @@ from vlkv.policies.anchors import rated
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
+from vlkv.policies.protect import Mask, claimed, text_first
 from vlkv.policies.windows import kept_within
 
 
@@ -94,6 +95,7 @@ def compress(
     keep_source: bool = False,
     target: Cache | None = None,
     windows: Sequence[int] = (),
+    text: Mask | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
@@ -108,6 +110,7 @@ def compress(
         target: the cache that receives the kept tokens (B = 1); None allocates one.
         windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
             that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
+        text: the slots `[S]` whose tokens lie outside pictures; None if all do.
 
     Returns:
         The compressed cache, and the kept positions per layer, `[Hkv, count]`.
@@ -121,13 +124,18 @@ def compress(
         sinks, recent = always_kept(policy, count, observer.stays, first)
         length = end - first
         rating = pool(observer.scores[layer][:, :, first:], policy.pooling, policy.kernel, length - recent)
-        rating = rated(rating, policy.anchors, (sinks, length - recent), count - sinks - recent)
+        between, free = (sinks, length - recent), count - sinks - recent
+        rating = rated(rating, policy.anchors, between, free)
+        per_head = policy.per_head and not window
+        if text is not None and policy.protects_text:
+            claim = claimed(policy, count)
+            rating = text_first(rating, text[first:end], between, free, claim, per_head)
         kept = backend.evict(
             (cache.keys[layer][:, :, first:end], cache.values[layer][:, :, first:end]),
             rating,
             (count, sinks, recent),
             (small.keys[layer][:, :, :count], small.values[layer][:, :, :count]),
-            policy.per_head and not window,
+            per_head,
             policy.merge != "none",
         )
         if not keep_source:

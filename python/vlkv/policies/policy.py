@@ -45,6 +45,10 @@ class Policy:
         sinks: the number of first tokens that always stay.
         recent: the share of a layer's kept tokens that are the prompt's last tokens.
         recent_tokens: the same as a number of tokens; the larger of the two applies.
+        text: the share of a layer's kept tokens up to which text stays before image tokens, the best text first;
+            1 for as long as the budget holds it. Text is what lies outside pictures and frames. Sinks and the last
+            tokens count, and text beyond the share competes by score.
+        text_tokens: the same as a number of tokens; the larger of the two applies.
         keep_observed: whether the tokens of the observation window always stay (as many as a layer keeps, from the
             end).
         per_head: whether each KV head selects separately, or all heads share one selection.
@@ -74,6 +78,8 @@ class Policy:
     sinks: int = 0
     recent: float = 0.0
     recent_tokens: int = 0
+    text: float = 0.0
+    text_tokens: int = 0
     keep_observed: bool = False
     per_head: bool = True
     merge: Literal["none", "nearest_mean"] = "none"
@@ -97,12 +103,13 @@ class Policy:
             ("kernel", 1),
             ("sinks", 0),
             ("recent_tokens", 0),
+            ("text_tokens", 0),
             ("distance", 0),
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise self._wrong(field, f"is not a whole number of at least {least}")
-        for field in ("threshold", "floor", "recent"):
+        for field in ("threshold", "floor", "recent", "text"):
             self._number(field, 0.0, 1.0)
         self._number("beta", 1.0, 1e6)
         self._contradictions()
@@ -111,6 +118,34 @@ class Policy:
     def keeps_all(self) -> bool:
         """Whether every layer keeps every token, so nothing is observed or evicted."""
         return self.allocation == "all"
+
+    @property
+    def protects_text(self) -> bool:
+        """Whether text stays before image tokens."""
+        return bool(self.text or self.text_tokens)
+
+    @property
+    def protected(self) -> str:
+        """What stays whatever its score, in words."""
+        if self.keeps_all:
+            return "every token"
+        parts = []
+        if self.sinks:
+            parts.append("the first token" if self.sinks == 1 else f"the first {self.sinks} tokens")
+        if self.keep_observed:
+            parts.append("all behind the last picture" if self.rows == "probe" else "the observation window")
+        if self.recent == 1.0:
+            parts.append("the most recent tokens")
+        elif self.recent:
+            parts.append(f"the last {self.recent:.0%} of a layer's share")
+        if self.recent_tokens:
+            last = self.recent_tokens
+            parts.append("the last token" if last == 1 else f"the last {last} tokens")
+        if self.protects_text:
+            most = [f"{self.text:.0%} of a layer's share"] if self.text else []
+            most += [f"{self.text_tokens} tokens"] if self.text_tokens else []
+            parts.append(f"text before image tokens, up to {' or '.join(most)}")
+        return "; ".join(parts) or "nothing"
 
     def _contradictions(self) -> None:
         """Raises `PolicyError` for fields that are valid alone and contradict each other."""
@@ -134,6 +169,11 @@ class Policy:
             )
         if self.rows == "probe" and self.decode == "lowest":
             raise self._wrong("rows", "is discarded before decoding; decode 'lowest' needs rows that stay")
+        if self.protects_text and self.decode != "append":
+            field = "text" if self.text else "text_tokens"
+            raise self._wrong(
+                field, f"does not fit decode {self.decode!r}, which evicts text too; use append"
+            )
         if self.keeps_all and (self.rows, self.decode) != ("none", "append"):
             raise self._wrong("allocation", "evicts nothing; it requires rows 'none' and decode 'append'")
 
