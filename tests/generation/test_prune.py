@@ -67,7 +67,11 @@ def test_logits_equal_those_of_transformers_without_these_tokens(engine_of, refe
 def test_answers_are_equal_on_every_path(engine_of, forms, operators):
     engine = engine_of("llama-gqa-tied", operators)
     asked = Question(PROMPT, forms, max_new_tokens=12, scores=True, prune="diverse:0.4")
-    variants = [Variant(policy, 1.0 if policy.keeps_all else 0.3) for policy in POLICIES.values()]
+    variants = [
+        Variant(policy, 1.0 if policy.keeps_all else 0.3)
+        for policy in POLICIES.values()
+        if operators == "native" or policy.reduce == "sum"
+    ]
     questions = [replace(asked, policy=variant.policy, budget=variant.budget) for variant in variants]
     alone = [engine.generate_batch([question])[0] for question in questions]
     found = engine.read(asked).answer(variants)

@@ -132,11 +132,11 @@ def test_what_is_protected_in_words():
         "the first 4 tokens; the observation window; "
         "text before image tokens, up to 100% of a layer's share or 9 tokens"
     )
-    with pytest.raises(PolicyError, match="text 0.5 does not fit decode 'sliding'"):
+    with pytest.raises(PolicyError, match=r"text 0\.5 does not fit decode 'sliding'"):
         Policy("p", text=0.5, decode="sliding")
     with pytest.raises(PolicyError, match="text_tokens 3 does not fit decode 'lowest'"):
         Policy("p", rows="all", text_tokens=3, decode="lowest")
-    with pytest.raises(PolicyError, match="text 1.5 is outside 0 to 1"):
+    with pytest.raises(PolicyError, match=r"text 1\.5 is outside 0 to 1"):
         Policy("p", text=1.5)
     with pytest.raises(PolicyError, match="text_tokens -1 is not a whole number"):
         Policy("p", text_tokens=-1)

@@ -80,7 +80,7 @@ class Inspection:
         return share
 
     def counts(self) -> list[str]:
-        """Lines that say how many tokens were kept of each picture and frame, tile by tile in their places, and of text.
+        """Lines that say how many tokens were kept of each picture and frame, tile by tile, and of text.
 
         Counts are means over layers and heads.
         """

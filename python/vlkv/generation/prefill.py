@@ -118,9 +118,9 @@ def observing(model: Model, policy: Policy, tokens: Tokens, prompt: Prompt, sinc
     length, last_image = len(tokens.positions), tokens.slot(prompt.last_image)
     rows = observed_rows(policy, length, last_image, tokens.slot(since - 1) + 1)
     observer = Observer(model.manifest.text, policy, length, rows, model.backend.threads)
+    observer.image = np.isin(tokens.positions, prompt.image_positions)
     if policy.rows == "probe" and last_image >= 0:
-        shown = np.flatnonzero(np.isin(tokens.positions, prompt.image_positions))
-        observer.probe = Probe(last_image + 1, shown)
+        observer.probe = Probe(last_image + 1, np.flatnonzero(observer.image))
     return observer
 
 
@@ -233,6 +233,9 @@ def _running(
         begin = probe.end
     if begin < length:
         logits = yield from _extending(model, tokens, (begin, length), cache, observer, spent, chunk)
+    start = perf_counter()
+    observer.finish(cache)
+    spent.compress += perf_counter() - start
     return logits
 
 
@@ -321,7 +324,7 @@ def cut(
         rows = observer.stays
         ceiling = None if lane is None else ceilings(lane, spare, length, windows)
         share = 1.0 if policy.keeps_all else min(1.0, budget * length / len(run))
-        counts = split_budget(policy, observer.sparsity, len(run), share, rows, ceiling, windows)
+        counts = split_budget(policy, observer.shares(policy), len(run), share, rows, ceiling, windows)
         capacity = [
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)

@@ -30,6 +30,9 @@ def split_budget(
 ) -> NDArray[np.int64]:
     """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
+    `sparsity` `[L]` is what the policy's allocation splits by: see
+    `Observer.shares`.
+
     `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
     `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
     answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
@@ -38,7 +41,7 @@ def split_budget(
     if policy.keeps_all:
         return np.array(most, np.int64)
     shares, floor = np.zeros_like(sparsity), policy.floor
-    if policy.allocation == "sparsity":
+    if policy.allocation in ("sparsity", "vision"):
         shares = sparsity
     elif policy.allocation == "pyramid" and length:
         stay = min(observed if policy.keep_observed else 0, length) / length

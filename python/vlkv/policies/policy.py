@@ -30,15 +30,17 @@ class Policy:
             tokens are then run a second time behind the last picture, observed, and discarded (KVzip, arXiv
             2505.23416, re-feeds a text); the scores depend on the pictures alone. Without a picture the rows are
             the last `window`.
-        reduce: how the rows' attention becomes one score: their sum, or the largest over all rows. Query heads of a
-            KV head always sum.
+        reduce: how the rows' attention becomes one score: their sum, the largest over all rows, or `weighted`: for
+            image tokens the sum in which a row weighs the mean attention that its own token receives from the
+            window's rows that see it (TGV-KV, arXiv 2606.03075). Query heads of a KV head always sum.
         window: the size of the window if `rows` is `last`, or if a prompt has no picture.
         threshold: p of the sparsity measure; an attention weight under p times its row's largest counts as zero.
         pooling: how scores are pooled over neighbours before selection: not at all, by maximum, or by mean (zeros
             beyond the ends). Scores of the last tokens that always stay take no part.
         kernel: the number of pooled neighbours, odd, with the token itself in the middle.
-        allocation: how the budget is split over layers: by sparsity, equally, as a pyramid that narrows from the first
-            layer to the last, or `all`: every layer keeps all tokens.
+        allocation: how the budget is split over layers: by sparsity; by the attention that the observed rows give
+            image tokens (`vision`, TGV-KV); equally; as a pyramid that narrows from the first layer to the last; or
+            `all`: every layer keeps all tokens.
         rule: `exact` keeps the total equal to the budget after clipping; `paper` is the published formula.
         floor: the smallest share of a prompt that a layer keeps.
         beta: steepness of the pyramid: its last layer's share is 1 / beta of the average.
@@ -66,12 +68,12 @@ class Policy:
     name: str
     _: KW_ONLY
     rows: Literal["none", "post_vision", "all", "last", "probe"] = "none"
-    reduce: Literal["sum", "max"] = "sum"
+    reduce: Literal["sum", "max", "weighted"] = "sum"
     window: int = 32
     threshold: float = THRESHOLD
     pooling: Literal["none", "max", "mean"] = "none"
     kernel: int = 1
-    allocation: Literal["sparsity", "equal", "pyramid", "all"] = "equal"
+    allocation: Literal["sparsity", "vision", "equal", "pyramid", "all"] = "equal"
     rule: Literal["exact", "paper"] = "exact"
     floor: float = FLOOR
     beta: float = 20.0
@@ -159,14 +161,16 @@ class Policy:
             raise self._wrong("merge", "needs one selection for all heads; set per_head=False")
         if self.anchors != "scores" and self.per_head:
             raise self._wrong("anchors", "need one selection for all heads; set per_head=False")
-        if self.rows == "none" and self.allocation == "sparsity":
+        if self.rows == "none" and self.allocation in ("sparsity", "vision"):
             raise self._wrong("allocation", "needs observed rows; set rows, such as 'post_vision'")
         if self.keep_observed and self.rows in ("none", "all"):
             raise self._wrong("keep_observed", f"does not fit rows {self.rows!r}; use post_vision or last")
-        if self.reduce == "max" and (self.rows == "none" or self.decode == "lowest"):
+        if self.reduce != "sum" and (self.rows == "none" or self.decode == "lowest"):
             raise self._wrong(
                 "reduce", "needs observed rows, and decode other than 'lowest', which adds to sums"
             )
+        if self.reduce == "weighted" and self.rows not in ("post_vision", "last"):
+            raise self._wrong("reduce", f"does not fit rows {self.rows!r}; use post_vision or last")
         if self.rows == "probe" and self.decode == "lowest":
             raise self._wrong("rows", "is discarded before decoding; decode 'lowest' needs rows that stay")
         if self.protects_text and self.decode != "append":
