@@ -107,6 +107,14 @@ class Reference:
             out = self.model(**inputs, output_attentions=True)
         return [layer[0].double().numpy() for layer in out.attentions]
 
+    def keys_and_values(self, inputs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what the prompt leaves in the cache, `[L, Hkv, S, D]` each; keys after RoPE."""
+        cache = DynamicCache()
+        with torch.no_grad():
+            self.model(**inputs, past_key_values=cache, use_cache=True)
+        keys, values = ([getattr(layer, kind)[0] for layer in cache.layers] for kind in ("keys", "values"))
+        return torch.stack(keys).double().numpy(), torch.stack(values).double().numpy()
+
     def attention_of(
         self, inputs: dict[str, Any], image: np.ndarray, order: Sequence[int], positions: Sequence[int]
     ) -> np.ndarray:

@@ -102,11 +102,43 @@ def row_maxima(attention, kv_heads):
     return attention.reshape(layers, kv_heads, heads // kv_heads, rows, length).sum(axis=2).max(axis=2)
 
 
-def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None, image=(), probes=None):
+def mixed_by_head(score, keys, values, end):
+    """MixKV (arXiv 2510.20707): importance and diversity of the first `end` tokens of a head, mixed by redundancy."""
+    directions = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
+    cosines = directions @ directions.T
+    count = len(keys)
+    redundancy = (cosines.sum() - count) / max(1, count * (count - 1))
+
+    def scaled(numbers):
+        spread = (numbers - numbers.min()) / (numbers.max() - numbers.min() + 1e-8)
+        return spread * score[:end].mean() / (spread.mean() + 1e-8)
+
+    found = np.zeros(len(score))
+    if end > 0:
+        importance = score[:end] + scaled(np.linalg.norm(values[:end], axis=1))
+        diversity = scaled(-cosines[:end].mean(axis=1))
+        found[:end] = (1 - redundancy) * importance + redundancy * diversity
+    return found
+
+
+def kept(
+    name,
+    attention,
+    kv_heads,
+    last_image,
+    budget,
+    window=32,
+    gamma=None,
+    image=(),
+    probes=None,
+    keys=None,
+    values=None,
+):
     """Returns per layer the kept positions `[Hkv][count]`, ascending, and the scores `[L, Hkv, T]` that selected them.
 
     `gamma` are measured sparsities to use instead of those of this attention. `image` are the positions of image
-    tokens. `probes` is the attention `[L, Hq, W, T]` of image tokens that run again behind the last picture.
+    tokens. `probes` is the attention `[L, Hq, W, T]` of image tokens that run again behind the last picture. `keys`
+    and `values` are `[L, Hkv, T, D]`.
     """
     layers, _, _, length = attention.shape
     text = set(range(length)) - set(image)
@@ -138,8 +170,8 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None, i
         score = shared(column_sums(attention, every, kv_heads))
         counts = equal
         always = [(0, round(0.5 * count)) for count in counts]
-    elif name in ("snapkv", "pyramidkv", "snapkv-mean"):
-        pool, kernel = (neighbours_mean, 5) if name == "snapkv-mean" else (neighbours_largest, 7)
+    elif name in ("snapkv", "pyramidkv", "snapkv-mean", "mixkv"):
+        pool, kernel = (neighbours_mean, 5) if name in ("snapkv-mean", "mixkv") else (neighbours_largest, 7)
         score = column_sums(attention, last, kv_heads)
         counts = equal
         if name == "pyramidkv":
@@ -149,6 +181,9 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None, i
         for layer, (_, recent) in enumerate(always):
             for head in range(kv_heads):
                 score[layer, head] = pool(score[layer, head], length - recent, kernel)
+                if name == "mixkv":
+                    pair = keys[layer, head], values[layer, head]
+                    score[layer, head] = mixed_by_head(score[layer, head], *pair, length - recent)
     elif name == "streaming-llm":
         score = np.zeros((layers, kv_heads, length))
         counts = equal

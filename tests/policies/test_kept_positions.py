@@ -70,7 +70,7 @@ def assert_kept(result, want, scores):
 @pytest.mark.parametrize("case", prompts.CASES)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("operators", ["native", "functions"])
-def test_kept_positions(operators, name, case, budget, engine_of, attention, probed, pictures):
+def test_kept_positions(operators, name, case, budget, engine_of, reference_of, attention, probed, pictures):
     if operators == "functions" and POLICIES[name].reduce != "sum":
         pytest.skip("graphs that score by themselves add rows, and know no largest one")
     engine, weights = engine_of("mistral", operators), attention("mistral", case)
@@ -87,7 +87,14 @@ def test_kept_positions(operators, name, case, budget, engine_of, attention, pro
     image, probes = engine.prompt(asked).image_positions, None
     if name == "picture-once" and len(image):
         probes = probed(image, case)
-    want, scores = oracle.kept(name, weights, heads, last, budget, gamma=gamma, image=image, probes=probes)
+    rows = {}
+    if name == "mixkv":
+        reference = reference_of("mistral", "float64")
+        given = prompts.inputs(engine, reference, asked)
+        rows = dict(zip(("keys", "values"), reference.keys_and_values(given), strict=True))
+    want, scores = oracle.kept(
+        name, weights, heads, last, budget, gamma=gamma, image=image, probes=probes, **rows
+    )
     assert result.kept_tokens == [len(layer[0]) for layer in want]
     assert sum(result.kept_tokens) == max(len(want), round(budget * len(want) * result.prompt_tokens))
     assert_kept(result, want, scores)

@@ -78,7 +78,16 @@ def test_random_tensors(engine_of, rng, name, operators):
         counts = split_budget(policy, observer.shares(policy), length, budget, len(rows))
         _, kept = compress(policy, cache, observer, counts, counts + 2, backend, text=text)
         want, scores = oracle.kept(
-            name, attention, HEADS, last_image, budget, window, gamma=observer.sparsity, image=image
+            name,
+            attention,
+            HEADS,
+            last_image,
+            budget,
+            window,
+            gamma=observer.sparsity,
+            image=image,
+            keys=key.astype(float),
+            values=value.astype(float),
         )
         if name == "vl-cache":
             gamma, near = oracle.sparsity(attention, rows)

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import Array, Cache, HostStore
+from vlkv.errors import PolicyError
 from vlkv.ops.allocation import allocate
 from vlkv.policies.anchors import rated
+from vlkv.policies.mix import mixed
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
@@ -88,6 +90,16 @@ def always_kept(policy: Policy, count: int, observed: int, first: int = 0) -> tu
     return sinks, min(recent, count - sinks)
 
 
+def _rows(cache: Cache, array: Array) -> NDArray[np.float32]:
+    """A layer's keys or values as float32 `[Hkv, C, D]`; those of int8 caches stay rotated."""
+    if not isinstance(cache.store, HostStore):
+        raise PolicyError(
+            "diversity 'keys' reads keys and values in host memory, and this engine's are on a device; "
+            "use --device cpu, or a policy with diversity 'none'"
+        )
+    return cache.store.rows(array)
+
+
 def compress(
     policy: Policy,
     cache: Cache,
@@ -127,6 +139,9 @@ def compress(
         sinks, recent = always_kept(policy, count, observer.stays, first)
         length = end - first
         rating = pool(observer.scores[layer][:, :, first:], policy.pooling, policy.kernel, length - recent)
+        if policy.diversity != "none":
+            keys, values = (_rows(cache, kind[layer][0, :, first:end]) for kind in (cache.keys, cache.values))
+            rating = mixed(rating, keys, values, length - recent)
         between, free = (sinks, length - recent), count - sinks - recent
         rating = rated(rating, policy.anchors, between, free)
         per_head = policy.per_head and not window

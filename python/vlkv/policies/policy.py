@@ -38,6 +38,9 @@ class Policy:
         pooling: how scores are pooled over neighbours before selection: not at all, by maximum, or by mean (zeros
             beyond the ends). Scores of the last tokens that always stay take no part.
         kernel: the number of pooled neighbours, odd, with the token itself in the middle.
+        diversity: what pooled scores are mixed with: nothing, or `keys`: how far a token's key points away from the
+            mean key, and the norm of its value; the more alike a head's keys are, the more the former weighs (MixKV,
+            arXiv 2510.20707).
         allocation: how the budget is split over layers: by sparsity; by the attention that the observed rows give
             image tokens (`vision`, TGV-KV); equally; as a pyramid that narrows from the first layer to the last; or
             `all`: every layer keeps all tokens.
@@ -73,6 +76,7 @@ class Policy:
     threshold: float = THRESHOLD
     pooling: Literal["none", "max", "mean"] = "none"
     kernel: int = 1
+    diversity: Literal["none", "keys"] = "none"
     allocation: Literal["sparsity", "vision", "equal", "pyramid", "all"] = "equal"
     rule: Literal["exact", "paper"] = "exact"
     floor: float = FLOOR
@@ -168,6 +172,10 @@ class Policy:
         if self.reduce != "sum" and (self.rows == "none" or self.decode == "lowest"):
             raise self._wrong(
                 "reduce", "needs observed rows, and decode other than 'lowest', which adds to sums"
+            )
+        if self.diversity != "none" and self.rows == "none":
+            raise self._wrong(
+                "diversity", "is mixed with scores, which need observed rows; set rows, such as 'last'"
             )
         if self.reduce == "weighted" and self.rows not in ("post_vision", "last"):
             raise self._wrong("reduce", f"does not fit rows {self.rows!r}; use post_vision or last")
