@@ -172,6 +172,7 @@ def _embedding(
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     kept = np.ones(len(embeds), bool)
+    question = embeds[:0] if pruner is None else embeds[asking(prompt)]
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
         places = prompt.image_positions[begin : begin + len(layout.sources)]
@@ -198,11 +199,18 @@ def _embedding(
             reading.reuse.save_features(reading.names.pictures[number - 1], packed)
         embeds[places] = packed
         if pruner is not None:
-            kept[places] = pruner.keep(Picture(pixels, packed, layout, facts))
+            kept[places] = pruner.keep(Picture(pixels, packed, layout, facts, question))
     positions = np.flatnonzero(kept)
     embeds = embeds if len(positions) == len(embeds) else embeds[positions]
     spent.vision += perf_counter() - start
     return Tokens(embeds, positions)
+
+
+def asking(prompt: Prompt) -> Int64:
+    """The positions of the text behind the last picture, or of all text if none follows."""
+    text = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.image_positions)
+    behind = text[text > prompt.image_positions.max(initial=-1)]
+    return behind if len(behind) else text
 
 
 def run_rows(
