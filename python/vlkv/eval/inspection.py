@@ -95,9 +95,9 @@ class Inspection:
             tiles = pane.tiles()
             if len(tiles) > 1 or len(tiles[0]) > 1:
                 lines += ["  " + "".join(f"{share[tile].mean():>8.1%}" for tile in row) for row in tiles]
-        text = np.array([word is not None for word in self.words], bool)
-        lines.append(line("text", np.flatnonzero(text)))
-        return lines + [line(name, places) for name, places in self.apart.items()]
+        lines += [line(name, places) for name, places in self.apart.items()]
+        text = np.setdiff1d(np.arange(len(share)), self.small.image_positions)
+        return [*lines, line("text", text)]
 
 
 def inspect(engine: Engine, asked: Question, setting: Setting) -> Inspection:
