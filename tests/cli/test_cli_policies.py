@@ -21,7 +21,8 @@ def run(capfd, *arguments):
 def test_table_has_every_field_of_every_policy(capfd):
     code, out, err = run(capfd, "policies")
     assert (code, err) == (0, "")
-    lines = [line.split() for line in out.splitlines()]
+    table, _, protected = out.partition("\n\n")
+    lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["field", *POLICIES]
     assert [line[0] for line in lines[1:]] == [field.name for field in fields(Policy) if field.name != "name"]
     assert all(len(line) == 1 + len(POLICIES) for line in lines)
@@ -29,6 +30,12 @@ def test_table_has_every_field_of_every_policy(capfd):
     assert cells["merge"]["elastic"] == "nearest_mean"
     assert cells["recent"]["vl-cache"] == "0.1"
     assert cells["keep_observed"]["snapkv"] == "yes"
+    assert protected.splitlines()[0] == "Stays whatever its score:"
+    said = dict(line.strip().split(": ") for line in protected.splitlines()[1:])
+    assert said == {name: policy.protected for name, policy in POLICIES.items()}
+    assert said["full"] == "every token"
+    assert said["elastic"] == "the first token; the last token"
+    assert "text before image tokens, up to 50% of a layer's share" in said["shared-question"]
 
 
 def test_json_gives_the_records_back(capfd):

@@ -167,8 +167,11 @@ def test_counts_of_tiles_and_frames(tiled):
     np.testing.assert_array_equal(every, np.sort(tiled.small.image_positions))
     assert list(tiled.apart) == ["picture 1: row ends", "video 1, frame 3: newline"]
     lines = tiled.counts()
-    assert len(lines) == len(tiled.panes) + 1 + len(tiled.apart)
+    assert len(lines) == len(tiled.panes) + 1 + len(tiled.apart) + 1
     share = tiled.kept.mean(axis=(0, 1))
+    text = [n for n in range(len(share)) if n not in tiled.small.image_positions]
+    kept = share[text].sum()
+    assert lines[-1] == f"text: {kept:.1f} of {len(text)} tokens ({kept / len(text):.1%})"
     for line, pane in zip([lines[0], lines[1], *lines[3:6]], tiled.panes, strict=True):
         kept, size = share[pane.patches].sum(), pane.patches.size
         assert line == f"{pane.name}: {kept:.1f} of {size} tokens ({kept / size:.1%})"

@@ -25,8 +25,10 @@ VARIANTS = [
 def test_answers_equal_those_of_a_batch(engine_of, pictures, shape, operators):
     engine = engine_of(shape, operators)
     asked = Question(PROMPT, pictures, max_new_tokens=12, scores=True)
-    found = engine.read(asked).answer(VARIANTS)
-    batch = [replace(asked, policy=variant.policy, budget=variant.budget) for variant in VARIANTS]
+    # graphs that score by themselves add rows, and know no largest one
+    variants = [one for one in VARIANTS if operators == "native" or one.policy.reduce == "sum"]
+    found = engine.read(asked).answer(variants)
+    batch = [replace(asked, policy=variant.policy, budget=variant.budget) for variant in variants]
     for result, want in zip(found, engine.generate_batch(batch), strict=True):
         assert result.token_ids == want.token_ids
         assert result.kept_tokens == want.kept_tokens

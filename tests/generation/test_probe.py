@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vlkv import Policy
+from vlkv.backend.base import ObservedScores
 from vlkv.errors import PolicyError
 from vlkv.generation.fork import Variant
 from vlkv.generation.question import Question
@@ -124,12 +125,20 @@ def test_contradictions():
         Policy("x", reduce="max")
     with pytest.raises(PolicyError, match="reduce 'max' needs observed rows"):
         Policy("x", rows="all", reduce="max", decode="lowest")
+    for rows in ("none", "all", "probe"):
+        with pytest.raises(PolicyError, match="reduce 'weighted'"):
+            Policy("x", rows=rows, reduce="weighted")
+    with pytest.raises(PolicyError, match="allocation 'vision' needs observed rows"):
+        Policy("x", allocation="vision")
     with pytest.raises(PolicyError, match="rows 'probe' is discarded"):
         Policy("x", rows="probe", decode="lowest")
 
 
-def test_an_engine_that_adds_rows_in_its_graph_refuses_the_largest(engine_of, pictures):
+def test_an_engine_that_adds_rows_in_its_graph_refuses_single_rows(engine_of, pictures):
     engine = engine_of("llama-gqa-tied", "functions")
-    with pytest.raises(PolicyError, match="--operators native"):
-        engine.generate(PROMPT, pictures, policy=PROBED["max"])
+    for policy, reduce in ((PROBED["max"], "max"), ("tgv-kv", "weighted")):
+        with pytest.raises(PolicyError, match=f"reduce '{reduce}' does not fit .* --operators native"):
+            engine.generate(PROMPT, pictures, policy=policy)
+    with pytest.raises(PolicyError, match="this engine's graph adds the rows; use an engine"):
+        ObservedScores([], np.zeros((0, 1), np.float32), 4).one(0)
     assert engine.generate(PROMPT, pictures, policy=PROBED["sum"], max_new_tokens=2).kept_tokens

@@ -106,3 +106,35 @@ class Reference:
         with torch.no_grad():
             out = self.model(**inputs, output_attentions=True)
         return [layer[0].double().numpy() for layer in out.attentions]
+
+    def keys_and_values(self, inputs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what the prompt leaves in the cache, `[L, Hkv, S, D]` each; keys after RoPE."""
+        cache = DynamicCache()
+        with torch.no_grad():
+            self.model(**inputs, past_key_values=cache, use_cache=True)
+        keys, values = ([getattr(layer, kind)[0] for layer in cache.layers] for kind in ("keys", "values"))
+        return torch.stack(keys).double().numpy(), torch.stack(values).double().numpy()
+
+    def attention_of(
+        self, inputs: dict[str, Any], image: np.ndarray, order: Sequence[int], positions: Sequence[int]
+    ) -> np.ndarray:
+        """Returns attention `[L, Hq, S, S]` where the prompt's tokens run in another order, or more than once.
+
+        `image` are the prompt's image tokens, `order` the tokens that run, `positions` their positions.
+        """
+        config = self.model.config
+        with torch.no_grad():
+            embeds = self.model.get_input_embeddings()(inputs["input_ids"])
+            features = self.model.get_image_features(
+                inputs["pixel_values"],
+                vision_feature_layer=config.vision_feature_layer,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+            ).pooler_output
+            embeds[0, torch.from_numpy(image)] = torch.cat(list(features))
+            out = self.model(
+                inputs_embeds=embeds[:, list(order)],
+                position_ids=torch.tensor(positions)[None],
+                attention_mask=torch.ones(1, len(order), dtype=torch.int64),
+                output_attentions=True,
+            )
+        return np.stack([layer[0].double().numpy() for layer in out.attentions])

@@ -8,7 +8,6 @@ import math
 import numpy as np
 
 from oracles.allocate import filled
-from oracles.evict import select
 
 P = 0.01
 
@@ -82,12 +81,68 @@ def rows_after_the_picture(length, last_image, window):
     return range(max(0, length - window), length)
 
 
-def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
+def text_grounded(attention, rows, kv_heads, image):
+    """TGV-KV (arXiv 2606.03075): a row of the text weighs the mean attention that its own column receives.
+
+    Returns the scores `[L, Hkv, T]`, the same for all heads, and the layers' weights: their attention to image tokens.
+    """
+    mean = attention[:, :, list(rows)].mean(axis=1)
+    score = mean.sum(axis=1)
+    shares = [1.0] * len(attention)
+    if len(image):
+        shares = score[:, image].sum(axis=1)
+        weights = np.stack([mean[:, n:, row].mean(axis=1) for n, row in enumerate(rows)], axis=1)
+        score[:, image] = np.einsum("lw,lwt->lt", weights, mean)[:, image]
+    return shared(np.repeat(score[:, None], kv_heads, axis=1) * attention.shape[1] / kv_heads), list(shares)
+
+
+def row_maxima(attention, kv_heads):
+    """Returns the largest row of attention `[L, Hq, W, T]`, summed over each KV head's query heads: `[L, Hkv, T]`."""
+    layers, heads, rows, length = attention.shape
+    return attention.reshape(layers, kv_heads, heads // kv_heads, rows, length).sum(axis=2).max(axis=2)
+
+
+def mixed_by_head(score, keys, values, end):
+    """MixKV (arXiv 2510.20707): importance and diversity of the first `end` tokens of a head, mixed by redundancy."""
+    directions = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
+    cosines = directions @ directions.T
+    count = len(keys)
+    redundancy = (cosines.sum() - count) / max(1, count * (count - 1))
+
+    def scaled(numbers):
+        spread = (numbers - numbers.min()) / (numbers.max() - numbers.min() + 1e-8)
+        return spread * score[:end].mean() / (spread.mean() + 1e-8)
+
+    found = np.zeros(len(score))
+    if end > 0:
+        importance = score[:end] + scaled(np.linalg.norm(values[:end], axis=1))
+        diversity = scaled(-cosines[:end].mean(axis=1))
+        found[:end] = (1 - redundancy) * importance + redundancy * diversity
+    return found
+
+
+def kept(
+    name,
+    attention,
+    kv_heads,
+    last_image,
+    budget,
+    window=32,
+    gamma=None,
+    image=(),
+    probes=None,
+    keys=None,
+    values=None,
+):
     """Returns per layer the kept positions `[Hkv][count]`, ascending, and the scores `[L, Hkv, T]` that selected them.
 
-    `gamma` are measured sparsities to use instead of those of this attention.
+    `gamma` are measured sparsities to use instead of those of this attention. `image` are the positions of image
+    tokens. `probes` is the attention `[L, Hq, W, T]` of image tokens that run again behind the last picture. `keys`
+    and `values` are `[L, Hkv, T, D]`.
     """
     layers, _, _, length = attention.shape
+    text = set(range(length)) - set(image)
+    claims = None
     floor = max(1, math.floor(0.01 * length + 0.5))
     equal = split([1.0] * layers, length, budget, floor)
     every, last = range(length), range(max(0, length - window), length)
@@ -115,8 +170,8 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
         score = shared(column_sums(attention, every, kv_heads))
         counts = equal
         always = [(0, round(0.5 * count)) for count in counts]
-    elif name in ("snapkv", "pyramidkv", "snapkv-mean"):
-        pool, kernel = (neighbours_mean, 5) if name == "snapkv-mean" else (neighbours_largest, 7)
+    elif name in ("snapkv", "pyramidkv", "snapkv-mean", "mixkv"):
+        pool, kernel = (neighbours_mean, 5) if name in ("snapkv-mean", "mixkv") else (neighbours_largest, 7)
         score = column_sums(attention, last, kv_heads)
         counts = equal
         if name == "pyramidkv":
@@ -126,6 +181,9 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
         for layer, (_, recent) in enumerate(always):
             for head in range(kv_heads):
                 score[layer, head] = pool(score[layer, head], length - recent, kernel)
+                if name == "mixkv":
+                    pair = keys[layer, head], values[layer, head]
+                    score[layer, head] = mixed_by_head(score[layer, head], *pair, length - recent)
     elif name == "streaming-llm":
         score = np.zeros((layers, kv_heads, length))
         counts = equal
@@ -138,13 +196,44 @@ def kept(name, attention, kv_heads, last_image, budget, window=32, gamma=None):
             for head in range(kv_heads):
                 score[layer, head] = neighbours_largest(score[layer, head], length - recent, 7)
         score = shared(score)
+        claims = [round(0.5 * count) for count in counts]
+    elif name == "tgv-kv":
+        rows = rows_after_the_picture(length, last_image, window)
+        score, shares = text_grounded(attention, rows, kv_heads, sorted(image))
+        counts = split(shares, length, budget, floor)
+        always = [(min(4, count), min(1, count - min(4, count))) for count in counts]
+        claims = counts
+    elif name == "picture-once":
+        rows = attention[:, :, list(last)] if probes is None else probes
+        score = shared(row_maxima(rows, kv_heads))
+        stay = len(last) if probes is None else length - last_image - 1
+        counts = equal
+        always = [(1, min(stay, count - 1)) for count in counts]
+        claims = [round(0.5 * count) for count in counts]
     else:
         raise ValueError(name)
+    if claims is None:
+        claims = [0] * layers
     lists = [
-        [select(head.tolist(), length, count, *ends) for head in layer]
-        for layer, count, ends in zip(score, counts, always, strict=True)
+        [text_first(head.tolist(), length, count, *ends, text, claim) for head in layer]
+        for layer, count, ends, claim in zip(score, counts, always, claims, strict=True)
     ]
     return lists, score
+
+
+def text_first(score, length, count, sinks, recent, text, claim):
+    """Lists the kept positions: sinks and recent ones, text until `claim` is held, then any token, best first."""
+    if count >= length:
+        return list(range(length))
+    kept = [j for j in range(length) if j < sinks or j >= length - recent]
+    by_score = sorted(range(length), key=lambda j: (math.isnan(score[j]), -np.nan_to_num(score[j]), j))
+    for j in by_score:
+        if j in text and j not in kept and len(kept) < count and len(set(kept) & set(text)) < claim:
+            kept.append(j)
+    for j in by_score:
+        if j not in kept and len(kept) < count:
+            kept.append(j)
+    return sorted(kept)
 
 
 def shared(score):

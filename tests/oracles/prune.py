@@ -21,6 +21,39 @@ def cosine_distances(features):
     return 1.0 - rows @ rows.T
 
 
+def relevance(features, question, neighbours):
+    """For each row the largest cosine with a row of the question, over its neighbours, moved to 0..1."""
+    rows, words = np.asarray(features, np.float64), np.asarray(question, np.float64)
+    near = np.array([max(_cosine(row, word) for word in words) for row in rows])
+    half = neighbours // 2
+    around = np.array([near[max(0, n - half) : n + half + 1].max() for n in range(len(near))])
+    spread = around.max() - around.min()
+    return (around - around.min()) / spread if spread else np.ones(len(near))
+
+
+def _cosine(one, other):
+    lengths = np.sqrt((one**2).sum() * (other**2).sum())
+    return float(one @ other / lengths) if lengths > 0 else 0.0
+
+
+def determinant_steps(features, weights, chosen):
+    """For each choice, the factor by which it multiplies the kernel's determinant, and the largest of any other row."""
+    similar = 1.0 - cosine_distances(features)
+    np.fill_diagonal(similar, 1.0)
+    kernel = similar * weights[:, None] * weights[None]
+    steps = []
+    for number, one in enumerate(chosen):
+        known = list(chosen[:number])
+        gains = {}
+        for row in range(len(kernel)):
+            if row not in known:
+                inner = kernel[np.ix_(known, known)]
+                rest = kernel[row, known] @ np.linalg.solve(inner, kernel[known, row]) if known else 0.0
+                gains[row] = kernel[row, row] - rest
+        steps.append((gains[one], max(gains.values())))
+    return steps
+
+
 def greedy_steps(features, chosen):
     """For each choice, its distance to the nearest earlier choice, and the largest that any other row had.
 

@@ -12,7 +12,8 @@ from vlkv.pruning.blank import Blank
 from vlkv.pruning.diverse import BLOCK, Diverse, most_diverse
 from vlkv.pruning.duplicates import Duplicates
 from vlkv.pruning.methods import resolve_prune
-from vlkv.pruning.picture import Picture
+from vlkv.pruning.picture import Picture, unit_rows
+from vlkv.pruning.relevant import NEIGHBOURS, Relevant, most_probable, relevance
 from vlkv.storage.image_facts import AnyRes, Fixed, ImageFacts, Rows
 
 PATCH = 6
@@ -121,6 +122,38 @@ def test_diverse_chooses_the_farthest_at_each_step(rng):
             assert got >= best - margin
 
 
+def test_relevant_takes_the_largest_determinant_at_each_step(rng):
+    for count, hidden, words, wanted in ((1, 3, 1, 1), (2, 8, 2, 2), (40, 48, 5, 12), (70, 96, 3, 25)):
+        features = rng.normal(size=(count, hidden)).astype(np.float32)
+        question = rng.normal(size=(words, hidden)).astype(np.float32)
+        unit = unit_rows(features)
+        weights = relevance(unit, question)
+        # cosines of float32 rows, scaled to the range that they have, at least a tenth
+        np.testing.assert_allclose(
+            weights, oracle.relevance(features, question, NEIGHBOURS), atol=2.0**-23 * (hidden + 4) * 10
+        )
+        chosen = [n for n in most_probable(unit, weights, wanted).tolist() if weights[n] ** 2 > 1e-6]
+        assert len(set(chosen)) == len(chosen)
+        for got, best in oracle.determinant_steps(features, weights, chosen):
+            assert got >= best - 2.0**-23 * (hidden + 4) * len(chosen)
+
+
+def test_relevant_fills_up_with_the_most_relevant():
+    """Where the rest repeats what was chosen, relevance decides, then order."""
+    unit = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)
+    weights = np.array([0.5, 1.0, 0.5, 0.9, 0.2, 0.2, 0.8, 0.2])
+    assert most_probable(unit, weights, 5).tolist() == [1, 6, 3, 0, 2]
+    assert most_probable(unit, weights, 8).tolist() == [1, 6, 3, 0, 2, 4, 5, 7]
+    assert most_probable(np.zeros((4, 3), np.float32), np.ones(4), 3).tolist() == [0, 1, 2]
+    assert relevance(unit, np.zeros((0, 2), np.float32)).tolist() == [1.0] * 8
+    assert relevance(unit, np.zeros((2, 2), np.float32)).tolist() == [1.0] * 8
+    # the neighbours of what the question names
+    features = np.zeros((30, 3), np.float32)
+    features[:, 1], features[17] = 1.0, (1, 0, 0)
+    found = relevance(features, np.float32([[2, 0, 0]]))
+    assert np.flatnonzero(found == 1).tolist() == list(range(17 - NEIGHBOURS // 2, 18 + NEIGHBOURS // 2))
+
+
 def test_diverse_breaks_ties_by_order_and_keeps_at_least_one():
     assert most_diverse(np.ones((5, 3), np.float32), 3).tolist() == [0, 1, 2]
     of = facts(2, 2, 5)
@@ -129,7 +162,9 @@ def test_diverse_breaks_ties_by_order_and_keeps_at_least_one():
     assert Diverse(0.01).keep(one).tolist() == [True, True, False, False, False]  # a class token stays
     assert Diverse(1.0).keep(one).all()
     bad = picture([np.zeros((3, 12, 12), np.float32)], layout, of, np.full((5, 4), np.nan, np.float32))
-    assert Diverse(0.5).keep(bad).sum() == 3
+    assert Diverse(0.5).keep(bad).sum() == Relevant(0.5).keep(bad).sum() == 3
+    assert Relevant(1.0).keep(one).all()
+    assert Relevant(0.01).keep(one).tolist() == [True, True, False, False, False]
 
 
 def test_share_is_rounded_half_up(rng):
@@ -153,7 +188,7 @@ def test_a_picture_without_patches_keeps_its_tokens():
         sources=np.array([[0], [1]]), views=(View(np.zeros((0, 0), np.int64)),),
     )  # fmt: skip
     seen = picture([np.zeros((3, 6, 6), np.float32)], layout, facts(1, 1, 2))
-    for method in (Duplicates(), Blank(), Diverse(0.5)):
+    for method in (Duplicates(), Blank(), Diverse(0.5), Relevant(0.5)):
         assert method.keep(seen).all()
 
 
@@ -162,12 +197,13 @@ def test_names():
     assert resolve_prune("duplicates") == Duplicates()
     assert resolve_prune("blank") == Blank()
     assert resolve_prune("diverse:0.25") == Diverse(0.25)
+    assert resolve_prune("relevant:0.25") == Relevant(0.25)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown prune ''; known: duplicates, blank, diverse:SHARE"),
+        ("", "unknown prune ''; known: duplicates, blank, diverse:SHARE, relevant:SHARE"),
         ("dup", "unknown prune 'dup'"),
         ("diverse", "unknown prune 'diverse'"),
         ("duplicates:0.5", "unknown prune 'duplicates:0.5'"),
@@ -176,6 +212,8 @@ def test_names():
         ("diverse:0", r"diverse:0 is outside \(0, 1\]"),
         ("diverse:1.5", "outside"),
         ("diverse:nan", "outside"),
+        ("relevant:0", r"relevant:0 is outside \(0, 1\]"),
+        ("relevant:two", "'two' is not a number"),
     ],
 )
 def test_wrong_names(text, message):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vlkv.backend.cache import Array, Cache, Store
 from vlkv.dtypes import Float32, Int64
+from vlkv.errors import PolicyError
 from vlkv.ops.native import native
 
 
@@ -50,7 +51,7 @@ class Observation(Protocol):
         ...
 
     def one(self, row: int) -> Observation:
-        """The observation of one of the observed rows alone; not for graphs that compute scores themselves."""
+        """The observation of one of the observed rows alone; `PolicyError` where a graph computes scores."""
         ...
 
 
@@ -129,7 +130,10 @@ class ObservedScores:
 
     def one(self, row: int) -> ObservedScores:
         """See `Observation.one`."""
-        raise TypeError("a graph that computes scores has added its rows")
+        raise PolicyError(
+            "reduce 'max' and 'weighted' need each row's attention, and this engine's graph adds the rows; "
+            "use an engine for ONNX Runtime on CPUs with --operators native, or a policy with reduce 'sum'"
+        )
 
 
 NOTHING = ObservedQueries([])

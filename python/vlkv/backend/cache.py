@@ -71,6 +71,16 @@ class HostStore:
         """See `Store.assign`."""
         target[...] = source
 
+    def rows(self, array: NDArray[Any]) -> NDArray[np.float32]:
+        """The numbers `[..., D]` that stored rows hold; those of int8 stay rotated, as `types.h` says."""
+        if self.dtype == "bfloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        if self.dtype == "int8":
+            scale = np.ascontiguousarray(array[..., -4:]).view(np.float32)
+            codes: NDArray[np.float32] = array[..., :-4].astype(np.float32) * scale
+            return codes
+        return array.astype(np.float32, copy=False)
+
 
 HOST = HostStore()
 

@@ -78,6 +78,7 @@ def inspect(
     out = answers()
     out.print(f"full cache: {seen.full.text}", soft_wrap=True)
     out.print(f"{seen.policy}, budget {seen.budget:g}: {seen.small.text}", soft_wrap=True)
+    out.print(f"stays whatever its score: {found.protected}", soft_wrap=True)
     for line in seen.counts():
         out.print(line, soft_wrap=True)
     out.print(f"{written[0]} and {len(written) - 1} pictures", soft_wrap=True)

@@ -29,7 +29,8 @@ OneBudget = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option(
-        help="Image tokens to leave out before prefill: duplicates, or diverse:SHARE.", show_default="none"
+        help="Image tokens to leave out before prefill: duplicates, blank, diverse:SHARE, or relevant:SHARE.",
+        show_default="none",
     ),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]

@@ -1,4 +1,4 @@
-"""`vlkv policies`: the fields of the built-in policies as a table."""
+"""`vlkv policies`: the fields of the built-in policies as a table, and what each protects."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def policies(
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum
     )
     console.print(table)
+    console.print("\nStays whatever its score:")
+    for name, policy in POLICIES.items():
+        console.print(f"  {name}: {policy.protected}", soft_wrap=True, highlight=False)
 
 
 def shown(value: Any) -> str:

@@ -80,7 +80,7 @@ class Inspection:
         return share
 
     def counts(self) -> list[str]:
-        """Lines that say how many tokens were kept of each picture and frame, tile by tile in their places.
+        """Lines that say how many tokens were kept of each picture and frame, tile by tile, and of text.
 
         Counts are means over layers and heads.
         """
@@ -95,7 +95,9 @@ class Inspection:
             tiles = pane.tiles()
             if len(tiles) > 1 or len(tiles[0]) > 1:
                 lines += ["  " + "".join(f"{share[tile].mean():>8.1%}" for tile in row) for row in tiles]
-        return lines + [line(name, places) for name, places in self.apart.items()]
+        lines += [line(name, places) for name, places in self.apart.items()]
+        text = np.setdiff1d(np.arange(len(share)), self.small.image_positions)
+        return [*lines, line("text", text)]
 
 
 def inspect(engine: Engine, asked: Question, setting: Setting) -> Inspection:

@@ -118,9 +118,9 @@ def observing(model: Model, policy: Policy, tokens: Tokens, prompt: Prompt, sinc
     length, last_image = len(tokens.positions), tokens.slot(prompt.last_image)
     rows = observed_rows(policy, length, last_image, tokens.slot(since - 1) + 1)
     observer = Observer(model.manifest.text, policy, length, rows, model.backend.threads)
+    observer.image = np.isin(tokens.positions, prompt.image_positions)
     if policy.rows == "probe" and last_image >= 0:
-        shown = np.flatnonzero(np.isin(tokens.positions, prompt.image_positions))
-        observer.probe = Probe(last_image + 1, shown)
+        observer.probe = Probe(last_image + 1, np.flatnonzero(observer.image))
     return observer
 
 
@@ -172,6 +172,7 @@ def _embedding(
     start = perf_counter()
     embeds = model.embedding.rows(prompt.token_ids)
     kept = np.ones(len(embeds), bool)
+    question = embeds[:0] if pruner is None else embeds[asking(prompt)]
     begin = 0
     for number, (picture, layout) in enumerate(zip(images, prompt.pictures, strict=True), 1):
         places = prompt.image_positions[begin : begin + len(layout.sources)]
@@ -198,11 +199,18 @@ def _embedding(
             reading.reuse.save_features(reading.names.pictures[number - 1], packed)
         embeds[places] = packed
         if pruner is not None:
-            kept[places] = pruner.keep(Picture(pixels, packed, layout, facts))
+            kept[places] = pruner.keep(Picture(pixels, packed, layout, facts, question))
     positions = np.flatnonzero(kept)
     embeds = embeds if len(positions) == len(embeds) else embeds[positions]
     spent.vision += perf_counter() - start
     return Tokens(embeds, positions)
+
+
+def asking(prompt: Prompt) -> Int64:
+    """The positions of the text behind the last picture, or of all text if none follows."""
+    text = np.setdiff1d(np.arange(len(prompt.token_ids)), prompt.image_positions)
+    behind = text[text > prompt.image_positions.max(initial=-1)]
+    return behind if len(behind) else text
 
 
 def run_rows(
@@ -233,6 +241,9 @@ def _running(
         begin = probe.end
     if begin < length:
         logits = yield from _extending(model, tokens, (begin, length), cache, observer, spent, chunk)
+    start = perf_counter()
+    observer.finish(cache)
+    spent.compress += perf_counter() - start
     return logits
 
 
@@ -321,12 +332,15 @@ def cut(
         rows = observer.stays
         ceiling = None if lane is None else ceilings(lane, spare, length, windows)
         share = 1.0 if policy.keeps_all else min(1.0, budget * length / len(run))
-        counts = split_budget(policy, observer.sparsity, len(run), share, rows, ceiling, windows)
+        counts = split_budget(policy, observer.shares(policy), len(run), share, rows, ceiling, windows)
         capacity = [
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
-        cache, kept = compress(policy, cache, observer, counts, capacity, backend, keep_source, lane, windows)
+        text = np.isin(run, sequence.prompt.image_positions, invert=True)
+        cache, kept = compress(
+            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, text
+        )
         kept, scores = in_prompt(run, kept, observer.scores, length)
         threads = backend.threads
         sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)

@@ -1,7 +1,8 @@
 """The built-in policies. One line adds another; `docs/policies.md` names the source of each.
 
 Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arXiv 2306.14048), SnapKV (arXiv
-2404.14469), PyramidKV (arXiv 2406.02069), StreamingLLM (arXiv 2309.17453).
+2404.14469), PyramidKV (arXiv 2406.02069), StreamingLLM (arXiv 2309.17453), TGV-KV (arXiv
+2606.03075), MixKV (arXiv 2510.20707), KVzip (arXiv 2505.23416) for the probes of `picture-once`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,22 @@ POLICIES = {
             kernel=7,
             sinks=1,
             recent=0.1,
+            text=0.5,
             per_head=False,
+        ),
+        Policy(
+            "tgv-kv",
+            rows="post_vision",
+            reduce="weighted",
+            allocation="vision",
+            sinks=4,
+            recent_tokens=1,
+            text=1.0,
+            per_head=False,
+        ),
+        Policy("mixkv", rows="last", pooling="mean", kernel=5, diversity="keys", keep_observed=True),
+        Policy(
+            "picture-once", rows="probe", reduce="max", sinks=1, keep_observed=True, per_head=False, text=0.5
         ),
     )
 }

@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend
-from vlkv.backend.cache import Cache
+from vlkv.backend.cache import Array, Cache, HostStore
+from vlkv.errors import PolicyError
 from vlkv.ops.allocation import allocate
 from vlkv.policies.anchors import rated
+from vlkv.policies.mix import mixed
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
+from vlkv.policies.protect import Mask, claimed, text_first
 from vlkv.policies.windows import kept_within
 
 
@@ -29,6 +32,9 @@ def split_budget(
 ) -> NDArray[np.int64]:
     """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
+    `sparsity` `[L]` is what the policy's allocation splits by: see
+    `Observer.shares`.
+
     `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
     `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
     answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
@@ -37,7 +43,7 @@ def split_budget(
     if policy.keeps_all:
         return np.array(most, np.int64)
     shares, floor = np.zeros_like(sparsity), policy.floor
-    if policy.allocation == "sparsity":
+    if policy.allocation in ("sparsity", "vision"):
         shares = sparsity
     elif policy.allocation == "pyramid" and length:
         stay = min(observed if policy.keep_observed else 0, length) / length
@@ -84,6 +90,16 @@ def always_kept(policy: Policy, count: int, observed: int, first: int = 0) -> tu
     return sinks, min(recent, count - sinks)
 
 
+def _rows(cache: Cache, array: Array) -> NDArray[np.float32]:
+    """A layer's keys or values as float32 `[Hkv, C, D]`; those of int8 caches stay rotated."""
+    if not isinstance(cache.store, HostStore):
+        raise PolicyError(
+            "diversity 'keys' reads keys and values in host memory, and this engine's are on a device; "
+            "use --device cpu, or a policy with diversity 'none'"
+        )
+    return cache.store.rows(array)
+
+
 def compress(
     policy: Policy,
     cache: Cache,
@@ -94,6 +110,7 @@ def compress(
     keep_source: bool = False,
     target: Cache | None = None,
     windows: Sequence[int] = (),
+    text: Mask | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
@@ -108,6 +125,7 @@ def compress(
         target: the cache that receives the kept tokens (B = 1); None allocates one.
         windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
             that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
+        text: the slots `[S]` whose tokens lie outside pictures; None if all do.
 
     Returns:
         The compressed cache, and the kept positions per layer, `[Hkv, count]`.
@@ -121,13 +139,21 @@ def compress(
         sinks, recent = always_kept(policy, count, observer.stays, first)
         length = end - first
         rating = pool(observer.scores[layer][:, :, first:], policy.pooling, policy.kernel, length - recent)
-        rating = rated(rating, policy.anchors, (sinks, length - recent), count - sinks - recent)
+        if policy.diversity != "none":
+            keys, values = (_rows(cache, kind[layer][0, :, first:end]) for kind in (cache.keys, cache.values))
+            rating = mixed(rating, keys, values, length - recent)
+        between, free = (sinks, length - recent), count - sinks - recent
+        rating = rated(rating, policy.anchors, between, free)
+        per_head = policy.per_head and not window
+        if text is not None and policy.protects_text:
+            claim = claimed(policy, count)
+            rating = text_first(rating, text[first:end], between, free, claim, per_head)
         kept = backend.evict(
             (cache.keys[layer][:, :, first:end], cache.values[layer][:, :, first:end]),
             rating,
             (count, sinks, recent),
             (small.keys[layer][:, :, :count], small.values[layer][:, :, :count]),
-            policy.per_head and not window,
+            per_head,
             policy.merge != "none",
         )
         if not keep_source:

@@ -22,10 +22,10 @@ from vlkv.storage.manifest import Manifest, TextFacts
 
 def check_threshold(policy: Policy, manifest: Manifest) -> None:
     """Raises `PolicyError` if the engine's operators have another threshold or sums built in than the policy's."""
-    if manifest.operators == "functions" and policy.reduce == "max":
+    if manifest.operators == "functions" and policy.reduce != "sum":
         raise PolicyError(
-            f"policy {policy.name!r}: reduce 'max' does not fit this engine of operators 'functions', which adds "
-            "rows in its graph; build it with --operators native"
+            f"policy {policy.name!r}: reduce {policy.reduce!r} does not fit this engine of operators "
+            "'functions', which adds rows in its graph; build it with --operators native"
         )
     if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
         raise PolicyError(
@@ -80,15 +80,19 @@ class Observer:
         probe: the tokens to run a second time; None for none.
         scores: the scores per layer, `[1, Hkv, C]` float32.
         sparsity: the sparsity `[L]` float64 of the rows added so far.
+        image: the slots `[C]` of image tokens; none unless the caller sets it.
     """
 
     def __init__(self, text: TextFacts, policy: Policy, length: int, rows: range, threads: int = 0) -> None:
         self.rows = rows
+        self.image: NDArray[np.bool_] = np.zeros(length, bool)
         self.probe: Probe | None = None
         self.scores = [np.zeros((1, text.kv_heads, length), np.float32) for _ in range(text.layers)]
         self._pairs = np.zeros((text.layers, 1), np.int64)
         self._below = np.zeros((text.layers, 1), np.float64)
         self._text, self._policy, self._threads = text, policy, threads
+        self._vision: NDArray[np.float64] | None = None
+        self._held: list[tuple[Observation, NDArray[np.int64]]] = []
 
     @property
     def stays(self) -> int:
@@ -108,6 +112,55 @@ class Observer:
         below = self._below[:, 0]
         return np.divide(below, self._pairs[:, 0], out=np.zeros_like(below), where=self._pairs[:, 0] > 0)
 
+    def shares(self, policy: Policy) -> NDArray[np.float64]:
+        """How little of the budget each layer claims, `[L]` from 0 to 1, by a policy's allocation."""
+        if policy.allocation != "vision":
+            return self.sparsity
+        seen = self._seen() if self._vision is None else self._vision
+        claims: NDArray[np.float64] = np.divide(
+            seen, seen.max(), out=np.ones_like(seen), where=seen.max() > 0
+        )
+        return 1.0 - claims
+
+    def _seen(self) -> NDArray[np.float64]:
+        """The attention `[L]` that image tokens received."""
+        return np.array([score[0][:, self.image].sum(dtype=np.float64) for score in self.scores])
+
+    def finish(self, cache: Cache) -> None:
+        """Completes the scores once all rows were added; `cache` still holds the prompt.
+
+        With `reduce="weighted"` this is a second pass over the queries of the window, which were kept for it.
+        """
+        if not self._held or not self.image.any():
+            return
+        self._vision = self._seen()
+        heads = self._text.query_heads
+        sums = [score[0].sum(axis=0, dtype=np.float64) / heads for score in self.scores]
+        weighted = [np.zeros_like(score) for score in self.scores]
+        for seen, rows in self._held:
+            for number, row in enumerate(rows.tolist()):
+                one = seen.one(number)
+                weights = [total[row] / (self.rows.stop - row) for total in sums]
+                self._each(one, cache, rows[number : number + 1], weighted, weights)
+        for score, other in zip(self.scores, weighted, strict=True):
+            score[:, :, self.image] = other[:, :, self.image]
+        self._held = []
+
+    def _each(
+        self,
+        seen: Observation,
+        cache: Cache,
+        rows: NDArray[np.int64],
+        totals: list[NDArray[np.float32]],
+        weights: list[np.float64],
+    ) -> None:
+        """Adds the attention of one row, times a weight per layer, to other totals."""
+        windows = self._text.layer_windows or (0,) * len(totals)
+        for layer, (total, weight, window) in enumerate(zip(totals, weights, windows, strict=True)):
+            found = np.zeros_like(total)
+            seen.add(layer, 0, found, cache, rows, self._policy.threshold, self._threads, window)
+            total += np.float32(weight) * found
+
     def grown(self, length: int, rows: range, probe: Probe | None = None) -> Observer:
         """A copy with the same scores for a longer prompt, to which more rows can be added.
 
@@ -126,8 +179,10 @@ class Observer:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
         if not len(rows):
             return
-        if self._policy.reduce == "sum":
+        if self._policy.reduce != "max":
             self._add(seen, cache, rows)
+            if self._policy.reduce == "weighted":
+                self._held.append((seen, rows))
             return
         for number in range(len(rows)):
             self._add(seen.one(number), cache, rows[number : number + 1])

@@ -30,21 +30,30 @@ class Policy:
             tokens are then run a second time behind the last picture, observed, and discarded (KVzip, arXiv
             2505.23416, re-feeds a text); the scores depend on the pictures alone. Without a picture the rows are
             the last `window`.
-        reduce: how the rows' attention becomes one score: their sum, or the largest over all rows. Query heads of a
-            KV head always sum.
+        reduce: how the rows' attention becomes one score: their sum, the largest over all rows, or `weighted`: for
+            image tokens the sum in which a row weighs the mean attention that its own token receives from the
+            window's rows that see it (TGV-KV, arXiv 2606.03075). Query heads of a KV head always sum.
         window: the size of the window if `rows` is `last`, or if a prompt has no picture.
         threshold: p of the sparsity measure; an attention weight under p times its row's largest counts as zero.
         pooling: how scores are pooled over neighbours before selection: not at all, by maximum, or by mean (zeros
             beyond the ends). Scores of the last tokens that always stay take no part.
         kernel: the number of pooled neighbours, odd, with the token itself in the middle.
-        allocation: how the budget is split over layers: by sparsity, equally, as a pyramid that narrows from the first
-            layer to the last, or `all`: every layer keeps all tokens.
+        diversity: what pooled scores are mixed with: nothing, or `keys`: how far a token's key points away from the
+            mean key, and the norm of its value; the more alike a head's keys are, the more the former weighs (MixKV,
+            arXiv 2510.20707).
+        allocation: how the budget is split over layers: by sparsity; by the attention that the observed rows give
+            image tokens (`vision`, TGV-KV); equally; as a pyramid that narrows from the first layer to the last; or
+            `all`: every layer keeps all tokens.
         rule: `exact` keeps the total equal to the budget after clipping; `paper` is the published formula.
         floor: the smallest share of a prompt that a layer keeps.
         beta: steepness of the pyramid: its last layer's share is 1 / beta of the average.
         sinks: the number of first tokens that always stay.
         recent: the share of a layer's kept tokens that are the prompt's last tokens.
         recent_tokens: the same as a number of tokens; the larger of the two applies.
+        text: the share of a layer's kept tokens up to which text stays before image tokens, the best text first;
+            1 for as long as the budget holds it. Text is what lies outside pictures and frames. Sinks and the last
+            tokens count, and text beyond the share competes by score.
+        text_tokens: the same as a number of tokens; the larger of the two applies.
         keep_observed: whether the tokens of the observation window always stay (as many as a layer keeps, from the
             end).
         per_head: whether each KV head selects separately, or all heads share one selection.
@@ -62,18 +71,21 @@ class Policy:
     name: str
     _: KW_ONLY
     rows: Literal["none", "post_vision", "all", "last", "probe"] = "none"
-    reduce: Literal["sum", "max"] = "sum"
+    reduce: Literal["sum", "max", "weighted"] = "sum"
     window: int = 32
     threshold: float = THRESHOLD
     pooling: Literal["none", "max", "mean"] = "none"
     kernel: int = 1
-    allocation: Literal["sparsity", "equal", "pyramid", "all"] = "equal"
+    diversity: Literal["none", "keys"] = "none"
+    allocation: Literal["sparsity", "vision", "equal", "pyramid", "all"] = "equal"
     rule: Literal["exact", "paper"] = "exact"
     floor: float = FLOOR
     beta: float = 20.0
     sinks: int = 0
     recent: float = 0.0
     recent_tokens: int = 0
+    text: float = 0.0
+    text_tokens: int = 0
     keep_observed: bool = False
     per_head: bool = True
     merge: Literal["none", "nearest_mean"] = "none"
@@ -97,12 +109,13 @@ class Policy:
             ("kernel", 1),
             ("sinks", 0),
             ("recent_tokens", 0),
+            ("text_tokens", 0),
             ("distance", 0),
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise self._wrong(field, f"is not a whole number of at least {least}")
-        for field in ("threshold", "floor", "recent"):
+        for field in ("threshold", "floor", "recent", "text"):
             self._number(field, 0.0, 1.0)
         self._number("beta", 1.0, 1e6)
         self._contradictions()
@@ -111,6 +124,34 @@ class Policy:
     def keeps_all(self) -> bool:
         """Whether every layer keeps every token, so nothing is observed or evicted."""
         return self.allocation == "all"
+
+    @property
+    def protects_text(self) -> bool:
+        """Whether text stays before image tokens."""
+        return bool(self.text or self.text_tokens)
+
+    @property
+    def protected(self) -> str:
+        """What stays whatever its score, in words."""
+        if self.keeps_all:
+            return "every token"
+        parts = []
+        if self.sinks:
+            parts.append("the first token" if self.sinks == 1 else f"the first {self.sinks} tokens")
+        if self.keep_observed:
+            parts.append("all behind the last picture" if self.rows == "probe" else "the observation window")
+        if self.recent == 1.0:
+            parts.append("the most recent tokens")
+        elif self.recent:
+            parts.append(f"the last {self.recent:.0%} of a layer's share")
+        if self.recent_tokens:
+            last = self.recent_tokens
+            parts.append("the last token" if last == 1 else f"the last {last} tokens")
+        if self.protects_text:
+            most = [f"{self.text:.0%} of a layer's share"] if self.text else []
+            most += [f"{self.text_tokens} tokens"] if self.text_tokens else []
+            parts.append(f"text before image tokens, up to {' or '.join(most)}")
+        return "; ".join(parts) or "nothing"
 
     def _contradictions(self) -> None:
         """Raises `PolicyError` for fields that are valid alone and contradict each other."""
@@ -124,16 +165,27 @@ class Policy:
             raise self._wrong("merge", "needs one selection for all heads; set per_head=False")
         if self.anchors != "scores" and self.per_head:
             raise self._wrong("anchors", "need one selection for all heads; set per_head=False")
-        if self.rows == "none" and self.allocation == "sparsity":
+        if self.rows == "none" and self.allocation in ("sparsity", "vision"):
             raise self._wrong("allocation", "needs observed rows; set rows, such as 'post_vision'")
         if self.keep_observed and self.rows in ("none", "all"):
             raise self._wrong("keep_observed", f"does not fit rows {self.rows!r}; use post_vision or last")
-        if self.reduce == "max" and (self.rows == "none" or self.decode == "lowest"):
+        if self.reduce != "sum" and (self.rows == "none" or self.decode == "lowest"):
             raise self._wrong(
                 "reduce", "needs observed rows, and decode other than 'lowest', which adds to sums"
             )
+        if self.diversity != "none" and self.rows == "none":
+            raise self._wrong(
+                "diversity", "is mixed with scores, which need observed rows; set rows, such as 'last'"
+            )
+        if self.reduce == "weighted" and self.rows not in ("post_vision", "last"):
+            raise self._wrong("reduce", f"does not fit rows {self.rows!r}; use post_vision or last")
         if self.rows == "probe" and self.decode == "lowest":
             raise self._wrong("rows", "is discarded before decoding; decode 'lowest' needs rows that stay")
+        if self.protects_text and self.decode != "append":
+            field = "text" if self.text else "text_tokens"
+            raise self._wrong(
+                field, f"does not fit decode {self.decode!r}, which evicts text too; use append"
+            )
         if self.keeps_all and (self.rows, self.decode) != ("none", "append"):
             raise self._wrong("allocation", "evicts nothing; it requires rows 'none' and decode 'append'")
 

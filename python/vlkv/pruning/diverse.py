@@ -12,7 +12,7 @@ import numpy as np
 
 from vlkv.dtypes import Float32, Int64
 from vlkv.errors import PolicyError
-from vlkv.pruning.picture import Mask, Picture
+from vlkv.pruning.picture import Mask, Picture, unit_rows
 
 BLOCK = 512
 """Rows of the distances that exist at once while the first token is chosen."""
@@ -50,8 +50,7 @@ class Diverse:
 
 def most_diverse(features: Float32, count: int) -> Int64:
     """The numbers of `count` rows of `[T, hidden]`, in the order of their choice."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = np.divide(features, length, out=np.zeros_like(features), where=np.isfinite(length) & (length > 0))
+    unit = unit_rows(features)
     nearest = _nearest_neighbours(unit) if len(unit) > 1 else np.ones(1, np.float32)
     chosen = [int(nearest.argmax())]
     nearest = 1 - unit @ unit[chosen[0]]

@@ -9,11 +9,12 @@ from vlkv.pruning.blank import Blank
 from vlkv.pruning.diverse import Diverse
 from vlkv.pruning.duplicates import Duplicates
 from vlkv.pruning.picture import Pruner
+from vlkv.pruning.relevant import Relevant
 
 METHODS: dict[str, Callable[[], Pruner]] = {"duplicates": Duplicates, "blank": Blank}
 """Methods without settings, as in `duplicates`."""
 
-BY_SHARE: dict[str, Callable[[float], Pruner]] = {"diverse": Diverse}
+BY_SHARE: dict[str, Callable[[float], Pruner]] = {"diverse": Diverse, "relevant": Relevant}
 """Methods that take the share of a picture's tokens to keep, as in `diverse:0.25`."""
 
 

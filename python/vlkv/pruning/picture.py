@@ -5,7 +5,7 @@ T tokens of a picture that get features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -28,12 +28,14 @@ class Picture:
         features: the features `[T, hidden]` of its tokens.
         layout: the layout of its tiles and tokens.
         facts: the model's rules for pictures.
+        question: the embeddings `[Q, hidden]` of the text behind the last picture, or of all text if none follows.
     """
 
     pixels: Float32
     features: Float32
     layout: Layout
     facts: ImageFacts
+    question: Float32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @cached_property
     def shown(self) -> Int64:
@@ -69,6 +71,15 @@ class Picture:
         rows, columns, skipped = patches(self.facts)
         square = abs(self.facts.height / rows - self.facts.width / columns) < 1
         return (rows if square else 0), columns, skipped
+
+
+def unit_rows(features: Float32) -> Float32:
+    """Rows of length 1; rows of zeros, and those with NaN or infinity, become zeros."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: Float32 = np.divide(
+        features, length, out=np.zeros_like(features), where=np.isfinite(length) & (length > 0)
+    )
+    return unit
 
 
 class Pruner(Protocol):
