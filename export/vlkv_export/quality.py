@@ -60,7 +60,7 @@ def lines(weights: str | None, precision: str | None, cache: str | None) -> list
     A measurement of all options together comes alone. Else each option has a line of its own.
     """
     found = figures()
-    options = tuple(value or FLOAT for value in (weights, precision, cache))
+    options = weights or FLOAT, precision or FLOAT, cache or FLOAT
     by_options = {(row.weights, row.precision, row.cache): row for row in found.rows}
     rows = [by_options.get(options)]
     if rows == [None]:
