@@ -2,7 +2,8 @@
 
 Modes `full` and `evict` compute in float32 with a 16-bit cache; `default` and `default-evict` leave the precision to
 OpenVINO, which chooses by processor. `int8`, `int8-evict`, `int4` and `int4-evict` do so too, with weights that
-optimum-intel's exporter compresses by NNCF at its own settings.
+optimum-intel's exporter compresses by NNCF at its own settings, except that int4's groups may be smaller than 128 where
+a matrix needs it.
 
 optimum-intel converts the checkpoint on first use. The pipeline takes text and pictures and tokenises them itself, one
 prompt at a time.
@@ -55,6 +56,8 @@ def converted(checkpoint: Path, folder: Path, weights: str) -> Path:
             weights,
             str(part),
         ]
+        if weights == "int4":
+            command += ["--group-size-fallback", "adjust"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()
