@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,8 @@ def write(checkpoint: Path, target: Path) -> None:
     Raises:
         ValueError: llama.cpp has no architecture for this text model.
     """
+    import gguf
+
     config = json.loads((checkpoint / "config.json").read_text())
     text = config.get("text_config", config)
     kind = text.get("model_type", "llama")
@@ -36,7 +37,8 @@ def write(checkpoint: Path, target: Path) -> None:
     weights = dict(tensors(checkpoint))
     writer = gguf.GGUFWriter(target, ARCHITECTURES[kind])
     facts(writer, text, rope, weights)
-    names = gguf.get_tensor_name_map(writer_architecture(kind), text["num_hidden_layers"])
+    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[kind])
+    names = gguf.get_tensor_name_map(number, text["num_hidden_layers"])
     for name, values in weights.items():
         part = re.search(r"\.([qk])_proj\.", name)
         if part and ARCHITECTURES[kind] == "llama":
@@ -50,11 +52,6 @@ def write(checkpoint: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def writer_architecture(kind: str) -> Any:
-    """GGUF's number of the architecture of a `model_type`."""
-    return next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[kind])
 
 
 def facts(writer: Any, text: dict[str, Any], rope: dict[str, Any], weights: dict[str, Any]) -> None:
