@@ -124,7 +124,7 @@ $(REAL)/%/engine/manifest.json: $(REAL)/%/checkpoint/config.json
 
 quality: $(VENV)/tested
 	@$(PIP) gguf accelerate
-	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm
+	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm --record export/vlkv_export/quality.json
 
 lowest:
 	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest/venv

@@ -3,14 +3,16 @@
 python examples/benchmark/make_checkpoint.py 150m out/bench/150m
 
 `7b` has the sizes of LLaVA-1.5-7B, `next-mistral-7b` those of LLaVA-1.6-Mistral-7B, and `onevision-0.5b` those of
-LLaVA-OneVision-Qwen2-0.5B. The weights of the first two are holes in a sparse file.
+LLaVA-OneVision-Qwen2-0.5B. The weights of the first two are holes in a sparse file. `7b-random` is `7b` with weights
+drawn by seed, 14 GB in shards; it is written in pieces and takes little memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,18 @@ IMAGE = "<image>"
 SPECIAL = ("<unk>", "<s>", "</s>", IMAGE)
 NEXT_GRIDS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 NAMES = {"float32": "F32", "float16": "F16"}
+SHARD = 2 << 30
+"""The most bytes of a shard, unless one tensor is larger."""
+PIECE = 1 << 22
+"""Weights drawn at a time."""
 
 
 @dataclass(frozen=True)
 class Size:
     """The sizes of a checkpoint.
 
-    `dtype` is the dtype of its weights. A sparse one holds zeros that take no disk space.
+    `dtype` is the dtype of its weights. A sparse one holds zeros that take no disk space; a sharded one lies in several
+    files.
     """
 
     hidden: int
@@ -43,6 +50,7 @@ class Size:
     positions: int = 65536
     dtype: str = "float32"
     sparse: bool = False
+    sharded: bool = False
     kind: str = "llava"
     text: str = "llama"
     image_size: int = 336
@@ -72,7 +80,7 @@ SIZES = {
     "150m": Size(768, 12, 12, 4, 2048, 32000, 256, 4, 512),
     "7b": Size(4096, 32, 32, 32, 11008, 32064, 1024, 24, 4096, 4096, "float16", sparse=True),
     "next-mistral-7b": Size(
-        4096, 32, 32, 8, 14336, 32064, 1024, 24, 4096, 32768, "float16", True, "llava_next", "mistral"
+        4096, 32, 32, 8, 14336, 32064, 1024, 24, 4096, 32768, "float16", True, False, "llava_next", "mistral"
     ),
     "onevision-0.5b": Size(
         896,
@@ -87,12 +95,14 @@ SIZES = {
         32768,
         "float16",
         False,
+        False,
         "llava_onevision",
         "qwen2",
         384,
         16,
     ),
 }
+SIZES["7b-random"] = replace(SIZES["7b"], sparse=False, sharded=True)
 CLASSES = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
@@ -177,29 +187,58 @@ def config(size: Size) -> dict[str, object]:
     }
 
 
-def write_weights(size: Size, seed: int, path: Path) -> None:
-    """Writes `model.safetensors`: norms are one, biases zero, all else is normal with deviation 0.02.
+def write_weights(size: Size, seed: int, folder: Path) -> None:
+    """Writes the weight files: norms are one, biases zero, all else is normal with deviation 0.02.
 
     A sparse file has holes.
     """
+    found = list(shards(size))
+    random = np.random.default_rng(seed)
+    index: dict[str, str] = {}
+    for number, names in enumerate(found, 1):
+        many = f"model-{number:05}-of-{len(found):05}.safetensors"
+        path = folder / (many if size.sharded else "model.safetensors")
+        index |= dict.fromkeys(names, path.name)
+        _write_shard(size, names, random, path)
+    if size.sharded:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}, indent=2))
+
+
+def shards(size: Size) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yields the shapes of each file's tensors by name: all, or about `SHARD` bytes of them."""
+    width, names, held = np.dtype(size.dtype).itemsize, {}, 0
+    for name, shape in shapes(size).items():
+        length = int(np.prod(shape)) * width
+        if size.sharded and names and held + length > SHARD:
+            yield names
+            names, held = {}, 0
+        names[name], held = shape, held + length
+    yield names
+
+
+def _write_shard(
+    size: Size, names: dict[str, tuple[int, ...]], random: np.random.Generator, path: Path
+) -> None:
     width = np.dtype(size.dtype).itemsize
     header, places = lay_out(
-        (name, NAMES[size.dtype], shape, int(np.prod(shape)) * width) for name, shape in shapes(size).items()
+        (name, NAMES[size.dtype], shape, int(np.prod(shape)) * width) for name, shape in names.items()
     )
-    random = np.random.default_rng(seed)
     with path.open("wb") as out:
         out.write(header)
         if size.sparse:
             out.truncate(max(place.offset + place.length for place in places.values()))
             return
-        for name, shape in shapes(size).items():
-            if name.endswith("bias"):
-                values = np.zeros(shape, np.float32)
-            elif "norm" in name:
-                values = np.ones(shape, np.float32)
-            else:
-                values = random.standard_normal(shape, np.float32) * np.float32(0.02)
-            out.write(values.astype(size.dtype).tobytes())
+        for name, shape in names.items():
+            count = int(np.prod(shape))
+            for begin in range(0, count, PIECE):
+                part = min(PIECE, count - begin)
+                if name.endswith("bias"):
+                    values = np.zeros(part, np.float32)
+                elif "norm" in name:
+                    values = np.ones(part, np.float32)
+                else:
+                    values = random.standard_normal(part, np.float32) * np.float32(0.02)
+                out.write(values.astype(size.dtype).tobytes())
 
 
 def write_tokenizer(size: Size, folder: Path) -> None:
@@ -227,7 +266,7 @@ def make(name: str, folder: Path, seed: int = 0) -> Path:
     size = SIZES[name]
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(size, seed, folder / "model.safetensors")
+        write_weights(size, seed, folder)
         write_tokenizer(size, folder)
         (folder / "config.json").write_text(json.dumps(config(size), indent=2))
     return folder

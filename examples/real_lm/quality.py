@@ -1,31 +1,36 @@
 """`make quality`: measures the effect of each weight format and cache dtype on a real language model's answers.
 
-$ python -m examples.real_lm.quality -o out/real_lm
+$ python -m examples.real_lm.quality -o out/real_lm --record export/vlkv_export/quality.json
 
 17 texts (prose, code, a chat) are teacher-forced. The first 32 tokens of each are prefilled, with products of many
 rows, and the next 256 are fed one by one. Each format is compared with float32: how often the first choice is the same,
-and by how much the perplexity differs. Exits with 1 if a format exceeds its limits in LIMITS.
+and by how much the perplexity differs. The file of --record, which `vlkv build` prints from, is written if every format
+was measured on all tokens. Exits with 1 if a format exceeds its limits in LIMITS.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from vlkv import Engine
 from vlkv.backend.cache import Cache, join
+from vlkv.bench.report import processor
 from vlkv.generation.forced import token_loss
 from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
+from vlkv_export.quality import Figures, Row
 
 from .texts import texts
 
 PROMPT, FORCED = 32, 256
+MODEL = "SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,21 @@ def measure(folder: Path, forced: int = FORCED, only: str = "") -> list[dict[str
         ok = agreement >= arm.agreement and abs(change) <= arm.perplexity and paris
         found.append(
             {
-                "weights": arm.name,
+                "name": arm.name,
                 "tokens": int(choices.size),
                 "agreement": agreement,
                 "perplexity": float(np.exp(loss)),
                 "change": change,
+                "row": Row(
+                    arm.weights,
+                    arm.precision,
+                    arm.cache,
+                    int(choices.size),
+                    agreement,
+                    arm.agreement,
+                    change,
+                    arm.perplexity,
+                ),
                 "paris": paris,
                 "within": ok,
             }
@@ -143,17 +158,31 @@ def measure(folder: Path, forced: int = FORCED, only: str = "") -> list[dict[str
     return found
 
 
+def record(found: list[dict[str, object]], file: Path) -> None:
+    """Writes the figures that `vlkv build` prints."""
+    figures = Figures(
+        MODEL,
+        datetime.now(UTC).date().isoformat(),
+        processor(),
+        tuple(row["row"] for row in found),
+    )
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+
+
 def main() -> int:
     """Prints the table and writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--record", type=Path, help="the file of figures that vlkv build prints from")
     parser.add_argument("--only", default="", help="measure the formats whose name contains this text")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     print("| weights | first choice equal | perplexity | the capital of France | within the gate |")
     print("|---|---|---|---|---|", flush=True)
     found = measure(arguments.output, only=arguments.only)
-    (arguments.output / "quality.json").write_text(json.dumps(found, indent=2) + "\n")
+    (arguments.output / "quality.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    if arguments.record is not None and len(found) == len(LIMITS):
+        record(found, arguments.record)
     return 0 if all(row["within"] for row in found) else 1
 
 

@@ -165,6 +165,7 @@ def build(
 ) -> None:
     """Lower a graph directory for one backend."""
     from vlkv_export.engine import build_engine
+    from vlkv_export.quality import lines
     from vlkv_export.targets.spec import Settings
     from vlkv_export.watch import Watch
 
@@ -176,3 +177,6 @@ def build(
             graphs, output, backend, operators, watch, settings, weights, prompt_precision, link, kv_dtype
         )
         bar.done(f"wrote {output}")
+    if backend == "onnxruntime" and operators != "functions":
+        for line in lines(weights, prompt_precision, kv_dtype):
+            notes().print(line, soft_wrap=True)

@@ -1,7 +1,9 @@
 """OpenVINO GenAI's paged pipeline, with the full cache or with cache eviction.
 
 Modes `full` and `evict` compute in float32 with a 16-bit cache; `default` and `default-evict` leave the precision to
-OpenVINO, which chooses by processor.
+OpenVINO, which chooses by processor. `int8`, `int8-evict`, `int4` and `int4-evict` do so too, with weights that
+optimum-intel's exporter compresses by NNCF at its own settings, except that int4's groups may be smaller than 128 where
+a matrix needs it.
 
 optimum-intel converts the checkpoint on first use. The pipeline takes text and pictures and tokenises them itself, one
 prompt at a time.
@@ -29,11 +31,15 @@ BLOCK = 32
 CACHE_GIB = 4
 
 
-def converted(checkpoint: Path, folder: Path) -> Path:
-    """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp."""
+def converted(checkpoint: Path, folder: Path, weights: str) -> Path:
+    """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp.
+
+    `weights` is the exporter's name of a weight format: fp32, int8 or int4.
+    """
     files = sorted(checkpoint.glob("*.safetensors"))
     state = [
         str(checkpoint),
+        *([] if weights == "fp32" else [weights]),
         *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files),
     ]
     target = folder / "models" / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
@@ -47,9 +53,11 @@ def converted(checkpoint: Path, folder: Path) -> Path:
             "--task",
             "image-text-to-text",
             "--weight-format",
-            "fp32",
+            weights,
             str(part),
         ]
+        if weights == "int4":
+            command += ["--group-size-fallback", "adjust"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()
@@ -62,8 +70,10 @@ class OpenvinoPeer:
     """A pipeline. With eviction it is recreated for a prompt of another length, as its sizes are numbers of tokens."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]))
         self._threads, self._mode = cores(settings["threads"]), settings["mode"]
+        weights = self._mode.split("-")[0]
+        weights = weights if weights in {"int8", "int4"} else "fp32"
+        self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]), weights)
         self._evict = self._mode.endswith("evict")
         self._length = 0
         self._pipeline: Any = None if self._evict else self._open(0)
@@ -114,9 +124,9 @@ class OpenvinoPeer:
             scheduler_config=scheduler,
             ATTENTION_BACKEND="PA",
             INFERENCE_NUM_THREADS=self._threads,
-            **({} if self._mode.startswith("default") else exact),
+            **(exact if self._mode in {"full", "evict"} else {}),
         )
 
 
 if __name__ == "__main__":
-    serve(OpenvinoPeer, ("openvino-genai", "openvino", "optimum-intel", "transformers"))
+    serve(OpenvinoPeer, ("openvino-genai", "openvino", "optimum-intel", "nncf", "transformers"))

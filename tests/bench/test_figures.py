@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +13,7 @@ from vlkv.bench.derive import amdahl, floor, ratios, row
 from vlkv.bench.graph_bytes import weight_bytes
 from vlkv.bench.measure import Cell, measure
 from vlkv.bench.probe import Bandwidth, Peak
-from vlkv.bench.report import Own, markdown, table
+from vlkv.bench.report import Own, markdown, processor, table
 from vlkv.bench.settings import Budget, Settings
 from vlkv.bench.timing import EngineArm, Run
 from vlkv.errors import BenchError, EngineError
@@ -45,6 +47,7 @@ def test_a_row():
     assert found["prefill_ms"] == 3400
     assert found["token_ms"] == 2000
     assert found["token_p95_ms"] == pytest.approx(2850)  # of 1, 2, 2, 3: 2 and 0.85 of the way to 3
+    assert found["tokens_per_second"] == 0.5
     assert found["floor_ms"] == 8500  # of 10 s and 7 s
     assert found["over_floor"] == pytest.approx((2 / 10 + 2 / 7) / 2)
     assert (found["whole_ms"], found["cache_bytes"], found["peak_bytes"], found["bandwidth"]) == (
@@ -55,6 +58,17 @@ def test_a_row():
     )
     silent = row(Cell(1, 1, 2, {"peer": [a_run(1.0, [1.0])]}), "peer", None)
     assert silent["prefill_ms"] is silent["compress_ms"] is silent["floor_ms"] is None
+
+
+def test_tokens_per_second_are_those_of_the_batch():
+    runs = [a_run(1.0, [0.5, 0.5]), a_run(1.0, [0.25, 0.25]), a_run(1.0, [1.0, 1.0])]
+    assert row(Cell(10, 4, 3, {"x": runs}), "x", None)["tokens_per_second"] == 8
+
+
+def test_the_processor_is_named_with_its_extensions():
+    assert processor()
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    assert ("AVX2" in processor()) == (" avx2 " in flags)
 
 
 def test_a_beginning_of_a_run():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from vlkv.storage.manifest import BYTES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.weights.files import CHUNK, Progress, widen
 from vlkv_export.weights.header import Place, lay_out
-from vlkv_export.weights.spec import Format
+from vlkv_export.weights.spec import Format, Parts
 
+THREADS = 4
+"""The most threads that encode; each holds a piece of some 100 MB."""
 WIDTHS = {"U8": 1, "F16": 2, "F32": 4}
 TYPES = {"U8": ir.DataType.UINT8, "F16": ir.DataType.FLOAT16, "F32": ir.DataType.FLOAT}
 
@@ -51,13 +56,7 @@ def write_codes(
         out.write(header)
         for name, (tensor, form) in tensors.items():
             small: list[tuple[NDArray[Any], ...]] = []
-            for rows in _rows(source / tensor.file, tensor, progress):
-                if not np.isfinite(rows).all():
-                    raise EngineError(
-                        f"{name} has weights that are not finite; {form.name} can't represent them"
-                    )
-                assert form.encode is not None
-                codes, *rest = form.encode(rows)
+            for codes, *rest in _encoded(name, form, _rows(source / tensor.file, tensor, progress)):
                 out.write(np.ascontiguousarray(codes).data)
                 small.append(tuple(rest))
             for parts in zip(*small, strict=True):
@@ -69,6 +68,21 @@ def write_codes(
         )
         for name, (tensor, form) in tensors.items()
     }
+
+
+def _encoded(name: str, form: Format, pieces: Iterator[NDArray[np.float32]]) -> Iterator[Parts]:
+    """Yields the parts of each piece of rows, in order; up to `THREADS` pieces are encoded at a time."""
+
+    def encode(rows: NDArray[np.float32]) -> Parts:
+        if not np.isfinite(rows).all():
+            raise EngineError(f"{name} has weights that are not finite; {form.name} can't represent them")
+        assert form.encode is not None
+        return form.encode(rows)
+
+    threads = min(THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        while several := list(islice(pieces, threads)):
+            yield from pool.map(encode, several)
 
 
 def _layout(form: Format, tensor: Tensor) -> Mapping[str, tuple[str, tuple[int, ...]]]:

@@ -55,6 +55,14 @@ GROUPS = {
         Peer("OpenVINO GenAI, eviction", "openvino", "openvino_worker.py", "evict"),
         Peer("OpenVINO GenAI, its precision", "openvino", "openvino_worker.py", "default"),
         Peer("OpenVINO GenAI, its precision, eviction", "openvino", "openvino_worker.py", "default-evict"),
+        Peer("OpenVINO GenAI, int8 weights", "openvino", "openvino_worker.py", "int8"),
+        Peer("OpenVINO GenAI, int8 weights, eviction", "openvino", "openvino_worker.py", "int8-evict"),
+        Peer("OpenVINO GenAI, int4 weights", "openvino", "openvino_worker.py", "int4"),
+        Peer("OpenVINO GenAI, int4 weights, eviction", "openvino", "openvino_worker.py", "int4-evict"),
+    ),
+    "llamacpp": (
+        Peer("llama.cpp, Q8_0, text alone", "llamacpp", "llamacpp_worker.py", "q8_0"),
+        Peer("llama.cpp, Q4_K_M, text alone", "llamacpp", "llamacpp_worker.py", "q4_k_m"),
     ),
 }
 PEERS = GROUPS | {

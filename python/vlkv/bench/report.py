@@ -17,6 +17,19 @@ from vlkv.ops.native import describe
 from vlkv.storage.manifest import Manifest
 
 MIB = 1 << 20
+EXTENSIONS = {
+    "AVX2": "avx2",
+    "AVX-512": "avx512f",
+    "VNNI": "avx512_vnni",
+    "BF16": "avx512_bf16",
+    "AMX": "amx_tile",
+    "AMX-BF16": "amx_bf16",
+    "NEON": "asimd",
+    "dot products": "asimddp",
+    "I8MM": "i8mm",
+    "SVE": "sve",
+}
+"""Vector extensions that products and attention use, by the flag in `/proc/cpuinfo`."""
 CELL = ("prompt tokens", "batch", "new tokens")
 
 
@@ -82,7 +95,7 @@ def environment(manifest: Manifest) -> dict[str, Any]:
     """Describes the machine and the versions."""
     text = manifest.text
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -94,13 +107,17 @@ def environment(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, and which of the vector extensions in `EXTENSIONS` it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    kinds = [kind for kind, flag in EXTENSIONS.items() if flag in flags]
+    return f"{name} ({', '.join(kinds)})" if kinds else name
 
 
 def markdown(found: dict[str, Any], own: Sequence[Own]) -> str:
@@ -174,10 +191,10 @@ def _cell(line: Row) -> tuple[int, ...]:
 
 
 def _arms(rows: Sequence[Row]) -> str:
-    head = [*CELL, "arm", "first token ms", "vision", "prefill", "compress", "ms/token", "p95"]
+    head = [*CELL, "arm", "first token ms", "vision", "prefill", "compress", "ms/token", "p95", "tokens/s"]
     head += ["byte floor ms", "of floor", "GB/s", "whole answer ms", "cache MiB", "peak MiB"]
     names = ["arm", "first_token_ms", "vision_ms", "prefill_ms", "compress_ms"]
-    names += ["token_ms", "token_p95_ms", "floor_ms", "over_floor"]
+    names += ["token_ms", "token_p95_ms", "tokens_per_second", "floor_ms", "over_floor"]
     lines = []
     for line in rows:
         rate = line["bandwidth"]
