@@ -123,4 +123,5 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         result = rows @ matrix.T + values["bias"]
         magnitude = np.abs(rows) @ np.abs(matrix).T + np.abs(values["bias"])
-    return result.reshape(-1), ((depth + 4) * EPSILON * magnitude + 2.0**-126).reshape(-1)
+    bound = (depth + 4) * EPSILON * magnitude + 2.0**-126
+    return result.reshape(-1), np.where(np.isfinite(bound), bound, 0.0).reshape(-1)
