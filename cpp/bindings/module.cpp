@@ -2,6 +2,7 @@
 #include <nanobind/stl/string.h>
 
 #include "arrays.h"
+#include "tuned/operators.h"
 #include "vlkv/evict.h"
 #include "vlkv/read_words.h"
 #include "vlkv/runtime.h"
@@ -10,8 +11,27 @@
 namespace vlkv::python {
 namespace {
 
+// The table of a tuned library at an address that vlkv.ops.tuned gives; 0: this library's own operators.
+const Operators& operators_at(uintptr_t address) {
+  static const Operators own{.score = [](const ScoreParams& p) { run_cpu(p); },
+                             .evict = [](const EvictParams& p) { run_cpu(p); }};
+  return address == 0 ? own : *reinterpret_cast<const Operators*>(address);
+}
+
+void check_operators(uintptr_t address) {
+  const Operators& own = operators_at(0);
+  const Operators& other = operators_at(address);
+  if (other.version != own.version || other.score_bytes != own.score_bytes ||
+      other.evict_bytes != own.evict_bytes) {
+    refuse("vlkv", "the tuned library was made from other sources; tune again");
+  }
+}
+
+int threads_or_own(int threads) { return threads == 0 ? vlkv::threads() : threads; }
+
 void score(const In& query, const In& key, const In& row_position, float scale, float threshold,
-           const Out& score_out, const Out& pairs_out, const Out& below_out, int threads) {
+           const Out& score_out, const Out& pairs_out, const Out& below_out, int threads,
+           uintptr_t operators) {
   const char* op = "score";
   ScoreParams p;
   p.query = view<ConstView>(op, "query", query);
@@ -28,7 +48,7 @@ void score(const In& query, const In& key, const In& row_position, float scale, 
   }
   p.row_position = row_position.data();
   p.row_position_stride_b = stride(row_position, 0);
-  p.scale = scale, p.threshold = threshold, p.threads = threads;
+  p.scale = scale, p.threshold = threshold, p.threads = threads_or_own(threads);
   expect_shape(op, "score_out", score_out, {p.batch, p.kv_heads, p.slots});
   expect_type<float>(op, "score_out", score_out, "float32");
   expect_dense_last(op, "score_out", score_out);
@@ -37,13 +57,15 @@ void score(const In& query, const In& key, const In& row_position, float scale, 
   p.pairs = per_prompt<int64_t>(op, "pairs_out", pairs_out, p.batch, "int64");
   p.below = per_prompt<int64_t>(op, "below_out", below_out, p.batch, "int64");
   p.accumulate = true;
+  validate(p);  // what the tuned library would throw is of a type of its own
   const nb::gil_scoped_release release;
-  run_cpu(p);
+  operators_at(operators).score(p);
 }
 
 void evict(const In& key, const In& value, const In& scores, const In& length, const In& keep,
            const In& sinks, const In& recent, const Out& key_out, const Out& value_out,
-           const Out& position_out, bool per_head, bool merge, bool zero_tail, int threads) {
+           const Out& position_out, bool per_head, bool merge, bool zero_tail, int threads,
+           uintptr_t operators) {
   const char* op = "evict";
   EvictParams p;
   p.key = view<ConstView>(op, "key", key);
@@ -72,10 +94,11 @@ void evict(const In& key, const In& value, const In& scores, const In& length, c
   p.position_out = static_cast<int32_t*>(position_out.data());
   p.position_stride_b = stride_or(position_out, 0, p.kv_heads * p.capacity);
   p.position_stride_h = stride_or(position_out, 1, p.capacity);
-  p.per_head = per_head, p.zero_tail = zero_tail, p.threads = threads;
+  p.per_head = per_head, p.zero_tail = zero_tail, p.threads = threads_or_own(threads);
   p.merge = merge ? Merge::kNearestMean : Merge::kNone;
+  validate(p);
   const nb::gil_scoped_release release;
-  run_cpu(p);
+  operators_at(operators).evict(p);
 }
 
 uint32_t read_all(const In& words, int threads) {
@@ -103,16 +126,18 @@ NB_MODULE(_native, m) {
   m.doc() =
       "The native core of vlkv. Arrays are read and written in place; vlkv.ops is the interface to use.";
   m.def("score", &py::score, "query"_a, "key"_a, "row_position"_a, "scale"_a, "threshold"_a, "score_out"_a,
-        "pairs_out"_a, "below_out"_a, "threads"_a = 0,
+        "pairs_out"_a, "below_out"_a, "threads"_a = 0, "operators"_a = 0,
         "Adds the attention that each key receives to score_out, and the numbers of attended pairs and of "
         "those "
         "below the threshold to pairs_out and below_out. scale 0 means 1/sqrt(D).");
   m.def("evict", &py::evict, "key"_a, "value"_a, "score"_a, "length"_a, "keep"_a, "sinks"_a, "recent"_a,
         "key_out"_a, "value_out"_a, "position_out"_a, "per_head"_a = true, "merge"_a = false,
-        "zero_tail"_a = true, "threads"_a = 0,
+        "zero_tail"_a = true, "threads"_a = 0, "operators"_a = 0,
         "Writes the kept keys and values, in order, and the slots they had.");
   m.def("read_words", &py::read_all, "words"_a, "threads"_a = 0,
         "The sum of uint32 words modulo 2^32, each read once in wide vectors: probes the read bandwidth.");
+  m.def("check_operators", &py::check_operators, "address"_a,
+        "Refuses the table of a tuned library that was made from other sources.");
   m.def("version", &vlkv::version, "The core's version.");
   m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
   m.def(

@@ -14,9 +14,9 @@
 namespace vlkv {
 namespace {
 
-constexpr int64_t kPartSlots = 1024;                 // slots that a thread takes at a time
-constexpr int64_t kParallelWork = int64_t{1} << 17;  // fewer multiply-adds run on one thread
-constexpr int64_t kBlockQueries = 64;                // queries of several rows that share each tile
+constexpr int64_t kPartSlots = VLKV_ATTEND_PART_SLOTS;        // slots that a thread takes at a time
+constexpr int64_t kParallelWork = int64_t{1} << 17;           // fewer multiply-adds run on one thread
+constexpr int64_t kBlockQueries = VLKV_ATTEND_BLOCK_QUERIES;  // queries of several rows that share each tile
 constexpr int64_t kMostWorkers = 64;
 constexpr double kLog2E = 1.4426950408889634;
 

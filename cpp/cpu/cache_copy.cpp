@@ -6,7 +6,7 @@
 namespace vlkv::cpu {
 namespace {
 
-constexpr int64_t kAhead = 8;  // rows that are prefetched before the copy
+constexpr int64_t kAhead = VLKV_EVICT_AHEAD;  // rows that are prefetched before the copy
 constexpr int64_t kLine = 64;
 
 size_t row_bytes(const HeadRows& rows) { return static_cast<size_t>(vlkv::row_bytes(rows.dtype, rows.dim)); }

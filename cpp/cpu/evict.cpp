@@ -6,13 +6,14 @@
 
 #include "core/check.h"
 #include "cpu/cache_copy.h"
+#include "cpu/constants.h"
 #include "cpu/select.h"
 #include "cpu/thread_pool.h"
 
 namespace vlkv {
 namespace {
 
-constexpr int64_t kPiece = 256;                      // output slots per piece of work
+constexpr int64_t kPiece = VLKV_EVICT_PIECE;         // output slots per piece of work
 constexpr int64_t kParallelWork = int64_t{1} << 17;  // fewer bytes are moved by one thread
 
 template <class T>

@@ -3,13 +3,14 @@
 
 #include <cstdint>
 
+#include "cpu/constants.h"
 #include "cpu/linear_kernels.h"
 #include "vlkv/runtime.h"
 
 namespace vlkv::cpu {
 
 // Keys per tile of Score: a multiple of the keys that micro-kernels process at once.
-inline constexpr int kTileKeys = 96;
+inline constexpr int kTileKeys = VLKV_SCORE_TILE_KEYS;
 
 // A block of query rows of one KV group. `lanes` rows share a vector. Vectors are stored in groups of
 // Kernels::group (the last group has the rest); within a group the elements of one dimension are contiguous.
@@ -42,7 +43,7 @@ struct KeyTile {
 
 // Keys per tile of Attend, whose weights are stored between the two products. The tile's keys, then its
 // values, stay in the first-level cache for the query heads after the first four.
-inline constexpr int kAttendKeys = 64;
+inline constexpr int kAttendKeys = VLKV_ATTEND_KEYS;
 
 // Consecutive slots of one KV head's cache, and the queries that read it: the heads of one row, or of
 // several.

@@ -1,5 +1,28 @@
 // One table of kernels. The including file defines VLKV_KERNELS_NAMESPACE, VLKV_LANES, VLKV_ACCUMULATORS and
 // VLKV_TABLE. Needs the compiler's vector extension (GCC, Clang).
+//
+// VLKV_PARTS: the operators whose kernels the table has, 1 Score, 2 Attend, 4 Linear; the others are null. A tuned
+// library compiles each operator's with flags of its own (cpp/tuned).
+#ifndef VLKV_PARTS
+#define VLKV_PARTS 7
+#endif
+#if VLKV_PARTS & 1
+#define VLKV_OF_SCORE(name) VLKV_KERNELS_NAMESPACE::name
+#else
+#define VLKV_OF_SCORE(name) nullptr
+#endif
+#if VLKV_PARTS & 2
+#define VLKV_OF_ATTEND(name) VLKV_KERNELS_NAMESPACE::name
+#else
+#define VLKV_OF_ATTEND(name) nullptr
+#endif
+#if VLKV_PARTS & 4
+#define VLKV_OF_LINEAR(name) VLKV_KERNELS_NAMESPACE::name
+#define VLKV_SIZE_OF_LINEAR(name) VLKV_KERNELS_NAMESPACE::name
+#else
+#define VLKV_OF_LINEAR(name) nullptr
+#define VLKV_SIZE_OF_LINEAR(name) 0
+#endif
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -26,11 +49,20 @@ constexpr float kLargest = 3.4028234e38F;
 // clang-format off
 #include "cpu/vector.inl"
 #include "cpu/convert.inl"
+#if VLKV_PARTS & 1
 #include "cpu/score_kernel.inl"
+#endif
+#if VLKV_PARTS & 6
+#include "cpu/sums.inl"
+#endif
+#if VLKV_PARTS & 2
 #include "cpu/attend_kernel.inl"
+#endif
+#if VLKV_PARTS & 4
 #include "cpu/linear_weights.inl"
 #include "cpu/linear_few.inl"
 #include "cpu/linear_many.inl"
+#endif
 // clang-format on
 
 }  // namespace
@@ -42,25 +74,25 @@ const Kernels VLKV_TABLE = {
     VLKV_KERNELS_NAMESPACE::kGroup,
     VLKV_KERNELS_NAMESPACE::to_float,
     VLKV_KERNELS_NAMESPACE::from_float,
-    VLKV_KERNELS_NAMESPACE::weigh,
-    VLKV_KERNELS_NAMESPACE::combine,
-    VLKV_KERNELS_NAMESPACE::add_columns,
-    VLKV_KERNELS_NAMESPACE::attend,
+    VLKV_OF_SCORE(weigh),
+    VLKV_OF_SCORE(combine),
+    VLKV_OF_SCORE(add_columns),
+    VLKV_OF_ATTEND(attend),
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,
     VLKV_KERNELS_NAMESPACE::multiply_adds,
     {
-        VLKV_KERNELS_NAMESPACE::kTileRows,
-        VLKV_KERNELS_NAMESPACE::kTileColumns,
-        VLKV_KERNELS_NAMESPACE::arrange,
-        VLKV_KERNELS_NAMESPACE::multiply_few,
-        VLKV_KERNELS_NAMESPACE::widen,
-        VLKV_KERNELS_NAMESPACE::widen_half,
-        VLKV_KERNELS_NAMESPACE::pack,
-        VLKV_KERNELS_NAMESPACE::pack_half,
-        VLKV_KERNELS_NAMESPACE::multiply_many,
+        VLKV_SIZE_OF_LINEAR(kTileRows),
+        VLKV_SIZE_OF_LINEAR(kTileColumns),
+        VLKV_OF_LINEAR(arrange),
+        VLKV_OF_LINEAR(multiply_few),
+        VLKV_OF_LINEAR(widen),
+        VLKV_OF_LINEAR(widen_half),
+        VLKV_OF_LINEAR(pack),
+        VLKV_OF_LINEAR(pack_half),
+        VLKV_OF_LINEAR(multiply_many),
         nullptr,
-        VLKV_KERNELS_NAMESPACE::finish,
+        VLKV_OF_LINEAR(finish),
     },
 };
 

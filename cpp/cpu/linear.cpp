@@ -21,7 +21,8 @@ Weights weights_of(const LinearParams& p, const LinearProduct& product) {
 
 namespace {
 
-constexpr int64_t kPartBytes = int64_t{32} << 10;     // bytes of weights that a thread takes at a time
+constexpr int64_t kPartBytes = int64_t{VLKV_LINEAR_PART_KIB}
+                               << 10;                 // bytes of weights that a thread takes at a time
 constexpr int64_t kParallelBytes = int64_t{1} << 17;  // fewer bytes of weights are read by one thread
 constexpr int64_t kPartColumns = 16;                  // the columns of a part are a multiple of this
 

@@ -8,7 +8,7 @@ typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 constexpr int kGroupVectors = kDepthGroup / kLanes;
 
 // Prefetch distance in bytes: beyond the end of a page, where the hardware prefetcher stops.
-constexpr int kLinearAhead = 8192;
+constexpr int kLinearAhead = VLKV_LINEAR_AHEAD;
 
 VLKV_INLINE void ask(const void* from) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kLinearAhead;

@@ -10,7 +10,7 @@ namespace vlkv::cpu {
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{32} << 20;
-constexpr int64_t kMostRows = 64;
+constexpr int64_t kMostRows = VLKV_SCORE_MOST_ROWS;
 constexpr int64_t kRowsAhead = 24;  // keys past a tile that the kernels may prefetch
 constexpr int32_t kAll = std::numeric_limits<int32_t>::max();
 

@@ -54,6 +54,7 @@ class Engine:
         threads: int = 0,
         plugin: str | Path | None = None,
         device: str = "cpu",
+        tuned: str | Path | None = None,
     ) -> Engine:
         """Opens an engine directory.
 
@@ -64,12 +65,15 @@ class Engine:
             plugin: `libvlkv_tensorrt.so`, for a TensorRT engine built with it.
             device: `cpu` or `cuda`, for an ONNX Runtime engine; TensorRT engines run on a GPU.
                 `cuda:1` is the second GPU.
+            tuned: a folder of `vlkv tune ENGINE`, whose operators run if they fit this engine and processor.
 
         Raises:
             EngineError: it is not an engine, has another format version, or has a missing or changed file.
         """
         folder, library = Path(directory), Path(plugin) if plugin else None
-        return cls(folder, Model.open(folder, verify=verify, threads=threads, plugin=library, device=device))
+        other = Path(tuned) if tuned else None
+        model = Model.open(folder, verify=verify, threads=threads, plugin=library, device=device, tuned=other)
+        return cls(folder, model)
 
     def close(self) -> None:
         """Gives back what the engine holds, a device's memory first of all. It answers no more."""

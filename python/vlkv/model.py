@@ -52,6 +52,7 @@ class Model:
         threads: int = 0,
         plugin: Path | None = None,
         device: str = "cpu",
+        tuned: Path | None = None,
     ) -> Model:
         """Opens an engine directory; the arguments and errors are those of `Engine.load`."""
         name, index = parse_device(device)
@@ -69,6 +70,5 @@ class Model:
                 f"{directory} holds graphs; build an engine from them with `vlkv build {directory} -o ENGINE`"
             )
         manifests.verify(directory, manifest, hashes=verify)
-        return cls.of(
-            directory, manifest, open_backend(directory, manifest, name, Options(threads, plugin, index))
-        )
+        options = Options(threads, plugin, index, tuned)
+        return cls.of(directory, manifest, open_backend(directory, manifest, name, options))

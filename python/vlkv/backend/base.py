@@ -57,9 +57,13 @@ class Observation(Protocol):
 
 @dataclass(frozen=True)
 class ObservedQueries:
-    """Query rows of the observation window, `[B,Hq,W,D]` per layer, for the native score operator; empty for none."""
+    """Query rows of the observation window, `[B,Hq,W,D]` per layer, for the native score operator; empty for none.
+
+    `operators` is the address of a tuned library's table, 0 for the installed operators.
+    """
 
     queries: list[Float32]
+    operators: int = 0
 
     def add(
         self,
@@ -89,13 +93,23 @@ class ObservedQueries:
             slots = (positions[places] - first)[np.newaxis]
             span = slice(first, end)
             native().score(
-                rows, key[:, :, span], slots, scale, threshold, total[:, :, span], pairs, below, threads
+                rows,
+                key[:, :, span],
+                slots,
+                scale,
+                threshold,
+                total[:, :, span],
+                pairs,
+                below,
+                threads,
+                self.operators,
             )
         return int(pairs[0]), float(below[0])
 
     def one(self, row: int) -> ObservedQueries:
         """See `Observation.one`."""
-        return ObservedQueries([np.ascontiguousarray(query[:, :, row : row + 1]) for query in self.queries])
+        rows = [np.ascontiguousarray(query[:, :, row : row + 1]) for query in self.queries]
+        return ObservedQueries(rows, self.operators)
 
 
 @dataclass(frozen=True)

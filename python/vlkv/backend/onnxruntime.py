@@ -20,6 +20,7 @@ from vlkv.errors import EngineError, ImageError
 from vlkv.ops.cores import default_threads
 from vlkv.ops.native import native
 from vlkv.ops.session_options import session_options
+from vlkv.ops.tuned import Tuned, load
 from vlkv.storage.files import show, text_path
 from vlkv.storage.manifest import Manifest, vision_graphs
 
@@ -35,7 +36,8 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxR
         raise EngineError(
             f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
         )
-    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads())
+    found = options.tuned and manifest.operators == "native" and load(options.tuned, directory)
+    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads(), found or None)
 
 
 class OnnxRuntimeBackend:
@@ -45,20 +47,24 @@ class OnnxRuntimeBackend:
         directory: the verified engine directory.
         manifest: its manifest.
         threads: threads of one operator; 0 leaves the number to ONNX Runtime.
+        tuned: operators that run instead of the installed ones.
     """
 
     chunk = 0
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, threads: int = 0, tuned: Tuned | None = None
+    ) -> None:
+        self.tuned = tuned
         self.text = manifest.text
         self.threads = threads
         self.store: Store = HostStore(manifest.cache_dtype)
         self._native = manifest.operators == "native"
         self._vision = {
-            name: _session(directory / f"{name}.onnx", threads, manifest.operators)
+            name: _session(directory / f"{name}.onnx", threads, manifest.operators, tuned)
             for name in vision_graphs(manifest)
         }
-        self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators)
+        self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators, tuned)
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
@@ -111,6 +117,7 @@ class OnnxRuntimeBackend:
                 merge,
                 False,
                 self.threads,
+                self.tuned.address if self.tuned else 0,
             )
             return positions
         arrays = (
@@ -167,7 +174,8 @@ class OnnxRuntimeBackend:
             scores = [arrays[f"score.{layer}"] for layer in layers]
             return ObservedScores(scores, arrays["sparsity"], self.text.query_heads)
         queries = [arrays[f"query.{layer}"] for layer in layers if f"query.{layer}" in arrays]
-        return ObservedQueries(queries) if queries else NOTHING
+        address = self.tuned.address if self.tuned else 0
+        return ObservedQueries(queries, address) if queries else NOTHING
 
 
 class OnnxRuntimeSteps:
@@ -246,8 +254,8 @@ def _cache_value(array: Array) -> Any:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _session(path: Path, threads: int, operators: str = "functions") -> Any:
-    options = session_options(threads, operators)
+def _session(path: Path, threads: int, operators: str = "functions", tuned: Tuned | None = None) -> Any:
+    options = session_options(threads, operators, tuned)
     options.log_severity_level = 3
     name = text_path(path)
     try:

@@ -33,11 +33,13 @@ class Options:
         threads: threads of one operator; 0 for all cores.
         plugin: `libvlkv_tensorrt.so`, for a TensorRT engine that was built with it.
         index: the number of the GPU, from 0.
+        tuned: a folder of `vlkv tune ENGINE`, for an ONNX Runtime engine on the CPU.
     """
 
     threads: int = 0
     plugin: Path | None = None
     index: int = 0
+    tuned: Path | None = None
 
 
 def parse_device(text: str) -> tuple[str, int]:

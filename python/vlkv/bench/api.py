@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from vlkv.bench.arms import open_arms
+from vlkv.bench.arms import TUNED, open_arms
 from vlkv.bench.charts import draw
 from vlkv.bench.fidelity import fidelity
 from vlkv.bench.measure import measure
@@ -63,6 +63,7 @@ def run(
     settings: Settings,
     *,
     also: Mapping[str, Path | str] | None = None,
+    tuned: Path | str | None = None,
     peers: Sequence[str] = (),
     checkpoint: Path | str | None = None,
     peers_directory: Path | str = ENVIRONMENTS,
@@ -77,6 +78,7 @@ def run(
         engine: an engine directory.
         settings: prompt lengths, batches, budgets, lengths of answers (tokens), repeats.
         also: further engines of the same checkpoint, by name.
+        tuned: a folder of `vlkv tune ENGINE`; the engine runs once more with its operators, as "tuned".
         peers: names from `vlkv.bench.peers.PEERS`; they need `checkpoint`.
         checkpoint: the Hugging Face folder that the engine was exported from.
         peers_directory: the folder of the peers' environments; pip makes them on first use.
@@ -95,8 +97,12 @@ def run(
     if output is not None:
         _make_folder(Path(output))
     engines = [("", Path(engine)), *((name, Path(folder)) for name, folder in (also or {}).items())]
+    if tuned is not None:
+        engines.append((TUNED, Path(engine)))
     progress("opening the engine" if len(engines) == 1 else "opening the engines")
-    arms, own = open_arms(engines, settings, threads, verify=verify)
+    arms, own = open_arms(
+        engines, settings, threads, verify=verify, tuned=None if tuned is None else Path(tuned)
+    )
     first = arms[0].engine
     probe = Bandwidth(threads) if first.manifest.backend == "onnxruntime" else _no_bandwidth
     with started(peers, first, source, Path(peers_directory), threads, progress) as (others, failed):

@@ -15,10 +15,16 @@ from vlkv.storage.files import show
 from vlkv.storage.manifest import Manifest
 
 FULL = Budget(1.0)
+TUNED = "tuned"
+"""The name of an engine that runs with the operators of `vlkv tune`."""
 
 
 def open_arms(
-    engines: Sequence[tuple[str, Path]], settings: Settings, threads: int, verify: bool
+    engines: Sequence[tuple[str, Path]],
+    settings: Settings,
+    threads: int,
+    verify: bool,
+    tuned: Path | None = None,
 ) -> tuple[list[EngineArm], list[Own]]:
     """Returns the arms of named engines (the first one's name is empty), and their descriptions for tables.
 
@@ -29,7 +35,8 @@ def open_arms(
     arms: list[EngineArm] = []
     own: list[Own] = []
     for name, folder in engines:
-        engine = Engine.load(folder, verify=verify, threads=threads)
+        operators = tuned if name == TUNED else None
+        engine = Engine.load(folder, verify=verify, threads=threads, tuned=operators)
         settings.check(engine.manifest)
         if arms and _model(engine.manifest) != _model(arms[0].engine.manifest):
             raise BenchError(f"{show(folder)} has another model than {show(engines[0][1])}")

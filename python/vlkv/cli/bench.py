@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
-from vlkv.cli.options import EngineFolder, NoVerify
+from vlkv.cli.options import EngineFolder, NoVerify, Tuned
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 ENVIRONMENTS = Path("out/peers")
@@ -35,6 +35,7 @@ def bench(
             metavar="NAME=ENGINE", help="Another engine of the checkpoint, e.g. int8=DIR; repeatable."
         ),
     ] = None,
+    tuned: Tuned = None,
     peers: Annotated[
         str | None,
         typer.Option(
@@ -64,6 +65,7 @@ def bench(
         parse_lengths,
         parse_names,
     )
+    from vlkv.ops.tuned import choose
 
     settings = Settings(
         parse_lengths(prompt_tokens),
@@ -73,11 +75,17 @@ def bench(
         repeat,
         policy,
     )
+    if tuned is not None:
+        library, why = choose(tuned, engine)
+        if library is None:
+            notes().print(f"{why}: the engine runs with the installed operators alone", soft_wrap=True)
+            tuned = None
     with progress(data=False) as bar:
         report = run(
             engine,
             settings,
             also=dict(parse_engines(also or [])),
+            tuned=tuned,
             peers=parse_names(peers, tuple(PEERS), "peers") if peers is not None else (),
             checkpoint=checkpoint,
             peers_directory=peers_directory,

@@ -36,6 +36,10 @@ Prune = Annotated[
 Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]
 Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]
+Tuned = Annotated[
+    Path | None,
+    typer.Option(help="Folder of vlkv tune ENGINE: its operators run on the CPU.", show_default=False),
+]
 Device = Annotated[str, typer.Option(help="Device: cpu, cuda, or cuda:1 for the second GPU.")]
 Plugin = Annotated[
     Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")

@@ -19,6 +19,7 @@ from vlkv.cli.options import (
     Prune,
     Raw,
     Threads,
+    Tuned,
     Videos,
 )
 from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
@@ -79,12 +80,15 @@ def run(
     threads: Threads = 0,
     device: Device = "cpu",
     plugin: Plugin = None,
+    tuned: Tuned = None,
 ) -> None:
     """Answer a question about pictures and videos."""
     question = read_prompt(prompt, prompt_file)
     with progress(data=False) as bar:
         bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
+        opened = Engine.load(
+            engine, verify=not no_verify, threads=threads, device=device, plugin=plugin, tuned=tuned
+        )
 
         def prefilled(done: int, total: int) -> None:
             if total > LONG_PROMPT and done < total:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vlkv.cli.console import notes, progress
-from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
+from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads, Tuned
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler.allowance import lines
@@ -60,6 +60,7 @@ def serve(
     threads: Threads = 0,
     device: Device = "cpu",
     plugin: Plugin = None,
+    tuned: Tuned = None,
 ) -> None:
     """Serve an engine over HTTP with OpenAI's API."""
     try:
@@ -88,7 +89,9 @@ def serve(
     given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}
     with progress(data=False) as bar:
         bar.step("opening the engine")
-        opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)
+        opened = Engine.load(
+            engine, verify=not no_verify, threads=threads, device=device, plugin=plugin, tuned=tuned
+        )
         scheduler = opened.scheduler(**given)
     for line in lines(scheduler.plan, opened.manifest):
         notes().print(line, soft_wrap=True)

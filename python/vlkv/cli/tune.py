@@ -1,4 +1,4 @@
-"""`vlkv tune`: a faster version of one C or C++ function, that passes its harness."""
+"""`vlkv tune`: faster native operators for an engine, or a faster version of one C or C++ function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ PROPOSERS = ("search", "agents")
 
 def tune(
     engine: Annotated[
-        Path | None, typer.Argument(help="Not supported yet: see --source.", show_default=False)
+        Path | None,
+        typer.Argument(help="Engine directory, whose native CPU operators are tuned.", show_default=False),
     ] = None,
     source: Annotated[
         Path | None,
@@ -44,28 +45,39 @@ def tune(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model's name there.", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
-    calls: Annotated[int | None, typer.Option(help="Most calls of proposers, per function.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Most minutes, per function.")] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Most calls of proposers, per function or for the engine.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Most minutes, per function or for the engine.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    off: Annotated[bool, typer.Option("--off", help="Take the libraries of --output out of use.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
-    """Tune a C or C++ function: candidates that pass its oracle are timed, the fastest is kept.
+    """Tune an engine's native operators, or a C or C++ function: what is right and faster is kept.
 
     The endpoint's key is read from VLKV_TUNE_KEY.
     """
+    from vlkv.ops.tuned import processor
     from vlkv.tune.agents import Agents
-    from vlkv.tune.api import Budget, pairs_of, processor
+    from vlkv.tune.api import Budget, pairs_of
     from vlkv.tune.api import tune as run
     from vlkv.tune.endpoint import endpoint as asking
     from vlkv.tune.harness import Harness
     from vlkv.tune.limits import network_is_cut
+    from vlkv.tune.operators.agent import ConstantAgent
+    from vlkv.tune.operators.constants import Operator
+    from vlkv.tune.operators.engine import switch_off, tune_engine
+    from vlkv.tune.operators.search import ConstantSearch
     from vlkv.tune.proposal import Proposer
     from vlkv.tune.search import Search
 
-    if engine is not None or source is None:
-        raise TuneError(
-            "vlkv tune takes a function with --source f.c --harness h.py; it tunes no engines yet"
-        )
+    if (engine is None) == (source is None):
+        raise TuneError("vlkv tune takes an ENGINE, or a function with --source f.c --harness h.py")
+    if off:
+        switch_off(output)
+        return
     chosen = proposers or ("search" if endpoint is None else "agents")
     names = [name.strip() for name in chosen.split(",")]
     unknown = [name for name in names if name not in PROPOSERS]
@@ -79,7 +91,7 @@ def tune(
         raise TuneError("--endpoint and --model are given together")
     budget = Budget(calls, minutes)
     ask = asking(endpoint, model, max_tokens) if endpoint and model else None
-    pairs = pairs_of(source, harness)
+    pairs = pairs_of(source, harness) if source is not None else []
     if sys.platform == "linux" and not network_is_cut():
         notes().print(
             "candidates run with a network: this system permits no namespace without one", style="dim"
@@ -89,6 +101,10 @@ def tune(
         agents = [Agents(ask, found, processor(), calls)] if ask else []
         return [Search(seed) if name == "search" else agents[0] for name in names]
 
+    def chosen_for(operator: Operator, found: Harness) -> list[Proposer]:
+        agents = [ConstantAgent(ask, operator, found, processor())] if ask else []
+        return [ConstantSearch(operator, seed) if name == "search" else agents[0] for name in names]
+
     with progress(data=False) as bar:
 
         def begin(name: str) -> None:
@@ -96,7 +112,10 @@ def tune(
             if calls is not None:
                 bar.total(calls)
 
-        report = run(pairs, output, made, budget, begin, lambda _: bar.advance(1))
+        if engine is not None:
+            report = tune_engine(engine, output, chosen_for, budget, begin, lambda _: bar.advance(1))
+        else:
+            report = run(pairs, output, made, budget, begin, lambda _: bar.advance(1))
     notes().print(f"written: {output / 'report.json'}", style="dim", soft_wrap=True)
     facts = report.json()
     if json:

@@ -87,17 +87,17 @@ class Agents:
         sizes = {name: list(ends) for name, ends in self.harness.sizes.items()}
         example = json.dumps([{name: low for name, (low, _) in self.harness.sizes.items()}])
         reply = self.ask(
-            _prompt("tester", source=state.at["source"][0].text, sizes=json.dumps(sizes), example=example)
+            prompt_of("tester", source=state.at["source"][0].text, sizes=json.dumps(sizes), example=example)
         )
         self.probes = _probes(reply.text, self.harness)
-        record = _facts("tester", reply) | {"probes": self.probes}
+        record = facts_of("tester", reply) | {"probes": self.probes}
         return Proposal(None, f"{len(self.probes)} sizes to probe", record)
 
     def _guide(self, state: State) -> Proposal:
         left = "Some" if self.calls is None else str(self.calls - state.calls - 1)
         history = "\n".join(self._history[-MOST_HISTORY:]) or "nothing yet"
         reply = self.ask(
-            _prompt(
+            prompt_of(
                 "guide",
                 levels=", ".join(state.levels),
                 source=state.at["source"][0].text,
@@ -113,13 +113,13 @@ class Agents:
         return Proposal(
             None,
             f"next is {self._level}{why}",
-            _facts("guide", reply) | {"chosen": self._level, "named": bool(named)},
+            facts_of("guide", reply) | {"chosen": self._level, "named": bool(named)},
         )
 
     def _work(self, state: State) -> Proposal:
         start = state.start(self._level)
         reply = self.ask(
-            _prompt(
+            prompt_of(
                 self._level,
                 processor=self.processor,
                 flags=" ".join(start.flags),
@@ -130,7 +130,7 @@ class Agents:
                 probe=f"Sizes that are easy to get wrong: {json.dumps(self.probes)}\n" if self.probes else "",
             )
         )
-        record = _facts(self._level, reply)
+        record = facts_of(self._level, reply)
         blocks = FENCE.findall(reply.text)
         if not blocks:
             self._feedback = "Your last answer has no fenced block.\n"
@@ -139,13 +139,15 @@ class Agents:
         return Proposal(Candidate(self._level, blocks[0], start.flags, self.name), record=record)
 
 
-def _prompt(name: str, **fields: str) -> str:
+def prompt_of(name: str, **fields: str) -> str:
+    """Returns the prompt of that name with its fields filled in."""
     text = (PROMPTS / f"{name}.md").read_text()
     # one pass: what a field holds is not searched again
     return re.sub(r"\{(\w+)\}", lambda found: fields[found.group(1)], text)
 
 
-def _facts(agent: str, reply: Reply) -> dict[str, Any]:
+def facts_of(agent: str, reply: Reply) -> dict[str, Any]:
+    """Returns what the ledger keeps of a reply."""
     return {
         "agent": agent,
         "answer": reply.text,

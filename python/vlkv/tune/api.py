@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlkv.errors import TuneError
+from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge, Verdict
@@ -98,37 +98,71 @@ def tune_one(
         text = source.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise TuneError(f"{show(source)}: {reason(error)}") from error
+    subject = Subject(
+        source.stem,
+        show(source),
+        harness,
+        Candidate("source", text, origin="source"),
+        {"source": hashlib.sha256(text.encode()).hexdigest()},
+        lambda place: Toolchain(harness, source, place),
+    )
+    return tune_subject(subject, folder, proposers, budget, progress)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is tuned: its name in reports and in errors, its harness, the first version, and a maker of its compilers.
+
+    `facts` are hashes that tell one subject from another; a run resumes where all are equal.
+    """
+
+    name: str
+    shown: str
+    harness: Harness
+    first: Candidate
+    facts: Mapping[str, str]
+    toolchain: Callable[[Path], Toolchain]
+
+
+def tune_subject(
+    subject: Subject,
+    folder: Path,
+    proposers: Sequence[Proposer],
+    budget: Budget,
+    progress: Callable[[Verdict | None], None] = lambda _: None,
+) -> FunctionReport:
+    """Tunes one subject; see `tune_one`."""
     facts = {
-        "source": hashlib.sha256(text.encode()).hexdigest(),
-        "harness": hashlib.sha256(harness.path.read_bytes()).hexdigest(),
+        **subject.facts,
+        "harness": hashlib.sha256(subject.harness.path.read_bytes()).hexdigest(),
         "processor": processor(),
         "proposers": [proposer.name for proposer in proposers],
     }
     with tempfile.TemporaryDirectory(prefix="vlkv-tune-") as place:
-        toolchain = Toolchain(harness, source, Path(place))
-        judge = Judge(harness, toolchain)
-        first = Candidate("source", text, origin="source")
+        toolchain = subject.toolchain(Path(place))
+        judge = Judge(subject.harness, toolchain)
+        first = subject.first
         built = toolchain.build(first)
         if built.path is None:
-            raise TuneError(f"{show(source)}: {built.reason}")
+            raise TuneError(f"{subject.shown}: {built.reason}")
         gate, why = judge.right(built)
         if gate:
-            raise TuneError(f"{show(source)} does not pass its own harness ({gate}): {why}")
+            raise TuneError(f"{subject.shown} does not pass its own harness ({gate}): {why}")
         judge.know(built.path)
         ledger = Ledger(folder, facts)
         state = State(toolchain, first, built.path, toolchain.levels())
-        state.at["source"] = first, 1.0
+        state.at[first.level] = first, 1.0
         _resume(ledger, state, proposers)
         _spend(state, judge, ledger, proposers, budget, progress)
         final = None
         if state.library != built.path:
             final, why = judge.compare(built.path, state.library)
             if final is None:
-                raise TuneError(f"{show(source)}: the best version fails when timed again: {why}")
-        report = FunctionReport.of(source.stem, ledger.records, final, network_is_cut())
+                raise TuneError(f"{subject.shown}: the best version fails when timed again: {why}")
+        report = FunctionReport.of(subject.name, ledger.records, final, network_is_cut())
         report.best_level, report.best_flags = state.best.level, list(state.best.flags)
         _write(folder, state, report, facts)
-    return report
+        return report
 
 
 def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
@@ -171,6 +205,8 @@ def _spend(
             state.note(proposal.candidate, verdict, library)
             record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
             record |= {"admitted": verdict.admitted, "relative": state.relative}
+            if proposal.candidate.level == "constants":
+                record["choice"] = proposal.candidate.text
             proposer.learn(proposal, verdict)
         ledger.add(record, proposal.candidate)
         state.calls += 1
@@ -186,15 +222,3 @@ def _write(folder: Path, state: State, report: FunctionReport, facts: dict[str, 
     record["base_flags"] = list(BASE_FLAGS)
     record["report"] = asdict(report)
     (folder / "best.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def processor() -> str:
-    """Returns the processor's name, as far as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {name.strip(): value.strip() for name, value in facts.items()}
-    name = facts.get("model name", platform.machine())
-    return f"{name} family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"

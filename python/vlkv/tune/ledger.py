@@ -12,7 +12,7 @@ from vlkv.errors import TuneError
 from vlkv.storage.files import reason, show
 from vlkv.tune.toolchain import Candidate
 
-ENDINGS = {"source": "c", "ir": "ll", "assembly": "s"}
+ENDINGS = {"source": "c", "ir": "ll", "assembly": "s", "constants": "constants.json"}
 
 
 class Ledger:

@@ -232,7 +232,8 @@ def leaked(job: Job, function: int, status: int) -> int:
 def timed(job: Job, answer: Any) -> None:
     """Answers pairs of seconds per call, in the order that the job gives, and each case's outputs of the candidate."""
     best, candidate = job.functions
-    repeat = 1 if any(a["use"] == "inout" for a in job.arguments) else 0
+    inout = any(a["use"] == "inout" for a in job.arguments)
+    repeat = 1 if inout and not job.head["repeatable"] else 0
 
     def once(function: int, case: list[Any], count: int) -> float:
         for argument, value in zip(job.arguments, case, strict=True):

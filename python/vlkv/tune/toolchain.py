@@ -55,7 +55,7 @@ class Toolchain:
     def __init__(self, harness: Harness, source: Path, folder: Path) -> None:
         self.harness, self.folder = harness, folder
         self.language = "c" if source.suffix == ".c" else "c++"
-        self.compiler = _tool("gcc" if self.language == "c" else "g++")
+        self.compiler = tool("gcc" if self.language == "c" else "g++")
         self._count = 0
         self.caller = self._caller()
 
@@ -86,7 +86,7 @@ class Toolchain:
             self._run([*self._cc(candidate.flags), "-S", self._name(), "-o", "f.s"], folder)
             made = folder / "f.s"
         else:
-            clang = _tool("clang")
+            clang = tool("clang")
             command = [
                 clang,
                 "-O1",
@@ -127,7 +127,7 @@ class Toolchain:
             "f.s",
             "-lm",
         ]
-        why = _failed(self._run([*command, "-o", "f.so"], folder))
+        why = failed(self._run([*command, "-o", "f.so"], folder))
         if why:
             return None, why
         data = (folder / "f.so").read_bytes()
@@ -143,7 +143,7 @@ class Toolchain:
         name = self._name()
         (folder / name).write_text(candidate.text)
         command = self._cc(candidate.flags)
-        why = _failed(self._run([*command, "-MD", "-MF", "f.d", "-S", name, "-o", "f.s"], folder))
+        why = failed(self._run([*command, "-MD", "-MF", "f.d", "-S", name, "-o", "f.s"], folder))
         if why:
             return why
         read = (folder / "f.d").read_text().replace("\\\n", " ").split(":", 1)[1].split()
@@ -154,16 +154,16 @@ class Toolchain:
 
     def _from_ir(self, candidate: Candidate, folder: Path) -> str:
         (folder / "in.ll").write_text(candidate.text)
-        opt, llc = _tool("opt"), _tool("llc")
-        why = _failed(self._run([opt, *candidate.flags, "-S", "in.ll", "-o", "f.ll"], folder))
+        opt, llc = tool("opt"), tool("llc")
+        why = failed(self._run([opt, *candidate.flags, "-S", "in.ll", "-o", "f.ll"], folder))
         if why:
             return why
         command = [llc, "-O3", "-mcpu=native", "-relocation-model=pic", "f.ll", "-o", "f.s"]
-        return _failed(self._run(command, folder))
+        return failed(self._run(command, folder))
 
     def _sanitized(self, folder: Path) -> tuple[Path | None, str]:
         command = [*self._cc(SANITIZERS), "-shared", self._name(), "-lm", "-o", "sanitized.so"]
-        why = _failed(self._run(command, folder))
+        why = failed(self._run(command, folder))
         return (None, why) if why else (folder / "sanitized.so", "")
 
     def sanitizer(self) -> str:
@@ -173,8 +173,8 @@ class Toolchain:
 
     def _caller(self) -> Path:
         (self.folder / "caller.c").write_text(caller(self.harness))
-        why = _failed(
-            self._run([_tool("gcc"), "-O1", "-fPIC", "-shared", "caller.c", "-lm", "-o", "caller.so"], None)
+        why = failed(
+            self._run([tool("gcc"), "-O1", "-fPIC", "-shared", "caller.c", "-lm", "-o", "caller.so"], None)
         )
         if why:
             raise TuneError(f"{self.harness.path}: no caller for {self.harness.prototype()} {why}")
@@ -214,7 +214,8 @@ def caller(harness: Harness) -> str:
 
 
 @cache
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """Returns the path of a program. Raises `TuneError`."""
     found = shutil.which(name)
     if not found:
         raise TuneError(
@@ -231,7 +232,8 @@ def _is_header(path: str) -> bool:
     )
 
 
-def _failed(ended: Ended) -> str:
+def failed(ended: Ended) -> str:
+    """Returns why a compiler failed, in one line, or ""."""
     if ended.code == 0:
         return ""
     if ended.code is None:

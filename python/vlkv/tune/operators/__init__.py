@@ -1,0 +1,1 @@
+"""Tunes the native CPU operators for the machine at hand and the shapes of an engine."""

@@ -1,0 +1,171 @@
+"""Builds the native operators anew, with other constants and flags, into a library beside the engine.
+
+The sources are those that the installed extension was compiled from; they lie beside it. What a choice does not change
+is compiled once. Flags of instruction sets are those of cpp/CMakeLists.txt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkv.errors import TuneError
+from vlkv.ops.cores import usable_cores
+from vlkv.ops.native import native
+from vlkv.ops.tuned import sources_folder
+from vlkv.tune.harness import Harness
+from vlkv.tune.limits import Limits, run_limited
+from vlkv.tune.operators.constants import OPERATORS, Choice, Operator, parse
+from vlkv.tune.toolchain import Built, Candidate, Toolchain, failed
+
+LEVEL = "constants"
+WORDS = ("-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
+KERNELS = ("-ffp-contract=fast",)
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+SETS = {
+    "avx512": (*AVX512, "-mfma", "-mf16c", "-mprefer-vector-width=512"),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "portable": (),
+}
+BFLOAT16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
+SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+COMMON = (
+    *(f"core/{name}.cpp" for name in ("attend", "evict", "linear", "score")),
+    *(f"cpu/{name}.cpp" for name in ("linear_many", "rotate", "thread_pool")),
+    *(f"onnxruntime/{name}.cpp" for name in ("attend", "linear", "operators")),
+    "tuned/table.cpp",
+    "tuned/functions.cpp",
+)
+PARTS = {1: "kScorePart", 2: "kAttendPart", 4: "kLinearPart"}
+SECONDS = Limits(seconds=120, memory=4096, file=64)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file to compile: its object's name, its path in the sources, its flags, and the operator that it belongs to."""
+
+    name: str
+    file: str
+    flags: tuple[str, ...]
+    operator: str = ""
+
+
+def units(simd: str, bfloat16: bool) -> list[Unit]:
+    """Returns the files of a library for one instruction set; the slow ones, the kernels, first."""
+    made = []
+    for operator in OPERATORS.values():
+        if operator.part:
+            flags = (*SETS[simd], *KERNELS, f"-DVLKV_PARTS={operator.part}")
+            flags += (f"-DVLKV_TABLE={PARTS[operator.part]}",)
+            made.append(Unit(f"{operator.name}_kernels", f"cpu/kernels_{simd}.cpp", flags, operator.name))
+        made += [Unit(_name(file), file, (), operator.name) for file in operator.files]
+    if bfloat16:
+        made.append(Unit("bfloat16", "cpu/kernels_bfloat16.cpp", BFLOAT16))
+    extra = ("-DVLKV_TUNED_BFLOAT16",) if bfloat16 else ()
+    return made + [Unit(_name(file), file, extra if file == "tuned/table.cpp" else ()) for file in COMMON]
+
+
+class Core:
+    """The sources and the objects of the library without any choice, with and without sanitizers, in `folder`."""
+
+    def __init__(self, folder: Path, compiler: str) -> None:
+        self.folder, self.compiler = folder, compiler
+        self.sources = sources_folder()
+        if not (self.sources / "tuned" / "table.cpp").is_file():
+            raise TuneError(
+                "this installation has no sources of the native operators; install vlkv with a C++ compiler available"
+            )
+        self.simd = native().simd()
+        self.units = units(self.simd, self.simd == "avx512" and "avx512_bf16" in _processor_flags())
+        self._objects: dict[bool, dict[str, Path]] = {}
+
+    def objects(self, sanitize: bool = False) -> dict[str, Path]:
+        """Returns the objects by name, compiled on first use."""
+        if sanitize not in self._objects:
+            place = self.folder / ("sanitized" if sanitize else "plain")
+            place.mkdir()
+            made, why = self.compile(self.units, (), place, sanitize)
+            if why:
+                raise TuneError(f"the native operators do not compile here: {why}")
+            self._objects[sanitize] = made
+        return self._objects[sanitize]
+
+    def compile(
+        self, chosen: list[Unit], words: tuple[str, ...], place: Path, sanitize: bool
+    ) -> tuple[dict[str, Path], str]:
+        """Compiles files with further words; returns objects by name, and why one failed."""
+
+        def one(unit: Unit) -> str:
+            command = [self.compiler, *WORDS, f"-I{self.sources}", f"-I{self.sources / 'include'}"]
+            command += [*unit.flags, *words, *(SANITIZED if sanitize else ())]
+            command += ["-c", str(self.sources / unit.file), "-o", f"{unit.name}.o"]
+            return failed(run_limited(command, place, SECONDS))
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            faults = list(pool.map(one, chosen))
+        return {u.name: place / f"{u.name}.o" for u in chosen}, next((why for why in faults if why), "")
+
+    def library(
+        self, choices: Mapping[str, Choice], place: Path, sanitize: bool = False
+    ) -> tuple[Path | None, str]:
+        """Builds a library with choices by operator; returns its path, or why there is none."""
+        objects = dict(self.objects(sanitize))
+        for name, choice in choices.items():
+            own = [unit for unit in self.units if unit.operator == name]
+            folder = place / f"{name}{'-sanitized' if sanitize else ''}"
+            folder.mkdir(exist_ok=True)
+            made, why = self.compile(own, tuple(choice.arguments), folder, sanitize)
+            if why:
+                return None, why
+            objects |= made
+        made_file = place / ("sanitized.so" if sanitize else "operators.so")
+        command = [self.compiler, "-shared", "-Wl,-z,defs,-z,noexecstack,-Bsymbolic,--build-id=none"]
+        command += [str(objects[unit.name]) for unit in self.units]
+        command += ["-fsanitize=address,undefined"] if sanitize else []
+        why = failed(run_limited([*command, "-lpthread", "-o", made_file.name], place, SECONDS))
+        return (None, why) if why else (made_file, "")
+
+
+class OperatorToolchain(Toolchain):
+    """Makes libraries of choices for one operator; the others are as installed. A candidate's text is a choice."""
+
+    def __init__(self, operator: Operator, harness: Harness, core: Core, folder: Path) -> None:
+        super().__init__(harness, Path("operator.cpp"), folder)
+        self.operator, self.core = operator, core
+
+    def levels(self) -> tuple[str, ...]:
+        """Returns the one level."""
+        return (LEVEL,)
+
+    def build(self, candidate: Candidate, sanitize: bool = True) -> Built:
+        """See `Toolchain.build`. The text can only choose among listed values, so nothing in it is run."""
+        begin = time.perf_counter()
+        place = self.folder / f"c{self._count}"
+        self._count += 1
+        place.mkdir()
+        try:
+            choice = parse(self.operator, candidate.text)
+        except TuneError as error:
+            return Built(None, str(error), time.perf_counter() - begin)
+        choices = {self.operator.name: choice} if choice != Choice() else {}
+        path, why = self.core.library(choices, place)
+        extra = None
+        if path and sanitize:
+            extra, why = self.core.library(choices, place, sanitize=True)
+            path = path if extra else None
+        return Built(path, why, time.perf_counter() - begin, extra)
+
+
+def _name(file: str) -> str:
+    return file.removesuffix(".cpp").replace("/", "_")
+
+
+def _processor_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])

@@ -1,0 +1,127 @@
+"""Linear's harness: fresh inputs, and products with stored weights by definition in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vlkv.tune.harness import Argument, Harness, Sizes, Values
+from vlkv.tune.operators.attend import normal
+from vlkv.tune.operators.numbers import EPSILON, Array, codes_to_float, to_bfloat16, wide
+from vlkv.tune.operators.shapes import MOST_WEIGHT, Product, Shapes
+
+FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+SCALES = {"float32": 0, "float16": 1}
+STORED = {"float32": "float32", "float16": "uint16", "bfloat16": "uint16", "codes": "uint8"}
+
+
+def harness(shapes: Shapes) -> Harness:
+    """Returns the harness of the engine's most frequent weight format.
+
+    Timed are the two products with the most bytes, for one row (decode) and for 32 rows (prefill).
+    """
+    kind = shapes.products[0]
+    same = [p for p in shapes.products if _format(p) == _format(kind)]
+
+    def inputs(sizes: Sizes, rng: np.random.Generator) -> Values:
+        rows, depth, columns = (sizes[n] for n in ("rows", "depth", "columns"))
+        depth = max(depth, 1)
+        data = normal(rng, rows, depth)
+        if data.size and rng.random() < 0.2:
+            data.reshape(-1)[rng.integers(data.size)] = rng.choice([np.nan, np.inf])
+        made: Values = {
+            "rows": rows,
+            "depth": depth,
+            "columns": columns,
+            "format": {0: FORMATS.get(kind.dtype, 0), 8: 3, 4: 4}[kind.bits],
+            "block": kind.block,
+            "scale_type": SCALES[kind.scales] if kind.bits else 0,
+        }
+        weights = _weights(kind, depth, columns, rng)
+        made |= {"zero_count": weights["zeros"].size, "input": data, **weights}
+        return made | {"bias": normal(rng, columns), "result": np.empty(rows * columns, np.float32)}
+
+    def oracle(values: Values) -> Values:
+        return {"result": product(kind, values)[0]}
+
+    def tolerance(values: Values) -> Values:
+        return {"result": product(kind, values)[1]}
+
+    named: tuple[tuple[str, str], ...] = (
+        ("rows", "int64"),
+        ("depth", "int64"),
+        ("columns", "int64"),
+        ("format", "int32"),
+    )
+    named += (("block", "int64"), ("scale_type", "int32"), ("zero_count", "int64"))
+    arguments = [Argument(name, dtype, "value") for name, dtype in named]
+    scales = "uint16" if kind.bits and kind.scales == "float16" else "float32"
+    buffers = (("input", "float32"), ("weight", STORED[kind.dtype]), ("scales", scales), ("zeros", "uint8"))
+    arguments += [Argument(name, dtype, "in") for name, dtype in (*buffers, ("bias", "float32"))]
+    arguments.append(Argument("result", "float32", "out"))
+    timed = [
+        {"rows": rows, "depth": p.depth, "columns": min(p.columns, int(MOST_WEIGHT / p.column_bytes))}
+        for p in same[:2]
+        for rows in (1, 32)
+    ]
+    return Harness(
+        path=Path(__file__),
+        function="vlkv_tune_linear",
+        arguments=tuple(arguments),
+        returns=None,
+        sizes={"rows": (0, 40), "depth": (1, 400), "columns": (1, 150)},
+        held_out={"rows": (1, 70), "depth": (401, 1500), "columns": (151, 400)},
+        timed=tuple(timed),
+        inputs=inputs,
+        oracle=oracle,
+        tolerance=tolerance,
+        description="Rows times a matrix whose weights are read in their stored format, plus a bias.",
+    )
+
+
+def _format(p: Product) -> tuple[object, ...]:
+    return p.dtype, p.bits, p.block, p.scales, p.zeros
+
+
+def _weights(kind: Product, depth: int, columns: int, rng: np.random.Generator) -> Values:
+    """Random weights as the engine stores them; scales and zeros are empty for floats."""
+    none = {"scales": np.zeros(0, np.float32), "zeros": np.zeros(0, np.uint8)}
+    if not kind.bits:
+        data = normal(rng, columns, depth)
+        if kind.dtype == "bfloat16":
+            return {"weight": to_bfloat16(data), **none}
+        return {
+            "weight": data.astype(np.float16).view(np.uint16) if kind.dtype == "float16" else data,
+            **none,
+        }
+    groups = -(-depth // kind.block)
+    codes = rng.integers(0, 256, (columns, groups, kind.block * kind.bits // 8)).astype(np.uint8)
+    scales = rng.uniform(0.5, 1.5, (columns, groups)).astype(kind.scales)
+    zeros = rng.integers(0, 17, (columns, groups)).astype(np.uint8) if kind.zeros else none["zeros"]
+    return {
+        "weight": codes,
+        "scales": scales.view(np.uint16) if kind.scales == "float16" else scales,
+        "zeros": zeros,
+    }
+
+
+def product(kind: Product, values: Values) -> tuple[Array, Array]:
+    """Returns result and error bound, `[M * N]` both.
+
+    A code times its scale is rounded once; K products and the bias are summed, each rounded by half a unit.
+    """
+    depth, weight = values["depth"], values["weight"]
+    if kind.bits:
+        scales = values["scales"].view(np.float16) if kind.scales == "float16" else values["scales"]
+        matrix = codes_to_float(weight, scales, values["zeros"] if kind.zeros else None, kind.bits, depth)
+    elif kind.dtype == "float16":
+        matrix = weight.view(np.float16).astype(np.float64)
+    else:
+        matrix = wide(weight)
+    rows = values["input"].astype(np.float64)
+    with np.errstate(all="ignore"):
+        result = rows @ matrix.T + values["bias"]
+        magnitude = np.abs(rows) @ np.abs(matrix).T + np.abs(values["bias"])
+    bound = (depth + 4) * EPSILON * magnitude + 2.0**-126
+    return result.reshape(-1), np.where(np.isfinite(bound), bound, 0.0).reshape(-1)
