@@ -92,7 +92,7 @@ def attend_arrays(rng, dtype, batch, query_heads, kv_heads, rows, slots, dim):
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 8), (2, 6, 2, 1, 270, 64), (2, 2, 1, 20, 50, 40)])
 def test_attend(rng, emulated, dtype, sizes):
     arrays = attend_arrays(rng, dtype, *sizes)
-    _, query_heads, kv_heads, rows, slots, dim = sizes
+    slots, dim = sizes[4:]
     before = {name: array.copy() for name, array in arrays.items()}
     result = np.full(arrays["query"].shape, np.nan, TYPES[dtype][1])
     caches = {f"new_{name}": arrays[name] for name in ("key_cache", "value_cache")}
