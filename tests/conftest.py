@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from models.steps import prefilled, tolerance  # noqa: F401 (fixtures)
-from native_build import driver, plugin  # noqa: F401 (fixtures)
+from native_build import driver, emulated, plugin  # noqa: F401 (fixtures)
 from vlkv import Engine
 
 if TYPE_CHECKING:

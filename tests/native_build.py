@@ -16,7 +16,9 @@ def native_file(name: str) -> Path:
     """Returns a file of the native build, or skips the test if there is none."""
     path = BUILD / name
     if not path.is_file():
-        pytest.skip(f"no {path.name} in {BUILD}: the build found no TensorRT headers (TENSORRT_ROOT)")
+        pytest.skip(
+            f"no {path.name} in {BUILD}: the build found no GoogleTest or TensorRT headers (TENSORRT_ROOT)"
+        )
     return path
 
 
@@ -30,3 +32,9 @@ def plugin() -> Path:
 def driver() -> Path:
     """Returns the program that calls the plugin's methods."""
     return native_file("tests/plugin/vlkv_plugin_driver")
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Path:
+    """Returns ONNX Runtime's operators with those of the CUDA provider, on the CPU's and over emulated kernels."""
+    return native_file("cpp/tests/libvlkv_emulated_operators.so")

@@ -17,6 +17,7 @@ struct ShapeInfo;
 struct Domain;
 struct SessionOptions;
 struct KernelInfo;
+struct InferenceContext;
 struct Api;
 
 struct ApiBase {
@@ -31,9 +32,13 @@ enum class Function : size_t {
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kCreateTensorTypeAndShapeInfo = 57,
+  kSetTensorElementType = 58,
+  kSetDimensions = 59,
   kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
+  kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
   kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeInt = 86,
@@ -41,6 +46,10 @@ enum class Function : size_t {
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
   kReleaseTensorTypeAndShapeInfo = 99,
+  kKernelContextGetGpuComputeStream = 193,
+  kShapeInferContextGetInputTypeShape = 268,
+  kShapeInferContextSetOutputTypeShape = 270,
+  kSetSymbolicDimensions = 271,
   kKernelContextParallelFor = 274,
 };
 
@@ -51,11 +60,12 @@ enum class ElementType : int32_t {
   kUint8 = 2,
   kInt8 = 3,
   kInt32 = 6,
+  kInt64 = 7,
   kFloat16 = 10,
   kBFloat16 = 16
 };
 enum class Characteristic : int32_t { kRequired = 0, kVariadic = 2 };
-enum class MemoryType : int32_t { kDefault = 0 };
+enum class MemoryType : int32_t { kHostInput = -2, kDefault = 0 };
 
 // An operator: what the library fills in for ONNX Runtime to call.
 struct CustomOp {
@@ -78,7 +88,7 @@ struct CustomOp {
   int (*variadic_output_alike)(const CustomOp*);
   Status* (*create_kernel_or_fail)(const CustomOp*, const Api*, const KernelInfo*, void** kernel);
   Status* (*compute_or_fail)(void* kernel, Context*);
-  Status* (*infer_shapes)(const CustomOp*, void* context);
+  Status* (*infer_shapes)(const CustomOp*, InferenceContext*);
   int (*first_opset)(const CustomOp*);
   int (*last_opset)(const CustomOp*);
 };

@@ -1,5 +1,6 @@
 #include "onnxruntime/operators.h"
 
+#include <atomic>
 #include <cstdint>
 
 namespace vlkv::onnxruntime {
@@ -36,9 +37,15 @@ CustomOp plain_op() {
 
 namespace {
 
+std::atomic<const Api*> last_api = nullptr;
+
 // The domain, which is made once because sessions keep pointers to it.
 const Domain* domain(const Api* api) {
-  static const CustomOp operators[] = {attend_op(), attend_bfloat16_op(), attend_int8_op(), linear_op()};
+  constexpr DType k16 = DType::kFloat16, kB16 = DType::kBFloat16;
+  static const CustomOp operators[] = {attend_op(),          attend_bfloat16_op(),  attend_int8_op(),
+                                       linear_op(),          device_attend_op(k16), device_attend_op(kB16),
+                                       device_score_op(k16), device_score_op(kB16), device_evict_op(k16),
+                                       device_evict_op(kB16)};
   static const Domain* const made = [api] {
     Domain* fresh = nullptr;
     check(api, Function::kCreateCustomOpDomain, "vlkv.native", &fresh);
@@ -49,6 +56,9 @@ const Domain* domain(const Api* api) {
 }
 
 }  // namespace
+
+const Api* registered_api() { return last_api; }
+
 }  // namespace vlkv::onnxruntime
 
 // The entry point that register_custom_ops_library calls. On ONNX Runtime before 1.17 it registers nothing,
@@ -58,5 +68,6 @@ extern "C" VLKV_API vlkv::onnxruntime::Status* RegisterCustomOps(
   using namespace vlkv::onnxruntime;
   const Api* api = base->api(kVersion);
   if (api == nullptr) return nullptr;
+  last_api = api;
   return guarded(api, [&] { check(api, Function::kAddCustomOpDomain, options, domain(api)); });
 }

@@ -13,6 +13,14 @@ CustomOp attend_bfloat16_op();
 CustomOp attend_int8_op();
 CustomOp linear_op();
 
+// Those of CUDA's provider, whose cache has that type: float16 or bfloat16.
+CustomOp device_attend_op(DType cache);
+CustomOp device_score_op(DType cache);
+CustomOp device_evict_op(DType cache);
+
+// ONNX Runtime's functions, for callbacks that are not given them: those of the last registration.
+const Api* registered_api();
+
 // An operator of the CPU provider with required inputs; the caller fills in the rest.
 CustomOp plain_op();
 

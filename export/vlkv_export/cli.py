@@ -125,8 +125,8 @@ def build(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float16, bfloat16 or float32.",
-            show_default="the checkpoint's; float32: float16",
+            help="float16, bfloat16 or float32; with onnxruntime float16 or bfloat16, for --device cuda.",
+            show_default="the checkpoint's; float32: float16; onnxruntime: an engine for CPUs",
             rich_help_panel=DEVICE,
         ),
     ] = None,

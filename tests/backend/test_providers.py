@@ -11,9 +11,12 @@ import pytest
 from backend.cuda_stand_in import StandIn
 from backend.stand_in import installed
 from vlkv import Engine
+from vlkv.backend import kernels
 from vlkv.backend.onnxruntime_device import CUDA
 from vlkv.backend.registry import parse_device
 from vlkv.errors import EngineError
+from vlkv_export.engine import build_engine
+from vlkv_export.targets.spec import Settings
 
 pytest.importorskip("cuda.bindings.runtime")
 
@@ -49,6 +52,9 @@ class Binding:
     def __init__(self, session):
         self.real = session.io_binding()
 
+    def bind_cpu_input(self, name, array):
+        self.real.bind_cpu_input(name, array)
+
     def bind_input(self, name, kind, index, dtype, shape, pointer):
         self._check(kind, index, dtype, shape, pointer)
         self.real.bind_input(name, "cpu", 0, dtype, shape, pointer)
@@ -74,34 +80,45 @@ def cuda(monkeypatch):
     assert (driver.broken, driver.leaks()) == ([], [])
 
 
+@pytest.fixture(scope="module")
+def engine(graphs_of, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engines") / "e"
+    build_engine(
+        graphs_of("llama-gqa-tied"), folder, operators="functions", settings=Settings(dtype="float16")
+    )
+    return folder
+
+
 @pytest.mark.parametrize("policy", ["vl-cache", "h2o"])
-def test_answers_on_the_second_device(policy, cuda, built_of, monkeypatch):
+def test_answers_on_the_second_device(policy, cuda, engine, built_of, monkeypatch):
     monkeypatch.setattr(Binding, "index", 1)
-    folder = built_of("llama-gqa-tied", "functions")
+    folder = engine
     settings = {"policy": policy, "budget": 0.5, "max_new_tokens": 8}
-    with Engine.load(folder, device="cuda:1") as engine:
-        got = engine.generate("what is the total", **settings)
-        options = engine.model.backend.graphs["decoder"]._session.asked[0][1]
+    with Engine.load(folder, device="cuda:1") as opened:
+        got = opened.generate("what is the total", **settings)
+        options = opened.model.backend.graphs["decoder"]._session.asked[0][1]
         assert options["device_id"] == "1"
-        assert int(options["user_compute_stream"]) == int(engine.model.backend.device.stream)
+        assert int(options["user_compute_stream"]) == int(opened.model.backend.device.stream)
     monkeypatch.setattr(ort, "InferenceSession", Session.real)
-    assert got.token_ids == Engine.load(folder, threads=1).generate("what is the total", **settings).token_ids
+    # the tiny checkpoint's choices are far apart, so that 16 bits change none
+    alone = Engine.load(built_of("llama-gqa-tied"), threads=1)
+    assert got.token_ids == alone.generate("what is the total", **settings).token_ids
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(cuda, built_of, monkeypatch):
+def test_a_session_that_fell_back_to_the_cpu_is_refused(cuda, engine, monkeypatch):
     monkeypatch.setattr(Session, "works", False)
-    with pytest.raises(EngineError, match=r"opened vision\.onnx with CPUExecutionProvider, not CUDA"):
-        Engine.load(built_of("llama-gqa-tied", "functions"), device="cuda")
+    with pytest.raises(EngineError, match=r"opened compress\.onnx with CPUExecutionProvider, not CUDA"):
+        Engine.load(engine, device="cuda")
 
 
-def test_a_graph_that_fails_is_one_line(cuda, built_of, monkeypatch):
+def test_a_graph_that_fails_is_one_line(cuda, engine, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error 700\nmore of it")
 
-    with Engine.load(built_of("llama-gqa-tied", "functions"), device="cuda") as engine:
+    with Engine.load(engine, device="cuda") as opened:
         monkeypatch.setattr(Session, "run_with_iobinding", fail)
         with pytest.raises(EngineError, match=r"can't run a graph on the device: CUDA error 700$"):
-            engine.generate("total")
+            opened.generate("total")
 
 
 @pytest.mark.parametrize("text", ["cuda:", "cuda:a", "cuda:-1", "cuda:1000", "cpu:0", "tpu:1"])
@@ -109,3 +126,11 @@ def test_devices_that_are_none(text):
     with pytest.raises(EngineError, match="unknown device"):
         parse_device(text)
     assert parse_device("cuda:12") == ("cuda", 12)
+
+
+def test_operators_need_a_vlkv_with_kernels(cuda, graphs_of, tmp_path):
+    build_engine(graphs_of("llama-gqa-tied"), tmp_path / "e", settings=Settings(dtype="bfloat16"))
+    if kernels.find() is not None:
+        pytest.skip("this vlkv has CUDA kernels")
+    with pytest.raises(EngineError, match=r"built without CUDA kernels, .* -C cmake\.define\.VLKV_CUDA=ON"):
+        Engine.load(tmp_path / "e", device="cuda")

@@ -15,13 +15,15 @@ from vlkv.backend.onnxruntime_device import device_backend
 from vlkv.errors import EngineError, MemoryLimitError
 from vlkv.model import Model
 from vlkv.storage.manifest import read
+from vlkv_export.engine import build_engine
+from vlkv_export.targets.spec import Settings
 
 pytest.importorskip("cuda.bindings.runtime")
 LIMITS = {"capacity": 512, "batch": 6, "chunk": 64}
 
 
 @pytest.fixture(scope="module")
-def opened(graphs_of, built_of, tmp_path_factory):
+def opened(graphs_of, tmp_path_factory):
     """Engines by kind, and the stand-in's driver."""
     from backend.cuda_stand_in import StandIn
     from backend.stand_in import Kernels, open_engine, write_engine
@@ -32,7 +34,8 @@ def opened(graphs_of, built_of, tmp_path_factory):
     def make(kind):
         folder = tmp_path_factory.mktemp("engine") / "e"
         if kind == "onnxruntime":
-            folder = built_of("llama-gqa-tied", "functions")
+            settings = Settings(dtype="float16", **LIMITS)
+            build_engine(graphs_of("llama-gqa-tied"), folder, operators="functions", settings=settings)
             facts, provider = read(folder), ["CPUExecutionProvider"]
             found = device_backend(folder, facts, HostDevice(), "cpu", provider)
             return Engine(folder, Model.of(folder, facts, found))

@@ -131,12 +131,16 @@ GENERATION = {
 DEVICE = {"compute_capabilities": ["8.9"], "capacity": 64, "batch": 4, "chunk": 32, "cache": "dynamic"}
 
 
-def test_a_device_goes_with_tensorrt_alone(tmp_path: Path) -> None:
+def test_a_device_goes_with_engines_for_gpus_alone(tmp_path: Path) -> None:
     read = m.read(place(tmp_path, good() | {"backend": "tensorrt-rtx", "device": DEVICE}))
     assert read.device is not None
     assert read.device.compute_capabilities == ("8.9",)
     for wrong in ({"backend": "tensorrt"}, {"device": DEVICE}):
         assert "and device do not go together" in error_of(place(tmp_path, good() | wrong))
+    here = {"backend": "onnxruntime", "cache_dtype": "float16", "device": DEVICE | {"cache": "in-place"}}
+    assert m.read(place(tmp_path, good() | here)).device is not None
+    for wrong in ({"cache_dtype": "float32"}, {"device": DEVICE}):
+        assert "and device do not go together" in error_of(place(tmp_path, good() | here | wrong))
     zero = {"backend": "tensorrt", "device": DEVICE | {"capacity": 0}}
     assert "device.capacity" in error_of(place(tmp_path, good() | zero))
 

@@ -222,7 +222,7 @@ def test_without_the_wheels(backend, graphs_of, tmp_path, monkeypatch):
 
 
 def test_options_of_tensorrt_on_onnxruntime(graphs_of, tmp_path):
-    refused(graphs_of("llama"), tmp_path / "e", "takes none of TensorRT's options", "onnxruntime")
+    refused(graphs_of("llama"), tmp_path / "e", "--dtype is missing: on --backend onnxruntime", "onnxruntime")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from vlkv_export.passes import (
 )
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
 from vlkv_export.passes.products import Stored, stored_weights
-from vlkv_export.targets.spec import Options, Settings, Write
+from vlkv_export.targets import onnxruntime_cuda
+from vlkv_export.targets.spec import Options, Write
 from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
@@ -43,12 +44,11 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     """Check the options and return the function that writes the engine; see `spec.Prepare`.
 
     Raises:
-        EngineError: a TensorRT option was given, or an option that needs native operators was given without them.
+        EngineError: an option that needs native operators was given without them; with an option of a device, see
+            `onnxruntime_cuda.prepare`.
     """
-    if options.settings != Settings():
-        raise EngineError(
-            f"--backend {backend} takes none of TensorRT's options; it serves any size on any CPU"
-        )
+    if onnxruntime_cuda.is_for_cuda(options.settings):
+        return onnxruntime_cuda.prepare(backend, options, manifest)
     operators, weights = options.operators or "native", options.weights
     precision, native = options.prompt_precision or "float32", operators == "native"
     for option, value in {"--weights": weights, "--prompt-precision": options.prompt_precision}.items():

@@ -9,11 +9,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest
 from vlkv_export.watch import Watch
 
 GRAPHS = ("vision", "decoder", "compress")
 """The graphs of a graph directory."""
+MERGING = {"compress": False, "compress_merge": True}
+"""The two graphs that replace `compress` on a device, and whether each merges evicted tokens."""
 PRECISIONS = ("float32", "bfloat16")
 KV_DTYPES = ("float32", "bfloat16", "int8")
 DEFAULT_CHUNK = 1024
@@ -81,3 +84,9 @@ Prepare = Callable[[str, Options, Manifest], Write]
 
 Raises `EngineError` for an option that the target does not support, or if its builder is missing.
 """
+
+
+def within(name: str, value: int, limit: int, what: str) -> None:
+    """Raises `EngineError`, which names the option and its limit, unless the value is in 1..limit."""
+    if not 1 <= value <= limit:
+        raise EngineError(f"--{name} {value} is outside 1..{limit} ({what})")

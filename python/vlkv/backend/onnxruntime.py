@@ -36,6 +36,11 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxR
         raise EngineError(
             f"{show(options.plugin)} is a plugin for TensorRT; {show(directory)} runs on ONNX Runtime"
         )
+    if manifest.device is not None:
+        raise EngineError(
+            f"{show(directory)} computes in {manifest.cache_dtype} for GPUs: open it with --device cuda, or build it "
+            "without --dtype for CPUs"
+        )
     found = options.tuned and manifest.operators == "native" and load(options.tuned, directory)
     return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads(), found or None)
 

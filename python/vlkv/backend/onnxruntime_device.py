@@ -1,7 +1,7 @@
 """ONNX Runtime with caches in a device's memory: graphs are bound to raw pointers.
 
-Unverified on CUDA: no test ran on a GPU. GroupQueryAttention has no float32 kernel there, so ONNX Runtime runs that
-node on the CPU and copies its inputs and outputs: correct but slow.
+Attention, scores and eviction are vlkv's operators of the CUDA provider, or `GroupQueryAttention` and ONNX bodies.
+Unverified on CUDA: no test ran on a GPU.
 """
 
 from __future__ import annotations
@@ -16,44 +16,68 @@ from numpy.typing import NDArray
 
 from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
-from vlkv.backend.device.arrays import Device, DeviceArray, to_device
+from vlkv.backend.device.arrays import Device, DeviceArray
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
+from vlkv.ops.native import native
 from vlkv.storage.files import text_path
-from vlkv.storage.manifest import Manifest, vision_graphs
+from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
-NAMES = ("decoder", "compress")
+ONNX_TYPES = {"bfloat16": 16}
+"""ONNX's numbers of the types that NumPy does not have."""
 
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> DeviceBackend:
     """The engine's graphs on ONNX Runtime's CUDA provider.
 
     Raises:
-        EngineError: there is no driver or no CUDA provider, or the engine's operators run on the CPU only.
+        EngineError: there is no driver or no CUDA provider, the engine is for CPUs, or its operators need kernels that
+            this installation was built without.
     """
-    if manifest.operators != "functions":
+    if manifest.device is None:
         raise EngineError(
-            f"--device cuda needs an engine whose operators are ONNX functions: build {directory} with "
-            "--operators functions"
+            f"--device cuda needs an engine of 16 bits, as attention there has no float32: build {directory} with "
+            "--dtype float16 or bfloat16"
         )
     compute_capability((), options.index)
     if CUDA not in ort.get_available_providers():
         raise EngineError(
             f"--device cuda needs onnxruntime-gpu in place of onnxruntime {ort.__version__}; pip install 'vlkv[gpu]'"
         )
-    device = CudaDevice(options.index, kernels.find())
+    own = kernels.find()
+    library = Path(str(native().__file__)) if manifest.operators == "native" else None
+    if library is not None and own is None:
+        raise EngineError(
+            "this vlkv was built without CUDA kernels, which the engine's operators need: install it with "
+            "-C cmake.define.VLKV_CUDA=ON, or build the engine with --operators functions"
+        )
+    device = CudaDevice(options.index, own)
     settings = {"device_id": str(options.index), "user_compute_stream": str(int(device.stream))}
-    return device_backend(
-        directory, manifest, device, "cuda", [(CUDA, settings), "CPUExecutionProvider"], options.index
-    )
+    providers = [(CUDA, settings), "CPUExecutionProvider"]
+    return device_backend(directory, manifest, device, "cuda", providers, options.index, library)
 
 
 def device_backend(
-    directory: Path, manifest: Manifest, device: Device, kind: str, providers: list[Any], index: int = 0
+    directory: Path,
+    manifest: Manifest,
+    device: Device,
+    kind: str,
+    providers: list[Any],
+    index: int = 0,
+    library: Path | None = None,
 ) -> DeviceBackend:
     """The engine's graphs on the device number `index` of those that ONNX Runtime calls `kind`.
+
+    Args:
+        directory: the verified engine directory.
+        manifest: its manifest.
+        device: holds the arrays.
+        kind: `cuda`, or `cpu` for a device in the host's memory.
+        providers: ONNX Runtime's, the first of which has to be there.
+        index: the number.
+        library: registers vlkv's operators, where the engine uses them.
 
     Raises:
         EngineError: ONNX Runtime opened a graph without the first of the providers, as it does where a library of
@@ -61,23 +85,29 @@ def device_backend(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    sessions = {}
-    for name in (*vision_graphs(manifest), *NAMES):
-        session = ort.InferenceSession(text_path(directory / f"{name}.onnx"), options, providers=providers)
+    where, graphs = (kind, index), {}
+    for path in sorted(directory.glob("*.onnx")):
+        session = _open(path, options, providers)
         found = session.get_providers()
         if wanted not in found:
             device.close()
             raise EngineError(
-                f"ONNX Runtime {ort.__version__} opened {name}.onnx with {', '.join(found)}, not {wanted}: "
+                f"ONNX Runtime {ort.__version__} opened {path.name} with {', '.join(found)}, not {wanted}: "
                 "a library that it needs is missing; pip install 'vlkv[gpu]' brings CUDA's and cuDNN's"
             )
-        sessions[name] = session
-    where = (kind, index)
-    graphs = {name: _Graph(session, device, where) for name, session in sessions.items()}
-    for name, merging in (("compress", False), ("compress_merge", True)):
-        graphs[name] = _Graph(sessions["compress"], device, where, {"merge": np.array(merging)})
-    return DeviceBackend(device, graphs, manifest, in_place=True)
+        graphs[path.stem] = _Graph(session, device, where)
+    return DeviceBackend(device, graphs, manifest)
+
+
+def _open(path: Path, options: Any, providers: list[Any]) -> Any:
+    try:
+        return ort.InferenceSession(text_path(path), options, providers=providers)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None
 
 
 class _Bound:
@@ -107,16 +137,10 @@ class _Bound:
 
 
 class _Graph:
-    """A session; see `vlkv.backend.device.arrays.Graph`. `always` are constant inputs that callers don't give."""
+    """A session; see `vlkv.backend.device.arrays.Graph`. Inputs in the host's memory stay there."""
 
-    def __init__(
-        self,
-        session: Any,
-        device: Device,
-        where: tuple[str, int],
-        always: Mapping[str, NDArray[Any]] | None = None,
-    ) -> None:
-        self._session, self._device, self._where, self._always = session, device, where, dict(always or {})
+    def __init__(self, session: Any, device: Device, where: tuple[str, int]) -> None:
+        self._session, self._device, self._where = session, device, where
 
     def run(
         self,
@@ -135,16 +159,20 @@ class _Graph:
     ) -> _Bound:
         """See `Graph.bind`."""
         binding = self._session.io_binding()
-        alive = []
-        for name, array in {**inputs, **self._always}.items():
-            there = to_device(self._device, array) if isinstance(array, np.ndarray) else array
-            alive.append(there)
-            dtype = np.dtype(there.dtype)
-            binding.bind_input(name, *self._where, dtype, there.shape, there.pointer)
+        for name, array in inputs.items():
+            if isinstance(array, np.ndarray):
+                binding.bind_cpu_input(name, array)
+            else:
+                binding.bind_input(name, *self._where, _type(array), array.shape, array.pointer)
         for name, made in outputs.items():
-            binding.bind_output(name, *self._where, np.dtype(made.dtype), made.shape, made.pointer)
-        return _Bound(self._session, binding, (alive, dict(outputs)))
+            binding.bind_output(name, *self._where, _type(made), made.shape, made.pointer)
+        return _Bound(self._session, binding, (dict(inputs), dict(outputs)))
 
     def close(self) -> None:
         """See `Graph.close`."""
         self._session = None
+
+
+def _type(array: DeviceArray) -> Any:
+    """The element type as ONNX Runtime takes it: NumPy's, or ONNX's number."""
+    return ONNX_TYPES.get(array.dtype) or np.dtype(array.dtype)

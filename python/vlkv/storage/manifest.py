@@ -106,7 +106,7 @@ class Embedding(Struct, frozen=True):
 
 
 class DeviceFacts(Struct, frozen=True):
-    """The GPUs that a TensorRT engine was built for, such as "8.9", and the largest sizes of its calls.
+    """The GPUs that an engine was built for, such as "8.9" (none: any), and the largest sizes of its calls.
 
     `capacity` is the most slots of a layer's cache; with `cache="static"` every cache has that many. Static caches, and
     `in-place` caches of any capacity, are updated in place; with `dynamic` each call writes a new cache. `batch` is the
@@ -229,10 +229,11 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     pair = f"kind {manifest.kind!r} does not go with backend {manifest.backend!r}"
     need((manifest.kind == "graphs") == (manifest.backend == "none"), pair)
     compiled = manifest.backend in ("tensorrt", "tensorrt-rtx")
-    need(
-        compiled == (manifest.device is not None),
-        f"backend {manifest.backend!r} and device do not go together",
-    )
+    pair = f"backend {manifest.backend!r} and device do not go together"
+    need(manifest.device is not None or not compiled, pair)
+    on_cuda = manifest.device is not None and manifest.device.cache == "in-place"
+    on_cuda &= manifest.backend == "onnxruntime" and manifest.cache_dtype in ("float16", "bfloat16")
+    need(manifest.device is None or compiled or on_cuda, pair)
     rounded = "weights int8 of a vlkv whose products rounded the activations too; build the engine anew"
     need(manifest.weights != "int8" or manifest.prompt_precision is not None, rounded)
     for file, facts in files.items():

@@ -15,6 +15,8 @@ from vlkv.serving.size import parse_size
 from vlkv.serving.triton.inputs import to_question
 from vlkv.serving.triton.repository import MODEL, Settings, config
 from vlkv.serving.triton.server import find
+from vlkv_export.engine import build_engine
+from vlkv_export.targets.spec import Settings as BuildSettings
 
 SHOWN = Path(__file__).parents[3] / "examples" / "triton" / "model_repository" / "vlkv"
 
@@ -25,12 +27,13 @@ def run(*arguments):
     return ended.value.code
 
 
-def test_the_shown_repository_is_what_is_written(shipped, built_of, tmp_path, capsys):
+def test_the_shown_repository_is_what_is_written(shipped, graphs_of, tmp_path, capsys):
     assert (SHOWN / "config.pbtxt").read_text() == config(Settings("/engines/llava"))
     assert run(shipped, "-o", tmp_path / "models", "--engine-path", "/engines/llava") == 0
     for name in ("config.pbtxt", "1/model.py"):
         assert (tmp_path / "models" / "vlkv" / name).read_text() == (SHOWN / name).read_text()
-    engine = built_of("llama", "functions")
+    engine = tmp_path / "engine"
+    build_engine(graphs_of("llama"), engine, settings=BuildSettings(dtype="float16"))
     assert run(engine, "-o", tmp_path / "models", "--slots", 3, "--gpus", "0,2", "--instances", 2) == 0
     text = (tmp_path / "models" / "vlkv" / "config.pbtxt").read_text()
     assert 'key: "slots" value: { string_value: "3" }' in text
@@ -42,7 +45,7 @@ def test_the_shown_repository_is_what_is_written(shipped, built_of, tmp_path, ca
     for gpus, folder, words in (
         ("0,0", engine, "gpus 0,0: device numbers are from 0, and each is named once"),
         ("-1", engine, "gpus -1: device numbers are from 0"),
-        ("0", shipped, "--gpus needs an engine whose operators are in its graphs"),
+        ("0", shipped, "--gpus needs an engine for GPUs: build it with --dtype float16"),
     ):
         assert run(folder, "-o", tmp_path / "models", "--gpus", gpus) == 2
         assert words in capsys.readouterr().err

@@ -22,9 +22,7 @@ from vlkv_export.passes import (
     within_window,
 )
 from vlkv_export.passes.edit import observed_heads, remove_unused_functions, sizes
-
-MERGING = {"compress": False, "compress_merge": True}
-"""The two graphs that replace `compress`, and whether each merges evicted tokens."""
+from vlkv_export.targets.spec import MERGING
 
 
 def lower_for_tensorrt(

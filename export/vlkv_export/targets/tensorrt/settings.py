@@ -10,7 +10,7 @@ from vlkv.errors import EngineError
 from vlkv.storage.manifest import DeviceFacts, Manifest
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.ops.attend import HEAD_SIZES, takes_head_size
-from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings
+from vlkv_export.targets.spec import DEFAULT_CHUNK, Settings, within
 
 Caches = Literal["dynamic", "static", "in-place"]
 DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
@@ -54,8 +54,8 @@ def resolve(backend: str, settings: Settings, operators: str | None, manifest: M
     cache = _cache(settings.cache, operators, dtype, manifest.text.head_dim)
     longest = manifest.text.max_positions
     capacity = longest if settings.capacity is None else settings.capacity
-    _within("capacity", capacity, longest, "the checkpoint's positions")
-    _within("max-batch", settings.batch, MAX_BATCH, "the limit")
+    within("capacity", capacity, longest, "the checkpoint's positions")
+    within("max-batch", settings.batch, MAX_BATCH, "the limit")
     if settings.chunk < 1:
         raise EngineError(f"--chunk {settings.chunk} is below 1; {DEFAULT_CHUNK} is usual")
     if NO_BFLOAT16 in settings.compute_capabilities and dtype == "bfloat16":
@@ -91,8 +91,3 @@ def _known(name: str, value: str, known: tuple[Name, ...]) -> Name:
         if one == value:
             return one
     raise EngineError(f"unknown --{name} {value!r}; known: {', '.join(known)}")
-
-
-def _within(name: str, value: int, limit: int, what: str) -> None:
-    if not 1 <= value <= limit:
-        raise EngineError(f"--{name} {value} is outside 1..{limit} ({what})")

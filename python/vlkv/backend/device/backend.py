@@ -20,14 +20,12 @@ from vlkv.backend.cache import Array, Cache, Store
 from vlkv.backend.device.arrays import Device, DeviceArray, Graph, send, to_device, to_host
 from vlkv.backend.device.steps import DeviceSteps
 from vlkv.dtypes import Float32, Int64
-from vlkv.errors import PromptError
+from vlkv.errors import EngineError, PromptError
 from vlkv.storage.image_facts import features_of
 from vlkv.storage.manifest import DeviceFacts, Manifest
 
 PREFILL, DECODE = 0, 1
 """The decoder's optimization profiles."""
-DEVICE_BATCH, DEVICE_CHUNK = 1024, 1024
-"""The most prompts, and the most prompt tokens per call, of an engine that was built without limits."""
 
 
 class DeviceStore:
@@ -81,26 +79,19 @@ class DeviceBackend:
         device: holds all arrays.
         graphs: by name: `vision`, `video` where there is one, `decoder`, `compress`, `compress_merge`, and `score` of
             an engine without the plugin.
-        manifest: the engine's manifest.
-        in_place: whether a call updates caches in place; None takes what the engine was built for.
+        manifest: the engine's manifest, of an engine for devices.
     """
 
     threads = 0
 
-    def __init__(
-        self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest, in_place: bool | None = None
-    ) -> None:
+    def __init__(self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest) -> None:
         self.device, self.graphs, self.text = device, graphs, manifest.text
-        self.limits = manifest.device or DeviceFacts(
-            compute_capabilities=(),
-            capacity=self.text.max_positions,
-            batch=DEVICE_BATCH,
-            chunk=DEVICE_CHUNK,
-            cache="dynamic",
-        )
+        if manifest.device is None:
+            raise EngineError("this engine is for CPUs, not for a device's memory")
+        self.limits = manifest.device
         self.dtype = manifest.cache_dtype
         self.scores = "score" not in graphs
-        self.in_place = self.limits.cache != "dynamic" if in_place is None else in_place
+        self.in_place = self.limits.cache != "dynamic"
         self.chunk = self.limits.chunk
         self.store: Store = DeviceStore(device, self.dtype, self.limits, self.in_place)
         self._image, self._video = manifest.image, manifest.video

@@ -132,14 +132,11 @@ def _check_place(manifest: manifests.Manifest, gpus: tuple[int, ...]) -> None:
     """Refuses GPUs that can't be, and an engine that does not run there, or only there."""
     if len(set(gpus)) < len(gpus) or any(number < 0 for number in gpus):
         raise VlkvError(f"gpus {','.join(map(str, gpus))}: device numbers are from 0, and each is named once")
-    compiled = manifest.backend != "onnxruntime"
-    if compiled and not gpus:
-        raise EngineError(f"an engine for {manifest.backend} runs on a GPU: name it with --gpus 0")
-    if gpus and not compiled and manifest.operators != "functions":
-        raise EngineError(
-            "--gpus needs an engine whose operators are in its graphs: build it with --operators functions"
-        )
-    if compiled and manifest.device is not None and manifest.device.cache != "in-place":
+    if manifest.device is not None and not gpus:
+        raise EngineError(f"an engine for {manifest.backend} on a GPU: name it with --gpus 0")
+    if gpus and manifest.device is None:
+        raise EngineError("--gpus needs an engine for GPUs: build it with --dtype float16 or bfloat16")
+    if manifest.device is not None and manifest.device.cache != "in-place":
         raise EngineError(
             f"this engine's caches are {manifest.device.cache}; many requests at once need caches that are updated "
             "in place at any size: build it with --cache in-place"
