@@ -50,6 +50,12 @@ def serve(
         typer.Option(help=f"A key that clients must send; repeatable. {KEYS} holds a comma-separated list."),
     ] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="Reuse nothing between API keys.")] = False,
+    client_requests: Annotated[
+        int | None, typer.Option(min=1, help="Most requests at once of an API key.", show_default="no limit")
+    ] = None,
+    client_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens a minute of an API key.", show_default="no limit")
+    ] = None,
     allow_image_urls: Annotated[
         str, typer.Option(metavar="HOSTS", help="Hosts that pictures may be fetched from, comma-separated.")
     ] = "",
@@ -65,6 +71,7 @@ def serve(
     try:
         import uvicorn
 
+        from vlkv.serving.limits import ClientLimits
         from vlkv.serving.openai.app import Settings, make_app
     except ImportError as error:
         raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
@@ -73,6 +80,10 @@ def serve(
     keys = [*(api_key or []), *os.environ.get(KEYS, "").split(",")]
     if isolate and not any(keys):
         raise VlkvError(f"--isolate tells API keys apart, and none is given: add --api-key or set {KEYS}")
+    if (client_requests or client_tokens) and not any(keys):
+        raise VlkvError(
+            f"--client-requests and --client-tokens hold for API keys, and none is given: add --api-key or set {KEYS}"
+        )
     settings = Settings(
         model=model,
         policy=resolve(policy).name,
@@ -82,6 +93,7 @@ def serve(
         max_body=parse_size(max_body),
         timeout=timeout,
         isolate=isolate,
+        client=ClientLimits(client_requests, client_tokens),
     )
     given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
     given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}

@@ -7,7 +7,7 @@ import hmac
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -27,15 +27,16 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlkv.engine import Engine
-from vlkv.errors import EngineError, ServerFullError, ServerStoppedError
+from vlkv.errors import EngineError, LimitError, ServerFullError, ServerStoppedError
 from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
+from vlkv.serving.limits import ClientLimits, Clients
 from vlkv.serving.openai.answers import Chat, Completion
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
 from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
-from vlkv.serving.openai.questions import of_chat, of_completion
+from vlkv.serving.openai.questions import of_chat, of_completion, priority_of
 from vlkv.serving.wire import ErrorKind, error_kind, error_text
 
 PAGE = Path(__file__).parent / "page.html"
@@ -60,6 +61,7 @@ class Settings:
         max_body: the most bytes of a request.
         timeout: seconds after which an answer ends with the tokens that it has.
         isolate: whether requests reuse only what requests of the same API key left.
+        client: limits of each API key.
     """
 
     model: str = "llava"
@@ -70,6 +72,7 @@ class Settings:
     max_body: int = MAX_BODY
     timeout: float = 600.0
     isolate: bool = False
+    client: ClientLimits = field(default_factory=ClientLimits)
 
 
 class Service:
@@ -86,6 +89,7 @@ class Service:
         self.metrics = Metrics(scheduler.stats)
         self.pictures = Pictures(settings.image_hosts)
         self.started = int(time())
+        self._clients = Clients(settings.client)
         self._decoders: CapacityLimiter | None = None
 
     def word(self, token: int) -> str:
@@ -178,7 +182,7 @@ class Service:
     async def _answer(
         self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
     ) -> Response:
-        tickets = await self._submit(questions, _key(request) if self.settings.isolate else "")
+        tickets = await self._submit(questions, _key(request), priority_of(asked))
         if asked.stream:
             include = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
@@ -195,16 +199,24 @@ class Service:
             self._end(tickets)
         return as_json(form.whole([ticket.result for ticket in tickets]))
 
-    async def _submit(self, questions: Sequence[Question], owner: str) -> list[Ticket]:
+    async def _submit(self, questions: Sequence[Question], key: str, priority: int) -> list[Ticket]:
         """Submits all of a request's questions, or none of them."""
+        running = self._clients.begin(key, sum(question.max_new_tokens for question in questions))
         tickets: list[Ticket] = []
+        submit = partial(
+            self.scheduler.submit,
+            deadline=self.settings.timeout,
+            owner=key if self.settings.isolate else "",
+            priority=priority,
+        )
         try:
             for question in questions:
-                submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout, owner=owner)
-                tickets.append(await run_sync(submit, limiter=self._limiter(question)))
+                tickets.append(await run_sync(partial(submit, question), limiter=self._limiter(question)))
         except BaseException:
             self._end(tickets)
             raise
+        finally:
+            running.tickets = tickets
         return tickets
 
     def _limiter(self, question: Question) -> CapacityLimiter | None:
@@ -303,9 +315,14 @@ def failed(error: BaseException) -> RequestError:
     """Converts any error to OpenAI's format; of an internal error only the type is disclosed."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, LimitError):
+        status = 400 if error.wait is None else 429
+        return RequestError(
+            error_text(error), status=status, kind=error.limit, code="rate_limit_exceeded", wait=error.wait
+        )
     kind = error_kind(error)
     if kind is ErrorKind.FULL:
-        return RequestError(error_text(error), status=503, kind="server_error", code="server_full")
+        return RequestError(error_text(error), status=503, kind="server_error", code="server_full", wait=1)
     if isinstance(error, ServerStoppedError):
         return RequestError(error_text(error), status=503, kind="server_error", code="server_stopped")
     if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
@@ -332,7 +349,7 @@ def make_app(
                 found = failed(error)
                 if found.status == 500:
                     LOG.exception("request %s failed", number)
-                headers = {"Retry-After": "1"} if found.code == "server_full" else None
+                headers = None if found.wait is None else {"Retry-After": str(found.wait)}
                 reply = as_json(found.body(), found.status, headers)
             reply.headers["x-request-id"] = number if number.isprintable() else ""
             service.metrics.request(request.scope["route"].path, reply.status_code)
