@@ -11,6 +11,7 @@ import typer
 
 from vlkv.cli.console import notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads
+from vlkv.cli.serve_ray import Replicas, serve_on_ray
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler.allowance import lines
@@ -62,6 +63,19 @@ def serve(
     cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Allowed CORS origins.")] = "",
     max_body: Annotated[str, typer.Option(help="The largest request.")] = "64MiB",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which an answer ends.")] = 600.0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on Ray: several replicas, on one machine or on a cluster.")
+    ] = False,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Replicas with --ray; with --most-replicas the fewest.")
+    ] = 2,
+    most_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most replicas; their number follows the load.", show_default="fixed"),
+    ] = None,
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Ray cluster's address; local: this machine alone.")
+    ] = "local",
     no_verify: NoVerify = False,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -97,6 +111,12 @@ def serve(
     )
     given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
     given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}
+    if ray:
+        if device != "cpu":
+            raise VlkvError(f"--ray serves on CPUs, and --device is {device!r}: leave one of them out")
+        numbers = Replicas(replicas, most_replicas, threads)
+        serve_on_ray(engine, (host, port), ray_address, numbers, given, settings, not no_verify)
+        return
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(engine, verify=not no_verify, threads=threads, device=device, plugin=plugin)

@@ -126,6 +126,7 @@ class Scheduler:
 
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
+        ticket.pictures = sequence.prompt.placed
         held, names = self._read(sequence, owner, *asked[0])
         one = Pending(ticket, sequence, self.plan, held, names, priority)
         try:

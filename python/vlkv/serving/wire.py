@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from enum import Enum
-from math import isqrt
-
-import numpy as np
 
 from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedError, VlkvError
 from vlkv.generation.result import Result
@@ -98,30 +95,6 @@ def from_base64(body: bytes) -> bytes | None:
         return base64.b64decode(digits)
     except binascii.Error as error:
         raise ImageError(f"picture: base64 of {len(body)} characters is damaged: {error}") from error
-
-
-def kept_maps(result: Result, pictures: int) -> list[dict[str, object]]:
-    """Maps of each picture's kept patches: a grid with the share of layers and heads that keep each patch.
-
-    The list is empty without pictures, and if a picture's tokens are not a square grid.
-    """
-    places, positions = result.image_positions, result.positions
-    if places is None or not pictures or len(places) % pictures:
-        return []
-    tokens = len(places) // pictures
-    side = isqrt(tokens)
-    if side * side != tokens:
-        return []
-    share = np.ones(result.prompt_tokens)
-    if positions is not None:
-        layers = [
-            np.bincount(layer.ravel(), minlength=result.prompt_tokens) / len(layer) for layer in positions
-        ]
-        share = np.mean(layers, axis=0)
-    return [
-        {"rows": side, "columns": side, "share": [round(float(part), 3) for part in share[one]]}
-        for one in places.reshape(pictures, tokens)
-    ]
 
 
 def usage(result: Result) -> dict[str, int | list[int]]:

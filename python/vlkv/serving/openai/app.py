@@ -32,6 +32,7 @@ from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
 from vlkv.serving.limits import ClientLimits, Clients
+from vlkv.serving.maps import kept_maps
 from vlkv.serving.openai.answers import Chat, Completion
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
@@ -102,9 +103,7 @@ class Service:
         assert isinstance(asked, ChatRequest)
         self._check_model(asked)
         questions = await of_chat(asked, self.pictures.read, self.settings.policy)
-        maps = asked.kept and not questions[0].videos
-        pictures = len(questions[0].images) if maps else 0
-        return await self._answer(request, asked, questions, Chat(self.settings.model, self.word, pictures))
+        return await self._answer(request, asked, questions, Chat(self.settings.model, self.word))
 
     async def completion(self, request: Request) -> Response:
         """`POST /v1/completions`."""
@@ -183,6 +182,9 @@ class Service:
         self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
     ) -> Response:
         tickets = await self._submit(questions, _key(request), priority_of(asked))
+        if asked.kept and tickets[0].pictures:
+            facts = self.engine.manifest
+            form.maps = partial(kept_maps, pictures=tickets[0].pictures, manifest=facts)
         if asked.stream:
             include = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
