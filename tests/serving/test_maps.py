@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import families
 from PIL import Image
 
+from models import families
 from vlkv import Engine, Question
 from vlkv.inputs.preprocess import grid_canvas, tiles
 from vlkv.serving.maps import kept_maps

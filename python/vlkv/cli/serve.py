@@ -62,6 +62,10 @@ def serve(
     ] = "",
     cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Allowed CORS origins.")] = "",
     max_body: Annotated[str, typer.Option(help="The largest request.")] = "64MiB",
+    log: Annotated[str, typer.Option(help="Log of requests on standard error: text, json or off.")] = "text",
+    traces: Annotated[
+        str, typer.Option(metavar="URL", help="OTLP endpoint over HTTP that gets OpenTelemetry traces.")
+    ] = "",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which an answer ends.")] = 600.0,
     ray: Annotated[
         bool, typer.Option("--ray", help="Serve on Ray: several replicas, on one machine or on a cluster.")
@@ -87,6 +91,7 @@ def serve(
 
         from vlkv.serving.limits import ClientLimits
         from vlkv.serving.openai.app import Settings, make_app
+        from vlkv.serving.openai.records import check_format, tracer_to
     except ImportError as error:
         raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
     from vlkv.engine import Engine
@@ -108,7 +113,11 @@ def serve(
         timeout=timeout,
         isolate=isolate,
         client=ClientLimits(client_requests, client_tokens),
+        traces=traces,
+        log=log,
     )
+    check_format(log)
+    tracer = tracer_to(traces) if traces else None
     given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
     given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}
     if ray:
@@ -123,7 +132,7 @@ def serve(
         scheduler = opened.scheduler(**given)
     for line in lines(scheduler.plan, opened.manifest):
         notes().print(line, soft_wrap=True)
-    app = make_app(opened, scheduler, settings, lambda: _close(scheduler))
+    app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     try:
         listening = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import abc
 from copy import copy
+from time import monotonic
 from typing import Any
 
 from vlkv.backend.device.backend import DeviceBackend
@@ -127,7 +128,10 @@ class Scheduler:
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
         ticket.pictures = sequence.prompt.placed
+        begun = monotonic()
         held, names = self._read(sequence, owner, *asked[0])
+        if ticket.pictures:
+            ticket.read = begun, monotonic()
         one = Pending(ticket, sequence, self.plan, held, names, priority)
         try:
             with self._worker.changed:

@@ -25,6 +25,7 @@ class Ticket:
         result: grows with the answer and is complete when the answer has ended. `finish_reason` is `stop`, `length`,
             `cancelled` or `deadline`.
         pictures: the prompt position and the layout of each picture and frame.
+        read: `time.monotonic()` when its pictures began to be decoded, and when they were; None without pictures.
         submitted, started, first_token, ended: `time.monotonic()` of each event; None before it.
 
     Args:
@@ -34,6 +35,7 @@ class Ticket:
 
     def __init__(self, wake: Callable[[], None] = lambda: None, deadline: float | None = None) -> None:
         self.result = Result()
+        self.read: tuple[float, float] | None = None
         self.pictures: tuple[tuple[int, Layout], ...] = ()
         self._wake = wake
         self.submitted = monotonic()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
-from time import perf_counter, time
-from typing import Any
+from time import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from anyio import CapacityLimiter
@@ -38,7 +36,11 @@ from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
 from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
 from vlkv.serving.openai.questions import of_chat, of_completion, priority_of
+from vlkv.serving.openai.records import Records, log_to_stderr, tracer_to
 from vlkv.serving.wire import ErrorKind, error_kind, error_text
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY = 64 << 20
@@ -46,7 +48,6 @@ DECODERS = 4
 """Threads that decode pictures."""
 MOST_WAITING = 64
 """Requests whose pictures may wait for one of them."""
-LOG = logging.getLogger("vlkv.serve")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Settings:
         timeout: seconds after which an answer ends with the tokens that it has.
         isolate: whether requests reuse only what requests of the same API key left.
         client: limits of each API key.
+        traces: where OpenTelemetry traces are sent, an endpoint of OTLP over HTTP; "" for none.
+        log: the format of the log on standard error, see `vlkv.serving.openai.records.FORMATS`.
     """
 
     model: str = "llava"
@@ -74,6 +77,8 @@ class Settings:
     timeout: float = 600.0
     isolate: bool = False
     client: ClientLimits = field(default_factory=ClientLimits)
+    traces: str = ""
+    log: str = "off"
 
 
 class Service:
@@ -182,6 +187,7 @@ class Service:
         self, request: Request, asked: Common, questions: Sequence[Question], form: Chat | Completion
     ) -> Response:
         tickets = await self._submit(questions, _key(request), priority_of(asked))
+        request.state.record.tickets = tickets
         if asked.kept and tickets[0].pictures:
             facts = self.engine.manifest
             form.maps = partial(kept_maps, pictures=tickets[0].pictures, manifest=facts)
@@ -333,14 +339,20 @@ def failed(error: BaseException) -> RequestError:
 
 
 def make_app(
-    engine: Engine, scheduler: Scheduler, settings: Settings, close: Callable[[], object]
+    engine: Engine,
+    scheduler: Scheduler,
+    settings: Settings,
+    close: Callable[[], object],
+    tracer: Tracer | None = None,
 ) -> Starlette:
-    """Makes the application; `close` is called when it ends."""
+    """Makes the application; `close` is called when it ends. Without a `tracer` that of `settings.traces` is used."""
+    log_to_stderr(settings.log)
     service = Service(engine, scheduler, settings)
+    records = Records(tracer_to(settings.traces) if tracer is None and settings.traces else tracer)
 
     def route(handler: Callable[[Request], Any], *, guarded: bool = True) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            start, number = perf_counter(), request.headers.get("x-request-id", "")[:64] or token_hex(8)
+            record = request.state.record = records.begin(request)
             try:
                 if guarded:
                     service.check_key(request)
@@ -350,15 +362,15 @@ def make_app(
             except Exception as error:
                 found = failed(error)
                 if found.status == 500:
-                    LOG.exception("request %s failed", number)
+                    record.failed()
                 headers = None if found.wait is None else {"Retry-After": str(found.wait)}
                 reply = as_json(found.body(), found.status, headers)
-            reply.headers["x-request-id"] = number if number.isprintable() else ""
+            reply.headers["x-request-id"] = record.id
             service.metrics.request(request.scope["route"].path, reply.status_code)
-            LOG.info(
-                "%s %s %s %d %.1f ms", number, request.method, request.url.path, reply.status_code,
-                (perf_counter() - start) * 1e3,
-            )  # fmt: skip
+            if isinstance(reply, StreamingResponse):
+                reply.body_iterator = record.watch(aiter(reply.body_iterator), reply.status_code)
+            else:
+                record.end(reply.status_code)
             return reply
 
         return answer
