@@ -34,20 +34,13 @@ def main() -> int:
     if not (given.engine / "manifest.json").is_file():
         print(f"{given.engine} holds no engine; `make demo` builds one", file=sys.stderr)
         return 2
-    import ray
-    from ray import serve
+    from vlkv.serving.ray.app import Cluster
+    from vlkv.serving.ray.run import running
 
-    from vlkv.serving.ray.app import Cluster, build
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    serve.start(http_options={"host": "127.0.0.1", "port": given.port})
+    # `vlkv serve ENGINE --ray --replicas 2` does the same
     cluster = Cluster(str(given.engine.resolve()), replicas=2, scheduler={"slots": 4, "memory": 64 << 20})
-    serve.run(build(cluster), name="vlkv", route_prefix="/")
-    try:
-        return load(f"http://127.0.0.1:{given.port}/v1", given.requests, given.clients)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with running(cluster, "127.0.0.1", given.port) as url:
+        return load(f"{url}/v1", given.requests, given.clients)
 
 
 def load(url: str, requests: int, clients: int) -> int:

@@ -64,6 +64,19 @@ class ServerStoppedError(VlkvError):
     """A thread of the server has ended by an error: what it held is lost, and no request is answered any more."""
 
 
+class LimitError(VlkvError):
+    """A client that is at a limit of its own.
+
+    Attributes:
+        limit: what is limited, `requests` or `tokens`.
+        wait: seconds until the same request may succeed; None if it never can.
+    """
+
+    def __init__(self, text: str, limit: str, wait: int | None) -> None:
+        super().__init__(text)
+        self.limit, self.wait = limit, wait
+
+
 class BenchError(VlkvError):
     """A benchmark that can't run as requested, or a peer that fails."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from itertools import pairwise
+from time import monotonic
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from vlkv import Question
 from vlkv.generation.chunks import GRAIN, chunk_bounds
 from vlkv.policies.builtin import POLICIES
 from vlkv.scheduler.lanes import LaneCache
-from vlkv.scheduler.prefills import MOST, PASSES, SHARE, Prefills
+from vlkv.scheduler.prefills import AGEING, MOST, PASSES, SHARE, Prefills
 
 WAIT = 120
 
@@ -24,10 +25,11 @@ def engine(engine_of):
     return engine_of("llama-old")
 
 
-def pending(left, size=0, submitted=0.0):
+def pending(left, size=0, submitted=0.0, priority=0):
     one = SimpleNamespace(
         left=left, lane_bytes=size, prefill_bytes=size, passed=0, token_seconds=0.0, lane=-1
     )
+    one.held_bytes, one.step_bytes, one.priority = size, 0, priority
     one.ticket = SimpleNamespace(submitted=submitted)
     return one
 
@@ -57,6 +59,78 @@ def test_the_memory_of_all_in_prefill_counts():
     assert found.choose(queue, []) is small  # 21 + 21 do not fit beside it, 20 + 20 do
     assert found.choose(queue, []) is None
     assert list(queue) == [mid]
+
+
+def test_a_higher_priority_begins_first_and_beside_lower_ones():
+    now = monotonic()
+    low, high, higher, long = (pending(100, priority=p, submitted=now) for p in (0, 2, 5, 3))
+    long.left = 10**6
+    found, queue = prefills(), deque([low, high, higher])
+    assert found.choose(queue, []) is higher
+    assert found.choose(queue, []) is None, "neither higher nor half as long"
+    found.remove(higher)
+    assert found.choose(queue, []) is high
+    queue.append(long)
+    assert found.choose(queue, []) is long, "higher, whatever its length"
+    assert found.choose(queue, []) is None
+    high.ticket.submitted = now - 1
+    parts = [found.next() for _ in range(8)]
+    assert (parts.count(long), parts.count(high)) == (6, 2), "every fourth part is the oldest's"
+
+
+def test_a_low_priority_gains_a_level_in_time():
+    now = monotonic()
+    for waited, first in ((4.5 * AGEING, "new"), (5.5 * AGEING, "old")):
+        asked = {
+            "old": pending(100, priority=-5, submitted=now - waited),
+            "new": pending(100, submitted=now),
+        }
+        assert prefills().choose(deque(asked.values()), []) is asked[first]
+    # one that does not fit yet is passed by so many and no more, also by those of a higher priority
+    found, answers = prefills(memory=100), [pending(1, 30)]
+    big = pending(1000, 40, submitted=now - 100 * AGEING)
+    queue = deque([big])
+    for _ in range(PASSES):
+        queue.append(small := pending(10, 5, submitted=now, priority=10))
+        assert found.choose(queue, answers) is small
+        found.remove(small)
+    queue.append(pending(10, 5, submitted=now, priority=10))
+    assert found.choose(queue, answers) is None
+
+
+def grown(lane, held, step=1):
+    one = pending(0, lane)
+    one.held_bytes, one.step_bytes = held, step
+    return one
+
+
+def test_a_prompt_begins_in_memory_that_answers_need_later():
+    answers = [grown(30, 10), grown(30, 10)]
+    found = prefills(memory=100)
+    assert found.choose(deque([pending(100, 40)]), answers) is found.running[0], "80 beside 20 that are held"
+    assert not found.steps_wait(answers)
+    answers[0].held_bytes = 11
+    assert found.steps_wait(answers), "the step would exceed the memory"
+    found.spent(found.running[0], 9.0, True)
+    assert found.next() is found.running[0], "prefill runs on, whatever its debt"
+    found.remove(found.running[0])
+    assert not found.steps_wait(answers), "nothing waits for what is not in prefill"
+    assert found.next() is None
+    assert prefills(memory=99).choose(deque([pending(100, 40)]), answers) is None, "30 + 30 + 40 exceed 99"
+
+
+def test_a_prompt_does_not_begin_if_steps_would_have_to_wait():
+    answers = [grown(30, 10), grown(30, 10)]
+    for memory, begins in ((139, False), (140, True)):
+        found = prefills(memory=memory)
+        one = pending(100, 40)
+        one.token_seconds = 0.006
+        found.spent(one, 0.1, True)
+        found.stepped(0.02)
+        # 0.6 s of prefill at 1.5 times the steps' time: 20 steps of 2 bytes
+        found.choose(deque(), answers)
+        assert (found.choose(deque([one]), answers) is one) == begins, memory
+        found.idle()
 
 
 def test_lanes_and_the_number_in_prefill_are_bounds():
@@ -198,11 +272,16 @@ def test_answers_are_the_same_when_many_are_in_prefill(engine, pictures, rng, mo
         )
     alone = [engine.generate_batch([question])[0].token_ids for question in questions]
     with engine.scheduler(slots=6, chunk=5) as scheduler:
-        tickets = [scheduler.submit(question) for question in questions]
-        found = [ticket.wait(WAIT).token_ids for ticket in tickets]
-        assert scheduler.stats().slots_used == 0
-    assert found == alone
-    assert moved and max(most) >= 2
+        for _ in range(
+            8
+        ):  # who is where at which moment is a matter of time; lanes move in most rounds, not in all
+            tickets = [scheduler.submit(question) for question in questions]
+            found = [ticket.wait(WAIT).token_ids for ticket in tickets]
+            assert scheduler.stats().slots_used == 0
+            assert found == alone
+            if moved and max(most) >= 2:
+                return
+    raise AssertionError("no lanes were exchanged")
 
 
 def test_a_short_prompt_passes_a_long_one(engine, monkeypatch):

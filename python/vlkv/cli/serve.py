@@ -11,6 +11,7 @@ import typer
 
 from vlkv.cli.console import notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads, Tuned
+from vlkv.cli.serve_ray import Replicas, serve_on_ray
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler.allowance import lines
@@ -50,12 +51,35 @@ def serve(
         typer.Option(help=f"A key that clients must send; repeatable. {KEYS} holds a comma-separated list."),
     ] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="Reuse nothing between API keys.")] = False,
+    client_requests: Annotated[
+        int | None, typer.Option(min=1, help="Most requests at once of an API key.", show_default="no limit")
+    ] = None,
+    client_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens a minute of an API key.", show_default="no limit")
+    ] = None,
     allow_image_urls: Annotated[
         str, typer.Option(metavar="HOSTS", help="Hosts that pictures may be fetched from, comma-separated.")
     ] = "",
     cors: Annotated[str, typer.Option(metavar="ORIGINS", help="Allowed CORS origins.")] = "",
     max_body: Annotated[str, typer.Option(help="The largest request.")] = "64MiB",
+    log: Annotated[str, typer.Option(help="Log of requests on standard error: text, json or off.")] = "text",
+    traces: Annotated[
+        str, typer.Option(metavar="URL", help="OTLP endpoint over HTTP that gets OpenTelemetry traces.")
+    ] = "",
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which an answer ends.")] = 600.0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve on Ray: several replicas, on one machine or on a cluster.")
+    ] = False,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Replicas with --ray; with --most-replicas the fewest.")
+    ] = 2,
+    most_replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most replicas; their number follows the load.", show_default="fixed"),
+    ] = None,
+    ray_address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="A Ray cluster's address; local: this machine alone.")
+    ] = "local",
     no_verify: NoVerify = False,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -66,8 +90,10 @@ def serve(
     try:
         import uvicorn
 
+        from vlkv.serving.limits import ClientLimits
         from vlkv.serving.openai.app import Settings, make_app
         from vlkv.serving.openai.connections import HEAD_BYTES, Connection
+        from vlkv.serving.openai.records import check_format, tracer_to
     except ImportError as error:
         raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
     from vlkv.engine import Engine
@@ -75,6 +101,10 @@ def serve(
     keys = [*(api_key or []), *os.environ.get(KEYS, "").split(",")]
     if isolate and not any(keys):
         raise VlkvError(f"--isolate tells API keys apart, and none is given: add --api-key or set {KEYS}")
+    if (client_requests or client_tokens) and not any(keys):
+        raise VlkvError(
+            f"--client-requests and --client-tokens hold for API keys, and none is given: add --api-key or set {KEYS}"
+        )
     settings = Settings(
         model=model,
         policy=resolve(policy).name,
@@ -84,9 +114,20 @@ def serve(
         max_body=parse_size(max_body),
         timeout=timeout,
         isolate=isolate,
+        client=ClientLimits(client_requests, client_tokens),
+        traces=traces,
+        log=log,
     )
+    check_format(log)
+    tracer = tracer_to(traces) if traces else None
     given: dict[str, Any] = {"slots": slots, "queue": queue, "memory": parse_memory(memory)}
     given |= {"prompt_tokens": prompt_tokens, "capacity": capacity, "reuse": parse_memory(reuse)}
+    if ray:
+        if device != "cpu":
+            raise VlkvError(f"--ray serves on CPUs, and --device is {device!r}: leave one of them out")
+        numbers = Replicas(replicas, most_replicas, threads)
+        serve_on_ray(engine, (host, port), ray_address, numbers, given, settings, not no_verify)
+        return
     with progress(data=False) as bar:
         bar.step("opening the engine")
         opened = Engine.load(
@@ -95,7 +136,7 @@ def serve(
         scheduler = opened.scheduler(**given)
     for line in lines(scheduler.plan, opened.manifest):
         notes().print(line, soft_wrap=True)
-    app = make_app(opened, scheduler, settings, lambda: _close(scheduler))
+    app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     try:
         listening = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -135,11 +135,9 @@ def panes_of(
     """All rectangles of the tokens of a prompt's pictures and frames, and their tokens that lie in none, by name."""
     panes: list[Pane] = []
     apart: dict[str, NDArray[np.int64]] = {}
-    done = 0
-    for (name, picture, facts), layout in zip(_seen(prompt, asked, manifest), prompt.pictures, strict=True):
-        # the prompt position of the picture's first token, which has features
-        first = int(prompt.image_positions[done])
-        done += len(layout.sources)
+    for (name, picture, facts), (first, layout) in zip(
+        _seen(prompt, asked, manifest), prompt.placed, strict=True
+    ):
         whole = next(tiles(picture, layout, facts))
         for view in layout.views:
             if not view.tokens.size:

@@ -51,6 +51,14 @@ class Prompt:
     last_image: int
     pictures: tuple[Layout, ...] = ()
 
+    @property
+    def placed(self) -> tuple[tuple[int, Layout], ...]:
+        """The position of the first token of each picture and frame, and its layout."""
+        counts = [len(layout.sources) for layout in self.pictures]
+        # the first token of every layout has features
+        firsts = self.image_positions[np.cumsum([0, *counts[:-1]])[: len(counts)]].tolist()
+        return tuple(zip(firsts, self.pictures, strict=True))
+
 
 @dataclass(frozen=True)
 class Medium:

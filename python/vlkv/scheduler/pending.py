@@ -27,6 +27,7 @@ class Pending:
         passed: the number of later requests that began before this one.
         lane_bytes: the most bytes of its answer's cache.
         prefill_bytes: the bytes that its prefill needs in addition.
+        step_bytes: the most bytes that a decode step adds to its cache.
         prefill_seconds: time spent in its prefill so far.
         token_seconds: time per prompt token in its last chunk; 0 before the first chunk.
 
@@ -34,6 +35,7 @@ class Pending:
         plan: computes the bytes.
         held: the bytes of its pictures; released when prefill has read them or the request is closed.
         names: identify its pictures and beginnings.
+        priority: requests of a higher one begin first.
     """
 
     def __init__(
@@ -43,18 +45,25 @@ class Pending:
         plan: Plan,
         held: Held | None = None,
         names: Names | None = None,
+        priority: int = 0,
     ) -> None:
-        self.ticket, self.sequence = ticket, sequence
+        self.ticket, self.sequence, self.priority = ticket, sequence, priority
         self.lane = -1
         self.view: Cache | None = None
         self.left = len(sequence.prompt.token_ids)
         self.passed = 0
         self.lane_bytes, self.prefill_bytes = plan.lane_bytes(sequence), plan.prefill_bytes(sequence)
         self.prefill_seconds = self.token_seconds = 0.0
+        self._base_bytes, self.step_bytes = plan.held_bytes(sequence)
         self._chunk = 1
         self._held = held
         self._names = names
         self._parts: Parts[None] | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """The most bytes of a running answer's cache after its next decode step."""
+        return min(self.lane_bytes, self._base_bytes + len(self.sequence.result.token_ids) * self.step_bytes)
 
     def begin(self, model: Model, lane: Callable[[Pending], Cache], reuse: Reuse) -> None:
         """Prepares prefill; `lane` assigns the lane that receives the cache, `reuse` has what is known."""

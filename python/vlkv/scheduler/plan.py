@@ -1,7 +1,10 @@
 """How the stated memory is divided: every answer occupies what its own kept and new tokens need, no more.
 
-A prompt in prefill needs its whole cache in addition, until compression frees it. A prefill begins only when it fits,
-and a request that could never fit is refused at once. L layers, C cache slots, Hkv key/value heads, D head dimension.
+A prompt in prefill needs its whole cache in addition, until compression frees it. A prefill begins only when it fits
+beside what running answers hold at that time, and all of them have to fit at their full lengths without it
+(`vlkv.scheduler.prefills`). A request that could never fit is refused at once.
+
+L layers, C cache slots, Hkv key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -76,6 +79,17 @@ class Plan:
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
         tokens = min(kept + layers * new, sum(slots_within(length + new, self._windows(sequence))))
         return tokens * self.token_bytes + self.page_bytes
+
+    def held_bytes(self, sequence: Prepared) -> tuple[int, int]:
+        """The most bytes of a sequence's lane when prefill ends, and the most that each token of its answer adds.
+
+        The lane never holds more than `lane_bytes`.
+        """
+        if self.reserved:
+            return 0, 0
+        layers = len(self.capacity)
+        kept = most_kept(sequence.policy, layers, len(sequence.prompt.token_ids), sequence.budget)
+        return kept * self.token_bytes + self.page_bytes, layers * self.token_bytes
 
     def prefill_bytes(self, sequence: Prepared) -> int:
         """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""

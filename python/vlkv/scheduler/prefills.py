@@ -8,11 +8,20 @@ answers are as long as steps of many. The number of tokens of a part follows fro
 The oldest and the shortest prompt take turns, so that a short one waits for one part of a long one, and a long one gets
 half of the time whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
 prompt in prefill: prompts of equal length run one after the other, and their caches are not all alive at once.
+
+A request of a higher priority begins first, and also beside prompts of lower ones, whatever its length. Only the
+prompts of the highest priority take turns, but every fourth part belongs to the oldest prompt of all. A request in the
+queue gains one priority level every `AGEING` seconds, so none waits forever.
+
+The whole caches of prompts in prefill may lie in memory that running answers need for their later tokens only. When
+that memory runs out, decode steps wait until a prompt has been compressed. A prompt begins only if this is not
+expected; and all answers fit at their full lengths beside each other, so a wait always ends.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 
 import numpy as np
 
@@ -30,6 +39,8 @@ MOST = 4
 """Prompts in prefill at once."""
 PASSES = 16
 """How many later requests may overtake one that does not fit into the memory yet."""
+AGEING = 5.0
+"""Seconds in the queue that count as much as one priority level."""
 
 
 class Prefills:
@@ -50,8 +61,9 @@ class Prefills:
         self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
         self._debt = 0.0
         self._share = SHARE
-        self._oldest_next = False
-        self._token_seconds = 0.0
+        self._turn = 0
+        self._token_seconds = self._step_seconds = 0.0
+        self._full = False
 
     def choose(self, queue: deque[Pending], answers: list[Pending]) -> Pending | None:
         """Moves the request that may begin now from the queue to `running`; None if there is none."""
@@ -60,38 +72,63 @@ class Prefills:
         self._share = SHARE * max(1, wanting)
         if not queue or len(self.running) >= MOST or free_lanes <= 0:
             return None
-        free = self.free(answers)
-        head = queue[0]
-        fits = [one for one in queue if one.lane_bytes + one.prefill_bytes <= free]
+        now = monotonic()
+        head = max(queue, key=lambda one: one.priority + int((now - one.ticket.submitted) / AGEING))
+        fits = self._fitting(queue, answers)
         if self.running:
-            fits = [one for one in fits if 2 * one.left < min(other.left for other in self.running)]
-        elif fits and fits[0] is head:
+            least = min(other.left for other in self.running)
+            most = max(other.priority for other in self.running)
+            fits = [one for one in fits if one.priority > most or 2 * one.left < least]
+        elif head in fits:
             fits = [head]
         elif head.passed >= PASSES:
             return None
         if not fits:
             return None
-        found = min(fits, key=lambda one: one.left)
+        found = min(fits, key=lambda one: (-one.priority, one.left))
         if found is not head:
             head.passed += 1
         queue.remove(found)
         self.running.append(found)
         return found
 
+    def _fitting(self, queue: deque[Pending], answers: list[Pending]) -> list[Pending]:
+        """The requests that fit into the memory: into what is free now, and at their full lengths."""
+        free = self.free(answers)
+        lanes = self._plan.room - sum(one.lane_bytes for one in (*answers, *self.running))
+        to_come = sum(one.lane_bytes - one.held_bytes for one in answers)
+        step_bytes = sum(one.step_bytes for one in answers)
+        steps_a_token = (
+            self._token_seconds / (self._share * self._step_seconds) if self._step_seconds else 0.0
+        )
+        fits = []
+        for one in queue:
+            growth = min(to_come, int(one.left * steps_a_token * step_bytes))
+            if one.lane_bytes <= lanes and one.lane_bytes + one.prefill_bytes + growth <= free:
+                fits.append(one)
+        return fits
+
     def free(self, answers: list[Pending]) -> int:
-        """Bytes that neither running answers nor prompts in prefill need."""
-        used = sum(one.lane_bytes for one in answers)
+        """Bytes that neither running answers, with their next tokens, nor prompts in prefill hold."""
+        used = sum(one.held_bytes for one in answers)
         used += sum(one.lane_bytes + one.prefill_bytes for one in self.running)
         return self._plan.room - used
 
+    def steps_wait(self, answers: list[Pending]) -> bool:
+        """Whether the next step of the answers needs memory that the prompts in prefill hold. These then run on."""
+        self._full = bool(self.running) and self.free(answers) < 0
+        return self._full
+
     def next(self) -> Pending | None:
         """The prompt whose part runs now; None if decode steps come first."""
-        if not self.running or self._debt > 0:
+        if not self.running or (self._debt > 0 and not self._full):
             return None
-        self._oldest_next = not self._oldest_next
-        if self._oldest_next:
-            return min(self.running, key=lambda one: one.left)
-        return min(self.running, key=lambda one: one.ticket.submitted)
+        self._turn = (self._turn + 1) % 4
+        most = max(one.priority for one in self.running)
+        first = [one for one in self.running if one.priority == most]
+        if self._turn % 2:
+            return min(first, key=lambda one: one.left)
+        return min(first if self._turn else self.running, key=lambda one: one.ticket.submitted)
 
     def tokens(self, one: Pending, step_seconds: float) -> int:
         """How many of its tokens to run: as many as take its share of a step, or `IDLE_SECONDS` if no answer runs."""
@@ -110,6 +147,7 @@ class Prefills:
 
     def stepped(self, seconds: float) -> None:
         """Counts a decode step."""
+        self._step_seconds = seconds
         self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
 
     def idle(self) -> None:

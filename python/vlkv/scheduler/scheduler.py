@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import abc
 from copy import copy
 from numbers import Real
+from time import monotonic
 from typing import Any
 
 from vlkv.backend.device.backend import DeviceBackend
@@ -24,6 +25,8 @@ from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
+MOST_PRIORITY = 10
+"""The highest priority of a request; the lowest is its negative, and 0 is the default."""
 REUSED = 0.25
 """The share of the memory that contents may take which later requests can reuse."""
 CLOSE_SECONDS = 60.0
@@ -88,7 +91,9 @@ class Scheduler:
         self._worker = Worker(model, self.plan, chunk, reuse)
         self._worker.start()
 
-    def submit(self, question: Question, *, deadline: float | None = None, owner: str = "") -> Ticket:
+    def submit(
+        self, question: Question, *, deadline: float | None = None, owner: str = "", priority: int = 0
+    ) -> Ticket:
         """Puts a question into the queue. The caller's thread prepares its text and pictures.
 
         What can be refused is refused before a picture is decoded.
@@ -97,18 +102,28 @@ class Scheduler:
             question: the prompt, its pictures and how to answer.
             deadline: seconds from now after which the answer ends with the tokens that it has.
             owner: who asks; requests reuse only what those of the same owner left.
+            priority: -`MOST_PRIORITY` to `MOST_PRIORITY`; requests of a higher one begin first, see
+                `vlkv.scheduler.prefills`.
 
         Raises:
             ServerFullError: too many requests wait, or the scheduler is closed.
             ServerStoppedError: an error has ended the scheduler's thread.
             MemoryLimitError: the request needs more memory than the plan has.
-            SamplingError: the deadline is not a number above 0.
+            SamplingError: the deadline is not a number above 0, or the priority is out of range.
             PromptError, ImageError, PolicyError: the question is invalid.
         """
         if deadline is not None and (
             isinstance(deadline, bool) or not isinstance(deadline, Real) or not deadline > 0
         ):
             raise SamplingError(f"deadline {quoted(deadline)} is not a number of seconds above 0")
+        if (
+            isinstance(priority, bool)
+            or not isinstance(priority, int)
+            or not -MOST_PRIORITY <= priority <= MOST_PRIORITY
+        ):
+            raise SamplingError(
+                f"priority {quoted(priority)} is not a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}"
+            )
         ticket = Ticket(self._worker.wake, deadline)
         self._admit()
         asked: list[tuple[Any, ...]] = []
@@ -119,8 +134,12 @@ class Scheduler:
 
         sequence = prepare(self._model, question, limits=self._limits, read=later)
         self.plan.check(sequence)
+        ticket.pictures = sequence.prompt.placed
+        begun = monotonic()
         held, names = self._read(sequence, owner, *asked[0])
-        one = Pending(ticket, sequence, self.plan, held, names)
+        if ticket.pictures:
+            ticket.read = begun, monotonic()
+        one = Pending(ticket, sequence, self.plan, held, names, priority)
         try:
             with self._worker.changed:
                 self._admit()

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from time import monotonic
 
 from vlkv.generation.result import Result
+from vlkv.inputs.layouts import Layout
 
 Listener = Callable[["Ticket", str | None], None]
 """Called in the scheduler's thread with the ticket and each piece of text; None marks the end."""
@@ -23,6 +24,8 @@ class Ticket:
     Attributes:
         result: grows with the answer and is complete when the answer has ended. `finish_reason` is `stop`, `length`,
             `cancelled` or `deadline`.
+        pictures: the prompt position and the layout of each picture and frame.
+        read: `time.monotonic()` when its pictures began to be decoded, and when they were; None without pictures.
         submitted, started, first_token, ended: `time.monotonic()` of each event; None before it.
 
     Args:
@@ -32,6 +35,8 @@ class Ticket:
 
     def __init__(self, wake: Callable[[], None] = lambda: None, deadline: float | None = None) -> None:
         self.result = Result()
+        self.read: tuple[float, float] | None = None
+        self.pictures: tuple[tuple[int, Layout], ...] = ()
         self._wake = wake
         self.submitted = monotonic()
         self.started: float | None = None

@@ -198,6 +198,8 @@ class Worker(threading.Thread):
         if not self._batch.running:
             self._prefills.idle()
             return
+        if self._prefills.steps_wait(self._batch.running):
+            return
         try:
             for one, piece, error in self._batch.step():
                 ticket, result = one.ticket, one.sequence.result

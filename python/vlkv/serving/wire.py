@@ -6,9 +6,6 @@ import base64
 import binascii
 from collections.abc import Iterator
 from enum import Enum
-from math import isqrt
-
-import numpy as np
 
 from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedError, VlkvError
 from vlkv.generation.result import Result
@@ -144,30 +141,6 @@ def _unescaped(body: bytes) -> bytes:
     decoded[place] = digit[place + 1] << 4 | digit[place + 2]
     kept[place + 1] = kept[place + 2] = False
     return decoded[kept].tobytes()
-
-
-def kept_maps(result: Result, pictures: int) -> list[dict[str, object]]:
-    """Maps of each picture's kept patches: a grid with the share of layers and heads that keep each patch.
-
-    The list is empty without pictures, and if a picture's tokens are not a square grid.
-    """
-    places, positions = result.image_positions, result.positions
-    if places is None or not pictures or len(places) % pictures:
-        return []
-    tokens = len(places) // pictures
-    side = isqrt(tokens)
-    if side * side != tokens:
-        return []
-    share = np.ones(result.prompt_tokens)
-    if positions is not None:
-        layers = [
-            np.bincount(layer.ravel(), minlength=result.prompt_tokens) / len(layer) for layer in positions
-        ]
-        share = np.mean(layers, axis=0)
-    return [
-        {"rows": side, "columns": side, "share": [round(float(part), 3) for part in share[one]]}
-        for one in places.reshape(pictures, tokens)
-    ]
 
 
 def usage(result: Result) -> dict[str, int | list[int]]:

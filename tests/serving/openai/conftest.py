@@ -20,13 +20,15 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny_vlm"
 class Served:
     """A server process that listens at `url`."""
 
-    def __init__(self, engine: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, engine: Path, log: Path, *arguments: str, patience: float = 120) -> None:
         command = [sys.executable, "-m", "vlkv.cli.main", "serve", str(engine), "--port", "0", *arguments]
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, stderr=out, stdout=out)
-        end = time.monotonic() + 120
-        while not (found := re.search(r"at (http://\S+)/v1", log.read_text())):
-            assert self.process.poll() is None and time.monotonic() < end, log.read_text()
+        end = time.monotonic() + patience
+        while not (found := re.search(r"serving .* at (http://\S+)/v1", log.read_text())):
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.process.kill()
+                raise AssertionError(log.read_text())
             time.sleep(0.05)
         self.url, self.log = found.group(1), log
 
@@ -44,7 +46,7 @@ class Served:
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(120)
 
 
 @pytest.fixture(scope="session")

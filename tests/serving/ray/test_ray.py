@@ -7,38 +7,45 @@ import io
 import itertools
 import os
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serving.openai.conftest import Served
+
 openai = pytest.importorskip("openai")
-ray = pytest.importorskip("ray", reason="ray is not installed: make .venv/tested")
+pytest.importorskip("ray", reason="ray is not installed: make .venv/tested")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # of ray's own
 ]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--replicas", 3, "--most-replicas", 2], "--most-replicas 2 is under --replicas 3"),
+        (["--device", "cuda"], "--ray serves on CPUs"),
+        (["--memory", "1KiB"], "does not hold one token"),
+        (["--ray-address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'"),
+    ],
+)
+def test_wrong_settings_are_refused(shipped, vlkv, options, said):
+    code, _, error = vlkv("serve", shipped, "--ray", "--port", 0, *options)
+    assert code == 2 and said in error, error
+    assert len(error.strip().splitlines()) == 1
+
+
 @pytest.fixture(scope="module")
-def cluster(shipped):
-    """Returns the address of the API."""
-    from ray import serve
-
-    from vlkv.serving.ray.app import Cluster, build
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    made = Cluster(str(shipped), replicas=2, scheduler={"slots": 4, "memory": 32 << 20})
-    serve.run(build(made), name="vlkv", route_prefix="/")
-    yield f"http://127.0.0.1:{port}/v1"
-    serve.shutdown()
-    ray.shutdown()
+def cluster(shipped, tmp_path_factory):
+    """Runs `vlkv serve --ray` with two replicas; returns the address of the API."""
+    log = tmp_path_factory.mktemp("ray") / "log"
+    sizes = ["--slots", "4", "--memory", "32MiB", "--threads", "1"]
+    server = Served(shipped, log, "--ray", "--replicas", "2", *sizes, patience=600)
+    yield f"{server.url}/v1"
+    assert server.stop() == 0, log.read_text()
 
 
 def uri(data):

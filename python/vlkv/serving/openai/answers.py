@@ -10,10 +10,11 @@ from typing import Any
 
 from vlkv.generation.logits import TokenLogprob
 from vlkv.generation.result import Result
-from vlkv.serving.wire import kept_maps
 
 Words = Callable[[int], str]
 """The text of a token."""
+Maps = Callable[[Result], list[dict[str, object]]]
+"""Maps of an answer's kept patches."""
 
 
 def finish_reason(result: Result) -> str:
@@ -21,10 +22,10 @@ def finish_reason(result: Result) -> str:
     return "stop" if result.finish_reason == "stop" else "length"
 
 
-def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
+def usage(results: Sequence[Result], maps: Maps | None = None) -> dict[str, Any]:
     """The tokens of a request's answers; the prompt counts once. `vlkv` describes the first answer's cache.
 
-    `pictures` is the number of pictures for which maps of kept patches are added; 0 for none.
+    `maps` makes the maps of its kept patches, where these are wanted.
     """
     first = results[0]
     answered = sum(len(result.token_ids) for result in results)
@@ -42,7 +43,7 @@ def usage(results: Sequence[Result], pictures: int = 0) -> dict[str, Any]:
             "kept_tokens": sum(first.kept_tokens) // layers,
             "cache_bytes": first.cache_bytes,
             "cache_bytes_full": first.cache_bytes_full,
-            **({"kept": kept_maps(first, pictures)} if pictures else {}),
+            **({"kept": maps(first)} if maps is not None else {}),
         },
     }
 
@@ -54,12 +55,12 @@ class Chat:
     Args:
         model: the model's name in responses.
         word: returns the text of a token.
-        pictures: the number of pictures with maps of kept patches.
+        maps: makes the maps of kept patches, if the request asks for them.
     """
 
     model: str
     word: Words
-    pictures: int = 0
+    maps: Maps | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{token_hex(12)}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -76,7 +77,7 @@ class Chat:
                     "finish_reason": finish_reason(result),
                 }
             )
-        return self._head("chat.completion") | {"choices": choices, "usage": usage(results, self.pictures)}
+        return self._head("chat.completion") | {"choices": choices, "usage": usage(results, self.maps)}
 
     def begin(self, index: int) -> dict[str, Any]:
         """The first chunk of a choice."""
@@ -92,7 +93,7 @@ class Chat:
 
     def used(self, results: Sequence[Result]) -> dict[str, Any]:
         """The chunk of `include_usage`, without choices."""
-        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(results, self.pictures)}
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(results, self.maps)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -124,7 +125,7 @@ class Completion:
 
     model: str
     word: Words
-    pictures: int = 0
+    maps: Maps | None = None
     id: str = field(default_factory=lambda: f"cmpl-{token_hex(12)}")
     created: int = field(default_factory=lambda: int(time()))
 
@@ -134,7 +135,7 @@ class Completion:
             self._choice(index, result.text, finish_reason(result), result.logprobs)
             for index, result in enumerate(results)
         ]
-        return self._head() | {"choices": choices, "usage": usage(results, self.pictures)}
+        return self._head() | {"choices": choices, "usage": usage(results, self.maps)}
 
     def begin(self, index: int) -> dict[str, Any] | None:
         """Completions have no first chunk of their own."""
@@ -150,7 +151,7 @@ class Completion:
 
     def used(self, results: Sequence[Result]) -> dict[str, Any]:
         """The chunk of `include_usage`."""
-        return self._head() | {"choices": [], "usage": usage(results, self.pictures)}
+        return self._head() | {"choices": [], "usage": usage(results, self.maps)}
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}

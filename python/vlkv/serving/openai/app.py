@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
-from time import perf_counter, time
-from typing import Any
+from time import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from anyio import CapacityLimiter
@@ -27,17 +25,23 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vlkv.engine import Engine
-from vlkv.errors import EngineError, ServerFullError, ServerStoppedError
+from vlkv.errors import EngineError, LimitError, ServerFullError, ServerStoppedError
 from vlkv.generation.question import Question
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
+from vlkv.serving.limits import ClientLimits, Clients
+from vlkv.serving.maps import kept_maps
 from vlkv.serving.openai.answers import Chat, Completion
 from vlkv.serving.openai.connections import Bodies
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
 from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
-from vlkv.serving.openai.questions import of_chat, of_completion
+from vlkv.serving.openai.questions import of_chat, of_completion, priority_of
+from vlkv.serving.openai.records import Records, log_to_stderr, tracer_to
 from vlkv.serving.wire import ErrorKind, error_kind, error_text
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY = 64 << 20
@@ -45,7 +49,6 @@ DECODERS = 4
 """Threads that decode pictures."""
 MOST_WAITING = 64
 """Requests whose pictures may wait for one of them."""
-LOG = logging.getLogger("vlkv.serve")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Settings:
         max_body: the most bytes of a request.
         timeout: seconds after which an answer ends with the tokens that it has.
         isolate: whether requests reuse only what requests of the same API key left.
+        client: limits of each API key.
+        traces: where OpenTelemetry traces are sent, an endpoint of OTLP over HTTP; "" for none.
+        log: the format of the log on standard error, see `vlkv.serving.openai.records.FORMATS`.
     """
 
     model: str = "llava"
@@ -71,6 +77,9 @@ class Settings:
     max_body: int = MAX_BODY
     timeout: float = 600.0
     isolate: bool = False
+    client: ClientLimits = field(default_factory=ClientLimits)
+    traces: str = ""
+    log: str = "off"
 
 
 class Service:
@@ -88,6 +97,7 @@ class Service:
         self.pictures = Pictures(settings.image_hosts)
         self.bodies = Bodies(settings.max_body)
         self.started = int(time())
+        self._clients = Clients(settings.client)
         self._decoders: CapacityLimiter | None = None
 
     def word(self, token: int) -> str:
@@ -101,10 +111,8 @@ class Service:
             assert isinstance(asked, ChatRequest)
             self._check_model(asked)
             questions = await of_chat(asked, self.pictures.read, self.settings.policy)
-            maps = asked.kept and not questions[0].videos
-            pictures = len(questions[0].images) if maps else 0
-            tickets = await self._submit(request, questions)
-        return await self._answer(request, asked, tickets, Chat(self.settings.model, self.word, pictures))
+            tickets = await self._submit(request, asked, questions)
+        return await self._answer(request, asked, tickets, Chat(self.settings.model, self.word))
 
     async def completion(self, request: Request) -> Response:
         """`POST /v1/completions`."""
@@ -112,7 +120,7 @@ class Service:
             asked = decode(data, CompletionRequest)
             assert isinstance(asked, CompletionRequest)
             self._check_model(asked)
-            tickets = await self._submit(request, of_completion(asked, self.settings.policy))
+            tickets = await self._submit(request, asked, of_completion(asked, self.settings.policy))
         return await self._answer(request, asked, tickets, Completion(self.settings.model, self.word))
 
     async def models(self, request: Request) -> Response:
@@ -174,6 +182,9 @@ class Service:
     async def _answer(
         self, request: Request, asked: Common, tickets: list[Ticket], form: Chat | Completion
     ) -> Response:
+        if asked.kept and tickets[0].pictures:
+            facts = self.engine.manifest
+            form.maps = partial(kept_maps, pictures=tickets[0].pictures, manifest=facts)
         if asked.stream:
             include = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
@@ -190,17 +201,26 @@ class Service:
             self._end(tickets)
         return as_json(form.whole([ticket.result for ticket in tickets]))
 
-    async def _submit(self, request: Request, questions: Sequence[Question]) -> list[Ticket]:
+    async def _submit(self, request: Request, asked: Common, questions: Sequence[Question]) -> list[Ticket]:
         """Submits all of a request's questions, or none of them."""
+        key = _key(request)
+        running = self._clients.begin(key, sum(question.max_new_tokens for question in questions))
         tickets: list[Ticket] = []
-        owner = _key(request) if self.settings.isolate else ""
+        submit = partial(
+            self.scheduler.submit,
+            deadline=self.settings.timeout,
+            owner=key if self.settings.isolate else "",
+            priority=priority_of(asked),
+        )
         try:
             for question in questions:
-                submit = partial(self.scheduler.submit, question, deadline=self.settings.timeout, owner=owner)
-                tickets.append(await run_sync(submit, limiter=self._limiter(question)))
+                tickets.append(await run_sync(partial(submit, question), limiter=self._limiter(question)))
         except BaseException:
             self._end(tickets)
             raise
+        finally:
+            running.tickets = tickets
+        request.state.record.tickets = tickets
         return tickets
 
     def _limiter(self, question: Question) -> CapacityLimiter | None:
@@ -299,9 +319,14 @@ def failed(error: BaseException) -> RequestError:
     """Converts any error to OpenAI's format; of an internal error only the type is disclosed."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, LimitError):
+        status = 400 if error.wait is None else 429
+        return RequestError(
+            error_text(error), status=status, kind=error.limit, code="rate_limit_exceeded", wait=error.wait
+        )
     kind = error_kind(error)
     if kind is ErrorKind.FULL:
-        return RequestError(error_text(error), status=503, kind="server_error", code="server_full")
+        return RequestError(error_text(error), status=503, kind="server_error", code="server_full", wait=1)
     if isinstance(error, ServerStoppedError):
         return RequestError(error_text(error), status=503, kind="server_error", code="server_stopped")
     if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
@@ -310,14 +335,20 @@ def failed(error: BaseException) -> RequestError:
 
 
 def make_app(
-    engine: Engine, scheduler: Scheduler, settings: Settings, close: Callable[[], object]
+    engine: Engine,
+    scheduler: Scheduler,
+    settings: Settings,
+    close: Callable[[], object],
+    tracer: Tracer | None = None,
 ) -> Starlette:
-    """Makes the application; `close` is called when it ends."""
+    """Makes the application; `close` is called when it ends. Without a `tracer` that of `settings.traces` is used."""
+    log_to_stderr(settings.log)
     service = Service(engine, scheduler, settings)
+    records = Records(tracer_to(settings.traces) if tracer is None and settings.traces else tracer)
 
     def route(handler: Callable[[Request], Any], *, guarded: bool = True) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            start, number = perf_counter(), request.headers.get("x-request-id", "")[:64] or token_hex(8)
+            record = request.state.record = records.begin(request)
             try:
                 if guarded:
                     service.check_key(request)
@@ -327,15 +358,15 @@ def make_app(
             except Exception as error:
                 found = failed(error)
                 if found.status == 500:
-                    LOG.exception("request %s failed", number)
-                headers = {"Retry-After": "1"} if found.code == "server_full" else None
+                    record.failed()
+                headers = None if found.wait is None else {"Retry-After": str(found.wait)}
                 reply = as_json(found.body(), found.status, headers)
-            reply.headers["x-request-id"] = number if number.isprintable() else ""
+            reply.headers["x-request-id"] = record.id
             service.metrics.request(request.scope["route"].path, reply.status_code)
-            LOG.info(
-                "%s %s %s %d %.1f ms", number, request.method, request.url.path, reply.status_code,
-                (perf_counter() - start) * 1e3,
-            )  # fmt: skip
+            if isinstance(reply, StreamingResponse):
+                reply.body_iterator = record.watch(aiter(reply.body_iterator), reply.status_code)
+            else:
+                record.end(reply.status_code)
             return reply
 
         return answer

@@ -27,9 +27,10 @@ class RequestError(VlkvError):
 
     Attributes:
         status: the HTTP status.
-        kind: `invalid_request_error`, `authentication_error`, `rate_limit_error` or `server_error`.
+        kind: `invalid_request_error`, `authentication_error`, `server_error`, or a limit, `requests` or `tokens`.
         param: the invalid field, or None.
         code: a short name of the reason, or None.
+        wait: seconds after which the client may try again, or None.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class RequestError(VlkvError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        wait: int | None = None,
     ) -> None:
         super().__init__(text)
+        self.wait = wait
         self.status, self.kind, self.param, self.code = status, kind, param, code
 
     def body(self) -> dict[str, Any]:
@@ -116,8 +119,9 @@ class StreamOptions(_Record):
 class Common(msgspec.Struct, kw_only=True):
     """Fields of both kinds of requests. `policy`, `budget`, `prune`, `top_k`, `kept` are extensions of vlkv.
 
-    So are `repetition_penalty` and the fields after it, with the names and meanings of transformers.
-    `kept` requests maps of the pictures' kept patches. `user`, `metadata`, `store` and similar fields have no effect.
+    So are `repetition_penalty` and the fields after it up to `bad_words_ids`, with the names and meanings of
+    transformers, and `priority` (-10 to 10, higher first), which goes before `service_tier`. `kept` requests maps of
+    the pictures' kept patches. `user`, `metadata`, `store` and similar fields have no effect.
     """
 
     model: str = ""
@@ -143,6 +147,7 @@ class Common(msgspec.Struct, kw_only=True):
     min_new_tokens: int | None = None
     suppress_tokens: list[int] | None = None
     bad_words_ids: list[list[int]] | None = None
+    priority: int | None = None
 
 
 class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
@@ -155,7 +160,7 @@ class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
     response_format: ResponseFormat | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 

@@ -38,6 +38,8 @@ SAME = (
     "bad_words_ids",
 )
 """Fields that a question has by the same name."""
+TIERS = {"flex": -5, "priority": 5}
+"""The priority of each `service_tier`; 0 for the others."""
 MAX_TOKENS = 16
 """The default of a completion's `max_tokens`, as in OpenAI's API."""
 
@@ -102,6 +104,13 @@ def of_completion(request: CompletionRequest, policy: str) -> list[Question]:
     if request.logprobs is not None:
         settings["logprobs"] = _top(request.logprobs, "logprobs")
     return [one for prompt in prompts for one in _choices(Question(prompt, raw=True, **settings), request)]
+
+
+def priority_of(request: Common) -> int:
+    """The priority of a request: its own field, or that of its `service_tier`."""
+    if request.priority is not None:
+        return request.priority
+    return TIERS.get(getattr(request, "service_tier", None) or "", 0)
 
 
 def _settings(request: Common, policy: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Cluster:
         most: the largest number of replicas under autoscaling; None for a fixed number.
         ongoing: the requests per replica that autoscaling aims at.
         cpus: cores per replica; its engine runs as many threads.
+        verify: whether replicas check the engine's files against their hashes.
         scheduler: settings of each replica's scheduler.
         settings: settings of each replica's server.
     """
@@ -49,6 +50,7 @@ class Cluster:
     most: int | None = None
     ongoing: int = 8
     cpus: float = 1.0
+    verify: bool = True
     scheduler: dict[str, Any] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
 
@@ -57,7 +59,7 @@ class Replica:
     """An engine and its scheduler, which answer whole HTTP requests."""
 
     def __init__(self, cluster: Cluster) -> None:
-        engine = Engine.load(cluster.engine, threads=max(1, int(cluster.cpus)))
+        engine = Engine.load(cluster.engine, verify=cluster.verify, threads=max(1, int(cluster.cpus)))
         self._scheduler = engine.scheduler(**cluster.scheduler)
         close = partial(self._scheduler.close, drain=True, timeout=30)
         self._app = make_app(engine, self._scheduler, cluster.settings, close)

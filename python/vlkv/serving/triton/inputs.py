@@ -70,6 +70,11 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
     return question, bool(_one(tensors, "stream", False))
 
 
+def priority_of(tensors: Tensors) -> int:
+    """The priority of a request; 0 if it names none."""
+    return int(_one(tensors, "priority", 0))
+
+
 def _words(tokens: list[int]) -> list[list[int]]:
     """The lists between -1s."""
     words: list[list[int]] = [[]]

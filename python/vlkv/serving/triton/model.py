@@ -18,7 +18,7 @@ from vlkv.scheduler.plan import SLOTS
 from vlkv.serving.size import AUTO, parse_memory
 from vlkv.serving.triton.admission import Admission
 from vlkv.serving.triton.exchange import Exchange
-from vlkv.serving.triton.inputs import Tensors, to_question
+from vlkv.serving.triton.inputs import Tensors, priority_of, to_question
 from vlkv.serving.triton.metrics import Metrics
 
 CHARACTERS_A_TOKEN = 32
@@ -92,7 +92,8 @@ class TritonPythonModel:
         """Puts a request into the queue; with pictures that takes as long as decoding them."""
         try:
             question, stream = to_question(tensors, self._policy, self._longest)
-            self._exchange.follow(self._scheduler.submit(question, deadline=deadline), sender, stream)
+            ticket = self._scheduler.submit(question, deadline=deadline, priority=priority_of(tensors))
+            self._exchange.follow(ticket, sender, stream)
         except Exception as error:
             self._refuse(sender, error)
 

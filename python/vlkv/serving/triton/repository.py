@@ -35,6 +35,7 @@ INPUTS = (
     ("min_new_tokens", "INT32", "1", True),
     ("suppress_tokens", "INT32", "-1", True),
     ("bad_words_ids", "INT32", "-1", True),
+    ("priority", "INT32", "1", True),
 )
 """Name, type, number of values (-1 for any), and whether the input is optional. -1 separates `bad_words_ids`."""
 OUTPUTS = ("text", "finish_reason", "usage")

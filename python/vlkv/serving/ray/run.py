@@ -1,0 +1,71 @@
+"""Runs an engine's application on Ray Serve: on a cluster that exists, or on this machine alone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from math import ceil
+from typing import Any
+
+import ray
+from ray import serve
+
+from vlkv.errors import ServerStoppedError, VlkvError
+from vlkv.serving.ray.app import Cluster, build
+from vlkv.storage.files import reason
+
+NAME = "vlkv"
+LOCAL = "local"
+
+
+@contextmanager
+def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Iterator[str]:
+    """Starts the application, and yields its URL once all replicas are ready. It ends with the context.
+
+    Args:
+        cluster: see `Cluster`.
+        host: where the HTTP proxy of each machine listens.
+        port: its port; 0 takes one that is free on this machine.
+        address: of a Ray cluster; `LOCAL` starts one on this machine, which ends with the context, too.
+
+    Raises:
+        VlkvError: the port is taken, or there is no such cluster.
+        ServerStoppedError: the replicas did not start; with the last line of Ray's reason.
+    """
+    port = _free(host, port)
+    local = address == LOCAL
+    most = cluster.replicas if cluster.most is None else cluster.most
+    given: dict[str, Any] = {"num_cpus": ceil(most * cluster.cpus), "include_dashboard": False}
+    try:
+        ray.init(
+            address=LOCAL if local else address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **(given if local else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.run(build(cluster), name=NAME, route_prefix="/")
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ServerStoppedError(f"the replicas did not start: {lines[-1].strip()}") from None
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        with suppress(Exception):  # what has failed is told above
+            serve.shutdown() if local else serve.delete(NAME)
+        ray.shutdown()
+
+
+def _free(host: str, port: int) -> int:
+    """The port, or one that is free."""
+    try:
+        with socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ) as one:
+            return int(one.getsockname()[1])
+    except OSError as error:
+        raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
