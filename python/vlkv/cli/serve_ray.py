@@ -71,7 +71,7 @@ def serve_on_ray(
         scheduler = scheduler | {"memory": default_memory(text, scheduler["slots"], shares, dtype)}
     if scheduler["memory"] is not None:  # what is too small is told before anything starts
         sizes = (scheduler[name] for name in ("slots", "memory", "capacity", "prompt_tokens"))
-        divide(text, text.hidden, *sizes, dtype)
+        divide(text, text.hidden, *sizes, dtype=dtype)
     cluster = Cluster(
         str(engine.resolve()),
         replicas=replicas.fewest,

@@ -96,7 +96,8 @@ class Inspection:
             if len(tiles) > 1 or len(tiles[0]) > 1:
                 lines += ["  " + "".join(f"{share[tile].mean():>8.1%}" for tile in row) for row in tiles]
         lines += [line(name, places) for name, places in self.apart.items()]
-        text = np.setdiff1d(np.arange(len(share)), self.small.image_positions)
+        places, pictures = np.arange(len(share)), self.small.image_positions
+        text = places if pictures is None else np.setdiff1d(places, pictures)
         return [*lines, line("text", text)]
 
 

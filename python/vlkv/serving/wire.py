@@ -7,6 +7,8 @@ import binascii
 from collections.abc import Iterator
 from enum import Enum
 
+import numpy as np
+
 from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedError, VlkvError
 from vlkv.generation.result import Result
 

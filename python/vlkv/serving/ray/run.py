@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         ray.init(
             address=LOCAL if local else address,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             **(given if local else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -56,7 +57,7 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         with suppress(Exception):  # what has failed is told above
-            serve.shutdown() if local else serve.delete(NAME)
+            serve.shutdown() if local else serve.delete(NAME)  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
