@@ -59,7 +59,7 @@ EXPORT_PARTS = {
 }
 """Parts of `vlkv_export`, and the other parts that each may import."""
 
-PACKAGES = {"PIL": "pillow"}
+PACKAGES = {"PIL": "pillow", "opentelemetry": "opentelemetry_sdk"}
 """Distributions whose name differs from the name of their import."""
 
 PROVIDED = {"triton_python_backend_utils"}
@@ -157,8 +157,11 @@ def test_only_declared_packages_are_imported(folder, extras):
     for path in sources(folder):
         own = {
             "chart.py": ("eval",),
-            "app.py": ("ray",),
+            "app.py": ("ray", "otel"),
             "endpoint.py": ("tune",),
+            "records.py": ("otel",),
+            "run.py": ("ray",),
+            "search.py": ("tune",),
             "video.py": ("video",),
         }.get(path.name, ())
         missing = foreign(path) - declared(*extras, *own)

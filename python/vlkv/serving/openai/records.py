@@ -42,7 +42,11 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields: dict[str, Any] = {"time": moment, "level": record.levelname.lower(), "event": record.getMessage()}
+        fields: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
         fields |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0] is not None:
             frames = traceback.extract_tb(record.exc_info[2])
