@@ -49,13 +49,14 @@ EXPORT_PARTS = {
     "models": {"checkpoint", "graph"},
     "passes": {"graph", "ops"},
     "watch": set(),
+    "quality": set(),
     "weights": {"checkpoint", "passes", "watch"},
     "directory": {"checkpoint", "graph", "models", "ops", "watch", "weights"},
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
     "graphs": {"targets"},
     "engine": {"directory", "graphs", "targets", "watch", "weights"},
     "adopt": {"checkpoint", "directory", "graph", "models", "ops", "passes", "weights"},
-    "cli": {"adopt", "directory", "engine", "targets", "watch"},
+    "cli": {"adopt", "directory", "engine", "quality", "targets", "watch"},
 }
 """Parts of `vlkv_export`, and the other parts that each may import."""
 

@@ -62,7 +62,9 @@ def watched(name: str, command: list[str]) -> Step:
         time.sleep(EVERY)
     if process.returncode:
         sys.exit(process.returncode)
-    return Step(name, time.perf_counter() - start, own, resident)
+    step = Step(name, time.perf_counter() - start, own, resident)
+    print(f"{name}: {step.seconds:.0f} s, {own / GIB:.2f} GiB", file=sys.stderr, flush=True)
+    return step
 
 
 def build(size: str, folder: Path, options: list[str], keep: bool) -> list[Step]:

@@ -5,8 +5,8 @@ OpenVINO, which chooses by processor. `int8`, `int8-evict`, `int4` and `int4-evi
 optimum-intel's exporter compresses by NNCF at its own settings, except that int4's groups may be smaller than 128 where
 a matrix needs it.
 
-optimum-intel converts the checkpoint on first use. The pipeline takes text and pictures and tokenises them itself, one
-prompt at a time.
+optimum-intel converts the checkpoint on first use. The pipeline takes text and pictures and tokenises them itself.
+Several prompts go to the pipeline of continuous batching, which begins to decode prompts before the last is prefilled.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as genai
+from continuous import batched
 from PIL import Image
 from worker import cores, serve
 
@@ -75,38 +76,48 @@ class OpenvinoPeer:
         weights = weights if weights in {"int8", "int4"} else "fp32"
         self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]), weights)
         self._evict = self._mode.endswith("evict")
-        self._length = 0
-        self._pipeline: Any = None if self._evict else self._open(0)
+        self._shape = 0, False
+        self._pipeline: Any = None if self._evict else self._open(*self._shape)
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """See `worker`."""
-        if len(request["texts"]) != 1:
-            raise ValueError(
-                f"batch {len(request['texts'])}: this pipeline takes one prompt with a picture at a time"
-            )
-        length = len(request["token_ids"][0])
-        if self._evict and length != self._length:
-            self._pipeline, self._length = self._open(length), length
-        picture = np.asarray(Image.open(request["pictures"][0]).convert("RGB"))
+        length, batch = len(request["token_ids"][0]), len(request["texts"])
+        shape = (length if self._evict else 0), batch > 1
+        if shape != self._shape:
+            self._pipeline = None
+            self._pipeline, self._shape = self._open(*shape), shape
+        pictures = [
+            [openvino.Tensor(np.asarray(Image.open(path).convert("RGB"))[np.newaxis])]
+            for path in request["pictures"]
+        ]
         config = genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos = request["new_tokens"], True
         config.do_sample, config.apply_chat_template = False, False
         start = perf_counter()
-        found = self._pipeline.generate(
-            request["texts"][0], images=[openvino.Tensor(picture[np.newaxis])], generation_config=config
-        )
+        if batch == 1:
+            found = self._pipeline.generate(request["texts"][0], images=pictures[0], generation_config=config)
+        else:
+            found = self._pipeline.generate(
+                request["texts"], images=pictures, generation_config=[config] * batch
+            )[0]
         whole = perf_counter() - start
         metrics = found.perf_metrics
         if abs(metrics.get_num_input_tokens() - length) > 2:
             raise ValueError(
                 f"the prompt became {metrics.get_num_input_tokens()} tokens here, {length} there"
             )
-        steps = [micros / 1e6 for micros in metrics.raw_metrics.m_durations]
-        if len(steps) == request["new_tokens"]:
-            steps = steps[1:]
-        return {"first": metrics.get_ttft().mean / 1e3, "steps": steps, "whole": whole}
+        first = metrics.get_ttft().mean / 1e3
+        raw = [micros / 1e6 for micros in metrics.raw_metrics.m_durations]
+        if batch == 1:
+            steps = raw[1:] if len(raw) == request["new_tokens"] else raw
+        else:
+            waited, steps = batched(
+                raw, list(metrics.raw_metrics.m_batch_sizes), batch, request["new_tokens"]
+            )
+            first += waited
+        return {"first": first, "steps": steps, "whole": whole}
 
-    def _open(self, length: int) -> Any:
+    def _open(self, length: int, several: bool) -> Any:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = CACHE_GIB
         scheduler.enable_prefix_caching = False
@@ -117,15 +128,13 @@ class OpenvinoPeer:
             scheduler.cache_eviction_config = genai.CacheEvictionConfig(
                 start, recent, blocks * BLOCK, genai.AggregationMode.NORM_SUM
             )
-        exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
-        return genai.VLMPipeline(
-            str(self._folder),
-            "CPU",
-            scheduler_config=scheduler,
-            ATTENTION_BACKEND="PA",
-            INFERENCE_NUM_THREADS=self._threads,
-            **(exact if self._mode in {"full", "evict"} else {}),
-        )
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads}
+        if self._mode in {"full", "evict"}:
+            options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
+        if several:
+            return genai.ContinuousBatchingPipeline(str(self._folder), scheduler, "CPU", options, {}, {})
+        options |= {"scheduler_config": scheduler, "ATTENTION_BACKEND": "PA"}
+        return genai.VLMPipeline(str(self._folder), "CPU", **options)
 
 
 if __name__ == "__main__":

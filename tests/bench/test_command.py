@@ -64,7 +64,10 @@ def test_json_is_one_object(vlkv, built_of):
         (("--prompt-tokens", "30"), "a prompt of 30 tokens is too short for a picture"),
         (("--prompt-tokens", "9000k"), "positions"),
         (("--peers", "hf"), "need --checkpoint"),
-        (("--peers", "vllm"), "peers 'vllm' is unknown; known: hf, kvpress, openvino, hf-eager, hf-sdpa"),
+        (
+            ("--peers", "vllm"),
+            "peers 'vllm' is unknown; known: hf, kvpress, openvino, llamacpp, hf-eager, hf-sdpa",
+        ),
         (("--checkpoint", "nowhere"), "checkpoint nowhere holds no config.json"),
         (("--new-tokens", "1"), "new-tokens '1' is too few; at least 2"),
         (("--new-tokens", "9,x"), "new-tokens 'x' is not a number of tokens"),

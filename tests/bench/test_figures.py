@@ -63,6 +63,7 @@ def test_a_row():
 def test_tokens_per_second_are_those_of_the_batch():
     runs = [a_run(1.0, [0.5, 0.5]), a_run(1.0, [0.25, 0.25]), a_run(1.0, [1.0, 1.0])]
     assert row(Cell(10, 4, 3, {"x": runs}), "x", None)["tokens_per_second"] == 8
+    assert row(Cell(10, 4, 3, {"x": runs}), "x", None)["whole_tokens_per_second"] == 4 * 3 / 2
 
 
 def test_the_processor_is_named_with_its_extensions():

@@ -1,7 +1,7 @@
 """Figures derived from runs: medians, byte floors, ratios of pairs, and the bound of Amdahl's law.
 
 Times are in milliseconds, memory in bytes, shares and ratios are fractions. Tokens per second are those of the whole
-batch while it decodes. None: a program does not report it.
+batch: while it decodes, and from the prompts to the last token. None: a program does not report it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def row(cell: Cell, label: str, weights: int | None) -> Row:
         "token_ms": median(median(run.steps) for run in runs) * MS,
         "token_p95_ms": float(np.percentile(steps, 95)),
         "tokens_per_second": cell.batch / median(median(run.steps) for run in runs),
+        "whole_tokens_per_second": cell.batch * cell.new_tokens / median(run.whole for run in runs),
         "floor_ms": median(floors) * MS if floors else None,
         "over_floor": median(over) if floors else None,
         "whole_ms": median(run.whole for run in runs) * MS,

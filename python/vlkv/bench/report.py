@@ -191,10 +191,28 @@ def _cell(line: Row) -> tuple[int, ...]:
 
 
 def _arms(rows: Sequence[Row]) -> str:
-    head = [*CELL, "arm", "first token ms", "vision", "prefill", "compress", "ms/token", "p95", "tokens/s"]
+    head = [
+        *CELL,
+        "arm",
+        "first token ms",
+        "vision",
+        "prefill",
+        "compress",
+        "ms/token",
+        "p95",
+        "tokens/s",
+        "whole tokens/s",
+    ]
     head += ["byte floor ms", "of floor", "GB/s", "whole answer ms", "cache MiB", "peak MiB"]
     names = ["arm", "first_token_ms", "vision_ms", "prefill_ms", "compress_ms"]
-    names += ["token_ms", "token_p95_ms", "tokens_per_second", "floor_ms", "over_floor"]
+    names += [
+        "token_ms",
+        "token_p95_ms",
+        "tokens_per_second",
+        "whole_tokens_per_second",
+        "floor_ms",
+        "over_floor",
+    ]
     lines = []
     for line in rows:
         rate = line["bandwidth"]

@@ -39,7 +39,7 @@ def bench(
     peers: Annotated[
         str | None,
         typer.Option(
-            help="Other programs, with --checkpoint: hf, kvpress, openvino, or one mode such as hf-sdpa."
+            help="Other programs, with --checkpoint: hf, kvpress, openvino, llamacpp, or one mode such as hf-sdpa."
         ),
     ] = None,
     checkpoint: Annotated[
