@@ -92,8 +92,8 @@ class Engine:
             prompt: the question; `<image>` in it marks the place of a picture, else pictures precede the text.
             images: pictures as paths, encoded bytes, or Pillow images.
             **settings: the other fields of `Question`: `policy` (a name or a `Policy`; else `DEFAULT_POLICY`),
-                `budget` (share of the prompt's cache to keep; 0.1 but 64 tokens a layer at least, for `full` 1),
-                `max_new_tokens`, `temperature`
+                `budget` (share of the prompt's cache to keep; 0.1, but 64 tokens a layer, 256 without a picture;
+                for `full`, and for a text under `elastic`, 1), `max_new_tokens`, `temperature`
                 (0 is greedy), `top_k`, `top_p`, `seed`, `stop`, `raw` (no chat template), `scores` (whether the
                 result is to hold them), and `videos`: each a path, bytes, an array uint8 `[frames,height,width,3]`, or
                 a list of pictures; `<video>` in the prompt says where one goes. `frames` is how many are taken of each

@@ -13,7 +13,7 @@ from vlkv.errors import LONGEST, EngineError, ImageError, PolicyError, PromptErr
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.policies.builtin import POLICIES
 from vlkv.policies.decode_eviction import LEAST_HELD
-from vlkv.policies.policy import LEAST_TOKENS, default_budget
+from vlkv.policies.policy import LEAST_TEXT, LEAST_TOKENS, default_budget
 
 PROMPT = "what is the total"
 
@@ -116,7 +116,38 @@ def test_the_default_budget():
     policy = POLICIES["vl-cache"]
     lengths = (0, 1, 64, 65, 128, 640, 641, 100_000)
     assert [round(default_budget(policy, n) * n) for n in lengths] == [0, 1, 64, 64, 64, 64, 64, 10_000]
+    kept = [round(default_budget(policy, n, text_only=True) * n) for n in (*lengths, 257, 2560, 2570)]
+    assert kept == [0, 1, 64, 65, 128, 256, 256, 10_000, 256, 256, 257]
     assert default_budget(POLICIES["full"], 5000) == 1
+    assert default_budget(POLICIES["elastic"], 5000) == 0.1
+    assert default_budget(POLICIES["elastic"], 5000, text_only=True) == 1
+
+
+TEXTS = (20, 37, 64, 65, 100, 200, 256, 257, 300)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_default_takes_the_words_of_a_text(engine_of, policy):
+    """Prompts of a text alone, of many lengths: what stays after prefill, and what stays while the answer grows."""
+    engine = engine_of("llama-old")
+    text, new = engine.manifest.text, 40
+    slot = 2 * text.kv_heads * text.head_dim * 4
+    for length in TEXTS:
+        prompt = " ".join(["what", "is", "the", "total"][number % 4] for number in range(length))
+        kept = engine.generate(prompt, raw=True, policy=policy, max_new_tokens=new, min_new_tokens=new)
+        assert kept.prompt_tokens >= length * 0.9
+        least = min(kept.prompt_tokens, LEAST_TEXT)
+        whole = POLICIES[policy].keeps_all or POLICIES[policy].merge != "none"
+        assert sum(kept.kept_tokens) >= text.layers * (kept.prompt_tokens if whole else least)
+        assert kept.cache_bytes >= slot * text.layers * least, "decoding holds as many"
+        if kept.prompt_tokens + new <= LEAST_TEXT:
+            full = engine.generate(prompt, raw=True, policy="full", max_new_tokens=new, min_new_tokens=new)
+            assert kept.token_ids == full.token_ids
+        with_budget = engine.generate(
+            prompt, raw=True, policy=policy, max_new_tokens=1, budget=1.0 if policy == "full" else 0.1
+        )
+        if policy != "full":
+            assert sum(with_budget.kept_tokens) < sum(kept.kept_tokens), "a given budget is what it says"
 
 
 def test_a_later_turn_of_a_compressed_chat_has_the_budget_that_the_first_began_with(engine_of):

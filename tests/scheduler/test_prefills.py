@@ -189,6 +189,24 @@ def test_the_more_wait_the_longer_prefill_takes():
     assert few.tokens(few.running[0], 0.01) == 128, "who has no lane to wait for does not count"
 
 
+@pytest.mark.parametrize("parts", range(4))
+def test_a_short_prompt_waits_for_the_part_that_runs_and_no_other(parts):
+    """However many parts of the long one ran before; and a running answer pays for one prompt, not for two."""
+    found, queue = prefills(), deque([pending(4000)])
+    answers = [pending(1)]
+    long = found.choose(queue, answers)
+    long.token_seconds = 1e-4
+    assert [found.next() for _ in range(parts)] == [long] * parts
+    queue.append(short := pending(20))
+    assert found.choose(queue, answers) is short
+    assert found.next() is short
+    found.choose(queue, answers)
+    assert found.tokens(long, 0.01) == 128, "1.5 steps"
+    queue.extend(pending(20) for _ in range(3))
+    found.choose(queue, answers)
+    assert found.tokens(long, 0.01) == 256, "many short ones are prefilled first"
+
+
 def test_parts_follow_the_time_that_tokens_take():
     found, one = prefills(), pending(4000)
     assert found.tokens(one, 0.004) == GRAIN

@@ -70,8 +70,8 @@ def inspect(
             frames=frames,
             prune=prune,
         )
-        length = len(opened.prompt(asked).token_ids)
-        share = default_budget(found, length) if given is None else given
+        whole = opened.prompt(asked)
+        share = default_budget(found, len(whole.token_ids), not whole.pictures) if given is None else given
         seen = look(opened, asked, Setting(found, share))
         bar.step("drawing")
         written = write(seen, output)

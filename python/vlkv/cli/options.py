@@ -23,7 +23,7 @@ OneBudget = Annotated[
     float | None,
     typer.Option(
         help="Share of the prompt's cache to keep, in (0, 1].",
-        show_default="0.1, at least 64 tokens per layer; full: 1",
+        show_default="0.1, at least 64 tokens per layer, 256 without a picture; full: 1",
     ),
 ]
 Prune = Annotated[

@@ -280,7 +280,7 @@ def prepare(
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
-    budget = default_budget(policy, length) if given is None else given
+    budget = default_budget(policy, length, not prompt.pictures) if given is None else given
     clips = clips_of(model.manifest, question)
     new = len(question.images) + sum(len(chosen) for _, chosen in clips)
     layouts = prompt.pictures[len(prompt.pictures) - new :]

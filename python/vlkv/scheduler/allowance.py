@@ -63,11 +63,12 @@ def allowances(plan: Plan, manifest: Manifest) -> list[Allowance]:
 
 def _allowance(plan: Plan, manifest: Manifest, policy: Policy) -> Allowance:
     new = min(MAX_NEW_TOKENS, manifest.text.max_positions // 2)
+    text = not takes_pictures(manifest.image)
     low, high = 0, manifest.text.max_positions - new
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(plan, request(policy, middle, new)) else (low, middle - 1)
-    asked = request(policy, usual(manifest), new)
+        low, high = (middle, high) if _fits(plan, request(policy, middle, new, text)) else (low, middle - 1)
+    asked = request(policy, usual(manifest), new, text)
     at_once = 0
     if _fits(plan, asked):
         each = plan.lane_bytes(asked)  # 0 where all lanes are allocated at the start
@@ -75,11 +76,11 @@ def _allowance(plan: Plan, manifest: Manifest, policy: Policy) -> Allowance:
     return Allowance(policy.name, low, at_once)
 
 
-def request(policy: Policy, length: int, new: int) -> Request:
-    """A request of that many tokens, of no meaning, under a policy's default budget."""
+def request(policy: Policy, length: int, new: int, text: bool = False) -> Request:
+    """A request of that many tokens, of no meaning, under a policy's default budget; `text` has no picture."""
     none = np.zeros(0, np.int64)
     prompt = Prompt("", np.zeros(length, np.int64), none, -1)
-    return Request(prompt, policy, default_budget(policy, length), new)
+    return Request(prompt, policy, default_budget(policy, length, text), new)
 
 
 def check_plan(plan: Plan, manifest: Manifest, policy: Policy, chosen: bool = False) -> None:
@@ -97,7 +98,7 @@ def check_plan(plan: Plan, manifest: Manifest, policy: Policy, chosen: bool = Fa
     new = min(MAX_NEW_TOKENS, manifest.text.max_positions // 2)
     length = 1 if chosen else min(usual(manifest), manifest.text.max_positions - new)
     try:
-        plan.check(request(policy, length, new))
+        plan.check(request(policy, length, new, not takes_pictures(manifest.image)))
     except VlkvError as error:
         what = "no request" if chosen else f"no request of {_content(manifest)} tokens of text"
         raise MemoryLimitError(f"{what} could ever run: {error}") from None
