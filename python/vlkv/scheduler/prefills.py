@@ -5,9 +5,9 @@ steps, averaged over more than one part, for each prompt that is in prefill or c
 takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
 answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
 
-<<<<<<< HEAD
-The oldest and the shortest prompt take turns, so that a short one waits for one part of a long one, and a long one gets
-half of the time whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
+The oldest and the shortest prompt take turns, and one that begins beside others has the next turn, unless another one
+has jumped in since the oldest one's last part. So a short prompt waits for the part that runs, seldom for one more, and
+a long one goes on whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
 prompt in prefill: prompts of equal length run one after the other, and their caches are not all alive at once.
 
 A request of a higher priority begins first, and also beside prompts of lower ones, whatever its length. Only the
@@ -17,22 +17,13 @@ queue gains one priority level every `AGEING` seconds, so none waits forever.
 The whole caches of prompts in prefill may lie in memory that running answers need for their later tokens only. When
 that memory runs out, decode steps wait until a prompt has been compressed. A prompt begins only if this is not
 expected; and all answers fit at their full lengths beside each other, so a wait always ends.
-=======
-The oldest and the shortest prompt take turns, and one that begins beside others has the first turn: a short prompt
-waits for the part that runs and no other, and a long one gets half of the time whatever arrives. Another prompt begins
-only if it is less than half as long as what is left of each prompt in prefill: prompts of equal length run one after
-the other, and their caches are not all alive at once.
->>>>>>> faults
 """
 
 from __future__ import annotations
 
 from collections import deque
-<<<<<<< HEAD
-from time import monotonic
-=======
 from itertools import islice
->>>>>>> faults
+from time import monotonic
 
 import numpy as np
 
@@ -73,6 +64,7 @@ class Prefills:
         self._debt = 0.0
         self._share = SHARE
         self._turn = 0
+        self._jumped = False
         self._token_seconds = self._step_seconds = 0.0
         self._full = False
 
@@ -98,13 +90,13 @@ class Prefills:
         found = min(fits, key=lambda one: (-one.priority, one.left))
         if found is not head:
             head.passed += 1
-        if self.running:
-            self._oldest_next = False  # the next part is the short prompt's
+        if self.running and not self._jumped:  # the next part is the shortest prompt's
+            self._turn -= self._turn % 2
+            self._jumped = True
         queue.remove(found)
         self.running.append(found)
         return found
 
-<<<<<<< HEAD
     def _fitting(self, queue: deque[Pending], answers: list[Pending]) -> list[Pending]:
         """The requests that fit into the memory: into what is free now, and at their full lengths."""
         free = self.free(answers)
@@ -120,13 +112,12 @@ class Prefills:
             if one.lane_bytes <= lanes and one.lane_bytes + one.prefill_bytes + growth <= free:
                 fits.append(one)
         return fits
-=======
+
     def _wanting(self, queue: deque[Pending], free_lanes: int) -> int:
         """Prompts in prefill and those that could be; one that needs a single part delays no other and is left out."""
         could = [*self.running, *islice(queue, max(0, free_lanes))]
         short = sum(one.left <= GRAIN for one in could)
         return len(could) - min(short, 1)
->>>>>>> faults
 
     def free(self, answers: list[Pending]) -> int:
         """Bytes that neither running answers, with their next tokens, nor prompts in prefill hold."""
@@ -148,6 +139,7 @@ class Prefills:
         first = [one for one in self.running if one.priority == most]
         if self._turn % 2:
             return min(first, key=lambda one: one.left)
+        self._jumped = False
         return min(first if self._turn else self.running, key=lambda one: one.ticket.submitted)
 
     def tokens(self, one: Pending, step_seconds: float) -> int:
