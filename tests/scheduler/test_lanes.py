@@ -14,7 +14,7 @@ from vlkv.policies.builtin import POLICIES
 from vlkv.scheduler.lanes import LaneCache, Reserved
 from vlkv.scheduler.plan import PAGE, divide
 
-TEXT = SimpleNamespace(layers=3, kv_heads=2, head_dim=64, max_positions=4096, layer_windows=())
+TEXT = SimpleNamespace(layers=3, query_heads=4, kv_heads=2, head_dim=64, max_positions=4096, layer_windows=())
 TOKEN = 2 * 64 * 2 * 4
 
 
@@ -70,7 +70,7 @@ def test_an_empty_lane_and_a_move(rng):
 
 
 def sequence(policy, budget, prompt, new):
-    tokens = SimpleNamespace(token_ids=np.zeros(prompt, np.int64))
+    tokens = SimpleNamespace(token_ids=np.zeros(prompt, np.int64), last_image=prompt - 101)
     return SimpleNamespace(prompt=tokens, policy=POLICIES[policy], budget=budget, max_new_tokens=new)
 
 
@@ -82,6 +82,9 @@ def test_a_plan_counts_what_an_answer_needs():
     assert plan.lane_bytes(whole) == 3 * 1050 * TOKEN + pages
     assert plan.prefill_bytes(whole) == 0
     assert plan.prefill_bytes(small) == 1000 * (3 * (TOKEN + 2 * 4) + 96 * 4)
+    # the queries of the 100 rows behind the picture stay until the prompt has run
+    queries = 100 * TEXT.layers * TEXT.query_heads * TEXT.head_dim * 4
+    assert plan.prefill_bytes(sequence("tgv-kv", 0.1, 1000, 50)) == plan.prefill_bytes(small) + queries
     assert plan.capacity == (4096,) * 3 and plan.prompt_tokens == 4096
 
 

@@ -251,7 +251,8 @@ def test_many_at_once_from_many_threads(engine, pictures, rng):
         stats = scheduler.stats()
     assert [bits(one) for one in alone] == [bits(one) for one in found]
     assert stats.reuse_hits > 0
-    assert stats.reuse_hits + stats.reuse_misses == len(asked)
+    looked = [question for question in asked if POLICIES[question.policy].rows != "probe"]
+    assert stats.reuse_hits + stats.reuse_misses == len(looked)
 
 
 def test_cancelled_prompts_leave_nothing_half_done(engine, pictures, rng, monkeypatch):

@@ -19,7 +19,7 @@ from vlkv.errors import MemoryLimitError, PromptError
 from vlkv.inputs.prompt import Prompt
 from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
-from vlkv.policies.observe import PROBES
+from vlkv.policies.observe import PROBES, observed_rows
 from vlkv.policies.policy import Policy
 from vlkv.policies.windows import Windows, reached, slots_within
 from vlkv.storage.manifest import TextFacts, token_bytes
@@ -93,9 +93,15 @@ class Plan:
 
     def prefill_bytes(self, sequence: Prepared) -> int:
         """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""
-        probes = PROBES if sequence.policy.rows == "probe" else 0
-        tokens = len(sequence.prompt.token_ids) + probes
-        return 0 if self._stays(sequence) else tokens * self.prompt_token_bytes
+        if self._stays(sequence):
+            return 0
+        policy, length = sequence.policy, len(sequence.prompt.token_ids)
+        probes = PROBES if policy.rows == "probe" else 0
+        found = (length + probes) * self.prompt_token_bytes
+        if policy.reduce == "weighted":  # the window's queries stay until the prompt has run
+            rows = len(observed_rows(policy, length, sequence.prompt.last_image))
+            found += rows * self.text.layers * self.text.query_heads * self.text.head_dim * 4
+        return found
 
     def _windows(self, sequence: Prepared) -> Windows:
         return reached(self.text, len(sequence.prompt.token_ids) + sequence.max_new_tokens)
