@@ -173,6 +173,16 @@ vlkv::MoveSlotsParams checked(const vlkv_move_slots_params* params) {
   return p;
 }
 
+vlkv::PickParams checked(const vlkv_pick_params* params) {
+  const Check check("pick");
+  check.require(params != nullptr, "params is null");
+  vlkv::PickParams p;
+  p.batch = params->batch, p.vocab = params->vocab;
+  p.logits = params->logits, p.token = params->token, p.best = params->best;
+  validate(p);
+  return p;
+}
+
 template <class Params>
 int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                 char* message, size_t message_size) {
@@ -238,6 +248,11 @@ int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspace, uint64_t
 
 int vlkv_move_slots_cuda(const vlkv_move_slots_params* params, void* stream, char* message,
                          size_t message_size) {
+  return guarded(message, message_size,
+                 [&] { run_cuda(checked(params), static_cast<vlkv::CudaStream>(stream)); });
+}
+
+int vlkv_pick_cuda(const vlkv_pick_params* params, void* stream, char* message, size_t message_size) {
   return guarded(message, message_size,
                  [&] { run_cuda(checked(params), static_cast<vlkv::CudaStream>(stream)); });
 }

@@ -4,6 +4,7 @@
 #include "cuda/device/attend_args.cuh"
 #include "cuda/device/evict_args.cuh"
 #include "cuda/device/move_args.cuh"
+#include "cuda/device/pick_args.cuh"
 #include "cuda/device/score_args.cuh"
 #include "vlkv/cuda.h"
 
@@ -35,5 +36,6 @@ template <class Type>
 void launch_attend_join(const AttendArgs& args, CudaStream stream);
 
 void launch_move_slots(const MoveArgs& args, CudaStream stream);
+void launch_pick(const PickArgs& args, int64_t batch, CudaStream stream);
 
 }  // namespace vlkv::cuda

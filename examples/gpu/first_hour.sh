@@ -73,7 +73,12 @@ step reference "rm -rf $out/cpu; $VLKV build $out/graphs -o $out/cpu
       $VLKV run $out/cpu --image $picture --prompt '$question' --policy \$policy --max-new-tokens 32 --json \
         >$out/reference.\$policy.json
     done"
-engine onnxruntime-cuda "--device cuda" "--operators functions"
+step install-cuda ".venv/bin/python -m pip install -q --no-build-isolation --no-deps -C cmake.define.VLKV_CUDA=ON -e ."
+for dtype in float16 bfloat16; do
+  for operators in native functions; do
+    engine "onnxruntime-cuda-$dtype-$operators" "--device cuda" "--dtype $dtype --operators $operators --capacity 2048"
+  done
+done
 capability="\$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)"
 for dtype in float32 float16 bfloat16; do
   engine "tensorrt-$dtype" "" "--backend tensorrt --dtype $dtype --capacity 2048"

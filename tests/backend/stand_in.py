@@ -57,10 +57,28 @@ def write_engine(source: Path, folder: Path, operators: str, cache: str, **limit
 
 
 class Kernels:
-    """See `vlkv.backend.kernels.Kernels`: by the definition in `move_slots.h`, on the stand-in's memory."""
+    """See `vlkv.backend.kernels.Kernels`: by the definitions of the C++ headers, on the stand-in's memory."""
 
     def __init__(self, driver: StandIn) -> None:
-        self.driver, self.moves = driver, 0
+        self.driver, self.moves, self.picks = driver, 0, 0
+
+    def pick(self, batch, vocab, logits, token, best, stream):
+        self.picks += 1
+
+        def run():
+            def read(address, kind, count):
+                return np.frombuffer((kind * count).from_address(address), np.dtype(kind)) if count else []
+
+            rows = np.reshape(read(logits, ctypes.c_float, batch * vocab), (batch, vocab))
+            read(token, ctypes.c_int32, batch)[:] = rows.argmax(1)
+            read(best, ctypes.c_float, batch)[:] = rows.max(1)
+
+        touches = [
+            (logits, 4 * batch * vocab, "device"),
+            (token, 4 * batch, "device"),
+            (best, 4 * batch, "device"),
+        ]
+        assert self.driver.enqueue(stream, "pick", Work(run, touches)) == OK
 
     def move_slots(self, sizes, arrays, capacity, slots, last, stream):
         layers, batch, heads, size = sizes

@@ -22,6 +22,9 @@ def test_the_plugin_has_them(plugin):
     with pytest.raises(EngineError, match=r"\[move_slots\] arrays is null$"):
         found.move_slots(SIZES, 0, 1, 1, 1, 0)
     found.move_slots((2, 0, 4, 64), 0, 0, 0, 0, 0)
+    with pytest.raises(EngineError, match=r"vlkv's kernel failed: \[pick\] vocab is 0, not in \[1, \d+\]$"):
+        found.pick(1, 0, 1, 1, 1, 0)
+    found.pick(0, 9, 0, 0, 0, 0)
 
 
 def test_a_launch_that_fails_says_why(plugin):

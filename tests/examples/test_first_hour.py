@@ -37,7 +37,8 @@ def test_goes_on_and_reports(tmp_path):
 def test_every_backend_has_a_step():
     listed = run("--list").stdout
     for name in (
-        "test-gpu", "bench-gpu", "onnxruntime-cuda", "tensorrt-float16", "tensorrt-rtx-bfloat16",
+        "test-gpu", "bench-gpu", "onnxruntime-cuda-float16-native", "onnxruntime-cuda-bfloat16-functions",
+        "tensorrt-float16", "tensorrt-rtx-bfloat16",
         "tensorrt-plugin-bfloat16-in-place", "tensorrt-rtx-plugin", "polygraphy", "triton",
     ):  # fmt: skip
         assert f"\n{name} " in listed

@@ -7,6 +7,7 @@
 #include "vlkv/attend_rows.h"
 #include "vlkv/evict.h"
 #include "vlkv/move_slots.h"
+#include "vlkv/pick.h"
 #include "vlkv/score.h"
 
 struct CUstream_st;
@@ -52,5 +53,6 @@ VLKV_API void run_cuda(const EvictParams& params, void* workspace, CudaStream st
 VLKV_API void run_cuda(const AttendRowsParams& params, void* workspace, CudaStream stream);
 // Everything that the parameters point to is device memory, the table of arrays too; no workspace.
 VLKV_API void run_cuda(const MoveSlotsParams& params, CudaStream stream);
+VLKV_API void run_cuda(const PickParams& params, CudaStream stream);
 
 }  // namespace vlkv

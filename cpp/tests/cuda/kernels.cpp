@@ -7,6 +7,7 @@
 #include "cuda/attend_float16.cu"
 #include "cuda/evict.cu"
 #include "cuda/move_slots.cu"
+#include "cuda/pick.cu"
 #include "cuda/score_bfloat16.cu"
 #include "cuda/score_counts.cu"
 #include "cuda/score_float16.cu"

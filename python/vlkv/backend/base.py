@@ -150,6 +150,19 @@ class ObservedScores:
         )
 
 
+@dataclass(frozen=True)
+class Picked:
+    """The tokens that a backend chose itself, greedily.
+
+    Fields:
+        tokens: the lowest id of each prompt's largest logit, `[B]` int32; a NaN is larger than every number.
+        best: that logit, `[B]` float32.
+    """
+
+    tokens: NDArray[np.int32]
+    best: Float32
+
+
 NOTHING = ObservedQueries([])
 """The observation of a call that observes no rows."""
 
@@ -160,10 +173,12 @@ class Steps(Protocol):
     Attributes:
         logits: the logits `[B,V]` of the last step.
         observation: the observation of the last step that observed, W = 1; rows of other prompts are undefined.
+        picked: the tokens of the last step, if it was greedy and the backend chose them; its logits are then undefined.
     """
 
     logits: Float32
     observation: Observation
+    picked: Picked | None
 
     def step(
         self,
@@ -171,10 +186,12 @@ class Steps(Protocol):
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
+        greedy: bool = False,
     ) -> Float32:
         """Runs one token per prompt, `embeds [B,hidden]` at `positions [B]`; caches of prompts not `active [B]` stay.
 
-        `watched [B]` marks the prompts whose token is observed; None observes nothing, at no cost. Returns
+        `watched [B]` marks the prompts whose token is observed; None observes nothing, at no cost. `greedy` says that
+        nothing but the largest logit is asked for: the backend may then choose the tokens itself (`picked`). Returns
         `logits [B,V]`.
         """
         ...

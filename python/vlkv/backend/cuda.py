@@ -223,6 +223,18 @@ class CudaDevice:
         return None if self._kernels is None else SlotMover(self, self._kernels, keys, values)
 
     @property
+    def picks(self) -> bool:
+        """See `Device.picks`."""
+        return self._kernels is not None
+
+    def pick(self, logits: DeviceArray, token: DeviceArray, best: DeviceArray) -> None:
+        """See `Device.pick`."""
+        if self._kernels is None:
+            raise EngineError("the device has no kernel that picks tokens")
+        batch, vocab = logits.shape
+        self._kernels.pick(batch, vocab, logits.pointer, token.pointer, best.pointer, int(self.stream))
+
+    @property
     def used(self) -> int:
         """See `Device.used`."""
         self._give_back()

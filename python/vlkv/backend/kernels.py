@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
@@ -33,6 +33,19 @@ class Kernels(Protocol):
         """
         ...
 
+    def pick(self, batch: int, vocab: int, logits: int, token: int, best: int, stream: int) -> None:
+        """Enqueues the greedy choice of each prompt's token; see `cpp/include/vlkv/pick.h`.
+
+        Args:
+            batch: prompts.
+            vocab: logits of a prompt.
+            logits: address of `[B,V]` float32.
+            token: address of `[B]` int32, written: the lowest id of the largest logit, or the first NaN's.
+            best: address of `[B]` float32, written: that logit.
+            stream: a `cudaStream_t`. All addresses are the device's.
+        """
+        ...
+
 
 class _MoveSlots(ctypes.Structure):
     _fields_ = (
@@ -41,22 +54,38 @@ class _MoveSlots(ctypes.Structure):
     )
 
 
+class _Pick(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "vocab")),
+        *((name, ctypes.c_void_p) for name in ("logits", "token", "best")),
+    )
+
+
 class Library:
     """The entry points of one library; see `Kernels`."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self._move = library.vlkv_move_slots_cuda
-        self._move.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+        self._move, self._pick = library.vlkv_move_slots_cuda, library.vlkv_pick_cuda
+        for entry in (self._move, self._pick):
+            entry.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
         self.cuda = bool(library.vlkv_has_cuda())
 
     def move_slots(
         self, sizes: tuple[int, int, int, int], arrays: int, capacity: int, slots: int, last: int, stream: int
     ) -> None:
         """See `Kernels.move_slots`."""
-        given, said = _MoveSlots(*sizes, arrays, capacity, slots, last), ctypes.create_string_buffer(400)
-        if self._move(ctypes.byref(given), stream, said, len(said)):
-            raise EngineError(f"vlkv's kernel failed: {said.value.decode(errors='replace')}")
+        _call(self._move, _MoveSlots(*sizes, arrays, capacity, slots, last), stream)
+
+    def pick(self, batch: int, vocab: int, logits: int, token: int, best: int, stream: int) -> None:
+        """See `Kernels.pick`."""
+        _call(self._pick, _Pick(batch, vocab, logits, token, best), stream)
+
+
+def _call(entry: Any, given: ctypes.Structure, stream: int) -> None:
+    said = ctypes.create_string_buffer(400)
+    if entry(ctypes.byref(given), stream, said, len(said)):
+        raise EngineError(f"vlkv's kernel failed: {said.value.decode(errors='replace')}")
 
 
 def find(paths: Iterable[Path | None] = ()) -> Kernels | None:

@@ -190,8 +190,10 @@ class OnnxRuntimeSteps:
 
     Attributes:
         logits: the logits `[B,V]` float32 of the last step; the next step overwrites them.
-        observation: see `vlkv.backend.base.Steps`.
+        observation, picked: see `vlkv.backend.base.Steps`.
     """
+
+    picked = None
 
     def __init__(self, backend: OnnxRuntimeBackend, cache: Cache) -> None:
         self.logits = np.zeros((cache.batch, backend.text.vocab), np.float32)
@@ -209,8 +211,9 @@ class OnnxRuntimeSteps:
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
+        greedy: bool = False,
     ) -> Float32:
-        """See `vlkv.backend.base.Steps.step`."""
+        """See `vlkv.backend.base.Steps.step`; the logits are in the host's memory, so that nothing is picked here."""
         self._embeds[:, 0] = embeds
         self._positions[:, 0] = positions
         binding = self._plain

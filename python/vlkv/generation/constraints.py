@@ -22,14 +22,17 @@ class Constraints:
         facts: the settings.
         prompt: the token ids of the prompt.
         eos: the ids that end an answer.
+
+    Attributes:
+        active: whether any setting changes logits.
     """
 
     def __init__(self, facts: GenerationFacts, prompt: NDArray[np.int64], eos: Sequence[int]) -> None:
         self._facts, self._eos = facts, list(eos)
-        self._active = facts != GenerationFacts()
-        self._tokens: list[int] = prompt.tolist() if self._active else []
+        self.active = facts != GenerationFacts()
+        self._tokens: list[int] = prompt.tolist() if self.active else []
         self._prompt = len(self._tokens)
-        self._seen = _Distinct(prompt if self._active else prompt[:0])
+        self._seen = _Distinct(prompt if self.active else prompt[:0])
         self._suppressed = np.array(facts.suppress_tokens, np.int64)
         self._followers: dict[tuple[int, ...], dict[int, None]] = defaultdict(dict)
         self._words = [word for word in facts.bad_words if list(word) not in [[index] for index in self._eos]]
@@ -39,7 +42,7 @@ class Constraints:
 
     def push(self, token: int) -> None:
         """Adds a token of the answer."""
-        if self._active:
+        if self.active:
             self._tokens.append(token)
             self._seen.add(token)
             if 0 < self._facts.no_repeat_ngram_size <= len(self._tokens):
@@ -47,7 +50,7 @@ class Constraints:
 
     def apply(self, logits: Float32) -> Float32:
         """Returns the logits `[V]` under the settings; a copy if any setting is active."""
-        if not self._active:
+        if not self.active:
             return logits
         facts, found = self._facts, logits.astype(np.float32)
         if facts.repetition_penalty != 1.0:

@@ -71,27 +71,45 @@ class Decoder:
         return self._steps.observation
 
     def step(
-        self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
+        self,
+        tokens: Int64,
+        active: NDArray[np.bool_],
+        watched: NDArray[np.bool_] | None = None,
+        greedy: bool = False,
     ) -> Float32:
         """Runs one token `[B]` of each active sequence `[B]`; returns logits `[B, V]`, which the next step overwrites.
 
         `watched` `[B]` marks sequences to observe in addition to those whose policy observes; see `observation`.
+        `greedy`: the logits are for `take` alone, so that the backend may choose the tokens where all sequences do it
+        greedily.
         """
-        logits = self.run(tokens, active, watched)
+        logits = self.run(tokens, active, watched, greedy)
         self.settle()
         return logits
 
+    def take(self, row: int, logits: Float32) -> str:
+        """Chooses a sequence's token by the last step's logits `[B, V]`; returns the text that has become certain."""
+        picked = self._steps.picked
+        if picked is None:
+            return self.sequences[row].take(logits[row])
+        return self.sequences[row].accept(int(picked.tokens[row]), float(picked.best[row]))
+
     def run(
-        self, tokens: Int64, active: NDArray[np.bool_], watched: NDArray[np.bool_] | None = None
+        self,
+        tokens: Int64,
+        active: NDArray[np.bool_],
+        watched: NDArray[np.bool_] | None = None,
+        greedy: bool = False,
     ) -> Float32:
-        """The same, but for what it evicts: that is chosen, and goes with `settle`."""
+        """The same as `step`, but for what it evicts: that is chosen, and goes with `settle`."""
         asked = watched
         if self._watches:
             asked = self._watched & active if watched is None else (self._watched & active) | watched
             asked = asked if asked.any() else None
         if self._careful:
             self._evictions = [(0, self.sequences[0].points[-1].eviction.copy())]
-        logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked)
+        greedy &= all(sequence.greedy for sequence in self.sequences)
+        logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked, greedy)
         self._drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1
@@ -164,8 +182,8 @@ def decode(
                 decoder = Decoder(model, cache, [sequences[number] for number in rows], careful=careful)
             start = perf_counter()
             tokens = np.array([sequences[number].last_token for number in rows], np.int64)
-            logits = decoder.run(tokens, active)
-            pieces = [(rows[n], sequences[rows[n]].take(logits[n])) for n in np.flatnonzero(active).tolist()]
+            logits = decoder.run(tokens, active, greedy=True)
+            pieces = [(rows[n], decoder.take(n, logits)) for n in np.flatnonzero(active).tolist()]
             decoder.settle()
             seconds += perf_counter() - start
             for number, piece in pieces:

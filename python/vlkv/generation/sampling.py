@@ -184,6 +184,12 @@ class Sampler:
         self._biases = sorted(sampling.logit_bias.items())
         self.logprob: TokenLogprob | None = None
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the largest logit alone decides, and nothing else of the logits is asked for."""
+        plain = not (self._penalties or self._biases or self._grammar)
+        return plain and self._sampling.temperature == 0 and self._sampling.logprobs is None
+
     def pick(self, logits: NDArray[np.floating]) -> int:
         """Chooses a token from logits `[V]`: the lowest id of the largest logit, or a draw.
 
@@ -221,11 +227,14 @@ def _best(logits: NDArray[np.floating]) -> int:
     if logits.ndim != 1 or logits.size == 0:
         raise VlkvError(f"logits of one token are wanted, [V], not {list(logits.shape)}")
     best = int(logits.argmax())  # a NaN counts as the largest
-    if not np.isfinite(logits[best]):
-        raise VlkvError(
-            f"the model's logits hold {logits[best]} (token {best}): damaged or overflowing weights"
-        )
+    check_best(best, float(logits[best]))
     return best
+
+
+def check_best(token: int, logit: float) -> None:
+    """Raises `VlkvError` if the largest logit is not finite."""
+    if not math.isfinite(logit):
+        raise VlkvError(f"the model's logits hold {logit} (token {token}): damaged or overflowing weights")
 
 
 def kept_tokens(

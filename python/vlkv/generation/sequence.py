@@ -21,7 +21,7 @@ from vlkv.generation.constraints import Constraints
 from vlkv.generation.points import Point
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
-from vlkv.generation.sampling import Grammar, Sampler, Sampling
+from vlkv.generation.sampling import Grammar, Sampler, Sampling, check_best
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
 from vlkv.inputs.layouts import Layout, lay_out, lay_out_video
@@ -163,9 +163,21 @@ class Sequence:
         self.positions = positions
         self.result.pruned_tokens = self.result.prompt_tokens - len(positions)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the largest logit alone decides each token, and nothing else of the logits is asked for."""
+        return self._sampler.greedy and not self._constraints.active
+
     def take(self, logits: Float32) -> str:
         """Chooses a token from logits `[V]`; returns the text that has become certain."""
-        token = self._sampler.pick(self._constraints.apply(logits))
+        return self._push(self._sampler.pick(self._constraints.apply(logits)))
+
+    def accept(self, token: int, best: float) -> str:
+        """The same for the token of the largest logit, `best`, which a backend chose for a `greedy` sequence."""
+        check_best(token, best)
+        return self._push(token)
+
+    def _push(self, token: int) -> str:
         self._constraints.push(token)
         self.result.token_ids.append(token)
         if self.result.logprobs is not None and self._sampler.logprob is not None:

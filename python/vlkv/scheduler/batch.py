@@ -73,12 +73,12 @@ class Batch:
             self._decoder = Decoder(self._model, cache, sequences, steps)
         tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
         began = perf_counter()
-        logits = self._decoder.step(tokens, np.ones(len(running), np.bool_))
+        logits = self._decoder.step(tokens, np.ones(len(running), np.bool_), greedy=True)
         stepped = perf_counter()
         found: list[tuple[Pending, str | None, Exception | None]] = []
-        for one, values in zip(running, logits, strict=True):
+        for row, one in enumerate(running):
             try:
-                found.append((one, one.sequence.take(values), None))
+                found.append((one, self._decoder.take(row, logits), None))
             except Exception as error:
                 found.append((one, None, error))
         picked = perf_counter()

@@ -240,6 +240,21 @@ class Device(Protocol):
         ...
 
     @property
+    def picks(self) -> bool:
+        """Whether the device has a kernel for `pick`."""
+        ...
+
+    def pick(self, logits: DeviceArray, token: DeviceArray, best: DeviceArray) -> None:
+        """Enqueues the greedy choice of each prompt's token.
+
+        Args:
+            logits: `[B,V]` float32, dense.
+            token: `[B]` int32, written: the lowest id of the largest logit; a NaN is larger than every number.
+            best: `[B]` float32, written: that logit.
+        """
+        ...
+
+    @property
     def used(self) -> int:
         """Bytes of the arrays that are alive."""
         ...

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import NOTHING, Observation
+from vlkv.backend.base import NOTHING, Observation, Picked
 from vlkv.backend.cache import Cache
 from vlkv.backend.device.arrays import Bound, Device, DeviceArray, Graph, Mover, Replay
 from vlkv.dtypes import Float32, Int64
@@ -99,7 +99,7 @@ class _Step:
         given: what the host gives.
         cache: of the arrays that are read.
         target: keys and values that are written.
-        logits: where they go.
+        results: where logits go, or the picked tokens and their logits.
         watched: whether the tokens are observed.
 
     Attributes:
@@ -112,7 +112,7 @@ class _Step:
         given: Packed,
         cache: Cache,
         target: Pair,
-        logits: Float32,
+        results: Float32 | Picked,
         watched: bool,
     ) -> None:
         device, text = backend.device, backend.text
@@ -128,7 +128,15 @@ class _Step:
         self._bound: list[Bound] = [
             backend.graphs["decoder"].bind(inputs | caches, outputs | written, DECODE)
         ]
-        self._back = [(logits, outputs["logits"])]
+        self._logits = outputs["logits"]
+        self._picked: tuple[DeviceArray, DeviceArray] | None = None
+        self._back: list[tuple[NDArray[Any], DeviceArray]]
+        if isinstance(results, Picked):
+            tokens, best = (device.allocate((cache.batch,), dtype) for dtype in ("int32", "float32"))
+            self._picked = tokens, best
+            self._back = [(results.tokens, tokens), (results.best, best)]
+        else:
+            self._back = [(results, self._logits)]
         self._alive = (cache.keys, cache.values)
         self.seen: list[Float32] = []
         if watched:
@@ -155,6 +163,8 @@ class _Step:
         self._given.send()
         for bound in self._bound:
             bound()
+        if self._picked is not None:
+            self._device.pick(self._logits, *self._picked)
         for host, array in self._back:
             self._device.download(host, array)
 
@@ -173,6 +183,7 @@ class DeviceSteps:
     Attributes:
         logits: `[B,V]` float32 of the last step, in pinned memory; the next step overwrites it.
         observation: of the last step that watched.
+        picked: of the last step, if it was greedy and the device has a kernel for it: V logits a prompt stay there.
     """
 
     def __init__(self, backend: Opened, cache: Cache) -> None:
@@ -180,6 +191,8 @@ class DeviceSteps:
         batch, rows = cache.batch, {}
         self.logits: Float32 = device.pinned((batch, text.vocab), "float32")
         self.observation: Observation = NOTHING
+        self.picked: Picked | None = None
+        self._own = Picked(device.pinned((batch,), "int32"), device.pinned((batch,), "float32"))
         if not backend.scores:
             rows = {f"row_position.{layer}": ((batch, 1), "int64") for layer in range(text.layers)}
         self._given = Packed(
@@ -194,7 +207,7 @@ class DeviceSteps:
         )
         self._sets = [(cache.keys, cache.values), backend.target(cache)]
         self._now = 0
-        self._steps: dict[tuple[int, bool], tuple[_Step, Replay]] = {}
+        self._steps: dict[tuple[int, bool, bool], tuple[_Step, Replay]] = {}
         self._moves: dict[int, Mover | None] = {}
 
     def step(
@@ -203,6 +216,7 @@ class DeviceSteps:
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
+        greedy: bool = False,
     ) -> Float32:
         """See `vlkv.backend.base.Steps.step`; `watched [B]` are prompts whose token is observed too."""
         backend, host = self._backend, self._given.host
@@ -215,11 +229,13 @@ class DeviceSteps:
             if not backend.scores:
                 for layer, places in enumerate(np.where(watched, self._cache.length, -1)):
                     host[f"row_position.{layer}"][:, 0] = places
-        work, replay = self._work(watched is not None)
+        picks = greedy and backend.device.picks
+        work, replay = self._work(watched is not None, picks)
         replay()
         self._now = 0 if backend.in_place else 1 - self._now
         self._cache.keys, self._cache.values = self._sets[self._now]
         backend.device.synchronize()
+        self.picked = self._own if picks else None
         if watched is not None:
             self.observation = backend.observation(work.seen)
         self._cache.length += active
@@ -247,11 +263,12 @@ class DeviceSteps:
         self._steps.clear()
         self._moves.clear()
 
-    def _work(self, watched: bool) -> tuple[_Step, Replay]:
-        key = (self._now, watched)
+    def _work(self, watched: bool, picks: bool) -> tuple[_Step, Replay]:
+        key = (self._now, watched, picks)
         if key not in self._steps:
             target = self._sets[0 if self._backend.in_place else 1 - self._now]
             cache = Cache(*self._sets[self._now], self._cache.length, self._cache.store)
-            work = _Step(self._backend, self._given, cache, target, self.logits, watched)
+            results = self._own if picks else self.logits
+            work = _Step(self._backend, self._given, cache, target, results, watched)
             self._steps[key] = work, self._backend.device.replay(work)
         return self._steps[key]

@@ -1,0 +1,58 @@
+// Pick: a block for each prompt; its threads keep the largest of every 512th logit each.
+#pragma once
+
+#include "cuda/device/evict_args.cuh"
+#include "cuda/device/pick_args.cuh"
+
+namespace vlkv::cuda {
+
+inline constexpr int kPickThreads = 512;
+inline constexpr int kPickLoads =
+    8;  // in flight for each thread: a block alone has to fill the memory's latency
+
+// Orders floats as Pick does: NaN above every number, 0 equal to -0.
+VLKV_HOST_DEVICE uint32_t pick_rank(uint32_t bits) {
+  return (bits & 0x7fffffffU) > 0x7f800000U ? 0xffffffffU : ordered(bits);
+}
+
+// A logit's rank, then its id: of equal logits the lower id is the larger number.
+__device__ __forceinline__ uint64_t pick_key(float logit, uint32_t id) {
+  return uint64_t{pick_rank(__float_as_uint(logit))} << 32 | (0xffffffffU - id);
+}
+
+__device__ __forceinline__ uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+__device__ __forceinline__ uint64_t largest_of_lanes(uint64_t key) {
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    key = larger(key, __shfl_xor_sync(kAllLanes, key, distance));
+  }
+  return key;
+}
+
+__global__ void __launch_bounds__(kPickThreads) pick(const PickArgs args) {
+  __shared__ uint64_t warps[kPickThreads / kWarp];
+  const auto thread = static_cast<uint32_t>(threadIdx.x), vocab = static_cast<uint32_t>(args.vocab);
+  const float* const row = args.logits + int64_t{blockIdx.x} * args.vocab;
+  uint64_t best = 0;
+  uint32_t id = thread;
+  for (; id + (kPickLoads - 1) * kPickThreads < vocab; id += kPickLoads * kPickThreads) {
+    float logit[kPickLoads];
+#pragma unroll
+    for (uint32_t i = 0; i < kPickLoads; ++i) logit[i] = row[id + i * kPickThreads];
+#pragma unroll
+    for (uint32_t i = 0; i < kPickLoads; ++i) best = larger(best, pick_key(logit[i], id + i * kPickThreads));
+  }
+  for (; id < vocab; id += kPickThreads) best = larger(best, pick_key(row[id], id));
+  best = largest_of_lanes(best);
+  if (thread % kWarp == 0) warps[thread / kWarp] = best;
+  __syncthreads();
+  if (thread >= kWarp) return;
+  best = largest_of_lanes(thread < kPickThreads / kWarp ? warps[thread] : 0);
+  if (thread != 0) return;
+  const uint32_t token = 0xffffffffU - static_cast<uint32_t>(best);
+  args.token[blockIdx.x] = static_cast<int32_t>(token);
+  args.best[blockIdx.x] = row[token];
+}
+
+}  // namespace vlkv::cuda
