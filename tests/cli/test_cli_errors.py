@@ -292,3 +292,18 @@ def test_as_a_program_too(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "vlkv: nowhere: no such directory\n"
+
+
+@pytest.mark.parametrize(
+    "option, value, told",
+    [
+        ("--slots", "99999999999999999999", "slots 99999999999999999999 is over 4096"),
+        ("--slots", "100000000", "slots 100000000 is over 4096"),
+        ("--capacity", "-1", "capacity -1 is under 1"),
+        ("--prompt-tokens", "0", "prompt_tokens 0 is under 1"),
+        ("--max-body", "0", "max-body 0 is under 1024 bytes"),
+    ],
+)
+def test_sizes_of_a_server_that_make_no_sense(refused, built_of, option, value, told):
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: make .venv/served")
+    assert told in refused("serve", built_of("llama-old"), "--port", "0", option, value)

@@ -116,3 +116,23 @@ def test_shares_and_what_is_of_use(llava_7b, monkeypatch):
     assert default_memory(small, 3) == 4 * 16 * (64 + 32)
     monkeypatch.setattr(memories, "memory_at_hand", lambda: 0)
     assert default_memory(text) == GIB
+
+
+@pytest.mark.parametrize(
+    "sizes, told",
+    [
+        ({"slots": 10**20}, "slots .* is over 4096"),
+        ({"slots": 10**8}, "slots 100000000 is over 4096"),
+        ({"slots": True}, "slots True is not a whole number"),
+        ({"slots": "8"}, "slots '8' is not a whole number"),
+        ({"memory": 1e9}, "memory 1000000000.0 is not a whole number"),
+        ({"memory": float("nan")}, "memory nan is not a whole number"),
+        ({"prompt_tokens": 0}, "prompt_tokens 0 is under 1"),
+        ({"capacity": -1}, "capacity -1 is under 1"),
+        ({"capacity": "64"}, "capacity '64' is not a whole number"),
+        ({"capacity": [64, None, 0.5]}, "capacity 0.5 is not a whole number"),
+    ],
+)
+def test_sizes_of_a_wrong_kind_are_refused_before_memory_is_touched(engine_of, sizes, told):
+    with pytest.raises(MemoryLimitError, match=told):
+        engine_of("llama-old").scheduler(**sizes)

@@ -21,6 +21,7 @@ from vlkv.serving.size import AUTO, parse_memory, parse_size
 from vlkv.storage.files import reason
 
 KEYS = "VLKV_API_KEYS"
+LEAST_BODY = 1024
 GRACE = 30
 """Seconds that running answers have to finish when the server is stopped."""
 
@@ -98,6 +99,9 @@ def serve(
         raise VlkvError(f"vlkv serve needs the packages of vlkv[serve]: {error}") from None
     from vlkv.engine import Engine
 
+    largest = parse_size(max_body)
+    if largest < LEAST_BODY:
+        raise VlkvError(f"max-body {max_body} is under {LEAST_BODY} bytes, which no request fits into")
     keys = [*(api_key or []), *os.environ.get(KEYS, "").split(",")]
     if isolate and not any(keys):
         raise VlkvError(f"--isolate tells API keys apart, and none is given: add --api-key or set {KEYS}")
@@ -111,7 +115,7 @@ def serve(
         api_keys=tuple(key for key in keys if key),
         image_hosts=_names(allow_image_urls),
         origins=_names(cors),
-        max_body=parse_size(max_body),
+        max_body=largest,
         timeout=timeout,
         isolate=isolate,
         client=ClientLimits(client_requests, client_tokens),

@@ -10,7 +10,7 @@ from math import gcd
 
 from vlkv.backend.device.backend import DeviceBackend
 from vlkv.errors import EngineError, MemoryLimitError
-from vlkv.scheduler.plan import FLOAT, SLOTS, Plan, each_layer, show
+from vlkv.scheduler.plan import FLOAT, SLOTS, Plan, check_sizes, each_layer, show
 from vlkv.storage.manifest import BYTES, TextFacts, token_bytes
 
 SHARE = 0.8
@@ -52,9 +52,7 @@ def divide_device(
     check_lanes(backend)
     text, limits = backend.text, backend.limits
     memory = int(backend.device.free * SHARE) if memory is None else memory
-    for name, value in (("slots", slots), ("memory", memory), ("prompt_tokens", prompt_tokens)):
-        if value is not None and value < 1:
-            raise MemoryLimitError(f"{name} {value} is under 1")
+    check_sizes(slots, memory, capacity, prompt_tokens)
     slots = min(slots, limits.batch)
     token = token_bytes(text, backend.dtype)
     prompt = text.layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT

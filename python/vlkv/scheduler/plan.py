@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vlkv.errors import MemoryLimitError, PromptError
+from vlkv.errors import MemoryLimitError, PromptError, quoted
 from vlkv.inputs.prompt import Prompt
 from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
@@ -25,6 +25,8 @@ from vlkv.policies.windows import Windows, reached, slots_within
 from vlkv.storage.manifest import TextFacts, token_bytes
 
 SLOTS = 64
+MAX_SLOTS = 4096
+"""Each lane has addresses of its own in every layer."""
 FLOAT = np.dtype(np.float32).itemsize
 PAGE = 4096
 """Bytes of a memory page. Memory is allocated and returned in pages; the last page of each head may be partly empty."""
@@ -149,6 +151,24 @@ class Plan:
             )
 
 
+def check_sizes(slots: object, memory: object, capacity: object, prompt_tokens: object) -> None:
+    """Raises `MemoryLimitError` for what is no whole number from 1 on, and for more than `MAX_SLOTS` lanes.
+
+    None is allowed, and for `capacity` a number of each layer.
+    """
+    capacities = capacity if isinstance(capacity, list | tuple | np.ndarray) else [capacity]
+    given = [("slots", slots), ("memory", memory), ("prompt_tokens", prompt_tokens)]
+    for name, value in [*given, *(("capacity", one) for one in capacities)]:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise MemoryLimitError(f"{name} {quoted(value)} is not a whole number")
+        if value < 1:
+            raise MemoryLimitError(f"{name} {quoted(value)} is under 1")
+        if name == "slots" and value > MAX_SLOTS:
+            raise MemoryLimitError(f"slots {quoted(value)} is over {MAX_SLOTS}")
+
+
 def divide(
     text: TextFacts,
     hidden: int,
@@ -169,9 +189,7 @@ def divide(
     token = token_bytes(text, dtype)
     prompt = layers * (token + text.kv_heads * FLOAT) + hidden * FLOAT
     pages = 2 * layers * text.kv_heads * PAGE
-    for name, value in (("slots", slots), ("memory", memory), ("prompt_tokens", prompt_tokens)):
-        if value is not None and value < 1:
-            raise MemoryLimitError(f"{name} {value} is under 1")
+    check_sizes(slots, memory, capacity, prompt_tokens)
     free = memory - pages
     if free < layers * token + prompt:
         raise MemoryLimitError(

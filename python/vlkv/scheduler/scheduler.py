@@ -19,7 +19,7 @@ from vlkv.scheduler.device_plan import divide_device
 from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.pending import Pending
 from vlkv.scheduler.pixels import PIXEL_MEMORY, Held, Pixels, held_bytes
-from vlkv.scheduler.plan import SLOTS, divide
+from vlkv.scheduler.plan import SLOTS, check_sizes, divide
 from vlkv.scheduler.stats import Stats
 from vlkv.scheduler.ticket import Ticket
 from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
@@ -78,6 +78,7 @@ class Scheduler:
         pixel_memory: int = PIXEL_MEMORY,
         reuse: int | None = None,
     ) -> None:
+        check_sizes(slots, memory, capacity, prompt_tokens)
         text, asked = model.manifest.text, (capacity, prompt_tokens)
         if isinstance(model.backend, DeviceBackend):
             self.plan = divide_device(model.backend, text.hidden, slots, memory, *asked)
