@@ -163,6 +163,8 @@ def test_only_declared_packages_are_imported(folder, extras):
             "records.py": ("otel",),
             "run.py": ("ray",),
             "search.py": ("tune",),
+            "llvm.py": ("tune-ir",),
+            "llvm_worker.py": ("tune-ir",),
             "video.py": ("video",),
         }.get(path.name, ())
         missing = foreign(path) - declared(*extras, *own)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -109,11 +110,8 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
     text = checkpoint.text
     table = checkpoint.tensors[EMBEDDING]
     vocab, hidden = table.shape
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        kind="graphs",
-        backend="none",
-        operators="functions",
+    return graph_manifest(
+        folder,
         cache_dtype=dtype,
         text=TextFacts(
             architecture=text.architecture,
@@ -138,8 +136,19 @@ def describe(checkpoint: Checkpoint, dtype: Dtype, folder: Path) -> Manifest:
             scale=text.embed_scale,
         ),
         chat_template=checkpoint.chat_template,
+    )
+
+
+def graph_manifest(folder: Path, **facts: Any) -> Manifest:
+    """The manifest of a graph directory with these facts of its model, and its files in `folder`."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        kind="graphs",
+        backend="none",
+        operators="functions",
         versions=versions("vlkv", "onnx", "onnx-ir", "onnxscript"),
         files=file_facts(folder, hash_weights=False),
+        **facts,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tune.candidates import WRONG, after, generated
+from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge
 from vlkv.tune.ratio import ratio
@@ -108,7 +109,7 @@ def test_assembly_is_judged_behind_guard_pages(saxpy: Bench):
     assert saxpy.gate(f'{right}\n\t.incbin "/etc/hostname"\n', "assembly")[0] == "compile"
 
 
-@pytest.mark.skipif(not (shutil.which("opt") and shutil.which("llc")), reason="needs LLVM's opt and llc")
+@pytest.mark.skipif(not llvm.kind(), reason="needs clang, opt and llc, or ziglang and llvmlite")
 def test_llvm_ir_is_judged_too(saxpy: Bench):
     right = """define void @saxpy(float %a, ptr %x, ptr %y, ptr %z, i64 %n) {
 entry:
@@ -131,7 +132,7 @@ end:
   ret void
 }
 """
-    if "version 14" in _version():  # its pointers have types
+    if llvm.kind() == "path" and "version 14" in _version():  # its pointers have types
         right = re.sub(r"\bptr\b", "float*", right)
     gate = saxpy.gate(right, "ir", ("-O2",))
     assert gate == (None, ""), gate

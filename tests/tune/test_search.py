@@ -56,7 +56,7 @@ def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["none", "--calls", "1"], "manifest.json"),
+        (["none", "--calls", "1"], "no such directory"),
         ([], "--source"),
         (["--source", "none.c", "--calls", "1"], "no file"),
         (["--source", EXAMPLES / "dot.c"], "--calls N or --minutes M"),

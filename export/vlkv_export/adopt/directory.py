@@ -14,7 +14,6 @@ from vlkv.storage.directories import new_directory
 from vlkv.storage.files import copy_file
 from vlkv.storage.image_facts import text_alone
 from vlkv.storage.manifest import (
-    FORMAT_VERSION,
     Embedding,
     GenerationFacts,
     Manifest,
@@ -32,7 +31,7 @@ from vlkv_export.checkpoint.fields import Fields, read_object
 from vlkv_export.checkpoint.layout import HEAD
 from vlkv_export.checkpoint.tokenizer import NAME as TOKENIZER
 from vlkv_export.checkpoint.tokenizer import AddedTokens
-from vlkv_export.directory import compute_dtype, file_facts, versions
+from vlkv_export.directory import compute_dtype, graph_manifest
 from vlkv_export.graph.builder import DTYPES as IR_DTYPES
 from vlkv_export.models import build_vision, read_checkpoint
 from vlkv_export.ops import compress_model
@@ -93,11 +92,8 @@ def adopt_folder(
             compress_model(IR_DTYPES[adopted.dtype], source.kv_heads, source.head_dim), made / "compress.onnx"
         )
         window = adopted.window or source.sliding_window
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            kind="graphs",
-            backend="none",
-            operators="functions",
+        manifest = graph_manifest(
+            made,
             cache_dtype=adopted.dtype,
             text=TextFacts(
                 architecture=source.architecture,
@@ -120,8 +116,6 @@ def adopt_folder(
                 shape=(source.vocab, source.hidden),
             ),
             chat_template=texts.template,
-            versions=versions("vlkv", "onnx", "onnx-ir", "onnxscript"),
-            files=file_facts(made, hash_weights=False),
         )
         write(made, manifest)
         if compared:

@@ -11,13 +11,15 @@ import numpy as np
 from vlkv.tune.ratio import Ratio
 from vlkv.tune.toolchain import LEVELS
 
+COUNTED = ("calls", "candidates", "correct", "admitted", "compile_seconds", "tokens", "correct_rate")
+
 
 @dataclass
 class FunctionReport:
     """One function. `speedup` is 1 / ratio of fresh pairs at the end, against the source at BASE_FLAGS.
 
-    `by_level` holds calls, candidates, right and admitted ones, compile seconds and tokens of each level; `gates` the
-    number of candidates that each gate refused.
+    `by_level` holds calls, candidates, right and admitted ones, compile seconds, tokens and the share of right ones;
+    `gates` holds the number of candidates that each gate refused.
     """
 
     name: str
@@ -47,7 +49,7 @@ class FunctionReport:
             level = record.get("level") or record.get("agent", "other")
             line = made.by_level.setdefault(
                 level,
-                dict.fromkeys(("calls", "candidates", "correct", "admitted", "compile_seconds", "tokens"), 0),
+                dict.fromkeys(COUNTED, 0),
             )
             tokens = record.get("tokens_in", 0) + record.get("tokens_out", 0)
             line["calls"] += 1
@@ -61,6 +63,7 @@ class FunctionReport:
             made.compile_seconds += record.get("compile_seconds", 0.0)
             made.seconds += record.get("seconds", 0.0)
             made.tokens += tokens
+            line["correct_rate"] = line["correct"] / max(line["candidates"], 1)
             if record.get("gate"):
                 gates[record["gate"]] += 1
         made.gates = dict(gates)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlkv.tune import llvm
 from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
@@ -34,11 +35,7 @@ CHOICES: tuple[tuple[tuple[str, ...], ...], ...] = (
     ((), ("--param=max-completely-peeled-insns=400",)),
     ((), ("--param=vect-epilogues-nomask=0",), ("--param=vect-partial-vector-usage=2",)),
 )
-PASSES = (
-    "loop-unroll<full-unroll-max=8>", "loop-vectorize", "slp-vectorizer", "instcombine", "gvn", "licm", "sroa",
-    "loop-rotate", "simplifycfg", "early-cse", "reassociate", "loop-distribute", "aggressive-instcombine", "dse",
-)  # fmt: skip
-LOOP_PASSES = ("licm", "loop-rotate")
+LOOP_PASSES = ("licm", "loop-rotate", "loop-reduce")
 LABEL = re.compile(r"^\.L\d+:$", re.MULTILINE)
 FRESH = 0.25
 
@@ -113,7 +110,7 @@ def aligned(text: str, rng: np.random.Generator) -> str:
 
 def pipeline(rng: np.random.Generator) -> str:
     """Returns a pass pipeline for `opt`: the usual one, with passes of our choice before or after it."""
-    drawn = [str(rng.choice(list(PASSES))) for _ in range(int(rng.integers(0, 5)))]
+    drawn = [str(rng.choice(list(llvm.passes()))) for _ in range(int(rng.integers(0, 5)))]
     drawn = [f"loop({name})" if name in LOOP_PASSES else name.split("<")[0] for name in drawn]
     drawn.insert(int(rng.integers(0, len(drawn) + 1)), f"default<O{int(rng.integers(2, 4))}>")
     wrapped = [name if name.startswith("default") else f"function({name})" for name in drawn]

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from vlkv.errors import TuneError
-from vlkv.tune import elf
+from vlkv.tune import elf, llvm
 from vlkv.tune.harness import Harness, c_type
 from vlkv.tune.limits import Ended, Limits, run_limited
 
@@ -60,8 +60,8 @@ class Toolchain:
         self.caller = self._caller()
 
     def levels(self) -> tuple[str, ...]:
-        """Returns the levels that this machine can work at: IR needs clang, opt and llc."""
-        return tuple(level for level in LEVELS if level != "ir" or self._llvm())
+        """Returns the levels that this machine can work at: IR needs LLVM, see `vlkv.tune.llvm`."""
+        return tuple(level for level in LEVELS if level != "ir" or llvm.kind())
 
     def build(self, candidate: Candidate, sanitize: bool = True) -> Built:
         """Compiles in processes under limits, checks what the compiler read and what the library would do at load."""
@@ -86,18 +86,7 @@ class Toolchain:
             self._run([*self._cc(candidate.flags), "-S", self._name(), "-o", "f.s"], folder)
             made = folder / "f.s"
         else:
-            clang = tool("clang")
-            command = [
-                clang,
-                "-O1",
-                "-march=native",
-                "-Xclang",
-                "-disable-llvm-passes",
-                "-fPIC",
-                "-S",
-                "-emit-llvm",
-            ]
-            self._run([*command, self._name(), "-o", "f.ll"], folder)
+            llvm.emit(self._name(), folder)
             made = folder / "f.ll"
         if not made.exists():
             raise TuneError(f"the function does not compile to level {level}")
@@ -154,12 +143,7 @@ class Toolchain:
 
     def _from_ir(self, candidate: Candidate, folder: Path) -> str:
         (folder / "in.ll").write_text(candidate.text)
-        opt, llc = tool("opt"), tool("llc")
-        why = failed(self._run([opt, *candidate.flags, "-S", "in.ll", "-o", "f.ll"], folder))
-        if why:
-            return why
-        command = [llc, "-O3", "-mcpu=native", "-relocation-model=pic", "f.ll", "-o", "f.s"]
-        return failed(self._run(command, folder))
+        return failed(llvm.finish(candidate.flags, folder))
 
     def _sanitized(self, folder: Path) -> tuple[Path | None, str]:
         command = [*self._cc(SANITIZERS), "-shared", self._name(), "-lm", "-o", "sanitized.so"]
@@ -190,10 +174,6 @@ class Toolchain:
     def _run(self, command: list[str], folder: Path | None) -> Ended:
         return run_limited(command, folder or self.folder, Limits(seconds=10, memory=2048, file=64))
 
-    @staticmethod
-    def _llvm() -> bool:
-        return all(shutil.which(name) for name in ("clang", "opt", "llc"))
-
 
 def caller(harness: Harness) -> str:
     """Returns the C text of the trusted caller: `vlkv_call` checks registers and modes, `vlkv_time` repeats a call."""
@@ -218,9 +198,7 @@ def tool(name: str) -> str:
     """Returns the path of a program. Raises `TuneError`."""
     found = shutil.which(name)
     if not found:
-        raise TuneError(
-            f"no {name} on the path; vlkv tune needs gcc, g++ for C++, and clang, opt and llc for LLVM IR"
-        )
+        raise TuneError(f"no {name} on the path; vlkv tune needs gcc, and g++ for C++ and for engines")
     return found
 
 
