@@ -4,8 +4,8 @@
 //   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32
 //   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
 //
-// vlkv.native::AttendBFloat16 and AttendInt8, S tokens per prompt, over caches of these types, for int8
-// [B, Hkv, C, D + 4], as vlkv/types.h says:
+// vlkv.native::AttendBFloat16, AttendFloat16 and AttendInt8, S tokens per prompt, over caches of these types,
+// for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
 //   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32
 //   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
 //
@@ -94,9 +94,10 @@ void compute(const Kernel& kernel, Context* context) {
 template <DType kCache>
 struct Of {
   static constexpr bool kMany = kCache != DType::kFloat32;
-  static constexpr ElementType kElement = kCache == DType::kBFloat16 ? ElementType::kBFloat16
-                                          : kCache == DType::kInt8   ? ElementType::kInt8
-                                                                     : ElementType::kFloat;
+  static constexpr ElementType kElement = kCache == DType::kBFloat16  ? ElementType::kBFloat16
+                                          : kCache == DType::kFloat16 ? ElementType::kFloat16
+                                          : kCache == DType::kInt8    ? ElementType::kInt8
+                                                                      : ElementType::kFloat;
 
   static ElementType input_type(const CustomOp*, size_t index) {
     if (index >= kLast) return ElementType::kInt32;
@@ -137,6 +138,10 @@ CustomOp attend_op() {
 
 CustomOp attend_bfloat16_op() {
   return Of<DType::kBFloat16>::make([](const CustomOp*) { return "AttendBFloat16"; });
+}
+
+CustomOp attend_float16_op() {
+  return Of<DType::kFloat16>::make([](const CustomOp*) { return "AttendFloat16"; });
 }
 
 CustomOp attend_int8_op() {

@@ -1,4 +1,4 @@
-"""Makes the KV caches bfloat16 or int8, with the native attention operators that read and write them.
+"""Makes the KV caches float16, bfloat16 or int8, with the native attention operators that read and write them.
 
 New keys and values are rounded when they are stored, and every call, of one token or of a prompt's chunk, attends over
 what is stored; all other arithmetic stays as it is.
@@ -14,8 +14,8 @@ from vlkv.storage.manifest import cache_row
 from vlkv_export.passes.edit import MICROSOFT, NATIVE, like, new_node, operand, replace, sizes
 from vlkv_export.passes.native_attention import row_of_layer
 
-OPERATORS = {"bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
-TYPES = {"bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
+OPERATORS = {"float16": "AttendFloat16", "bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
+TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
 CACHES = ("key_cache.", "value_cache.", "new_key_cache.", "new_value_cache.")
 INT32 = ir.DataType.INT32
 
@@ -41,7 +41,9 @@ def apply(model: ir.Model, *, dtype: str) -> int:
         results = [like(value) for value in node.outputs]
         last, layer = row_of_layer(operand(node, 5))
         if layer is None:
-            raise EngineError(f"{node.name}: its lengths are not those of a layer; leave --kv-dtype {dtype} out")
+            raise EngineError(
+                f"{node.name}: its lengths are not those of a layer; leave --kv-dtype {dtype} out"
+            )
         attend = new_node(
             OPERATORS[dtype],
             [*node.inputs[:5], last, first],
