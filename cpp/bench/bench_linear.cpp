@@ -75,8 +75,10 @@ struct Model {
     std::fill_n(input.get(), rows * depth, 0.5F);
     result = vlkv::cpu::allocate<float>(rows * columns);
     for (int64_t i = 0; i < count; ++i) {
-      products.push_back({columns, weights.get() + i * own, blocks ? scales.get() + i * groups : nullptr,
-                          nullptr, nullptr, result.get()});
+      products.push_back({.columns = columns,
+                          .weight = weights.get() + i * own,
+                          .scales = blocks ? scales.get() + i * groups : nullptr,
+                          .result = result.get()});
     }
     p.input = input.get(), p.count = 1;
   }

@@ -16,9 +16,8 @@ void validate(const AttendParams& p) {
   check.range("rows", p.rows, 0, kLargestDim);
   check.range("slots", p.slots, p.batch > 0 && p.rows > 0 ? 1 : 0, kLargestDim);
   check.range("head_dim", p.head_dim, 1, 4096);
-  check.require(p.cache == DType::kFloat32 || p.cache == DType::kBFloat16 || p.cache == DType::kInt8,
-                "the cache has dtype ", static_cast<int32_t>(p.cache),
-                ", not float32 (0), bfloat16 (2) or int8 (3)");
+  check.require(p.cache >= DType::kFloat32 && p.cache <= DType::kInt8, "the cache has dtype ",
+                static_cast<int32_t>(p.cache), ", not float32 (0), float16 (1), bfloat16 (2) or int8 (3)");
   const bool reads = p.batch > 0 && p.rows > 0;
   check.require(p.query != nullptr || !reads, "query is null");
   check.require(p.key != nullptr || !reads, "key is null");

@@ -1,5 +1,7 @@
 #include "vlkv/linear.h"
 
+#include <cmath>
+
 #include "core/check.h"
 
 namespace vlkv {
@@ -53,6 +55,9 @@ void validate(const LinearParams& p) {
     check.require(p.block == 0, "weights that are floats have no block, not one of ", p.block);
   }
   check.require(p.input != nullptr || p.rows == 0, "input is null");
+  check.require(p.norm == nullptr || p.gated == nullptr, "norm and gated do not go together");
+  check.require(p.epsilon >= 0.0F && std::isfinite(p.epsilon), "epsilon is ", p.epsilon,
+                ", not a finite number of at least 0");
   check.range("products", p.count, 0, 1024);
   check.require(p.products != nullptr || p.count == 0, "products is null");
   for (int64_t i = 0; i < p.count; ++i) validate(check, p, p.products[i]);

@@ -25,6 +25,17 @@ struct BFloat16Rows {
   }
 };
 
+struct Float16Rows {
+  using Element = uint16_t;
+  static constexpr bool kScaled = false;
+  VLKV_INLINE F vector(const uint16_t* from) { return from_float16(load<H>(from)); }
+  VLKV_INLINE float one(const uint16_t* from) {
+    H half{};
+    half[0] = *from;
+    return from_float16(half)[0];
+  }
+};
+
 struct Int8Rows {
   using Element = int8_t;
   static constexpr bool kScaled = true;
@@ -251,6 +262,8 @@ static void attend(const AttendPart& part) {
     attend_wide(part);
   } else if (part.type == DType::kBFloat16) {
     attend_rows<BFloat16Rows>(part);
+  } else if (part.type == DType::kFloat16) {
+    attend_rows<Float16Rows>(part);
   } else {
     attend_rows<Int8Rows>(part);
   }

@@ -60,6 +60,7 @@ constexpr float kLargest = 3.4028234e38F;
 #endif
 #if VLKV_PARTS & 4
 #include "cpu/linear_weights.inl"
+#include "cpu/linear_rows.inl"
 #include "cpu/linear_few.inl"
 #include "cpu/linear_many.inl"
 #endif
@@ -85,6 +86,8 @@ const Kernels VLKV_TABLE = {
         VLKV_SIZE_OF_LINEAR(kTileRows),
         VLKV_SIZE_OF_LINEAR(kTileColumns),
         VLKV_OF_LINEAR(arrange),
+        VLKV_OF_LINEAR(normalize),
+        VLKV_OF_LINEAR(gate),
         VLKV_OF_LINEAR(multiply_few),
         VLKV_OF_LINEAR(widen),
         VLKV_OF_LINEAR(widen_half),

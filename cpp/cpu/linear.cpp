@@ -17,6 +17,24 @@ Weights weights_of(const LinearParams& p, const LinearProduct& product) {
           product.weight, product.scales, product.zeros, product.minimums};
 }
 
+bool as_they_are(const LinearParams& p) {
+  return p.norm == nullptr && p.gated == nullptr && !evens_first(p.format) &&
+         whole_groups(p.depth) == p.depth;
+}
+
+void prepare_row(const LinearParams& p, int64_t r, float* space, float* to) {
+  const LinearKernels& linear = kernels().linear;
+  const float* row = p.input + r * p.depth;
+  if (p.norm != nullptr) {
+    linear.normalize(row, p.norm, p.epsilon, p.depth, space);
+    row = space;
+  } else if (p.gated != nullptr) {
+    linear.gate(row, p.gated + r * p.depth, p.depth, space);
+    row = space;
+  }
+  linear.arrange(row, p.depth, p.format, to);
+}
+
 }  // namespace cpu
 
 namespace {
@@ -46,7 +64,8 @@ struct FewCall {
     few.column = (part - splits[i].first) * splits[i].columns;
     few.columns = static_cast<int>(std::min(splits[i].columns, product.columns - few.column));
     few.rows = static_cast<int>(p.rows), few.input = input, few.stride = stride;
-    few.bias = product.bias, few.result = product.result, few.result_stride = product.columns;
+    few.bias = product.bias, few.residual = product.residual, few.result = product.result,
+    few.result_stride = product.columns;
     cpu::kernels().linear.multiply_few(few);
   }
 };
@@ -86,19 +105,12 @@ void run_cpu(const LinearParams& p, const Loop& loop) {
   if (p.rows == 0 || p.count == 0) return;
   const cpu::Runner runner{loop, p.threads};
   const int64_t stride = input_stride(p);
-  const bool as_it_is = stride == p.depth && p.format != WeightFormat::kInt4;
-  const auto arranged = cpu::allocate<float>(as_it_is ? 0 : p.rows * stride);
-  if (!as_it_is) {
-    for (int64_t r = 0; r < p.rows; ++r) {
-      cpu::kernels().linear.arrange(p.input + r * p.depth, p.depth, p.format, arranged.get() + r * stride);
-    }
-  }
-  const float* input = as_it_is ? p.input : arranged.get();
-  if (p.rows <= LinearParams::kFewRows) {
-    run_few(p, input, stride, runner);
-  } else {
-    cpu::run_many(p, input, stride, runner);
-  }
+  if (p.rows > LinearParams::kFewRows) return cpu::run_many(p, runner);
+  if (stride == p.depth && cpu::as_they_are(p)) return run_few(p, p.input, stride, runner);
+  const auto rows = cpu::allocate<float>(p.rows * stride + p.depth);
+  float* space = rows.get() + p.rows * stride;
+  for (int64_t r = 0; r < p.rows; ++r) cpu::prepare_row(p, r, space, rows.get() + r * stride);
+  run_few(p, rows.get(), stride, runner);
 }
 
 }  // namespace vlkv

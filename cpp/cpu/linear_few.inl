@@ -40,13 +40,17 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
   const Weights& weights = part.weights;
   const float* input = part.input + row * part.stride;
   auto columns = columns_from<Column>(weights, column, std::make_index_sequence<NC>());
+  Scales scales[NC];
   F acc[NC * NR] = {};
   const int64_t end =
       Column::kBlocks ? whole_groups(weights.depth) : weights.depth / kDepthGroup * kDepthGroup;
   const int64_t span = Column::kBlocks ? weights.block : end;
   for (int64_t block = 0, k = 0; k < end; ++block) {
+    if (block % kScalesAtOnce == 0) {
+      for (int c = 0; c < NC; ++c) columns.each[c].fill(block, scales[c]);
+    }
 #pragma GCC unroll 8
-    for (int c = 0; c < NC; ++c) columns.each[c].enter(block);
+    for (int c = 0; c < NC; ++c) columns.each[c].enter(block, scales[c]);
     for (const int64_t stop = k + span < end ? k + span : end; k < stop; k += kDepthGroup) {
       F w[NC][kGroupVectors];
 #pragma GCC unroll 8
@@ -63,8 +67,10 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
   sum_each<NC * NR>(acc, sums);
   for (int c = 0; c < NC; ++c) {
     for (int r = 0; r < NR; ++r) {
+      const int64_t at = (row + r) * part.result_stride + column + c;
       const float bias = part.bias == nullptr ? 0.0F : part.bias[column + c];
-      part.result[(row + r) * part.result_stride + column + c] = sums[c * NR + r] + bias;
+      const float residual = part.residual == nullptr ? 0.0F : part.residual[at];
+      part.result[at] = sums[c * NR + r] + bias + residual;
     }
   }
 }
@@ -95,18 +101,5 @@ static void few_rows(const FewRows& part) {
 }
 
 static void multiply_few(const FewRows& part) {
-  with_column(part.weights.format, [&]<class Column>() { few_rows<Column>(part); });
-}
-
-static void arrange(const float* from, int64_t depth, WeightFormat format, float* to) {
-  const int64_t end = whole_groups(depth);
-  if (format != WeightFormat::kInt4) {
-    __builtin_memcpy(to, from, static_cast<size_t>(depth) * sizeof(float));
-    for (int64_t k = depth; k < end; ++k) to[k] = 0;
-    return;
-  }
-  for (int64_t k = 0; k < end; ++k) {
-    const int64_t at = k / kDepthGroup * kDepthGroup + k % 2 * (kDepthGroup / 2) + k % kDepthGroup / 2;
-    to[at] = k < depth ? from[k] : 0;
-  }
+  with_column(part.weights, [&]<class Column>() { few_rows<Column>(part); });
 }

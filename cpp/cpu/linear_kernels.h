@@ -18,6 +18,12 @@ constexpr int64_t whole_groups(int64_t depth) {
   return (depth + kDepthGroup - 1) / kDepthGroup * kDepthGroup;
 }
 
+// Whether a group's even numbers lie before its odd ones, because these formats are read two in a byte or
+// word.
+constexpr bool evens_first(WeightFormat format) {
+  return format == WeightFormat::kInt4 || format == WeightFormat::kBFloat16;
+}
+
 // A product's weights.
 struct Weights {
   WeightFormat format = WeightFormat::kFloat32;
@@ -37,7 +43,8 @@ struct FewRows {
   const float* input = nullptr;  // [rows][stride], arranged
   int64_t stride = 0;
   const float* bias = nullptr;
-  float* result = nullptr;  // [rows][result_stride], whole rows
+  const float* residual = nullptr;  // [rows][result_stride], as the result
+  float* result = nullptr;          // [rows][result_stride], whole rows
   int64_t result_stride = 0;
 };
 
@@ -55,9 +62,12 @@ struct ManyRows {
 struct LinearKernels {
   int tile_rows, tile_columns;
 
-  // Arranges the input as the kernels read it: for kInt4 the even ones of each 32 before the odd; zeros past
-  // `depth`.
+  // Arranges the input as the kernels read it, see evens_first; zeros past `depth`.
   void (*arrange)(const float* from, int64_t depth, WeightFormat format, float* to);
+
+  // LinearParams' norm and gated, of one row. `to` may be `from`.
+  void (*normalize)(const float* from, const float* norm, float epsilon, int64_t depth, float* to);
+  void (*gate)(const float* from, const float* gated, int64_t depth, float* to);
 
   void (*multiply_few)(const FewRows& part);
 
@@ -79,9 +89,10 @@ struct LinearKernels {
   void (*multiply_many)(const ManyRows& tile);
   void (*multiply_half)(const ManyRows& tile);  // null if the processor has no such products
 
-  // Transposes sums [columns][sums_stride] + bias to result [rows][result_stride].
+  // Transposes sums [columns][sums_stride] + bias + residual to result [rows][result_stride]; the residual
+  // has the result's stride.
   void (*finish)(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
-                 float* result, int64_t result_stride);
+                 const float* residual, float* result, int64_t result_stride);
 };
 
 }  // namespace vlkv::cpu

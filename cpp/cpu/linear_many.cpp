@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kChunkColumns = 96, kChunkRows = 256;
 
 struct Scratch {
-  Array<float> sums, scales;
+  Array<float> sums, scales, rows;
+  int64_t row_floats = 0;
   Array<char> panel;
 };
 
@@ -32,23 +33,35 @@ struct ManyCall {
   const LinearParams& p;
   const LinearKernels& kernels;
   bool half;
-  int64_t depth;   // in whole groups
-  int64_t stride;  // of the input
+  int64_t depth;  // in whole groups
   int64_t row_chunks;
   const int64_t* first;  // of each product's chunks of columns
   Array<char> packed;    // [row tiles][depth][tile_rows]
 
   int64_t tile_bytes() const { return depth * kernels.tile_rows * (half ? 2 : 4); }
 
-  void pack(const float* input, int64_t tile) const {
+  void pack(int64_t tile) const {
     const int64_t row = tile * kernels.tile_rows;
     const int rows = static_cast<int>(std::min<int64_t>(kernels.tile_rows, p.rows - row));
+    const float* from = as_they_are(p) ? p.input + row * depth : prepare(row, rows);
     char* to = packed.get() + tile * tile_bytes();
     if (half) {
-      kernels.pack_half(input + row * stride, stride, rows, depth, reinterpret_cast<uint16_t*>(to));
+      kernels.pack_half(from, depth, rows, depth, reinterpret_cast<uint16_t*>(to));
     } else {
-      kernels.pack(input + row * stride, stride, rows, depth, reinterpret_cast<float*>(to));
+      kernels.pack(from, depth, rows, depth, reinterpret_cast<float*>(to));
     }
+  }
+
+  const float* prepare(int64_t row, int rows) const {
+    Scratch& own = scratch();
+    const int64_t floats = (kernels.tile_rows + 1) * depth;
+    if (own.row_floats < floats) {
+      own.rows = allocate<float>(floats);
+      own.row_floats = floats;
+    }
+    float* to = own.rows.get() + depth;
+    for (int r = 0; r < rows; ++r) prepare_row(p, row + r, own.rows.get(), to + r * depth);
+    return to;
   }
 
   // Weights that share a scale within a panel.
@@ -83,6 +96,7 @@ struct ManyCall {
     const int64_t columns = std::min(kChunkColumns, product.columns - column);
     const int64_t rows = std::min(kChunkRows, p.rows - first_row);
     const int64_t tiles = (rows + kernels.tile_rows - 1) / kernels.tile_rows;
+    const int64_t at = first_row * product.columns + column;
     Scratch& own = scratch();
     const int64_t sums_stride = tiles * kernels.tile_rows;
     std::fill_n(own.sums.get(), kChunkColumns * sums_stride, 0.0F);
@@ -106,13 +120,14 @@ struct ManyCall {
     }
     kernels.finish(own.sums.get(), sums_stride, static_cast<int>(rows), static_cast<int>(columns),
                    product.bias == nullptr ? nullptr : product.bias + column,
-                   product.result + first_row * product.columns + column, product.columns);
+                   product.residual == nullptr ? nullptr : product.residual + at, product.result + at,
+                   product.columns);
   }
 };
 
 }  // namespace
 
-void run_many(const LinearParams& p, const float* input, int64_t stride, const Runner& runner) {
+void run_many(const LinearParams& p, const Runner& runner) {
   const LinearKernels& kernels = cpu::kernels().linear;
   const bool half = p.many == Precision::kBFloat16 && kernels.multiply_half != nullptr;
   const auto first = allocate<int64_t>(p.count);
@@ -123,9 +138,9 @@ void run_many(const LinearParams& p, const float* input, int64_t stride, const R
   }
   const int64_t tiles = (p.rows + kernels.tile_rows - 1) / kernels.tile_rows;
   const int64_t row_chunks = (p.rows + kChunkRows - 1) / kChunkRows;
-  ManyCall call{p, kernels, half, whole_groups(p.depth), stride, row_chunks, first.get(), nullptr};
+  ManyCall call{p, kernels, half, whole_groups(p.depth), row_chunks, first.get(), nullptr};
   call.packed = allocate<char>(tiles * call.tile_bytes());
-  runner.run(tiles, true, [&](int64_t tile) { call.pack(input, tile); });
+  runner.run(tiles, true, [&](int64_t tile) { call.pack(tile); });
   runner.run(chunks * row_chunks, true, [&](int64_t item) { call.run(item); });
 }
 

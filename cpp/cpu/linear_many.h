@@ -31,7 +31,12 @@ struct Runner {
 
 Weights weights_of(const LinearParams& params, const LinearProduct& product);
 
-// input [rows][stride], arranged.
-void run_many(const LinearParams& params, const float* input, int64_t stride, const Runner& runner);
+// Whether rows are multiplied as they lie in the input.
+bool as_they_are(const LinearParams& params);
+
+// Row r of those that are multiplied, arranged. `space` has room for `depth` floats.
+void prepare_row(const LinearParams& params, int64_t r, float* space, float* to);
+
+void run_many(const LinearParams& params, const Runner& runner);
 
 }  // namespace vlkv::cpu

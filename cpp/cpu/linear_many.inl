@@ -37,14 +37,18 @@ static void multiply_many(const ManyRows& tile) {
 template <class Column, bool kScaled, class Give>
 VLKV_INLINE void each_group(const Weights& weights, int64_t index, int64_t first, int count, Give&& give) {
   Column column(weights, index);
+  Scales scales;
   for (int k = 0; k < count; k += kDepthGroup) {
     const int64_t at = first + k;
     if constexpr (Column::kBlocks) {
+      const int64_t block = at / weights.block;
+      if (k == 0) column.fill(block / kScalesAtOnce * kScalesAtOnce, scales);
       if (k == 0 || at % weights.block == 0) {
+        if (k != 0 && block % kScalesAtOnce == 0) column.fill(block, scales);
         if constexpr (kScaled) {
-          column.enter(at / weights.block);
+          column.enter(block, scales);
         } else {
-          column.enter_codes(at / weights.block);
+          column.enter_codes(block, scales);
         }
       }
     }
@@ -59,7 +63,7 @@ VLKV_INLINE void each_group(const Weights& weights, int64_t index, int64_t first
 }
 
 static void widen(const Weights& weights, int64_t column, int64_t first, int count, float* to) {
-  with_column(weights.format, [&]<class Column>() {
+  with_column(weights, [&]<class Column>() {
     each_group<Column, true>(weights, column, first, count, [&](int k, const F(&w)[kGroupVectors]) {
 #pragma GCC unroll 4
       for (int v = 0; v < kGroupVectors; ++v) store(to + k + v * kLanes, w[v]);
@@ -83,7 +87,7 @@ VLKV_INLINE void widen_column(const Weights& weights, int64_t column, int64_t fi
 
 static void widen_half(const Weights& weights, int64_t column, int64_t first, int count, uint16_t* to,
                        float* scales, int step) {
-  with_column(weights.format, [&]<class Column>() {
+  with_column(weights, [&]<class Column>() {
     if (!Column::kBlocks || weights.minimums != nullptr) {
       widen_column<Column, true>(weights, column, first, count, to, scales, step);
     } else if constexpr (Column::kBlocks) {
@@ -151,20 +155,26 @@ static void pack_half(const float* from, int64_t stride, int rows, int64_t count
 }
 
 static void finish(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
-                   float* result, int64_t result_stride) {
+                   const float* residual, float* result, int64_t result_stride) {
   for (int c = 0; c < columns; c += kLanes) {
-    const int some = columns - c < kLanes ? columns - c : kLanes;
+    const int count = columns - c < kLanes ? columns - c : kLanes;
     F added{};
-    if (bias != nullptr) __builtin_memcpy(&added, bias + c, static_cast<size_t>(some) * sizeof(float));
+    if (bias != nullptr) __builtin_memcpy(&added, bias + c, static_cast<size_t>(count) * sizeof(float));
     for (int r = 0; r < rows; r += kLanes) {
       F square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) square[i] = load<F>(sums + (c + i) * sums_stride + r);
       turn(square);
       for (int i = 0; i < kLanes && r + i < rows; ++i) {
-        const F row = square[i] + added;
+        F row = square[i] + added;
+        if (residual != nullptr) {
+          F more{};
+          __builtin_memcpy(&more, residual + (r + i) * result_stride + c,
+                           static_cast<size_t>(count) * sizeof(float));
+          row += more;
+        }
         __builtin_memcpy(result + (r + i) * result_stride + c, &row,
-                         static_cast<size_t>(some) * sizeof(float));
+                         static_cast<size_t>(count) * sizeof(float));
       }
     }
   }

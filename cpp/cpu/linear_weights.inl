@@ -26,15 +26,55 @@ VLKV_INLINE I wide_codes(const uint8_t* from) {
 #endif
 }
 
-VLKV_INLINE float half_at(const uint16_t* from) {
-  H half{};
-  half[0] = *from;
-  return from_float16(half)[0];
+// Blocks whose scales are widened at a time.
+constexpr int kScalesAtOnce = 16;
+
+// The first `count` numbers; a variable memcpy and a load behind it take longer than the rest of a block.
+VLKV_INLINE void wide_numbers(const uint16_t* from, int64_t count, float (&to)[kScalesAtOnce]) {
+#if defined(__AVX512F__) && VLKV_LANES == 16
+  const auto first = static_cast<__mmask16>(count < kScalesAtOnce ? (1 << count) - 1 : 0xffff);
+  store(to, _mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_maskz_loadu_epi16(first, from)));
+#else
+  if (count >= kScalesAtOnce) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kScalesAtOnce; i += kLanes) store(to + i, from_float16(load<H>(from + i)));
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    H half{};
+    half[0] = from[i];
+    to[i] = from_float16(half)[0];
+  }
+#endif
 }
 
+VLKV_INLINE void wide_numbers(const float* from, int64_t count, float (&to)[kScalesAtOnce]) {
+#if defined(__AVX512F__) && VLKV_LANES == 16
+  const auto first = static_cast<__mmask16>(count < kScalesAtOnce ? (1 << count) - 1 : 0xffff);
+  store(to, _mm512_maskz_loadu_ps(first, from));
+#else
+  for (int i = 0; i < kScalesAtOnce && i < count; ++i) to[i] = from[i];
+#endif
+}
+
+VLKV_INLINE void wide_scales(const Weights& weights, int64_t first, int64_t count,
+                             float (&to)[kScalesAtOnce]) {
+  if (weights.scale_type == DType::kFloat16) {
+    wide_numbers(static_cast<const uint16_t*>(weights.scales) + first, count, to);
+  } else {
+    wide_numbers(static_cast<const float*>(weights.scales) + first, count, to);
+  }
+}
+
+// The scales of up to kScalesAtOnce blocks of a column, and their zeros or minimums.
+struct Scales {
+  float scales[kScalesAtOnce], origins[kScalesAtOnce];
+};
+
 VLKV_INLINE float scale_at(const Weights& weights, int64_t index) {
-  if (weights.scale_type == DType::kFloat32) return static_cast<const float*>(weights.scales)[index];
-  return half_at(static_cast<const uint16_t*>(weights.scales) + index);
+  float found[kScalesAtOnce];
+  wide_scales(weights, index, 1, found);
+  return found[0];
 }
 
 // Columns of float weights.
@@ -47,29 +87,41 @@ struct FloatColumn {
 
   FloatColumn(const Weights& weights, int64_t column)
       : at(static_cast<const Element*>(weights.weight) + column * weights.depth) {}
-  void enter(int64_t) {}
+  void fill(int64_t, Scales&) const {}
+  void enter(int64_t, const Scales&) {}
 
   static VLKV_MEMBER F wide(const Element* from) {
     if constexpr (kFormat == WeightFormat::kFloat32) {
       return load<F>(from);
-    } else if constexpr (kFormat == WeightFormat::kFloat16) {
-      return from_float16(load<H>(from));
     } else {
-      return from_bfloat16(load<H>(from));
+      return from_float16(load<H>(from));
     }
   }
 
   VLKV_MEMBER void group(int64_t k, F (&w)[kGroupVectors]) const {
     for (int i = 0; i < kDepthGroup; i += 64 / static_cast<int>(sizeof(Element))) ask(at + k + i);
+    take(at + k, w);
+  }
+
+  // A vector of words has an even and an odd number in each, which one operation each widens.
+  static VLKV_MEMBER void take(const Element* from, F (&w)[kGroupVectors]) {
+    if constexpr (kFormat == WeightFormat::kBFloat16) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kGroupVectors; ++v) w[v] = wide(at + k + v * kLanes);
+      for (int v = 0; v < kGroupVectors / 2; ++v) {
+        const U pair = load<U>(from + 2 * v * kLanes);
+        w[v] = (F)(pair << 16), w[kGroupVectors / 2 + v] = (F)(pair & 0xffff0000U);
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < kGroupVectors; ++v) w[v] = wide(from + v * kLanes);
+    }
   }
 
   // The last `count` weights of a column.
   VLKV_MEMBER void rest(int64_t k, int count, F (&w)[kGroupVectors]) const {
     Element part[kDepthGroup] = {};
     __builtin_memcpy(part, at + k, static_cast<size_t>(count) * sizeof(Element));
-    for (int v = 0; v < kGroupVectors; ++v) w[v] = wide(part + v * kLanes);
+    take(part, w);
   }
 };
 
@@ -88,8 +140,11 @@ struct Int8Column {
         first_block(column * all.blocks) {}
 
   VLKV_MEMBER void set(float x) { scale = splat(x), offset = scale * -128.0F; }
-  VLKV_MEMBER void enter(int64_t block) { set(scale_at(weights, first_block + block)); }
-  VLKV_MEMBER void enter_codes(int64_t) { set(1.0F); }
+  VLKV_MEMBER void fill(int64_t block, Scales& to) const {
+    wide_scales(weights, first_block + block, weights.blocks - block, to.scales);
+  }
+  VLKV_MEMBER void enter(int64_t block, const Scales& from) { set(from.scales[block % kScalesAtOnce]); }
+  VLKV_MEMBER void enter_codes(int64_t, const Scales&) { set(1.0F); }
 
   VLKV_MEMBER void group(int64_t k, F (&w)[kGroupVectors]) const {
     if (k % 64 == 0) ask(codes + k);
@@ -113,7 +168,11 @@ struct Int8Column {
 #define VLKV_LOOKS_UP 0
 #endif
 
+// What stands for zero in 4-bit codes: 8, a code for each block, or nothing, with a minimum for each block.
+enum class Origin { kEight, kZeros, kMinimums };
+
 // Columns of 4-bit codes: a vector of bytes gives one vector of even codes and one of odd codes.
+template <Origin kOrigin>
 struct Int4Column {
   static constexpr bool kBlocks = true;
 
@@ -121,7 +180,7 @@ struct Int4Column {
   const uint8_t* codes;
   int64_t first_block;
 #if VLKV_LOOKS_UP
-  F table;  // a block's weight for each code
+  F table{};  // a block's weight for each code
 #else
   F scale, zero, minimum;
 #endif
@@ -131,20 +190,32 @@ struct Int4Column {
         codes(static_cast<const uint8_t*>(all.weight) + column * all.blocks * all.block / 2),
         first_block(column * all.blocks) {}
 
-  VLKV_MEMBER void set(float x, int64_t block) {
-    const bool least = weights.minimums != nullptr;
-    const float lowest = least ? half_at(weights.minimums + first_block + block) : 0.0F;
-    const float coded = weights.zeros != nullptr ? weights.zeros[first_block + block] : 8.0F;
-    const float zero_code = least ? 0.0F : coded;
+  VLKV_MEMBER void fill(int64_t block, Scales& to) const {
+    const int64_t first = first_block + block, left = weights.blocks - block;
+    wide_scales(weights, first, left, to.scales);
+    if constexpr (kOrigin == Origin::kMinimums) {
+      wide_numbers(weights.minimums + first, left, to.origins);
+    } else if constexpr (kOrigin == Origin::kZeros) {
+      for (int i = 0; i < kScalesAtOnce && i < left; ++i) to.origins[i] = weights.zeros[first + i];
+    }
+  }
+
+  VLKV_MEMBER void set(float x, int64_t block, const Scales& from) {
+    const float origin = kOrigin == Origin::kEight ? 8.0F : from.origins[block % kScalesAtOnce];
+    const float zero_code = kOrigin == Origin::kMinimums ? 0.0F : origin;
+    const float lowest = kOrigin == Origin::kMinimums ? origin : 0.0F;
 #if VLKV_LOOKS_UP
     const F code = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    table = (code - zero_code) * x + lowest;
+    table = (code - zero_code) * x;
+    if (kOrigin == Origin::kMinimums) table = code * x + lowest;
 #else
     scale = splat(x), zero = splat(zero_code), minimum = splat(lowest);
 #endif
   }
-  VLKV_MEMBER void enter(int64_t block) { set(scale_at(weights, first_block + block), block); }
-  VLKV_MEMBER void enter_codes(int64_t block) { set(1.0F, block); }
+  VLKV_MEMBER void enter(int64_t block, const Scales& from) {
+    set(from.scales[block % kScalesAtOnce], block, from);
+  }
+  VLKV_MEMBER void enter_codes(int64_t block, const Scales& from) { set(1.0F, block, from); }
 
   VLKV_MEMBER F weight_of(I code) const {
 #if VLKV_LOOKS_UP
@@ -167,8 +238,8 @@ struct Int4Column {
 
 // Calls run<Column>() with the format's column.
 template <class Run>
-VLKV_INLINE void with_column(WeightFormat format, Run&& run) {
-  switch (format) {
+VLKV_INLINE void with_column(const Weights& weights, Run&& run) {
+  switch (weights.format) {
     case WeightFormat::kFloat32:
       return run.template operator()<FloatColumn<WeightFormat::kFloat32>>();
     case WeightFormat::kFloat16:
@@ -178,7 +249,9 @@ VLKV_INLINE void with_column(WeightFormat format, Run&& run) {
     case WeightFormat::kInt8:
       return run.template operator()<Int8Column>();
     case WeightFormat::kInt4:
-      return run.template operator()<Int4Column>();
+      if (weights.minimums != nullptr) return run.template operator()<Int4Column<Origin::kMinimums>>();
+      if (weights.zeros != nullptr) return run.template operator()<Int4Column<Origin::kZeros>>();
+      return run.template operator()<Int4Column<Origin::kEight>>();
   }
 }
 

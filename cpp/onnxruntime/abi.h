@@ -45,6 +45,7 @@ enum class Function : size_t {
   kKernelContextGetInputCount = 88,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
+  kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
   kKernelContextGetGpuComputeStream = 193,
   kShapeInferContextGetInputTypeShape = 268,

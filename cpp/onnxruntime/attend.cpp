@@ -2,12 +2,14 @@
 //
 // vlkv.native::Attend, one token per prompt:
 //   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32
-//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attribute scale
+//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
 //
-// vlkv.native::AttendBFloat16 and AttendInt8, S tokens per prompt, over caches of these types, for int8
-// [B, Hkv, C, D + 4], as vlkv/types.h says:
+// vlkv.native::AttendBFloat16, AttendFloat16 and AttendInt8, S tokens per prompt, over caches of these types,
+// for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
 //   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32
-//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attribute scale
+//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
+//
+// With a layer, last and first are [L, B], of which the layer's row is read; without one they are [B].
 //
 // Caches whose outputs are bound to the same memory are updated in place; others are copied first.
 #include "vlkv/attend.h"
@@ -27,7 +29,23 @@ struct Kernel {
   const Api* api;
   DType cache;
   float scale;
+  int64_t layer;  // -1: none
 };
+
+// The lengths `name` of the call's prompts.
+const int32_t* lengths(const Kernel& kernel, const Tensors& tensors, size_t index, int64_t batch,
+                       const char* name) {
+  const Value* value = tensors.input(index);
+  const Shape shape = tensors.shape(value);
+  const Check expect("attend");
+  if (kernel.layer < 0) {
+    expect.require(shape == Shape{batch}, name, " is not [B]");
+    return tensors.data<int32_t>(value);
+  }
+  expect.require(shape.size() == 2 && shape[1] == batch && shape[0] > kernel.layer, name,
+                 " is not [L, B] with a row for layer ", kernel.layer);
+  return tensors.data<int32_t>(value) + kernel.layer * batch;
+}
 
 // The cache's memory: that of the output, into which the input is copied if it has memory of its own.
 void* in_place(const Tensors& tensors, const Value* input, size_t output, const Shape& shape, int64_t item) {
@@ -56,17 +74,13 @@ void compute(const Kernel& kernel, Context* context) {
   expect.require(tensors.shape(tensors.input(1)) == added, "key is not [B, S, Hkv * D] of key_cache");
   expect.require(tensors.shape(tensors.input(2)) == added, "value is not [B, S, Hkv * D] of key_cache");
   expect.require(tensors.shape(caches[1]) == cache, "value_cache has not key_cache's shape");
-  expect.require(tensors.shape(tensors.input(kLast)) == Shape{cache[0]}, "last is not [B]");
   AttendParams p;
-  if (many) {
-    expect.require(tensors.shape(tensors.input(kFirst)) == Shape{cache[0]}, "first is not [B]");
-    p.first = tensors.data<int32_t>(tensors.input(kFirst));
-  }
+  if (many) p.first = lengths(kernel, tensors, kFirst, cache[0], "first");
+  p.last = lengths(kernel, tensors, kLast, cache[0], "last");
   p.batch = cache[0], p.rows = query[1], p.kv_heads = cache[1], p.slots = cache[2], p.head_dim = dim;
   p.query_heads = query[2] / dim, p.cache = kernel.cache;
   p.query = tensors.data<float>(query_in);
   p.key = tensors.data<float>(tensors.input(1)), p.value = tensors.data<float>(tensors.input(2));
-  p.last = tensors.data<int32_t>(tensors.input(kLast));
   p.result = tensors.data<float>(tensors.output(0, query));
   p.key_cache = in_place(tensors, caches[0], 1, cache, size_of(kernel.cache));
   p.value_cache = in_place(tensors, caches[1], 2, cache, size_of(kernel.cache));
@@ -80,9 +94,10 @@ void compute(const Kernel& kernel, Context* context) {
 template <DType kCache>
 struct Of {
   static constexpr bool kMany = kCache != DType::kFloat32;
-  static constexpr ElementType kElement = kCache == DType::kBFloat16 ? ElementType::kBFloat16
-                                          : kCache == DType::kInt8   ? ElementType::kInt8
-                                                                     : ElementType::kFloat;
+  static constexpr ElementType kElement = kCache == DType::kBFloat16  ? ElementType::kBFloat16
+                                          : kCache == DType::kFloat16 ? ElementType::kFloat16
+                                          : kCache == DType::kInt8    ? ElementType::kInt8
+                                                                      : ElementType::kFloat;
 
   static ElementType input_type(const CustomOp*, size_t index) {
     if (index >= kLast) return ElementType::kInt32;
@@ -93,8 +108,9 @@ struct Of {
   }
   static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
     return guarded(api, [&] {
-      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F});
-      check(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
+      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F, -1});
+      attribute(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
+      attribute(api, Function::kKernelInfoGetAttributeInt, info, "layer", &made->layer);
       *kernel = made.release();
     });
   }
@@ -122,6 +138,10 @@ CustomOp attend_op() {
 
 CustomOp attend_bfloat16_op() {
   return Of<DType::kBFloat16>::make([](const CustomOp*) { return "AttendBFloat16"; });
+}
+
+CustomOp attend_float16_op() {
+  return Of<DType::kFloat16>::make([](const CustomOp*) { return "AttendFloat16"; });
 }
 
 CustomOp attend_int8_op() {

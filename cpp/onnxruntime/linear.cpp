@@ -1,11 +1,11 @@
 // vlkv.native::Linear, an operator of ONNX Runtime's CPU provider over run_cpu(LinearParams).
 //
 //   input [..., K], then for P products: P weights, P scales (bits 8 and 4), P zeros (zeros = 1; float16
-//   ones are minimums), P biases
-//   (bias = 1), as LinearProduct says -> P results [..., N]
+//   ones are minimums), P biases (bias = 1), P residuals [..., N] (residual = 1), as LinearProduct says; then
+//   norm [K] (norm = 1), gated [..., K] (gated = 1), as LinearParams says -> P results [..., N]
 //
-// Attributes: products = P; bits: 0 for weights that are floats, 8 or 4; zeros, bias: 0 or 1; many: 0
-// multiplies many rows in float32, 1 in bfloat16.
+// Attributes: products = P; bits: 0 for weights that are floats, 8 or 4; zeros, bias, residual, norm, gated:
+// 0 or 1; epsilon; many: 0 multiplies many rows in float32, 1 in bfloat16. Those that a node lacks are 0.
 #include "vlkv/linear.h"
 
 #include <memory>
@@ -18,11 +18,11 @@ namespace {
 
 struct Kernel {
   const Api* api;
-  int64_t products = 1, bits = 0, zeros = 0, bias = 0, many = 0;
+  int64_t products = 1, bits = 0, zeros = 0, bias = 0, residual = 0, norm = 0, gated = 0, many = 0;
+  float epsilon = 0.0F;
 
-  size_t inputs() const {
-    return static_cast<size_t>(1 + products * (1 + (bits > 0) + (zeros > 0) + (bias > 0)));
-  }
+  int64_t kinds() const { return 1 + (bits > 0) + (zeros > 0) + (bias > 0) + (residual > 0); }
+  size_t inputs() const { return static_cast<size_t>(1 + products * kinds() + (norm > 0) + (gated > 0)); }
 };
 
 WeightFormat format_of(const Check& expect, int64_t bits, ElementType type) {
@@ -53,6 +53,29 @@ struct Reader {
     return tensors.input(static_cast<size_t>(1 + kind * kernel.products + i));
   }
 
+  // What is read of the whole call, behind the products' inputs.
+  void read_rows(const Shape& input) const {
+    size_t index = static_cast<size_t>(1 + kernel.kinds() * kernel.products);
+    if (kernel.norm > 0) {
+      p.norm = floats(tensors.input(index++), Shape{p.depth}, "norm is not [K] float of K ", p.depth);
+      p.epsilon = kernel.epsilon;
+    }
+    if (kernel.gated > 0)
+      p.gated = floats(tensors.input(index), input, "gated has not the input's shape", "");
+  }
+
+  template <class Last>
+  const float* floats(const Value* value, const Shape& shape, const char* text, Last last) const {
+    expect.require(tensors.shape(value) == shape && tensors.type(value) == ElementType::kFloat, text, last);
+    return tensors.data<float>(value);
+  }
+
+  // `shape` is the result's.
+  const float* residual(int64_t i, const Shape& shape) const {
+    if (kernel.residual == 0) return nullptr;
+    return floats(input(kernel.kinds() - 1, i), shape, "residual has not the shape of result ", i);
+  }
+
   LinearProduct read(int64_t i) const {
     LinearProduct product;
     const Value* weight = input(0, i);
@@ -69,9 +92,7 @@ struct Reader {
     product.columns = shape[0];
     if (kernel.bias > 0) {
       const Value* bias = input(1 + (kernel.bits > 0) + (kernel.zeros > 0), i);
-      expect.require(tensors.shape(bias) == Shape{shape[0]} && tensors.type(bias) == ElementType::kFloat,
-                     "bias ", i, " is not [N] float of N ", shape[0]);
-      product.bias = tensors.data<float>(bias);
+      product.bias = floats(bias, Shape{shape[0]}, "bias is not [N] float of N ", shape[0]);
     }
     return product;
   }
@@ -118,10 +139,12 @@ void compute(const Kernel& kernel, Context* context) {
   p.input = tensors.data<float>(tensors.input(0));
   p.many = kernel.many > 0 ? Precision::kBFloat16 : Precision::kFloat32;
   const Reader reader{kernel, tensors, p};
+  reader.read_rows(shape);
   std::vector<LinearProduct> products;
   for (int64_t i = 0; i < kernel.products; ++i) {
     products.push_back(reader.read(i));
     shape.back() = products.back().columns;
+    products.back().residual = reader.residual(i, shape);
     products.back().result = tensors.data<float>(tensors.output(static_cast<size_t>(i), shape));
   }
   p.products = products.data(), p.count = kernel.products;
@@ -135,9 +158,13 @@ std::unique_ptr<Kernel> kernel_of(const Api* api, const KernelInfo* info) {
                                  {"bits", &made->bits},
                                  {"zeros", &made->zeros},
                                  {"bias", &made->bias},
+                                 {"residual", &made->residual},
+                                 {"norm", &made->norm},
+                                 {"gated", &made->gated},
                                  {"many", &made->many}}) {
-    check(api, Function::kKernelInfoGetAttributeInt, info, name, to);
+    attribute(api, Function::kKernelInfoGetAttributeInt, info, name, to);
   }
+  attribute(api, Function::kKernelInfoGetAttributeFloat, info, "epsilon", &made->epsilon);
   const Check expect("linear");
   expect.range("products", made->products, 1, 1024);
   expect.require(made->bits == 0 || made->bits == 8 || made->bits == 4, "bits is ", made->bits,

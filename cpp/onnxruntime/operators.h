@@ -10,6 +10,7 @@ namespace vlkv::onnxruntime {
 
 CustomOp attend_op();
 CustomOp attend_bfloat16_op();
+CustomOp attend_float16_op();
 CustomOp attend_int8_op();
 CustomOp linear_op();
 

@@ -22,6 +22,17 @@ inline Status* failure(const Api* api, ErrorCode code, const char* text) {
   return call<Status*>(api, Function::kCreateStatus, code, text);
 }
 
+// Reads an attribute; one that the node lacks leaves `to` as it is.
+template <class T>
+void attribute(const Api* api, Function function, const KernelInfo* info, const char* name, T* to) {
+  T found = *to;
+  if (Status* status = call<Status*>(api, function, info, name, &found)) {
+    call<void>(api, Function::kReleaseStatus, status);
+  } else {
+    *to = found;
+  }
+}
+
 using Shape = std::vector<int64_t>;
 
 class Tensors {

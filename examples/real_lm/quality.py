@@ -56,6 +56,7 @@ LIMITS = (
     Arm("int8", agreement=0.99, perplexity=0.003),
     Arm("int8", "bfloat16", agreement=0.99, perplexity=0.003),
     Arm("int4", agreement=0.95, perplexity=0.04),
+    Arm("float32", cache="float16", agreement=0.995, perplexity=0.003),
     Arm("float32", cache="bfloat16", agreement=0.995, perplexity=0.003),
     Arm("float32", cache="int8", agreement=0.99, perplexity=0.003),
     Arm("int8", cache="int8", agreement=0.98, perplexity=0.006),

@@ -114,7 +114,7 @@ def build(
     kv_dtype: Annotated[
         str | None,
         typer.Option(
-            help="The KV cache: float32, bfloat16, or int8 with a scale per token and KV head (onnxruntime).",
+            help="The KV cache: float32, float16, bfloat16, or int8 with a scale per token and KV head (onnxruntime).",
             show_default="float32",
         ),
     ] = None,

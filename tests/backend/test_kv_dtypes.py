@@ -1,4 +1,4 @@
-"""Engines whose KV cache is bfloat16 or int8: sizes, closeness to float32, and equal answers however they are asked."""
+"""Engines whose KV cache is float16, bfloat16 or int8: sizes, closeness to float32, equal answers however asked."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vlkv_export.engine import build_engine
 
 SHAPE = "llama-gqa-tied"
 PROMPT = "what is the total name date city of form w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
-BITS = {"bfloat16": 16, "int8": 8}
-ROUNDING = {"bfloat16": 2.0**-9, "int8": 0.5 / 127}
+BITS = {"float16": 16, "bfloat16": 16, "int8": 8}
+ROUNDING = {"float16": 2.0**-12, "bfloat16": 2.0**-9, "int8": 0.5 / 127}
 """Half a step of a row's largest number, relative to it."""
 
 dtypes = pytest.mark.parametrize("dtype", list(BITS))
@@ -46,7 +46,11 @@ def test_the_bytes_are_those_of_the_dtype(engines, pictures, dtype, name):
     text, asked = engine.manifest.text, prepare(engine.model, question(pictures, name))
     prefill(engine.model, asked)
     cache, result = asked.give_cache(), asked.result
-    row = {"bfloat16": (np.uint16, text.head_dim), "int8": (np.int8, text.head_dim + 4)}[dtype]
+    row = {
+        "float16": (np.float16, text.head_dim),
+        "bfloat16": (np.uint16, text.head_dim),
+        "int8": (np.int8, text.head_dim + 4),
+    }[dtype]
     for array in (*cache.keys, *cache.values):
         assert (array.dtype, array.shape[3]) == row
     slot = 2 * text.kv_heads * (text.head_dim * BITS[dtype] // 8 + (4 if dtype == "int8" else 0))
@@ -156,7 +160,7 @@ def test_a_later_chunk_reads_the_stored_rows(engines, dtype, rng):
 def test_a_plan_holds_more_tokens_of_fewer_bits(engines, dtype):
     text = engines[dtype].manifest.text
     plan = divide(text, text.hidden, memory=1 << 20, capacity=8, prompt_tokens=8, dtype=dtype)
-    item, extra = {"float32": (4, 0), "bfloat16": (2, 0), "int8": (1, 4)}[dtype]
+    item, extra = {"float32": (4, 0), "float16": (2, 0), "bfloat16": (2, 0), "int8": (1, 4)}[dtype]
     assert plan.token_bytes == 2 * text.kv_heads * (text.head_dim * item + extra)
     with engines[dtype].scheduler(slots=2, memory=1 << 20) as scheduler:
         assert scheduler.plan.token_bytes == plan.token_bytes
@@ -173,7 +177,7 @@ def test_what_does_not_go_together(graphs_of, tmp_path):
             {"backend": "tensorrt-rtx", "kv_dtype": "int8"},
             "--kv-dtype int8 goes with --backend onnxruntime; for tensorrt-rtx use --dtype",
         ),
-        ({"kv_dtype": "int4"}, "unknown KV dtype 'int4'; known: float32, bfloat16, int8"),
+        ({"kv_dtype": "int4"}, "unknown KV dtype 'int4'; known: float32, float16, bfloat16, int8"),
     ):
         with pytest.raises(EngineError, match=re.escape(text)):
             build_engine(graphs, target, **arguments)

@@ -10,6 +10,7 @@ from oracles import linear as oracle
 from vlkv.ops.session_options import session_options
 
 native = pytest.importorskip("vlkv._native")
+EPSILON = 1e-5
 FORMATS = ["float32", "float16", "bfloat16", "int8", "int4", "int4 with zeros", "int4 with minimums"]
 BITS = {"int8": 8, "int4": 4, "int4 with zeros": 4, "int4 with minimums": 4}
 
@@ -39,8 +40,11 @@ def stored(rng, kind, columns, depth, block=32, half_scales=False):
     return arrays, meaning
 
 
-def session(weights, kind, biases=(), many=0, threads=2):
-    """Opens a model of one node whose weights are initializers."""
+def session(weights, kind, biases=(), many=0, threads=2, more=()):
+    """Opens a model of one node whose weights are initializers.
+
+    more: the names of its other inputs: `residual0` and so on, then `norm` or `gated`.
+    """
     kinds = [list(group) for group in zip(*weights, strict=True)] + ([list(biases)] if biases else [])
     flat = [array for group in kinds for array in group]
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["B", "S", "K"]))
@@ -60,10 +64,17 @@ def session(weights, kind, biases=(), many=0, threads=2):
             "zeros": int(kind.startswith("int4 with")),
             "bias": int(bool(biases)),
             "many": many,
+            "residual": int("residual0" in more),
+            "norm": int("norm" in more),
+            "gated": int("gated" in more),
+            "epsilon": EPSILON,
         }
     )
-    node = ir.Node("vlkv.native", "Linear", [x, *held], attributes, outputs=results)
-    graph = ir.Graph([x], results, nodes=[node], initializers=held, name="linear", opset_imports={"": 24})
+    others = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in more]
+    node = ir.Node("vlkv.native", "Linear", [x, *held, *others], attributes, outputs=results)
+    graph = ir.Graph(
+        [x, *others], results, nodes=[node], initializers=held, name="linear", opset_imports={"": 24}
+    )
     graph.opset_imports["vlkv.native"] = 1
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return ort.InferenceSession(model, session_options(threads, "native"), providers=["CPUExecutionProvider"])
@@ -88,6 +99,8 @@ def simd(request):
         ((3, 1, 77), [50, 1, 16], 32),
         ((16, 1, 576), [100, 0, 40], 64),
         ((1, 40, 300), [130], 128),
+        ((2, 1, 1100), [21], 32),
+        ((1, 20, 1100), [21], 32),
         ((2, 150, 130), [97, 20], 96),
         ((0, 1, 32), [5], 32),
     ],
@@ -101,6 +114,87 @@ def test_sizes(rng, simd, kind, shape, columns, block):
         expected, error = oracle.linear(x, oracle.widen(**meaning), biases[i] if biases else None)
         assert got[i].shape == expected.shape
         assert (np.abs(got[i] - expected) <= error).all()
+
+
+@pytest.mark.parametrize("before", ["norm", "gated", None])
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4 with minimums"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 77), (1, 3, 64), (1, 37, 130), (2, 20, 32)])
+def test_what_linear_does_before_and_after(rng, simd, before, kind, shape):
+    columns = [50, 19]
+    x = 4 * rng.normal(size=shape).astype(np.float32)
+    feeds = {
+        f"residual{i}": rng.normal(size=(*shape[:2], n)).astype(np.float32) for i, n in enumerate(columns)
+    }
+    rows, own = x.astype(np.float64), np.zeros(shape)
+    if before == "norm":
+        feeds["norm"] = rng.normal(size=shape[-1]).astype(np.float32)
+        rows, own = oracle.normalized(x, feeds["norm"], np.float64(np.float32(EPSILON)))
+    elif before == "gated":
+        feeds["gated"] = rng.normal(size=shape).astype(np.float32)
+        rows, own = oracle.gated(x, feeds["gated"])
+    made = [stored(rng, kind, n, shape[-1]) for n in columns]
+    biases = [rng.normal(size=n).astype(np.float32) for n in columns]
+    got = session([arrays for arrays, _ in made], kind, biases, more=list(feeds)).run(None, {"x": x} | feeds)
+    for i, (_, meaning) in enumerate(made):
+        matrix = oracle.widen(**meaning)
+        expected, error = oracle.linear(rows, matrix, biases[i])
+        expected += feeds[f"residual{i}"]
+        error += own @ np.abs(matrix).T + 2.0**-23 * (np.abs(expected) + np.abs(feeds[f"residual{i}"]))
+        assert (np.abs(got[i] - expected) <= error).all()
+
+
+def test_gates_that_are_not_finite(rng, simd):
+    """By x / (1 + exp(-x)): infinity stays, its negative gives NaN, large negative numbers vanish, and NaN is NaN."""
+    x = np.array([np.inf, -np.inf, np.nan, -1e30, -200.0, -90.0, 1e-40, 3e38], np.float32).reshape(-1, 1, 1)
+    identity = [np.ones((1, 1), np.float32)]
+    for rows in (8, 24):
+        feed = np.repeat(x, rows // 8, axis=0)
+        got = session([identity], "float32", more=["gated"]).run(
+            None, {"x": feed, "gated": np.ones_like(feed)}
+        )
+        expected, error = oracle.gated(feed, np.ones_like(feed))
+        bad = ~np.isfinite(expected)
+        np.testing.assert_array_equal(got[0][bad], expected[bad])
+        assert (np.abs(got[0][~bad] - expected[~bad]) <= error[~bad]).all()
+
+
+def test_norms_of_rows_that_are_not_finite_stay_in_their_row(rng, simd):
+    x = rng.normal(size=(5, 1, 70)).astype(np.float32)
+    x[1, 0, 3], x[2, 0, 69], x[3] = np.nan, np.inf, 1e-40
+    arrays, _ = stored(rng, "float32", 9, 70)
+    feeds = {"x": x, "norm": np.ones(70, np.float32)}
+    got = session([arrays], "float32", more=["norm"]).run(None, feeds)[0]
+    assert np.isnan(got[1:3]).all()
+    assert np.isfinite(got[[0, 3, 4]]).all()
+
+
+@pytest.mark.parametrize("more", [["norm"], ["residual0", "gated"]])
+@pytest.mark.parametrize("kind", ["bfloat16", "int4"])
+def test_neighbours_change_no_bit_of_what_is_joined(rng, kind, more):
+    feeds = {"x": rng.normal(size=(16, 1, 200)).astype(np.float32)}
+    shapes = {"norm": (200,), "residual0": (16, 1, 90), "gated": (16, 1, 200)}
+    feeds |= {name: rng.normal(size=shapes[name]).astype(np.float32) for name in more}
+    arrays, _ = stored(rng, kind, 90, 200)
+    opened = session([arrays], kind, more=more)
+    whole = opened.run(None, feeds)[0]
+    for some in ([0], [5, 6, 7], list(range(3, 14))):
+        part = {name: array if name == "norm" else array[some] for name, array in feeds.items()}
+        np.testing.assert_array_equal(opened.run(None, part)[0], whole[some])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "text"),
+    [
+        ("norm", (65,), r"norm is not \[K\] float of K 64"),
+        ("gated", (1, 2, 64), "gated has not the input's shape"),
+        ("residual0", (1, 1, 6), "residual has not the shape of result 0"),
+    ],
+)
+def test_other_inputs_that_do_not_fit_are_refused(rng, name, shape, text):
+    arrays, _ = stored(rng, "float32", 5, 64)
+    made = session([arrays], "float32", more=[name])
+    with pytest.raises(Exception, match=text):
+        made.run(None, {"x": np.zeros((1, 1, 64), np.float32), name: np.zeros(shape, np.float32)})
 
 
 @pytest.mark.parametrize("kind", FORMATS)

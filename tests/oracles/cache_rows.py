@@ -53,7 +53,10 @@ def int8(rows):
 
 
 def narrow(rows, dtype):
-    """Returns the rows as Attend stores them: uint16 of the same shape, or rotated, and the scale behind the codes."""
+    """Returns the rows as Attend stores them: float16 or uint16 of the same shape, or rotated codes and their scale."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return rows.astype(np.float64).astype(np.float16)
     if dtype == "bfloat16":
         return bfloat16(rows)
     codes, scale = int8(rotated(rows))
@@ -62,6 +65,8 @@ def narrow(rows, dtype):
 
 def widen(stored, dtype):
     """Returns the numbers that stored rows hold, [..., D] float64; of int8 they are rotated."""
+    if dtype == "float16":
+        return stored.astype(np.float64)
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     codes, scale = stored[..., :-4], np.ascontiguousarray(stored[..., -4:]).view(np.float32)

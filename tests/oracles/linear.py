@@ -35,3 +35,24 @@ def linear(x, matrix, bias=None):
     if bias is not None:
         result, magnitude = result + bias, magnitude + np.abs(bias)
     return result, (x.shape[-1] + 4) * 2.0**-24 * magnitude + 2.0**-126
+
+
+def normalized(x, norm, epsilon):
+    """RMSNorm of rows x [..., K] (arXiv 1910.07467): result and error bound of a float32 kernel, both [..., K].
+
+    The mean of squares has K roundings, of which the root halves the relative error; six more follow.
+    """
+    x = x.astype(np.float64)
+    result = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * norm
+    return result, (x.shape[-1] / 2 + 6) * 2.0**-24 * np.abs(result) + 2.0**-126
+
+
+def gated(x, other):
+    """SwiGLU, x / (1 + exp(-x)) * other (arXiv 2002.05202): result and error bound of a float32 kernel, both [..., K].
+
+    An exponent's rounding is relative to its size; the exponential has two units, and six roundings follow.
+    """
+    x, other = x.astype(np.float64), other.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = x / (1 + np.exp(-x)) * other
+    return result, (2 * np.abs(x) + 10) * 2.0**-24 * np.abs(result) + 2.0**-120 * np.abs(other)

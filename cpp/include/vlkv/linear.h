@@ -28,6 +28,7 @@ enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 //   zeros   [N, G]             uint8, 0 to 16, or null: 8; kInt4 alone
 //   minimums [N, G]            float16, or null; kInt4 without zeros alone
 //   bias    [N]                float32, or null
+//   residual [M, N]            float32, or null: added to the result
 //   result  [M, N]             float32, written; overlaps no input
 //
 // Weights of AWQ and GPTQ (without a permutation of the rows) convert to this form without loss: GPTQ's zeros
@@ -39,19 +40,24 @@ struct LinearProduct {
   const uint8_t* zeros = nullptr;
   const uint16_t* minimums = nullptr;
   const float* bias = nullptr;
+  const float* residual = nullptr;
   float* result = nullptr;
 };
 
 //   input  [M, K]  float32
+//   norm   [K]     float32, or null: RMSNorm (arXiv 1910.07467), rows x / sqrt(mean(x^2) + epsilon) * norm
+//   gated  [M, K]  float32, or null: SwiGLU (arXiv 2002.05202), rows x / (1 + exp(-x)) * gated. Not with norm
 //
-// result = input . weight^T + bias, in float32: a weight is widened exactly (a code times its scale is
-// rounded once), an input is never rounded below float32 unless `many` says so.
+// The rows that are multiplied are those of the input, or what norm or gated makes of them, in float32.
+//
+// result = rows . weight^T + bias + residual, in float32: a weight is widened exactly (a code times its scale
+// is rounded once), a row is never rounded below float32 unless `many` says so.
 //
 // Method: up to kFewRows rows share one read of the weights, in parts of about 32 KiB that threads take
 // dynamically. More rows are multiplied in tiles, with weights widened one panel at a time. Extra memory: a
-// copy of the input, and half a MiB per thread. Up to kFewRows rows, a row's result is bit for bit the same
-// whatever the other rows are, and for every number of threads; the same holds above kFewRows, though the
-// bits of the two cases may differ.
+// copy of the rows, and half a MiB and a tile of rows per thread. Up to kFewRows rows, a row's result is bit
+// for bit the same whatever the other rows are, and for every number of threads; the same holds above
+// kFewRows, though the bits of the two cases may differ.
 struct LinearParams {
   static constexpr int64_t kFewRows = 16;
 
@@ -61,6 +67,9 @@ struct LinearParams {
   DType scale_type = DType::kFloat32;
   Precision many = Precision::kFloat32;
   const float* input = nullptr;
+  const float* norm = nullptr;
+  float epsilon = 0.0F;
+  const float* gated = nullptr;
   const LinearProduct* products = nullptr;
   int64_t count = 0;  // of products
   int threads = 0;    // 0 = vlkv::threads()

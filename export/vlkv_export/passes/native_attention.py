@@ -3,6 +3,7 @@
 ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which takes most of the time when decoding from
 a long prompt. Chunks of prompts stay with it: `If(S == 1)` holds both, and both update the caches in place. For a
 layer with a sliding window the condition is `S == 1 and total <= window`, because the native operator has no window.
+The native operator reads its layer's lengths from those of all layers; the gathers move into the other branch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
-from vlkv_export.passes.edit import MICROSOFT, NATIVE, constant, like, new_node, operand, replace
+from vlkv_export.passes.edit import (
+    MICROSOFT,
+    NATIVE,
+    constant,
+    like,
+    new_node,
+    numbers,
+    operand,
+    producer,
+    replace,
+)
 
 INT64 = ir.DataType.INT64
 
@@ -40,6 +52,7 @@ def apply(model: ir.Model) -> int:
         chosen = new_node("If", [condition], results, branches, name=node.name)
         replace(graph, node, [*nodes, chosen], dict(zip(node.outputs, results, strict=True)))
         graph.remove(node, safe=True)
+    common.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[NATIVE] = 1
     return len(found)
 
@@ -84,25 +97,44 @@ def _inside(graph: ir.Graph, node: ir.Node, single: ir.Value) -> tuple[ir.Value,
     ]
 
 
-def _branch(node: ir.Node, kind: str, make: Callable[[ir.Node, list[ir.Value]], ir.Node]) -> ir.Graph:
-    """A subgraph of one node, which reads values of the outer graph."""
+def _branch(node: ir.Node, kind: str, make: Callable[[ir.Node, list[ir.Value]], list[ir.Node]]) -> ir.Graph:
+    """A subgraph of few nodes, which reads values of the outer graph."""
     results = [ir.Value(name=f"{value.name}.{kind}", type=value.type) for value in node.outputs]
-    return ir.Graph([], results, nodes=[make(node, results)], name=f"{node.name}/{kind}")
+    return ir.Graph([], results, nodes=make(node, results), name=f"{node.name}/{kind}")
 
 
-def _native(node: ir.Node, results: list[ir.Value]) -> ir.Node:
-    scale = {"scale": node.attributes.get_float("scale", 0.0)}
-    return new_node(
-        "Attend", list(node.inputs[:6]), results, scale, domain=NATIVE, name=f"{node.name}/Attend"
-    )
+def _native(node: ir.Node, results: list[ir.Value]) -> list[ir.Node]:
+    attributes: dict[str, float | int] = {"scale": node.attributes.get_float("scale", 0.0)}
+    last, layer = row_of_layer(operand(node, 5))
+    if layer is not None:
+        attributes["layer"] = layer
+    inputs = [*node.inputs[:5], last]
+    return [new_node("Attend", inputs, results, attributes, domain=NATIVE, name=f"{node.name}/Attend")]
 
 
-def _same(node: ir.Node, results: list[ir.Value]) -> ir.Node:
-    return ir.Node(
+def row_of_layer(lengths: ir.Value) -> tuple[ir.Value, int | None]:
+    """The lengths `[L,B]` of all layers that `lengths [B]` is a row of, and the row; itself and None if it is none."""
+    gather = producer(lengths, "Gather")
+    if gather is None or gather.attributes.get_int("axis", 0) != 0 or operand(gather, 1).const_value is None:
+        return lengths, None
+    return operand(gather, 0), int(numbers(operand(gather, 1)))
+
+
+def _same(node: ir.Node, results: list[ir.Value]) -> list[ir.Node]:
+    inputs, nodes = list(node.inputs), []
+    for index in (5, 6):
+        gather = producer(inputs[index], "Gather")
+        if gather is None:
+            continue
+        own = ir.Value(name=f"{gather.outputs[0].name}.many", type=gather.outputs[0].type)
+        nodes.append(new_node("Gather", gather.inputs, [own], {"axis": 0}, name=f"{gather.name}/chunk"))
+        inputs[index] = own
+    chunk = ir.Node(
         node.domain,
         node.op_type,
-        node.inputs,
+        inputs,
         node.attributes.values(),
         outputs=results,
         name=f"{node.name}/chunk",
     )
+    return [*nodes, chunk]

@@ -1,4 +1,4 @@
-"""Makes the KV caches bfloat16 or int8, with the native attention operators that read and write them.
+"""Makes the KV caches float16, bfloat16 or int8, with the native attention operators that read and write them.
 
 New keys and values are rounded when they are stored, and every call, of one token or of a prompt's chunk, attends over
 what is stored; all other arithmetic stays as it is.
@@ -11,10 +11,11 @@ from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import cache_row
-from vlkv_export.passes.edit import MICROSOFT, NATIVE, like, maker, new_node, operand, replace, sizes
+from vlkv_export.passes.edit import MICROSOFT, NATIVE, like, new_node, operand, replace, sizes
+from vlkv_export.passes.native_attention import row_of_layer
 
-OPERATORS = {"bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
-TYPES = {"bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
+OPERATORS = {"float16": "AttendFloat16", "bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
+TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
 CACHES = ("key_cache.", "value_cache.", "new_key_cache.", "new_value_cache.")
 INT32 = ir.DataType.INT32
 
@@ -38,16 +39,20 @@ def apply(model: ir.Model, *, dtype: str) -> int:
     first = _first(graph)
     for node in found:
         results = [like(value) for value in node.outputs]
-        nodes, slot = _layer(node, first)
+        last, layer = row_of_layer(operand(node, 5))
+        if layer is None:
+            raise EngineError(
+                f"{node.name}: its lengths are not those of a layer; leave --kv-dtype {dtype} out"
+            )
         attend = new_node(
             OPERATORS[dtype],
-            [*node.inputs[:6], slot],
+            [*node.inputs[:5], last, first],
             results,
-            {"scale": node.attributes.get_float("scale", 0.0)},
+            {"scale": node.attributes.get_float("scale", 0.0), "layer": layer},
             domain=NATIVE,
             name=node.name,
         )
-        replace(graph, node, [*nodes, attend], dict(zip(node.outputs, results, strict=True)))
+        replace(graph, node, [attend], dict(zip(node.outputs, results, strict=True)))
         graph.remove(node, safe=True)
     model.graph.opset_imports[NATIVE] = 1
     common.RemoveUnusedNodesPass()(model)
@@ -64,13 +69,6 @@ def _first(graph: ir.Graph) -> ir.Value:
     cast = new_node("Cast", [length], [first], {"to": INT32}, name="first_slots/Cast")
     graph.insert_before(next(iter(graph)), [cast])
     return first
-
-
-def _layer(node: ir.Node, first: ir.Value) -> tuple[list[ir.Node], ir.Value]:
-    """The row of `first` of the node's layer, whose number its input `seqlens_k` was gathered with."""
-    index = operand(maker(operand(node, 5)), 1)
-    slot = ir.Value(name=f"{node.name}/first", type=ir.TensorType(INT32))
-    return [new_node("Gather", [first, index], [slot], {"axis": 0}, name=f"{node.name}/Gather")], slot
 
 
 def _narrow(value: ir.Value, dtype: str) -> None:

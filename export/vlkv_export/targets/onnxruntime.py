@@ -16,6 +16,7 @@ from vlkv.storage.manifest import Manifest, vision_graphs
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes import (
     float32,
+    fused_linear,
     group_query_attention,
     multi_head_attention,
     native_attention,
@@ -174,6 +175,8 @@ def lower_for_onnxruntime(
                     )
             elif native:
                 done["native_attention"] = native_attention.apply(model)
+        if native:
+            done["fused_linear"] = fused_linear.apply(model)
         done["transposed_weights"] = transposed_weights.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)

@@ -84,17 +84,20 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
             if native
             else {"within_window": LAYERS if name == "mistral" else 0}
         ),
+        **({"fused_linear": 6 * LAYERS + 1} if native else {}),
         "transposed_weights": 0 if native else DECODER_WEIGHTS,
     }
     assert counts["vision"] == {
         **({"native_linear": products["vision"]} if native else {}),
         "float32": widened["vision"],
         "multi_head_attention": TOWER_LAYERS[name],
+        **({"fused_linear": 2 * TOWER_LAYERS[name] - 1} if native else {}),
         "transposed_weights": 0 if native else products["vision"],
     }
     assert counts["compress"] == {
         **({"native_linear": 0} if native else {}),
         "float32": 0,
+        **({"fused_linear": 0} if native else {}),
         "transposed_weights": 0,
     }
     assert max(read_checkpoint(checkpoint_of(name)).vision.feature_layers) == TOWER_LAYERS[name]
