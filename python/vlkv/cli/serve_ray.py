@@ -70,8 +70,8 @@ def serve_on_ray(
     if scheduler["memory"] is None and address == LOCAL:
         scheduler = scheduler | {"memory": default_memory(text, scheduler["slots"], shares, dtype)}
     if scheduler["memory"] is not None:  # what is too small is told before anything starts
-        names = ("slots", "memory", "capacity", "prompt_tokens")
-        divide(text, text.hidden, **{name: scheduler[name] for name in names}, dtype=dtype)
+        sizes = {name: scheduler[name] for name in ("slots", "memory", "capacity", "prompt_tokens")}
+        divide(text, text.hidden, dtype=dtype, **sizes)
     cluster = Cluster(
         str(engine.resolve()),
         replicas=replicas.fewest,

@@ -18,6 +18,10 @@ from vlkv.storage.files import reason
 
 NAME = "vlkv"
 LOCAL = "local"
+STARTS = 4
+"""How often a local cluster's start is tried."""
+REACH_SECONDS = 10.0
+"""How long a cluster's address may take to answer; Ray itself would try for many minutes."""
 
 
 @contextmanager
@@ -36,17 +40,9 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
     """
     port = _free(host, port)
     local = address == LOCAL
+    _reach(address)
     most = cluster.replicas if cluster.most is None else cluster.most
-    given: dict[str, Any] = {"num_cpus": ceil(most * cluster.cpus), "include_dashboard": False}
-    try:
-        ray.init(
-            address=LOCAL if local else address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(given if local else {}),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
+    _join(address, {"num_cpus": ceil(most * cluster.cpus), "include_dashboard": False} if local else {})
     try:
         serve.start(http_options={"host": host, "port": port})
         try:
@@ -59,6 +55,32 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         with suppress(Exception):  # what has failed is told above
             serve.shutdown() if local else serve.delete(NAME)  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _join(address: str, given: dict[str, Any]) -> None:
+    """Connects to a cluster, or starts one. A busy machine may miss the 30 s that Ray gives its start."""
+    for left in reversed(range(STARTS if address == LOCAL else 1)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)
+            return
+        except Exception as error:  # Ray raises bare exceptions here
+            ray.shutdown()
+            if not left:
+                text = " ".join(str(error).split())
+                raise VlkvError(
+                    f"no Ray cluster at {address!a:.80}: {type(error).__name__}: {text:.300}"
+                ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises `VlkvError` if nothing listens at an address of the form `[ray://]HOST:PORT`."""
+    name, colon, number = address.rpartition("://")[2].rpartition(":")
+    if not colon or not number.isdecimal():
+        return
+    try:
+        socket.create_connection((name.strip("[]"), int(number)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
 
 
 def _free(host: str, port: int) -> int:
