@@ -89,7 +89,10 @@ def asked(body: dict[str, Any], tokenizer: Any) -> tuple[str, list[Any], Any]:
     texts, pictures = [], []
     for message in body["messages"]:
         content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        parts: list[dict[str, Any]] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        )
+        for part in parts:
             if part["type"] == "text":
                 texts.append(part["text"])
                 continue
