@@ -39,7 +39,7 @@ def opened(folder: Path, mode: str, threads: int) -> Any:
             BLOCK, BLOCK, KEPT_TOKENS, genai.AggregationMode.NORM_SUM
         )
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
-    if not mode.startswith("default"):
+    if mode in ("full", "evict"):
         properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
     return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties, {}, {})
 
@@ -165,7 +165,9 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serves until it is killed."""
     checkpoint, folder, mode, port, threads = sys.argv[1:]
-    pipeline = opened(converted(Path(checkpoint), Path(folder)), mode, int(threads))
+    weights = mode.split("-")[0]
+    model = converted(Path(checkpoint), Path(folder), weights if weights in {"int8", "int4"} else "fp32")
+    pipeline = opened(model, mode, int(threads))
     server: Any = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
     server.daemon_threads, server.tokenizer = True, pipeline.get_tokenizer()
     server.batching = Batching(pipeline)
