@@ -39,7 +39,7 @@ def opened(folder: Path, mode: str, threads: int) -> Any:
             BLOCK, BLOCK, KEPT_TOKENS, genai.AggregationMode.NORM_SUM
         )
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
-    if not mode.startswith("default"):
+    if mode in ("full", "evict"):
         properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
     return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties, {}, {})
 
@@ -89,7 +89,10 @@ def asked(body: dict[str, Any], tokenizer: Any) -> tuple[str, list[Any], Any]:
     texts, pictures = [], []
     for message in body["messages"]:
         content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        parts: list[dict[str, Any]] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) else content
+        )
+        for part in parts:
             if part["type"] == "text":
                 texts.append(part["text"])
                 continue
@@ -162,7 +165,9 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serves until it is killed."""
     checkpoint, folder, mode, port, threads = sys.argv[1:]
-    pipeline = opened(converted(Path(checkpoint), Path(folder)), mode, int(threads))
+    weights = mode.split("-")[0]
+    model = converted(Path(checkpoint), Path(folder), weights if weights in {"int8", "int4"} else "fp32")
+    pipeline = opened(model, mode, int(threads))
     server: Any = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
     server.daemon_threads, server.tokenizer = True, pipeline.get_tokenizer()
     server.batching = Batching(pipeline)

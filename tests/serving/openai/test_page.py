@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import families
+from serving.openai.conftest import Served
+
 PHONE, DESK = (390, 844), (1200, 900)
 EXAMPLE = "what is the type?"
 COLOURS = """
@@ -94,3 +97,42 @@ def test_what_is_refused_is_shown(browser, served):
         lambda b: b.find_element(By.ID, "answer").get_attribute("class") == "wrong"
     )
     assert "part of its own" in browser.find_element(By.ID, "answer").text
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory):
+    """A server of a model that cuts pictures into tiles."""
+    from vlkv_export.directory import export_checkpoint
+    from vlkv_export.engine import build_engine
+
+    base = tmp_path_factory.mktemp("tiled")
+    export_checkpoint(families.build("next-mistral", base / "checkpoint"), base / "graphs")
+    build_engine(base / "graphs", base / "engine")
+    server = Served(base / "engine", base / "log", "--memory", "32MiB", "--threads", "1")
+    yield server
+    assert server.stop() == 0, server.log.read_text()
+
+
+PAINTED = """
+const map = document.getElementById("map"), found = [];
+const pen = map.getContext("2d"), y = map.height / 2;
+for (let x = 2; x < map.width; x += 4) found.push(pen.getImageData(x, y, 1, 1).data[3] > 0);
+return found;
+"""
+
+
+def test_a_picture_in_tiles_is_covered_from_side_to_side(browser, tiled, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    file = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 200, 3), np.uint8)).save(file)
+    browser.get(f"{tiled.url}/")
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    WebDriverWait(browser, 60).until(
+        lambda b: b.execute_script("return document.images[0].naturalWidth") == 200
+    )
+    browser.find_element(By.ID, "ask").click()
+    WebDriverWait(browser, 120).until(lambda b: b.find_element(By.ID, "facts").text)
+    painted = browser.execute_script(PAINTED)
+    assert len(painted) == 50 and sum(painted) >= 48, "not the square in the middle alone"

@@ -103,9 +103,13 @@ def test_what_fails_is_told_without_text(client, spans, lines, monkeypatch):
     assert SECRET not in "".join(lines) + span.to_json() + reply.text
 
 
-def test_a_request_without_an_id_gets_one(client, lines):
+def test_a_request_without_an_id_gets_one(client, lines, spans):
+    for path in ("/health", "/metrics"):
+        assert client.get(path).headers["x-request-id"]
+    assert not lines and not spans[0].get_finished_spans(), "what is polled is not told"
     given = [
-        client.get("/health", headers=h).headers["x-request-id"] for h in ({}, {}, {"x-request-id": "a\x7f"})
+        client.get("/v1/models", headers=h).headers["x-request-id"]
+        for h in ({}, {}, {"x-request-id": "a\x7f"})
     ]
     assert len(set(given)) == 3 and all(len(one) == 16 for one in given)
     assert [json.loads(line)["request"] for line in lines] == given

@@ -348,7 +348,7 @@ def make_app(
 
     def route(handler: Callable[[Request], Any], *, guarded: bool = True) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
-            record = request.state.record = records.begin(request)
+            record = request.state.record = records.begin(request, not guarded)
             try:
                 if guarded:
                     service.check_key(request)

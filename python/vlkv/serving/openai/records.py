@@ -84,10 +84,10 @@ class Records:
     def __init__(self, tracer: Tracer | None = None) -> None:
         self._tracer = tracer
 
-    def begin(self, request: Request) -> Record:
-        """A request that has arrived."""
+    def begin(self, request: Request, quiet: bool) -> Record:
+        """A request that has arrived; `quiet` is for what is polled: it has no span, and its line is for debugging."""
         span = None
-        if self._tracer is not None:
+        if self._tracer is not None and not quiet:
             from opentelemetry.propagate import extract
             from opentelemetry.trace import SpanKind
 
@@ -98,7 +98,7 @@ class Records:
                 SpanKind.SERVER,
                 {"http.request.method": method, "http.route": path},
             )
-        return Record(request, self._tracer, span)
+        return Record(request, self._tracer, span, logging.DEBUG if quiet else logging.INFO)
 
 
 class Record:
@@ -109,12 +109,12 @@ class Record:
         tickets: its answers.
     """
 
-    def __init__(self, request: Request, tracer: Tracer | None, span: Span | None) -> None:
+    def __init__(self, request: Request, tracer: Tracer | None, span: Span | None, level: int) -> None:
         given = request.headers.get("x-request-id", "")[:64]
         self.id = given if given.isprintable() and given else token_hex(8)
         self.tickets: Sequence[Ticket] = ()
         self._method, self._path = request.method, request.url.path
-        self._tracer, self._span, self._start = tracer, span, perf_counter()
+        self._tracer, self._span, self._level, self._start = tracer, span, level, perf_counter()
 
     def failed(self) -> None:
         """Logs the exception that is being handled."""
@@ -128,7 +128,7 @@ class Record:
         if self._span is not None:
             fields["trace"] = f"{self._span.get_span_context().trace_id:032x}"
             self._trace(self._span, status)
-        LOG.info("request", extra={"fields": fields})
+        LOG.log(self._level, "request", extra={"fields": fields})
 
     async def watch(self, pieces: AsyncIterator[Any], status: int) -> AsyncIterator[Any]:
         """Passes on the pieces of a streamed response, and ends the record behind the last one."""

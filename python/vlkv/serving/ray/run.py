@@ -83,6 +83,32 @@ def _reach(address: str) -> None:
         raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
 
 
+def _join(address: str, given: dict[str, Any]) -> None:
+    """Connects to a cluster, or starts one. A busy machine may miss the 30 s that Ray gives its start."""
+    for left in reversed(range(STARTS if address == LOCAL else 1)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)
+            return
+        except Exception as error:  # Ray raises bare exceptions here
+            ray.shutdown()
+            if not left:
+                text = " ".join(str(error).split())
+                raise VlkvError(
+                    f"no Ray cluster at {address!a:.80}: {type(error).__name__}: {text:.300}"
+                ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises `VlkvError` if nothing listens at an address of the form `[ray://]HOST:PORT`."""
+    name, colon, number = address.rpartition("://")[2].rpartition(":")
+    if not colon or not number.isdecimal():
+        return
+    try:
+        socket.create_connection((name.strip("[]"), int(number)), REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
+
+
 def _free(host: str, port: int) -> int:
     """The port, or one that is free."""
     try:
