@@ -1,19 +1,24 @@
 // Operators of ONNX Runtime's CPU provider over run_cpu(AttendParams).
 //
 // vlkv.native::Attend, one token per prompt:
-//   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32
-//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attribute scale
+//   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32,
+//   recall [B] int64 (optional)
+//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
 //
 // vlkv.native::AttendBFloat16 and AttendInt8, S tokens per prompt, over caches of these types, for int8
 // [B, Hkv, C, D + 4], as vlkv/types.h says:
-//   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32
-//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attribute scale
+//   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32,
+//   recall [B] int64 (optional)
+//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
 //
-// Caches whose outputs are bound to the same memory are updated in place; others are copied first.
+// recall: the number of each prompt's store of evicted tokens (vlkv/recall.h), whose layer `layer` is read; 0
+// for none. Only calls with one token per prompt may name stores. Caches whose outputs are bound to the same
+// memory are updated in place; others are copied first.
 #include "vlkv/attend.h"
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "core/check.h"
 #include "onnxruntime/operators.h"
@@ -27,6 +32,29 @@ struct Kernel {
   const Api* api;
   DType cache;
   float scale;
+  int64_t layer;
+};
+
+// The stores that the input `recall` names; they exist while the call runs.
+struct Stores {
+  std::vector<std::shared_ptr<const Recall>> held;
+  std::vector<const Recall*> of;
+
+  Stores(const Tensors& tensors, size_t input, int64_t batch) {
+    if (tensors.inputs() <= input) return;
+    const Value* numbers = tensors.input(input);
+    if (numbers == nullptr) return;
+    const Check expect("attend");
+    expect.require(tensors.shape(numbers) == Shape{batch}, "recall is not [B]");
+    const auto* number = tensors.data<int64_t>(numbers);
+    if (std::all_of(number, number + batch, [](int64_t n) { return n == 0; })) return;
+    for (int64_t b = 0; b < batch; ++b) {
+      held.push_back(number[b] == 0 ? nullptr : Recall::find(number[b]));
+      expect.require(number[b] == 0 || held.back() != nullptr, "prompt ", b,
+                     " names a store of evicted tokens, ", number[b], ", that does not exist");
+      of.push_back(held.back().get());
+    }
+  }
 };
 
 // The cache's memory: that of the output, into which the input is copied if it has memory of its own.
@@ -71,6 +99,8 @@ void compute(const Kernel& kernel, Context* context) {
   p.key_cache = in_place(tensors, caches[0], 1, cache, size_of(kernel.cache));
   p.value_cache = in_place(tensors, caches[1], 2, cache, size_of(kernel.cache));
   p.scale = kernel.scale;
+  const Stores stores(tensors, many ? kFirst + 1 : kLast + 1, p.batch);
+  p.recall = stores.of.empty() ? nullptr : stores.of.data(), p.layer = kernel.layer;
   Owner owner{kernel.api, context};
   run_cpu(p, owner.loop());
 }
@@ -80,11 +110,13 @@ void compute(const Kernel& kernel, Context* context) {
 template <DType kCache>
 struct Of {
   static constexpr bool kMany = kCache != DType::kFloat32;
+  static constexpr size_t kRecall = kMany ? kFirst + 1 : kLast + 1;
   static constexpr ElementType kElement = kCache == DType::kBFloat16 ? ElementType::kBFloat16
                                           : kCache == DType::kInt8   ? ElementType::kInt8
                                                                      : ElementType::kFloat;
 
   static ElementType input_type(const CustomOp*, size_t index) {
+    if (index == kRecall) return ElementType::kInt64;
     if (index >= kLast) return ElementType::kInt32;
     return index >= kKeyCache ? kElement : ElementType::kFloat;
   }
@@ -93,15 +125,23 @@ struct Of {
   }
   static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
     return guarded(api, [&] {
-      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F});
+      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F, 0});
       check(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
+      // graphs without the input lack the attribute
+      if (Status* absent =
+              call<Status*>(api, Function::kKernelInfoGetAttributeInt, info, "layer", &made->layer)) {
+        call<void>(api, Function::kReleaseStatus, absent);
+      }
       *kernel = made.release();
     });
   }
   static CustomOp make(const char* (*name)(const CustomOp*)) {
     CustomOp op = plain_op();
     op.name = name;
-    op.input_count = [](const CustomOp*) { return size_t{kMany ? kFirst + 1 : kLast + 1}; };
+    op.input_count = [](const CustomOp*) { return kRecall + 1; };
+    op.input_characteristic = [](const CustomOp*, size_t index) {
+      return index == kRecall ? Characteristic::kOptional : Characteristic::kRequired;
+    };
     op.output_count = [](const CustomOp*) { return kOutputs; };
     op.input_type = input_type, op.output_type = output_type;
     op.create_kernel_or_fail = create;

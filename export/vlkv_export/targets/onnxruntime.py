@@ -22,6 +22,7 @@ from vlkv_export.passes import (
     native_cache,
     native_linear,
     observed_rows,
+    recall,
     transposed_weights,
     within_window,
 )
@@ -174,6 +175,8 @@ def lower_for_onnxruntime(
                     )
             elif native:
                 done["native_attention"] = native_attention.apply(model)
+            if native:
+                done["recall"] = recall.apply(model)
         done["transposed_weights"] = transposed_weights.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)
