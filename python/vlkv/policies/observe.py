@@ -42,8 +42,8 @@ def check_recall(policy: Policy, text: TextFacts, recalls: bool) -> None:
         raise PolicyError("recall does not fit this model, whose layers have sliding windows; leave it out")
     if not recalls:
         raise PolicyError(
-            "recall needs an engine for ONNX Runtime on CPUs with native operators, whose heads are a multiple of 8 "
-            "wide; build it anew with `vlkv build --backend onnxruntime`, or leave recall out"
+            "recall needs an engine for ONNX Runtime on CPUs with native operators, untuned, whose heads are a "
+            "multiple of 8 wide; build it anew with `vlkv build --backend onnxruntime`, or leave recall out"
         )
 
 
