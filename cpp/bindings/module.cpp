@@ -1,10 +1,12 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include "arrays.h"
 #include "tuned/operators.h"
 #include "vlkv/evict.h"
 #include "vlkv/read_words.h"
+#include "vlkv/recall.h"
 #include "vlkv/runtime.h"
 #include "vlkv/score.h"
 
@@ -101,6 +103,21 @@ void evict(const In& key, const In& value, const In& scores, const In& length, c
   operators_at(operators).evict(p);
 }
 
+void recall_add(Recall& store, int64_t layer, const In& key, const In& value, const In& kept, int threads) {
+  const char* op = "recall";
+  const ConstView keys = view<ConstView>(op, "key", key), values = view<ConstView>(op, "value", value);
+  const int64_t heads = store.sizes().kv_heads, slots = dim(key, 2), head_dim = store.sizes().head_dim;
+  expect_shape(op, "key", key, {1, heads, slots, row_of(keys.dtype, head_dim)});
+  expect_shape(op, "value", value, {1, heads, slots, row_of(values.dtype, head_dim)});
+  expect_rank(op, "kept", kept, 2);
+  expect_shape(op, "kept", kept, {heads, dim(kept, 1)});
+  expect_type<int32_t>(op, "kept", kept, "int32");
+  expect_dense_last(op, "kept", kept);
+  if (kept.size() > 0 && heads > 1 && kept.stride(0) != dim(kept, 1)) refuse(op, "kept is not dense");
+  const nb::gil_scoped_release release;
+  store.add(layer, keys, values, slots, static_cast<const int32_t*>(kept.data()), dim(kept, 1), threads);
+}
+
 uint32_t read_all(const In& words, int threads) {
   const char* op = "read_words";
   expect_rank(op, "words", words, 1);
@@ -138,8 +155,22 @@ NB_MODULE(_native, m) {
         "The sum of uint32 words modulo 2^32, each read once in wide vectors: probes the read bandwidth.");
   m.def("check_operators", &py::check_operators, "address"_a,
         "Refuses the table of a tuned library that was made from other sources.");
+  nanobind::class_<vlkv::Recall>(m, "Recall",
+                                 "The evicted tokens of one prompt, which Attend finds by their id.")
+      .def(
+          nanobind::new_([](int64_t layers, int64_t kv_heads, int64_t head_dim, int64_t page, int64_t pages) {
+            return vlkv::Recall::make({layers, kv_heads, head_dim, page, pages});
+          }),
+          "layers"_a, "kv_heads"_a, "head_dim"_a, "page"_a, "pages"_a)
+      .def("add", &py::recall_add, "layer"_a, "key"_a, "value"_a, "kept"_a, "threads"_a = 0,
+           "Fills a layer with the slots of key and value [1, Hkv, C, row] that kept [Hkv, count] does not "
+           "name.")
+      .def_prop_ro("id", &vlkv::Recall::id)
+      .def_prop_ro("bytes", &vlkv::Recall::bytes, "Bytes of all pages and bounds.")
+      .def_prop_ro("bytes_read", &vlkv::Recall::bytes_read, "Bytes that Attend has read of them so far.");
   m.def("version", &vlkv::version, "The core's version.");
-  m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
+  m.def(
+      "simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
   m.def(
       "set_simd", [](const std::string& name) { vlkv::set_simd(py::simd_from(name)); }, "name"_a,
       "Chooses an instruction set, for tests and measurements.");

@@ -29,6 +29,15 @@ void validate(const AttendParams& p) {
   check.require(std::isfinite(p.scale) && p.scale >= 0.0F, "scale is ", p.scale,
                 ", not a finite number from 0 (0 = 1/sqrt(head_dim))");
   check.threads(p.threads);
+  for (int64_t b = 0; p.recall != nullptr && b < p.batch; ++b) {
+    if (p.recall[b] == nullptr) continue;
+    const RecallSizes& sizes = p.recall[b]->sizes();
+    check.require(p.rows <= 1, "rows is ", p.rows, ", but prompts with evicted tokens take 1");
+    check.require(sizes.kv_heads == p.kv_heads && sizes.head_dim == p.head_dim,
+                  "the evicted tokens of prompt ", b, " have ", sizes.kv_heads, " KV heads of ",
+                  sizes.head_dim, ", not ", p.kv_heads, " of ", p.head_dim);
+    check.range("layer", p.layer, 0, sizes.layers - 1);
+  }
 }
 
 }  // namespace vlkv

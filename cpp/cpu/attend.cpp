@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cpu/recall.h"
 #include "cpu/rotate.h"
 #include "cpu/thread_pool.h"
 
@@ -57,6 +58,8 @@ struct OneRow {
   int64_t group, state_size, most;
   cpu::Array<float> query;   // [B, Hq, D], times scale and log2(e)
   cpu::Array<float> states;  // [B, Hkv, most][group][2 + D]: maximum, sum of weights, weighted sum of values
+  int64_t pages = 0;         // the most pages of evicted tokens that a KV head reads
+  cpu::Array<float> page_states{};  // [B, Hkv, pages][group][2 + D], over rotated values
 
   float* state(int64_t head, int64_t part) const { return states.get() + (head * most + part) * state_size; }
 
@@ -72,22 +75,68 @@ struct OneRow {
     kernels.attend(part);
   }
 
+  const Recall* recall_of(int64_t head) const { return pages == 0 ? nullptr : p.recall[head / p.kv_heads]; }
+
+  float* page_state(int64_t head) const { return page_states.get() + head * pages * state_size; }
+
+  // The largest logit of a query over the cache.
+  float largest(int64_t head, int64_t h) const {
+    float maximum = -std::numeric_limits<float>::infinity();
+    for (int64_t part = 0; part < parts(p.last[head / p.kv_heads] + 1); ++part) {
+      maximum = std::max(maximum, state(head, part)[h * (2 + p.head_dim)]);
+    }
+    return maximum;
+  }
+
+  // Attends to pages of evicted tokens, once the cache's parts are done.
+  void run_pages(int64_t head) const {
+    const Recall* recall = recall_of(head);
+    if (recall == nullptr || recall->layer(p.layer).tokens == 0) return;
+    const int64_t count = group * p.head_dim;
+    const auto memory = cpu::allocate<float>(count + group);
+    const float* other = query.get() + head * count;  // rotated if the cache is, else to be rotated
+    std::copy_n(other, count, memory.get());
+    cpu::rotate(memory.get(), group, p.head_dim);
+    float* most_of = memory.get() + count;
+    for (int64_t h = 0; h < group; ++h) most_of[h] = largest(head, h);
+    const bool rotated = p.cache == DType::kInt8;
+    const float *plain = rotated ? memory.get() : other, *turned = rotated ? other : memory.get();
+    cpu::attend_pages({recall, p.layer, head % p.kv_heads, group, plain, turned, most_of}, kernels,
+                      page_state(head));
+  }
+
+  // Adds the states of one query of a KV head to `result`, and returns the sum of their weights.
+  float add_states(const float* states_of, int64_t count, int64_t h, float origin, float* result) const {
+    float sum = 0;
+    for (int64_t part = 0; part < count; ++part) {
+      const float* own = states_of + part * state_size + h * (2 + p.head_dim);
+      const float factor = std::exp2(own[0] - origin);
+      sum += own[1] * factor;
+      for (int64_t d = 0; d < p.head_dim; ++d) result[d] += own[2 + d] * factor;
+    }
+    return sum;
+  }
+
   // Combines the parts of one KV head.
   void combine(int64_t head) const {
     const int64_t count = parts(p.last[head / p.kv_heads] + 1);
+    const Recall* recall = recall_of(head);
+    const int64_t chosen = recall == nullptr ? 0 : cpu::pages_read(*recall, p.layer);
+    const auto recalled = cpu::allocate<float>(chosen > 0 ? p.head_dim : 0);
     for (int64_t h = 0; h < group; ++h) {
-      float maximum = -std::numeric_limits<float>::infinity(), sum = 0;
-      for (int64_t part = 0; part < count; ++part) {
-        maximum = std::max(maximum, state(head, part)[h * (2 + p.head_dim)]);
+      float maximum = largest(head, h);
+      for (int64_t page = 0; page < chosen; ++page) {
+        maximum = std::max(maximum, page_state(head)[page * state_size + h * (2 + p.head_dim)]);
       }
       const float origin = std::isinf(maximum) && maximum < 0 ? 0.0F : maximum;
       float* result = p.result + (head * group + h) * p.head_dim;
       std::fill_n(result, p.head_dim, 0.0F);
-      for (int64_t part = 0; part < count; ++part) {
-        const float* own = state(head, part) + h * (2 + p.head_dim);
-        const float factor = std::exp2(own[0] - origin);
-        sum += own[1] * factor;
-        for (int64_t d = 0; d < p.head_dim; ++d) result[d] += own[2 + d] * factor;
+      float sum = add_states(state(head, 0), count, h, origin, result);
+      if (chosen > 0) {
+        std::fill_n(recalled.get(), p.head_dim, 0.0F);
+        sum += add_states(page_state(head), chosen, h, origin, recalled.get());
+        if (p.cache != DType::kInt8) cpu::rotate(recalled.get(), 1, p.head_dim);
+        for (int64_t d = 0; d < p.head_dim; ++d) result[d] += recalled[static_cast<size_t>(d)];
       }
       for (int64_t d = 0; d < p.head_dim; ++d) result[d] /= sum;
     }
@@ -192,13 +241,13 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
   const int64_t heads = p.batch * p.kv_heads, group = p.query_heads / p.kv_heads;
   const int64_t most = parts(slots), state_size = group * (2 + p.head_dim),
                 numbers = heads * group * p.head_dim;
-  const OneRow call{p,
-                    cpu::kernels(),
-                    group,
-                    state_size,
-                    most,
-                    cpu::allocate<float>(numbers),
-                    cpu::allocate<float>(heads * most * state_size)};
+  OneRow call{p,
+              cpu::kernels(),
+              group,
+              state_size,
+              most,
+              cpu::allocate<float>(numbers),
+              cpu::allocate<float>(heads * most * state_size)};
   const double factor = log2_factor(p);
   for (int64_t i = 0; i < numbers; ++i)
     call.query[static_cast<size_t>(i)] = static_cast<float>(factor * p.query[i]);
@@ -206,6 +255,13 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
   append(p, call.kernels);
   const bool alone = slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
   spread(p, loop, heads * most, alone, [&](int64_t i) { call.run_part(i); });
+  for (int64_t b = 0; p.recall != nullptr && b < p.batch; ++b) {
+    if (p.recall[b] != nullptr) call.pages = std::max(call.pages, cpu::pages_read(*p.recall[b], p.layer));
+  }
+  if (call.pages > 0) {
+    call.page_states = cpu::allocate<float>(heads * call.pages * state_size);
+    spread(p, loop, heads, alone, [&](int64_t head) { call.run_pages(head); });
+  }
   for (int64_t head = 0; head < heads; ++head) call.combine(head);
 }
 

@@ -60,6 +60,14 @@ struct AttendPart {
                            // times its value
 };
 
+// The bounds of the pages of one KV head, and the queries that read it: vlkv/recall.h.
+struct PageBounds {
+  const float* query = nullptr;      // [heads][head_dim], times scale and log2(e)
+  const float* largest = nullptr;    // [heads], each query's largest logit over the cache
+  const uint16_t* bounds = nullptr;  // [pages][2][head_dim] bfloat16
+  int heads = 0, pages = 0, head_dim = 0;
+};
+
 struct Kernels {
   int lanes;  // rows in a vector
   int group;  // vectors of rows that are multiplied together
@@ -82,6 +90,9 @@ struct Kernels {
 
   // Writes the state of a part.
   void (*attend)(const AttendPart& part);
+
+  // Writes the rating of each page.
+  void (*rate_pages)(const PageBounds& pages, float* rating);
 
   // to[i] += from[i]
   void (*add)(const float* from, float* to, int64_t count);

@@ -57,6 +57,7 @@ constexpr float kLargest = 3.4028234e38F;
 #endif
 #if VLKV_PARTS & 2
 #include "cpu/attend_kernel.inl"
+#include "cpu/recall_kernel.inl"
 #endif
 #if VLKV_PARTS & 4
 #include "cpu/linear_weights.inl"
@@ -79,6 +80,7 @@ const Kernels VLKV_TABLE = {
     VLKV_OF_SCORE(combine),
     VLKV_OF_SCORE(add_columns),
     VLKV_OF_ATTEND(attend),
+    VLKV_OF_ATTEND(rate_pages),
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,
     VLKV_KERNELS_NAMESPACE::multiply_adds,

@@ -65,7 +65,7 @@ enum class ElementType : int32_t {
   kFloat16 = 10,
   kBFloat16 = 16
 };
-enum class Characteristic : int32_t { kRequired = 0, kVariadic = 2 };
+enum class Characteristic : int32_t { kRequired = 0, kOptional = 1, kVariadic = 2 };
 enum class MemoryType : int32_t { kHostInput = -2, kDefault = 0 };
 
 // An operator: what the library fills in for ONNX Runtime to call.

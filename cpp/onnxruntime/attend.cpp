@@ -1,21 +1,26 @@
 // Operators of ONNX Runtime's CPU provider over run_cpu(AttendParams).
 //
 // vlkv.native::Attend, one token per prompt:
-//   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last [B] int32
-//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
+//   query [B, 1, Hq * D], key, value [B, 1, Hkv * D], key_cache, value_cache [B, Hkv, C, D], last int32,
+//   recall [B] int64 (optional)
+//   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
 //
 // vlkv.native::AttendBFloat16, AttendFloat16 and AttendInt8, S tokens per prompt, over caches of these types,
 // for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
-//   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first [B] int32
-//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale and layer
+//   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first int32,
+//   recall [B] int64 (optional)
+//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
 //
-// With a layer, last and first are [L, B], of which the layer's row is read; without one they are [B].
+// last and first are [B], or [L, B], of which the row of the attribute `layer` is read.
 //
-// Caches whose outputs are bound to the same memory are updated in place; others are copied first.
+// recall: the number of each prompt's store of evicted tokens (vlkv/recall.h), whose layer `layer` is read; 0
+// for none. Only calls with one token per prompt may name stores. Caches whose outputs are bound to the same
+// memory are updated in place; others are copied first.
 #include "vlkv/attend.h"
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "core/check.h"
 #include "onnxruntime/operators.h"
@@ -32,18 +37,37 @@ struct Kernel {
   int64_t layer;  // -1: none
 };
 
+// The stores that the input `recall` names; they exist while the call runs.
+struct Stores {
+  std::vector<std::shared_ptr<const Recall>> held;
+  std::vector<const Recall*> of;
+
+  Stores(const Tensors& tensors, size_t input, int64_t batch) {
+    if (tensors.inputs() <= input) return;
+    const Value* numbers = tensors.input(input);
+    if (numbers == nullptr) return;
+    const Check expect("attend");
+    expect.require(tensors.shape(numbers) == Shape{batch}, "recall is not [B]");
+    const auto* number = tensors.data<int64_t>(numbers);
+    if (std::all_of(number, number + batch, [](int64_t n) { return n == 0; })) return;
+    for (int64_t b = 0; b < batch; ++b) {
+      held.push_back(number[b] == 0 ? nullptr : Recall::find(number[b]));
+      expect.require(number[b] == 0 || held.back() != nullptr, "prompt ", b,
+                     " names a store of evicted tokens, ", number[b], ", that does not exist");
+      of.push_back(held.back().get());
+    }
+  }
+};
+
 // The lengths `name` of the call's prompts.
 const int32_t* lengths(const Kernel& kernel, const Tensors& tensors, size_t index, int64_t batch,
                        const char* name) {
   const Value* value = tensors.input(index);
   const Shape shape = tensors.shape(value);
   const Check expect("attend");
-  if (kernel.layer < 0) {
-    expect.require(shape == Shape{batch}, name, " is not [B]");
-    return tensors.data<int32_t>(value);
-  }
-  expect.require(shape.size() == 2 && shape[1] == batch && shape[0] > kernel.layer, name,
-                 " is not [L, B] with a row for layer ", kernel.layer);
+  if (shape == Shape{batch}) return tensors.data<int32_t>(value);
+  expect.require(kernel.layer >= 0 && shape.size() == 2 && shape[1] == batch && shape[0] > kernel.layer, name,
+                 " is neither [B] nor [L, B] with a row for layer ", kernel.layer);
   return tensors.data<int32_t>(value) + kernel.layer * batch;
 }
 
@@ -85,6 +109,8 @@ void compute(const Kernel& kernel, Context* context) {
   p.key_cache = in_place(tensors, caches[0], 1, cache, size_of(kernel.cache));
   p.value_cache = in_place(tensors, caches[1], 2, cache, size_of(kernel.cache));
   p.scale = kernel.scale;
+  const Stores stores(tensors, many ? kFirst + 1 : kLast + 1, p.batch);
+  p.recall = stores.of.empty() ? nullptr : stores.of.data(), p.layer = kernel.layer;
   Owner owner{kernel.api, context};
   run_cpu(p, owner.loop());
 }
@@ -94,12 +120,14 @@ void compute(const Kernel& kernel, Context* context) {
 template <DType kCache>
 struct Of {
   static constexpr bool kMany = kCache != DType::kFloat32;
+  static constexpr size_t kRecall = kMany ? kFirst + 1 : kLast + 1;
   static constexpr ElementType kElement = kCache == DType::kBFloat16  ? ElementType::kBFloat16
                                           : kCache == DType::kFloat16 ? ElementType::kFloat16
                                           : kCache == DType::kInt8    ? ElementType::kInt8
                                                                       : ElementType::kFloat;
 
   static ElementType input_type(const CustomOp*, size_t index) {
+    if (index == kRecall) return ElementType::kInt64;
     if (index >= kLast) return ElementType::kInt32;
     return index >= kKeyCache ? kElement : ElementType::kFloat;
   }
@@ -117,7 +145,10 @@ struct Of {
   static CustomOp make(const char* (*name)(const CustomOp*)) {
     CustomOp op = plain_op();
     op.name = name;
-    op.input_count = [](const CustomOp*) { return size_t{kMany ? kFirst + 1 : kLast + 1}; };
+    op.input_count = [](const CustomOp*) { return kRecall + 1; };
+    op.input_characteristic = [](const CustomOp*, size_t index) {
+      return index == kRecall ? Characteristic::kOptional : Characteristic::kRequired;
+    };
     op.output_count = [](const CustomOp*) { return kOutputs; };
     op.input_type = input_type, op.output_type = output_type;
     op.create_kernel_or_fail = create;

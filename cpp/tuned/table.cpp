@@ -18,6 +18,7 @@ const Kernels& kernels() {
   static const Kernels table = [] {
     Kernels made = kScorePart;
     made.attend = kAttendPart.attend;
+    made.rate_pages = kAttendPart.rate_pages;
     made.linear = kLinearPart.linear;
 #if defined(VLKV_TUNED_BFLOAT16)
     made.linear.multiply_half = multiply_half_avx512;

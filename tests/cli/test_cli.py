@@ -27,6 +27,8 @@ KEYS = [
     "kept_tokens",
     "sparsity",
     "cache_bytes",
+    "recall_bytes",
+    "recall_bytes_read",
     "cache_bytes_full",
     "seconds",
     "tokens_per_second",

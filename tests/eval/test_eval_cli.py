@@ -158,3 +158,40 @@ def test_wrong_prune(vlkv, shipped, arguments, message):
     code, text, notes = vlkv(arguments[0], shipped, *arguments[1:])
     assert (code, text) == (2, "")
     assert message in notes and len(notes.strip().splitlines()) == 1
+
+
+def test_eval_inspect_and_run_with_recall(vlkv, shipped, picture, tmp_path):
+    asked = ["eval", shipped, "--policy", "full,snapkv", "--budget", "0.2", "--samples", 2, "--threads", 1]
+    code, text, _ = vlkv(*asked, "--recall", 0.1, "-o", tmp_path / "out", "--json")
+    full, small = json.loads(text)["lines"]
+    assert code == 0 and (full["policy"], small["policy"]) == ("full", "snapkv+recall 0.1")
+    assert full["read"] is None and 0.2 < small["read"] < 0.3 and small["kept"] <= 0.21
+    assert "| read |" in (tmp_path / "out" / "table.md").read_text()
+    code, text, _ = vlkv(*asked, "--turns", 2, "--recall", 0.1, "--json")
+    assert code == 0 and {line["keep"] for line in json.loads(text)["lines"]} == {"compressed", "reusable"}
+    own = ["--image", picture, "--prompt", "what is the key?", "--recall", 0.1, "--threads", 1]
+    code, _, _ = vlkv("inspect", shipped, *own, "-o", tmp_path / "page")
+    assert code == 0 and (tmp_path / "page" / "index.html").exists()
+    code, text, _ = vlkv("run", shipped, *own, "--json")
+    result = json.loads(text)
+    assert code == 0 and result["recall_bytes"] > 0 and result["recall_bytes_read"] > 0
+    code, _, notes = vlkv("run", shipped, *own)
+    assert code == 0 and f"and {result['recall_bytes'] / 2**20:.2f} MiB of evicted tokens" in notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "--policy", "full,h2o", "--recall", "0.1"], "policy 'h2o' evicts while decoding"),
+        (["eval", "--policy", "snapkv", "--recall", "2"], "recall 2.0 is outside (0, 1]"),
+        (["eval", "--recall", "0.1", "--ablation"], "leave out --recall"),
+        (["eval", "--recall", "0.1", "--task", "text"], "task text takes no"),
+        (["run", "--prompt", "a", "--recall", "0"], "recall 0.0 is outside (0, 1]"),
+        (["run", "--prompt", "a", "--recall", "0.1", "--policy", "elastic"], "policy 'elastic' merges"),
+        (["inspect", "--prompt", "a", "-o", "out", "--recall", "0.1", "--policy", "full"], "evicts nothing"),
+    ],
+)
+def test_wrong_recall(vlkv, shipped, arguments, message):
+    code, text, notes = vlkv(arguments[0], shipped, *arguments[1:])
+    assert (code, text) == (2, "")
+    assert message in notes and len(notes.strip().splitlines()) == 1

@@ -53,6 +53,7 @@ def decoder_feeds(manifest: Any, call: str, rng: np.random.Generator, dtype: Any
         rows[1] = [4, 6, -1]
     feeds["position_ids"] = positions
     feeds["row_index"] = rows
+    feeds["recall"] = np.zeros(batch, np.int64)
     for layer in range(text.layers):
         shape = (batch, text.kv_heads, CAPACITY[layer], text.head_dim)
         for kind in ("key", "value"):

@@ -3,6 +3,7 @@
 // the end (Flash-Decoding).
 #pragma once
 
+#include "vlkv/recall.h"
 #include "vlkv/types.h"
 
 namespace vlkv {
@@ -25,6 +26,8 @@ namespace vlkv {
 // `last` are neither read nor written. A row of a head is NaN if one of its logits is NaN or +infinity, or
 // all are -infinity. If a value of a later token of the call is not finite, earlier rows may become NaN too.
 //
+// With one row a prompt may also attend to the pages of evicted tokens that vlkv/recall.h chooses.
+//
 // All arithmetic is in float32; elements are widened exactly. A logit over int8 is the sum of the codes'
 // products, times the scale.
 //
@@ -43,7 +46,9 @@ struct AttendParams {
   void* value_cache = nullptr;
   const int32_t* first = nullptr;
   const int32_t* last = nullptr;
-  float scale = 0.0F;  // 0 = 1/sqrt(D)
+  const Recall* const* recall = nullptr;  // [B], null where a prompt has none; null: nowhere
+  int64_t layer = 0;                      // which of the stores' layers
+  float scale = 0.0F;                     // 0 = 1/sqrt(D)
   float* result = nullptr;
   int threads = 0;  // 0 = vlkv::threads()
 };

@@ -23,6 +23,7 @@ from vlkv_export.passes import (
     native_cache,
     native_linear,
     observed_rows,
+    recall,
     transposed_weights,
     within_window,
 )
@@ -175,6 +176,8 @@ def lower_for_onnxruntime(
                     )
             elif native:
                 done["native_attention"] = native_attention.apply(model)
+            if native:
+                done["recall"] = recall.apply(model)
         if native:
             done["fused_linear"] = fused_linear.apply(model)
         done["transposed_weights"] = transposed_weights.apply(model)

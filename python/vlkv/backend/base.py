@@ -212,11 +212,13 @@ class Backend(Protocol):
         threads: threads of one operator; 0 for all cores.
         store: allocates the arrays of caches.
         chunk: the most tokens of a call of `extend`; 0 for any number.
+        recalls: whether steps attend to the evicted tokens that `Cache.recall` names.
     """
 
     threads: int
     store: Store
     chunk: int
+    recalls: bool
 
     def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`, by `graph`: `vision` or `video`."""

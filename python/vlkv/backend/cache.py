@@ -93,6 +93,8 @@ class Cache:
         values: the same shapes.
         length: valid slots `[L, B]`, int64; slots past a layer's length are undefined.
         store: allocates the arrays.
+        recall: the number of each prompt's store of evicted tokens `[B]`, int64; 0 for none. The loop that steps over
+            the cache sets it.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Cache:
         self.values = values
         self.length = length
         self.store = store
+        self.recall = np.zeros(length.shape[1], np.int64)
 
     @classmethod
     def empty(cls, text: TextFacts, capacity: int, store: Store = HOST) -> Cache:

@@ -27,6 +27,8 @@ from vlkv.storage.manifest import Manifest, vision_graphs
 CPU = "cpu"
 BFLOAT16 = 16
 """ONNX's number of the type."""
+RECALL = "recall"
+"""The decoder's input that names stores of evicted tokens; engines of earlier versions lack it."""
 SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
@@ -70,6 +72,9 @@ class OnnxRuntimeBackend:
             for name in vision_graphs(manifest)
         }
         self._decoder = _session(directory / "decoder.onnx", threads, manifest.operators, tuned)
+        self._names_stores = any(value.name == RECALL for value in self._decoder.get_inputs())
+        # a tuned library has a list of stores of its own
+        self.recalls = self._names_stores and tuned is None
         self._compress = None if self._native else _session(directory / "compress.onnx", threads)
         self._shrink = ort.RunOptions()
         self._shrink.add_run_config_entry(SHRINK, "cpu:0")
@@ -151,6 +156,8 @@ class OnnxRuntimeBackend:
         """Binds the decoder to these inputs and to the cache, which is updated in place."""
         binding = self._decoder.io_binding()
         inputs = {"inputs_embeds": embeds, "position_ids": positions, "row_index": row_index}
+        if self._names_stores:
+            inputs[RECALL] = cache.recall
         for name, array in (*inputs.items(), ("length", cache.length)):
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
         for kind, arrays in (("key", cache.keys), ("value", cache.values)):

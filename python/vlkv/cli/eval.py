@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import answers, notes, progress, write_json
-from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Prune, Threads
+from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Prune, Recall, Threads
 from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
 
@@ -44,6 +44,7 @@ def evaluate(
         int | None, typer.Option(help="Most tokens of an answer.", show_default="8 to 128, by task")
     ] = None,
     prune: Prune = None,
+    recall: Recall = None,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Compare vl-cache's parts instead of policies.")
     ] = False,
@@ -76,8 +77,15 @@ def evaluate(
     from vlkv.eval.text_api import TextReport, run_texts
     from vlkv.eval.text_report import text_tables
 
-    if task == "text" and (turns, data, question, ablation, prune) != (1, None, None, False, None):
-        raise EvalError("task text takes no --turns, --data, --question, --ablation or --prune")
+    if task == "text" and (turns, data, question, ablation, prune, recall) != (
+        1,
+        None,
+        None,
+        False,
+        None,
+        None,
+    ):
+        raise EvalError("task text takes no --turns, --data, --question, --ablation, --prune or --recall")
     with progress(data=False, remaining=True) as bar:
 
         def opened() -> Engine:
@@ -116,6 +124,7 @@ def evaluate(
                 max_new_tokens=max_new_tokens,
                 ablation=ablation,
                 prune=prune,
+                recall=recall,
                 output=output,
                 batch=batch,
                 begin=begin,

@@ -18,6 +18,7 @@ from vlkv.cli.options import (
     Plugin,
     Prune,
     Raw,
+    Recall,
     Threads,
     Videos,
 )
@@ -36,6 +37,7 @@ def inspect(
     policy: Annotated[str, typer.Option(help="How the cache is compressed.")] = DEFAULT_POLICY,
     budget: OneBudget = None,
     prune: Prune = None,
+    recall: Recall = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
     raw: Raw = False,
     no_verify: NoVerify = False,
@@ -50,11 +52,11 @@ def inspect(
     from vlkv.eval.settings import Setting
     from vlkv.generation.question import Question
     from vlkv.policies.builtin import resolve
-    from vlkv.policies.policy import check_budget, default_budget
+    from vlkv.policies.policy import check_budget, default_budget, with_recall
     from vlkv.pruning.methods import resolve_prune
 
     question = read_prompt(prompt, prompt_file)
-    found = resolve(policy)
+    found = with_recall(resolve(policy), recall)
     resolve_prune(prune)
     given = None if budget is None else check_budget(budget, found)
     with progress(data=False) as bar:

@@ -33,6 +33,13 @@ Prune = Annotated[
         show_default="none",
     ),
 ]
+Recall = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep evicted tokens in host memory, and read this share of the prompt of them for each token.",
+        show_default="none",
+    ),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Use no chat template.")]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only, not hashes.")]
 Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]

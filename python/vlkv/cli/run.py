@@ -18,6 +18,7 @@ from vlkv.cli.options import (
     Plugin,
     Prune,
     Raw,
+    Recall,
     Threads,
     Tuned,
     Videos,
@@ -46,6 +47,7 @@ def run(
     ] = DEFAULT_POLICY,
     budget: OneBudget = None,
     prune: Prune = None,
+    recall: Recall = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = MAX_NEW_TOKENS,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is off.")] = 0,
@@ -104,6 +106,7 @@ def run(
             policy=policy,
             budget=budget,
             prune=prune,
+            recall=recall,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -149,9 +152,10 @@ def summary(stream: Stream) -> str:
     share = result.cache_bytes / result.cache_bytes_full
     before = spent.vision + spent.prefill + spent.compress
     pruned = f", {result.pruned_tokens} left out before prefill" if result.pruned_tokens else ""
+    recalled = f" and {result.recall_bytes / 2**20:.2f} MiB of evicted tokens" if result.recall_bytes else ""
     return (
         f"{result.policy}: {sum(result.kept_tokens) // len(result.kept_tokens)} of {result.prompt_tokens} prompt "
         f"tokens a layer{pruned}, cache {result.cache_bytes / 2**20:.2f} MiB "
-        f"({share:.0%} of full), first token after {before:.2f} s, "
+        f"({share:.0%} of full){recalled}, first token after {before:.2f} s, "
         f"{result.tokens_per_second:.0f} tokens/s"
     )

@@ -60,6 +60,7 @@ def run(
     max_new_tokens: int | None = None,
     ablation: bool = False,
     prune: str | None = None,
+    recall: float | None = None,
     output: Path | None = None,
     batch: int = BATCH,
     begin: Callable[[str, int], None] = lambda what, records: None,
@@ -80,6 +81,8 @@ def run(
         max_new_tokens: the most tokens of an answer; None for the task's own limit.
         ablation: compare the parts of vl-cache instead of policies, and measure cache hit rates.
         prune: the image tokens that every setting, `full` too, leaves out before prefill, such as `duplicates`.
+        recall: the share of the prompt that each token reads of the evicted tokens, under every policy that evicts;
+            None drops these.
         output: a folder to which answers are appended; a run with the same arguments resumes there. The caller writes
             the report with `Report.write`.
         batch: the most settings that decode together; memory grows with it.
@@ -102,8 +105,10 @@ def run(
         raise EvalError("--ablation needs a task with one question per sample")
     if ablation and prune is not None:
         raise EvalError("--ablation compares caches of whole prompts; leave out --prune")
+    if ablation and recall is not None:
+        raise EvalError("--ablation compares caches that drop what they evict; leave out --recall")
     resolve_prune(prune)
-    settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns)
+    settings = ablation_settings(budgets) if ablation else make_settings(policies, budgets, turns, recall)
     new_tokens = max_new_tokens or NEW_TOKENS[task]
     name = run_name(task, seed, turns, new_tokens, data, question, prune)
     asked = Run(name, new_tokens, batch, hits=ablation, prune=prune)

@@ -31,6 +31,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         prompt_tokens: prompt tokens of the last turn.
         kind, divergence: for a text, its kind, and the sum over its tokens of KL(full cache || this setting), in nats;
             `agreed` then counts first choices equal to the full cache's, and `loss` is that of the text's own tokens.
+        read: bytes of keys, values and bounds that a decoded token reads of the prompt, as a share of the full cache's;
+            None if nothing was recalled.
         hit, mass: the share of the most attended tokens that was kept, and the share of the attention that kept tokens
             receive (`vlkv.eval.hits`); None if it was not measured.
     """
@@ -54,6 +56,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     hit: float | None = None
     mass: float | None = None
+    read: float | None = None
     kind: str = ""
     divergence: float = 0.0
 

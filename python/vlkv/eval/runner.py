@@ -23,6 +23,7 @@ from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.storage.files import hash_file
 from vlkv.storage.manifest import NAME as MANIFEST
+from vlkv.storage.manifest import token_bytes
 
 BATCH = 32
 Item = TypeVar("Item")
@@ -195,6 +196,7 @@ def _ask_once(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) 
         forced = _forced(reading, settings, full.token_ids)
         for (setting, blank), result, values in zip(group, results, forced, strict=True):
             record = _filled(blank, [result.text], result)
+            record = _with(record, read=_read(engine, result))
             loss, agreed = values
             record = _with(record, loss=loss, agreed=agreed, tokens=len(full.token_ids))
             if attention:
@@ -204,6 +206,17 @@ def _ask_once(engine: Engine, run: Run, sample: Sample, asked: Sequence[Asked]) 
                 record = _with(record, hit=hit, mass=mass)
             records.append(record)
     return records
+
+
+def _read(engine: Engine, result: Result) -> float | None:
+    """The bytes that a decoded token read of the prompt, as a share of the full cache's; see `Record.read`."""
+    steps = len(result.token_ids) - 1
+    if not result.recall_bytes or not steps:
+        return None
+    text = engine.manifest.text
+    token = token_bytes(text, engine.manifest.cache_dtype)
+    read = sum(result.kept_tokens) * token + result.recall_bytes_read / steps
+    return read / (text.layers * result.prompt_tokens * token)
 
 
 def _forced(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import msgspec
 
@@ -12,7 +12,7 @@ from vlkv.errors import EvalError
 from vlkv.generation.fork import Variant
 from vlkv.ops.allocation import check_share
 from vlkv.policies.builtin import resolve
-from vlkv.policies.policy import Policy
+from vlkv.policies.policy import Policy, with_recall
 
 KEEPS = ("compressed", "reusable")
 
@@ -51,9 +51,12 @@ FULL = Setting(resolve("full"), 1.0)
 
 
 def make_settings(
-    policies: Sequence[str | Policy], budgets: Sequence[float], turns: int = 1
+    policies: Sequence[str | Policy], budgets: Sequence[float], turns: int = 1, recall: float | None = None
 ) -> list[Setting]:
     """Every policy at every budget, in this order; a policy that keeps everything has only the budget 1.
+
+    With `recall` every policy that evicts recalls that share, and its name says so; second questions are then answered
+    by the reusable cache alone.
 
     Raises:
         PolicyError: a policy is unknown, or a budget is outside (0, 1].
@@ -61,15 +64,23 @@ def make_settings(
     """
     if not policies or not budgets:
         raise EvalError(f"no {'budget' if policies else 'policy'} is given")
-    found = [resolve(policy) for policy in policies]
+    found = [_recalling(resolve(policy), recall) for policy in policies]
     shares = [check_share(budget) for budget in budgets]
-    keeps = KEEPS if turns > 1 else ("",)
+    keeps: tuple[str, ...] = ("",)
+    if turns > 1:
+        keeps = KEEPS if recall is None else ("reusable",)
     settings = []
     for policy in found:
         whole = policy.keeps_all
         for keep in ("compressed",) if whole and turns > 1 else keeps:
             settings += [Setting(policy, budget, keep) for budget in ([1.0] if whole else shares)]
     return list(dict.fromkeys(settings))
+
+
+def _recalling(policy: Policy, share: float | None) -> Policy:
+    if share is None or policy.keeps_all:
+        return policy
+    return replace(with_recall(policy, share), name=f"{policy.name}+recall {share:g}")
 
 
 def split_names(text: str) -> list[str]:

@@ -24,6 +24,7 @@ class Line:
         agreement: the share of these tokens that are also this setting's first choice, as a mean over samples.
         kept: the share of the prompt's cache that was kept.
         layers: the mean number of tokens kept, per layer.
+        read: see `vlkv.eval.records`, as a mean; None if nothing was recalled.
         hit, mass: see `vlkv.eval.hits`; None if they were not measured.
     """
 
@@ -40,6 +41,7 @@ class Line:
     layers: tuple[float, ...]
     hit: float | None
     mass: float | None
+    read: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -60,6 +62,7 @@ def _line(group: Sequence[Record]) -> Line:
     agreed = [record.agreed / record.tokens for record in group if record.tokens]
     hits = [record.hit for record in group if record.hit is not None]
     mass = [record.mass for record in group if record.mass is not None]
+    read = [record.read for record in group if record.read is not None]
     layers = len(first.kept)
     return Line(
         label=f"{first.policy}, {first.keep}" if first.keep else first.policy,
@@ -75,4 +78,5 @@ def _line(group: Sequence[Record]) -> Line:
         layers=tuple(sum(record.kept[layer] for record in group) / len(group) for layer in range(layers)),
         hit=sum(hits) / len(hits) if hits else None,
         mass=sum(mass) / len(mass) if mass else None,
+        read=sum(read) / len(read) if read else None,
     )

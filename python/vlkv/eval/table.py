@@ -31,6 +31,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], Rows]:
         "policy": [line.label for line in lines],
         "budget": [f"{line.budget:.4g}" for line in lines],
         "kept": [share(line.kept) for line in lines],
+        "read": [share(line.read) for line in lines],
         "exact (95%)": [percent(line.exact) for line in lines],
         "similarity (95%)": [percent(line.similarity) for line in lines],
         "perplexity": ["" if line.perplexity is None else f"{line.perplexity:.4g}" for line in lines],

@@ -136,6 +136,11 @@ class Conversation:
                 last.prompt, said, turns, model.tokenizer, model.manifest, question.raw, media
             )
             sequence = prepare(model, question, whole)
+        if sequence.policy.recall is not None and self.keep == "compressed":
+            raise PolicyError(
+                "a conversation recalls evicted tokens with keep='reusable' alone, because later questions read the "
+                "cache without them; leave recall out, or set keep"
+            )
         if self._running is not None:
             self._running.close()
         self._running = self._run(sequence, begin, turn)

@@ -52,6 +52,8 @@ class Decoder:
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
         self._embedding = model.embedding
         self._steps = steps or model.backend.steps(cache)
+        # bindings hold the array, so it is written and not replaced
+        cache.recall[:] = [0 if sequence.recall is None else sequence.recall.id for sequence in sequences]
         evictions = [sequence.eviction for sequence in sequences]
         self._evictions = [(row, eviction) for row, eviction in enumerate(evictions) if eviction is not None]
         self._watched = np.array([eviction is not None and eviction.watches for eviction in evictions])

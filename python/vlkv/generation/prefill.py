@@ -22,6 +22,7 @@ from vlkv.inputs.layouts import pack
 from vlkv.inputs.preprocess import pixel_values
 from vlkv.inputs.prompt import Prompt
 from vlkv.model import Model
+from vlkv.ops.recall import RecallStore
 from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.decode_eviction import evicting, slots_for
 from vlkv.policies.observe import PROBES, Observer, Probe, observed_rows
@@ -326,7 +327,7 @@ def cut(
     budget, length, windows = sequence.budget, result.prompt_tokens, sequence.windows
     run = sequence.positions
     spare = slots_for(policy, budget, length, sequence.max_new_tokens)
-    sequence.eviction = None
+    sequence.eviction = sequence.recall = None
     capacity = [length + spare] * len(windows)
     if not policy.keeps_all or keep_source or any(windows):
         rows = observer.stays
@@ -338,9 +339,11 @@ def cut(
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
         text = np.isin(run, sequence.prompt.image_positions, invert=True)
+        store = None if policy.recall is None else recall_store(model, sequence)
         cache, kept = compress(
-            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, text
+            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, text, store
         )
+        sequence.recall, result.recall_bytes = store, 0 if store is None else store.bytes
         kept, scores = in_prompt(run, kept, observer.scores, length)
         threads = backend.threads
         sequence.eviction = evicting(policy, budget, length, kept, scores, capacity, threads, windows)
@@ -360,6 +363,14 @@ def cut(
         token = 2 * array.shape[1] * array.shape[3] * array.itemsize
         result.cache_bytes = token * sum(capacity)
     sequence.cache = cache
+
+
+def recall_store(model: Model, sequence: Sequence) -> RecallStore:
+    """An empty store for what the sequence's policy evicts of its prompt."""
+    text, recall = model.manifest.text, sequence.policy.recall
+    assert recall is not None
+    pages = recall.pages(sequence.result.prompt_tokens)
+    return RecallStore(text.layers, text.kv_heads, text.head_dim, recall.page, pages, model.backend.threads)
 
 
 def ceilings(lane: Cache, spare: int, length: int, windows: abc.Sequence[int]) -> list[int]:

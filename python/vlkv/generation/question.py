@@ -53,6 +53,7 @@ class Question:
     videos: Sequence[Any] = ()
     frames: int | None = None
     prune: str | None = None
+    recall: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):

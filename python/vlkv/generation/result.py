@@ -38,6 +38,8 @@ class Result:
         kept_tokens: the number of prompt tokens kept, per layer.
         sparsity: the attention's sparsity per layer; 0 if nothing was observed.
         cache_bytes: bytes of this sequence's cache during decoding, including slots for new tokens.
+        recall_bytes: bytes of its evicted tokens in host memory; 0 unless the policy recalls them.
+        recall_bytes_read: bytes that its decoded tokens read of these, all together.
         cache_bytes_full: bytes that the uncompressed cache would need.
         seconds: the time spent; the sequences of a batch share the decoding time.
         tokens_per_second: decoded tokens divided by decoding time; the first token comes from prefill.
@@ -60,6 +62,8 @@ class Result:
     kept_tokens: list[int] = field(default_factory=list)
     sparsity: list[float] = field(default_factory=list)
     cache_bytes: int = 0
+    recall_bytes: int = 0
+    recall_bytes_read: int = 0
     cache_bytes_full: int = 0
     seconds: Seconds = field(default_factory=Seconds)
     tokens_per_second: float = 0.0

@@ -30,10 +30,11 @@ from vlkv.inputs.pictures import Clip, Limits, read_visuals
 from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.model import Model
+from vlkv.ops.recall import RecallStore
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
-from vlkv.policies.observe import check_threshold
-from vlkv.policies.policy import Policy, check_budget, default_budget
+from vlkv.policies.observe import check_recall, check_threshold
+from vlkv.policies.policy import Policy, check_budget, default_budget, with_recall
 from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.pruning.methods import resolve_prune
 from vlkv.pruning.picture import Pruner
@@ -70,6 +71,7 @@ class Sequence:
         windows: the sliding windows `[L]` that prompt and answer exceed, 0 for other layers.
         positions: the positions `[S]` of the prompt tokens that run, ascending; all unless the prompt is pruned.
         eviction: the eviction during decoding; None if nothing is evicted.
+        recall: its evicted tokens, from prefill to the answer's end; None if the policy drops them.
         logits: the logits `[V]` of the prompt's last token, after prefill.
         points: where the answer stands, newest last, if it is decoded carefully; see `Point`.
     """
@@ -89,6 +91,7 @@ class Sequence:
     windows: Windows = field(init=False, default=())
     positions: Int64 = field(init=False, default_factory=lambda: np.zeros(0, np.int64))
     eviction: Eviction | None = field(init=False, default=None)
+    recall: RecallStore | None = field(init=False, default=None)
     logits: Float32 = field(init=False, default_factory=lambda: np.zeros(0, np.float32))
     points: list[Point] = field(init=False, default_factory=list)
     _tokenizer: Tokenizer = field(init=False, repr=False)
@@ -185,6 +188,10 @@ class Sequence:
         piece = self._stopping.push(token)
         self.result.text += piece
         self.result.finish_reason = self._stopping.finish_reason or ""
+        if self.recall is not None:
+            self.result.recall_bytes_read = self.recall.bytes_read
+            if self.done:
+                self.recall = None
         return piece
 
     def give_cache(self) -> Cache:
@@ -255,7 +262,7 @@ def prepare(
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
     """
-    policy = resolve(question.policy)
+    policy = with_recall(resolve(question.policy), question.recall)
     given = None if question.budget is None else check_budget(question.budget, policy)
     pruner = resolve_prune(question.prune)
     if pruner is not None and any(reached(model.manifest.text, None)):
@@ -292,6 +299,7 @@ def prepare(
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
     check_threshold(policy, model.manifest)
+    check_recall(policy, model.manifest.text, model.backend.recalls)
     budget = default_budget(policy, length, not prompt.pictures) if given is None else given
     clips = clips_of(model.manifest, question)
     new = len(question.images) + sum(len(chosen) for _, chosen in clips)

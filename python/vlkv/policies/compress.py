@@ -12,6 +12,7 @@ from vlkv.backend.base import Backend
 from vlkv.backend.cache import Array, Cache, HostStore
 from vlkv.errors import PolicyError
 from vlkv.ops.allocation import allocate
+from vlkv.ops.recall import RecallStore
 from vlkv.policies.anchors import rated
 from vlkv.policies.mix import mixed
 from vlkv.policies.observe import Observer
@@ -111,6 +112,7 @@ def compress(
     target: Cache | None = None,
     windows: Sequence[int] = (),
     text: Mask | None = None,
+    recall: RecallStore | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
 
@@ -126,6 +128,7 @@ def compress(
         windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
             that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
         text: the slots `[S]` whose tokens lie outside pictures; None if all do.
+        recall: takes what is evicted.
 
     Returns:
         The compressed cache, and the kept positions per layer, `[Hkv, count]`.
@@ -156,6 +159,8 @@ def compress(
             per_head,
             policy.merge != "none",
         )
+        if recall is not None:
+            recall.add(layer, cache.keys[layer][:, :, :end], cache.values[layer][:, :, :end], kept)
         if not keep_source:
             cache.free(layer)
         small.length[layer] = count

@@ -34,6 +34,19 @@ def check_threshold(policy: Policy, manifest: Manifest) -> None:
         )
 
 
+def check_recall(policy: Policy, text: TextFacts, recalls: bool) -> None:
+    """Raises `PolicyError` if the policy recalls evicted tokens and the engine cannot: see `Backend.recalls`."""
+    if policy.recall is None:
+        return
+    if text.layer_windows and any(text.layer_windows):
+        raise PolicyError("recall does not fit this model, whose layers have sliding windows; leave it out")
+    if not recalls:
+        raise PolicyError(
+            "recall needs an engine for ONNX Runtime on CPUs with native operators, untuned, whose heads are a "
+            "multiple of 8 wide; build it anew with `vlkv build --backend onnxruntime`, or leave recall out"
+        )
+
+
 def observed_rows(policy: Policy, length: int, last_image: int, since: int = 0) -> range:
     """The observation window: the prompt rows that a policy observes.
 

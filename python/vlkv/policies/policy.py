@@ -7,12 +7,13 @@ Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arX
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args, get_type_hints
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from vlkv.errors import PolicyError
 from vlkv.ops.allocation import FLOOR, check_share
 from vlkv.ops.constants import THRESHOLD
+from vlkv.policies.recall import Recall
 
 LEAST_TOKENS = 64
 """The least prompt tokens to keep, per layer on average, if no budget is given. A chat template alone has about 30
@@ -69,6 +70,8 @@ class Policy:
             prompt's count); `fixed_point` drops the token at the truncation point once the cache exceeds the budget's
             share of prompt and answer.
         distance: the truncation point's distance from the end of the cache after prefill.
+        recall: whether evicted tokens stay in host memory and each decoded token attends to the best pages of them;
+            None drops them.
     """
 
     name: str
@@ -95,13 +98,14 @@ class Policy:
     anchors: Literal["scores", "published", "spread"] = "scores"
     decode: Literal["append", "sliding", "lowest", "fixed_point"] = "append"
     distance: int = 25
+    recall: Recall | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise PolicyError(f"policy name {self.name!r} is not a text, or is empty; give it a name")
         for field, hint in get_type_hints(Policy).items():
-            if choices := get_args(hint):
-                value = getattr(self, field)
+            if get_origin(hint) is Literal:
+                choices, value = get_args(hint), getattr(self, field)
                 if value not in choices:
                     raise self._wrong(field, f"is unknown; known: {', '.join(choices)}")
         for field in ("per_head", "keep_observed"):
@@ -121,6 +125,8 @@ class Policy:
         for field in ("threshold", "floor", "recent", "text"):
             self._number(field, 0.0, 1.0)
         self._number("beta", 1.0, 1e6)
+        if self.recall is not None and not isinstance(self.recall, Recall):
+            raise self._wrong("recall", "is neither None nor a Recall")
         self._contradictions()
 
     @property
@@ -191,6 +197,20 @@ class Policy:
             )
         if self.keeps_all and (self.rows, self.decode) != ("none", "append"):
             raise self._wrong("allocation", "evicts nothing; it requires rows 'none' and decode 'append'")
+        if self.recall is not None:
+            self._check_recall()
+
+    def _check_recall(self) -> None:
+        if self.keeps_all:
+            raise PolicyError(
+                f"policy {self.name!r} evicts nothing, so that nothing can be recalled; leave recall out"
+            )
+        if self.merge != "none":
+            raise PolicyError(f"policy {self.name!r} merges what it evicts; recall goes with merge 'none'")
+        if self.decode != "append":
+            raise PolicyError(
+                f"policy {self.name!r} evicts while decoding; recall goes with decode 'append', as in snapkv"
+            )
 
     def _number(self, field: str, least: float, most: float) -> None:
         value = getattr(self, field)
@@ -199,6 +219,11 @@ class Policy:
 
     def _wrong(self, field: str, text: str) -> PolicyError:
         return PolicyError(f"policy {self.name!r}: {field} {getattr(self, field)!r} {text}")
+
+
+def with_recall(policy: Policy, share: float | None) -> Policy:
+    """The policy with `Recall(share)`, or as it is for None. Raises `PolicyError` if they do not fit."""
+    return policy if share is None else replace(policy, recall=Recall(share))
 
 
 def check_budget(budget: float, policy: Policy) -> float:

@@ -54,11 +54,14 @@ class Batch:
         else:
             self._lanes.release(place)
         self.running.pop()
+        one.sequence.recall = None
 
     def clear(self) -> None:
         """Removes all answers and frees their lanes."""
         for lane in range(len(self.running)):
             self._lanes.release(lane)
+        for one in self.running:
+            one.sequence.recall = None
         self.running.clear()
         self._decoder = None
         self._lanes.reset()

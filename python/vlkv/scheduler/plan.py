@@ -80,7 +80,15 @@ class Plan:
         new = slots_for(sequence.policy, sequence.budget, length, sequence.max_new_tokens)
         kept = most_kept(sequence.policy, layers, length, sequence.budget)
         tokens = min(kept + layers * new, sum(slots_within(length + new, self._windows(sequence))))
-        return tokens * self.token_bytes + self.page_bytes
+        return tokens * self.token_bytes + self.page_bytes + self.recall_bytes(sequence)
+
+    def recall_bytes(self, sequence: Prepared) -> int:
+        """The most bytes of a sequence's evicted tokens in host memory; 0 unless its policy recalls them."""
+        recall, length, layers = sequence.policy.recall, len(sequence.prompt.token_ids), len(self.capacity)
+        if recall is None:
+            return 0
+        kept = max(round(sequence.budget * layers * length), layers) if sequence.policy.rule == "exact" else 0
+        return recall.most_bytes(self.text, layers * length - min(kept, layers * length))
 
     def held_bytes(self, sequence: Prepared) -> tuple[int, int]:
         """The most bytes of a sequence's lane when prefill ends, and the most that each token of its answer adds.

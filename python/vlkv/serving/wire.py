@@ -157,5 +157,6 @@ def usage(result: Result) -> dict[str, int | list[int]]:
         "kept_tokens_per_layer": kept,
         "generated_tokens": len(result.token_ids),
         "cache_bytes": result.cache_bytes,
+        "recall_bytes": result.recall_bytes,
         "cache_bytes_full": result.cache_bytes_full,
     }

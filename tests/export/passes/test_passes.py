@@ -18,6 +18,7 @@ from vlkv_export.passes import (
     native_attention,
     native_cache,
     observed_rows,
+    recall,
     transposed_weights,
 )
 from vlkv_export.passes.edit import MICROSOFT
@@ -80,7 +81,7 @@ def test_counts_of_a_whole_lowering(name, operators, folder, checkpoint_of):
         "float32": widened["decoder"],
         "group_query_attention": LAYERS,
         **(
-            {"native_attention": LAYERS, "observed_rows": LAYERS}
+            {"native_attention": LAYERS, "observed_rows": LAYERS, "recall": LAYERS}
             if native
             else {"within_window": LAYERS if name == "mistral" else 0}
         ),
@@ -146,6 +147,35 @@ def test_native_attention_leaves_alone_what_rotates_or_masks(graphs_of):
             node.attributes.add(ir.AttrInt64("do_rotary", 1))
     assert unchanged(model, native_attention.apply)
     assert unchanged(ir.load(graphs_of("llama") / "vision.onnx"), native_attention.apply)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_recall(graphs_of, dtype):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    assert unchanged(model, recall.apply)
+    observed_rows.apply(model)
+    if dtype == "float32":
+        natively(model)
+    else:
+        group_query_attention.apply(model)
+        native_cache.apply(model, dtype=dtype)
+    assert recall.apply(model) == LAYERS
+    added = model.graph.inputs[-1]
+    assert (added.name, added.dtype, len(added.shape)) == ("recall", ir.DataType.INT64, 1)
+    found = [node for node in model.graph.all_nodes() if node.op_type in recall.OPERATORS]
+    for node in found:
+        layer = node.attributes.get_int("layer")
+        assert node.inputs[3].name == f"key_cache.{layer}" and node.inputs[-1] is added
+        assert len(node.inputs) == recall.OPERATORS[node.op_type] + 1
+    assert sorted(node.attributes.get_int("layer") for node in found) == list(range(LAYERS))
+
+
+def test_recall_needs_native_attention_in_every_layer(graphs_of):
+    model = ir.load(graphs_of("llama") / "decoder.onnx")
+    natively(model)
+    node = next(node for node in model.graph.all_nodes() if node.op_type == "Attend")
+    node.domain = "others"
+    assert unchanged(model, recall.apply)
 
 
 @pytest.mark.parametrize(("dtype", "row"), [("bfloat16", 0), ("int8", 4)])

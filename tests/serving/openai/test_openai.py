@@ -61,6 +61,14 @@ def test_a_pruned_answer_is_that_of_the_engine(client, opened, picture, uri):
     assert reply.usage.vlkv["pruned_tokens"] == wanted.pruned_tokens > 0
 
 
+def test_an_answer_that_recalls_is_that_of_the_engine(client, opened, picture, uri):
+    own = {"policy": "snapkv", "budget": 0.1, "recall": 0.2}
+    wanted = opened.generate(ASKED[0], images=[picture], **own)
+    reply = client.chat.completions.create(model="llava", messages=said(ASKED[0], uri), extra_body=own)
+    assert reply.choices[0].message.content == wanted.text
+    assert reply.usage.vlkv["recall_bytes"] == wanted.recall_bytes > 0
+
+
 def test_a_stream_has_the_same_text_and_its_usage(client, opened, picture, uri):
     wanted = opened.generate(ASKED[0], images=[picture])
     chunks = list(
@@ -210,6 +218,9 @@ def test_models_and_health(served, client):
         ({"bad_words_ids": [[]]}, None, "lists of 1 to 32"),
         ({"policy": "best"}, None, "unknown policy 'best'"),
         ({"prune": "best"}, None, "unknown prune 'best'"),
+        ({"recall": 2}, None, "recall 2.0 is outside (0, 1]"),
+        ({"recall": 0.1, "policy": "full"}, None, "policy 'full' evicts nothing"),
+        ({"recall": 0.1, "policy": "h2o"}, None, "policy 'h2o' evicts while decoding"),
         ({"budget": 3}, None, "budget 3"),
         ({"messages": said("what?", "/etc/passwd")}, "image_url", "neither a data URI"),
         ({"messages": said("what?", "file:///etc/passwd")}, "image_url", "neither a data URI"),

@@ -125,6 +125,7 @@ def test_tensors_to_a_question():
         "budget": np.array([0.1]),
         "max_tokens": np.array([7], np.int32),
         "prune": texts("diverse:0.5"),
+        "recall": np.array([0.2]),
         "stop": texts("x", "y"),
         "stream": np.array([True]),
     }
@@ -132,7 +133,7 @@ def test_tensors_to_a_question():
     assert stream
     assert (question.prompt, question.images, question.policy) == ("a b", (b"\x89PNG", b"\x89PNG"[:4]), "h2o")
     assert (question.budget, question.max_new_tokens, question.stop) == (0.1, 7, ("x", "y"))
-    assert question.prune == "diverse:0.5"
+    assert question.prune == "diverse:0.5" and question.recall == 0.2
     assert to_question({"prompt": texts("a")}, "full", 10)[1] is False
     with pytest.raises(PromptError, match="11 characters"):
         to_question({"prompt": texts("a" * 11)}, "full", 10)

@@ -83,6 +83,7 @@ class DeviceBackend:
     """
 
     threads = 0
+    recalls = False
 
     def __init__(self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest) -> None:
         self.device, self.graphs, self.text = device, graphs, manifest.text

@@ -42,6 +42,7 @@ def usage(results: Sequence[Result], maps: Maps | None = None) -> dict[str, Any]
             "budget": first.budget,
             "kept_tokens": sum(first.kept_tokens) // layers,
             "cache_bytes": first.cache_bytes,
+            "recall_bytes": first.recall_bytes,
             "cache_bytes_full": first.cache_bytes_full,
             **({"kept": maps(first)} if maps is not None else {}),
         },

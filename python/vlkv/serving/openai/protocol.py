@@ -117,7 +117,7 @@ class StreamOptions(_Record):
 
 
 class Common(msgspec.Struct, kw_only=True):
-    """Fields of both kinds of requests. `policy`, `budget`, `prune`, `top_k`, `kept` are extensions of vlkv.
+    """Fields of both kinds of requests. `policy`, `budget`, `prune`, `recall`, `top_k`, `kept` are extensions of vlkv.
 
     So are `repetition_penalty` and the fields after it up to `bad_words_ids`, with the names and meanings of
     transformers, and `priority` (-10 to 10, higher first), which goes before `service_tier`. `kept` requests maps of
@@ -141,6 +141,7 @@ class Common(msgspec.Struct, kw_only=True):
     policy: str | None = None
     budget: float | None = None
     prune: str | None = None
+    recall: float | None = None
     kept: bool = False
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None

@@ -26,6 +26,7 @@ Read = Callable[[str], Awaitable[bytes]]
 SAME = (
     "budget",
     "prune",
+    "recall",
     "temperature",
     "top_p",
     "top_k",

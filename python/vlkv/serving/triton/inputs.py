@@ -50,6 +50,7 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
         given["prune"] = _text(_one(tensors, "prune", b""), "prune")
     numbers: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
         ("budget", "budget", float),
+        ("recall", "recall", float),
         ("max_tokens", "max_new_tokens", int),
         ("temperature", "temperature", float),
         ("top_k", "top_k", int),

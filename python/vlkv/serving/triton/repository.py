@@ -23,6 +23,7 @@ INPUTS = (
     ("policy", "STRING", "1", True),
     ("budget", "FP64", "1", True),
     ("prune", "STRING", "1", True),
+    ("recall", "FP64", "1", True),
     ("max_tokens", "INT32", "1", True),
     ("temperature", "FP64", "1", True),
     ("top_k", "INT32", "1", True),

@@ -33,8 +33,8 @@ SETS = {
 BFLOAT16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = (
-    *(f"core/{name}.cpp" for name in ("attend", "evict", "linear", "score")),
-    *(f"cpu/{name}.cpp" for name in ("linear_many", "rotate", "thread_pool")),
+    *(f"core/{name}.cpp" for name in ("attend", "evict", "linear", "recall", "score")),
+    *(f"cpu/{name}.cpp" for name in ("linear_many", "recall", "rotate", "thread_pool")),
     *(f"onnxruntime/{name}.cpp" for name in ("attend", "linear", "operators")),
     "tuned/table.cpp",
     "tuned/functions.cpp",
