@@ -73,7 +73,7 @@ step reference "rm -rf $out/cpu; $VLKV build $out/graphs -o $out/cpu
       $VLKV run $out/cpu --image $picture --prompt '$question' --policy \$policy --max-new-tokens 32 --json \
         >$out/reference.\$policy.json
     done"
-step install-cuda ".venv/bin/python -m pip install -q --no-build-isolation --no-deps -C cmake.define.VLKV_CUDA=ON -e ."
+step install-cuda ".venv/bin/python -m pip install -q --no-build-isolation --no-deps -C cmake.define.VLKV_CUDA=ON -C cmake.define.VLKV_CUDA_ARCHITECTURES=native -e ."
 for dtype in float16 bfloat16; do
   for operators in native functions; do
     engine "onnxruntime-cuda-$dtype-$operators" "--device cuda" "--dtype $dtype --operators $operators --capacity 2048"
