@@ -104,7 +104,9 @@ def _swish(value: ir.Value | None) -> tuple[list[ir.Node], ir.Value] | None:
     if swish is not None:
         return ([swish], operand(swish, 0)) if swish.attributes.get_float("alpha", 1.0) == 1.0 else None
     product = producer(value, "Mul")
-    for index in (0, 1) if product is not None else ():
+    if product is None:
+        return None
+    for index in (0, 1):
         sigmoid = producer(operand(product, index), "Sigmoid")
         x = product.inputs[1 - index]
         if sigmoid is not None and sigmoid.inputs[0] is x and x is not None and _alone(sigmoid.outputs[0]):
