@@ -87,6 +87,8 @@ def test_logits_in_a_batch_are_those_alone(engine_of, pictures):
     variants = [Variant(replace(POLICIES[name], recall=Recall(0.15, 4)), 0.25) for name in RECALLING]
     variants.insert(1, Variant(POLICIES["full"], 1.0))
     reading = engine.read(asked(pictures))
+    # the prompt runs once for each observation window, in chunks of its own; from here on not again
+    list(reading.forced(variants, []))
     together = np.stack([logits.copy() for logits in reading.forced(variants, [7, 11, 20])])
     for number, variant in enumerate(variants):
         one = np.stack([logits.copy() for logits in reading.forced([variant], [7, 11, 20])])
