@@ -61,8 +61,8 @@ class Grammars:
         """A matcher for the JSON texts of a schema, which is given as JSON; `{}` allows any JSON.
 
         Raises:
-            SamplingError: the schema is invalid, too long, or not supported.
-            EngineError: `llguidance` is not installed, or can't read the tokenizer.
+            SamplingError: the schema is invalid, too long, or not supported, or `llguidance` can't read the tokenizer.
+            EngineError: `llguidance` is not installed.
         """
         if len(schema) > MAX_SCHEMA:
             raise SamplingError(f"the JSON schema has {len(schema)} characters, the limit is {MAX_SCHEMA}")
@@ -88,7 +88,9 @@ class Grammars:
         try:
             return library.LLTokenizer(str(path), n_vocab=self._vocab, eos_token=self._eos or None)
         except (ValueError, OSError) as error:
-            raise EngineError(f"{path} can't be read by llguidance: {reason(error)}") from None
+            raise SamplingError(
+                f"answers of this engine can't follow a schema: llguidance does not read its tokenizer: {reason(error)}"
+            ) from None
 
 
 def _library() -> Any:

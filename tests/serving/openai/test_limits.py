@@ -198,3 +198,12 @@ def test_a_head_of_many_or_of_large_headers_is_refused(port):
     with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as opened:
         opened.sendall(HEAD + b"X: " + b"a" * 10_000 + b"\r\nConnection: close\r\n\r\n")
         assert b" 200 OK" in all_of(opened).splitlines()[0]
+
+
+def test_a_schema_that_this_engine_cannot_follow_is_the_clients_error(app):
+    schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+    status, message = ask(app, asked(response_format=schema))
+    assert status == 400
+    assert message.startswith(
+        "answers of this engine can't follow a schema: llguidance does not read its tokenizer"
+    )
