@@ -125,7 +125,7 @@ def main() -> None:
         "\n"
         + table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
     )
-    print(f"\nload average before and after: {os.getloadavg()[0]:.1f}")
+    print(f"\nload average of the last minute: {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
