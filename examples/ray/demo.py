@@ -34,13 +34,18 @@ def main() -> int:
     if not (given.engine / "manifest.json").is_file():
         print(f"{given.engine} holds no engine; `make demo` builds one", file=sys.stderr)
         return 2
+    from vlkv.errors import VlkvError
     from vlkv.serving.ray.app import Cluster
     from vlkv.serving.ray.run import running
 
     # `vlkv serve ENGINE --ray --replicas 2` does the same
     cluster = Cluster(str(given.engine.resolve()), replicas=2, scheduler={"slots": 4, "memory": 64 << 20})
-    with running(cluster, "127.0.0.1", given.port) as url:
-        return load(f"{url}/v1", given.requests, given.clients)
+    try:
+        with running(cluster, "127.0.0.1", given.port) as url:
+            return load(f"{url}/v1", given.requests, given.clients)
+    except VlkvError as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def load(url: str, requests: int, clients: int) -> int:
