@@ -105,7 +105,14 @@ def test_linears_oracle(rng: np.random.Generator, weights: str):
         zeros = values["zeros"] if kind.zeros else None
         matrix = linear_oracle.widen(stored, scales, zeros, kind.bits, values["depth"])
         with np.errstate(all="ignore"):
-            result, bound = linear_oracle.linear(values["input"], matrix, values["bias"])
+            rows = values["input"]
+            if values["norm_count"]:
+                rows, _ = linear_oracle.normalized(rows, values["norm"], values["epsilon"])
+            if values["gated_count"]:
+                rows, _ = linear_oracle.gated(rows, values["gated"])
+            result, bound = linear_oracle.linear(rows, matrix, values["bias"])
+            if values["residual_count"]:
+                result = result + values["residual"]
         near(harness.oracle(values)["result"], result.reshape(-1), np.nan_to_num(bound.reshape(-1)))
 
 

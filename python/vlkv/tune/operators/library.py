@@ -22,7 +22,16 @@ from vlkv.tune.operators.constants import OPERATORS, Choice, Operator, parse
 from vlkv.tune.toolchain import Built, Candidate, Toolchain, failed
 
 LEVEL = "constants"
-WORDS = ("-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
+WORDS = (
+    "-std=c++20",
+    "-O3",
+    "-DNDEBUG",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-w",
+    "-DVLKV_TUNED",
+)
 KERNELS = ("-ffp-contract=fast",)
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 SETS = {

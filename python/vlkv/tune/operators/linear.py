@@ -39,7 +39,14 @@ def harness(shapes: Shapes) -> Harness:
             "scale_type": SCALES[kind.scales] if kind.bits else 0,
         }
         weights = _weights(kind, depth, columns, rng)
-        made |= {"zero_count": weights["zeros"].size, "input": data, **weights}
+        around = int(rng.integers(0, 3)) if not sizes["plain"] else 0
+        before = {
+            "norm": normal(rng, depth if around == 1 else 0),
+            "gated": normal(rng, rows, depth if around == 2 else 0),
+            "residual": normal(rng, rows, columns if not sizes["plain"] and rng.random() < 0.5 else 0),
+        }
+        made |= {"zero_count": weights["zeros"].size, "input": data, "epsilon": 1e-5, **weights}
+        made |= {f"{name}_count": value.size for name, value in before.items()} | before
         return made | {"bias": normal(rng, columns), "result": np.empty(rows * columns, np.float32)}
 
     def oracle(values: Values) -> Values:
@@ -55,13 +62,21 @@ def harness(shapes: Shapes) -> Harness:
         ("format", "int32"),
     )
     named += (("block", "int64"), ("scale_type", "int32"), ("zero_count", "int64"))
+    named += (("norm_count", "int64"), ("gated_count", "int64"), ("residual_count", "int64"))
+    named += (("epsilon", "float32"),)
     arguments = [Argument(name, dtype, "value") for name, dtype in named]
     scales = "uint16" if kind.bits and kind.scales == "float16" else "float32"
     buffers = (("input", "float32"), ("weight", STORED[kind.dtype]), ("scales", scales), ("zeros", "uint8"))
-    arguments += [Argument(name, dtype, "in") for name, dtype in (*buffers, ("bias", "float32"))]
+    arguments += [Argument(name, dtype, "in") for name, dtype in buffers]
+    arguments += [Argument(name, "float32", "in") for name in ("bias", "norm", "gated", "residual")]
     arguments.append(Argument("result", "float32", "out"))
     timed = [
-        {"rows": rows, "depth": p.depth, "columns": min(p.columns, int(MOST_WEIGHT / p.column_bytes))}
+        {
+            "plain": 1,
+            "rows": rows,
+            "depth": p.depth,
+            "columns": min(p.columns, int(MOST_WEIGHT / p.column_bytes)),
+        }
         for p in same[:2]
         for rows in (1, 32)
     ]
@@ -70,8 +85,8 @@ def harness(shapes: Shapes) -> Harness:
         function="vlkv_tune_linear",
         arguments=tuple(arguments),
         returns=None,
-        sizes={"rows": (0, 40), "depth": (1, 400), "columns": (1, 150)},
-        held_out={"rows": (1, 70), "depth": (401, 1500), "columns": (151, 400)},
+        sizes={"rows": (0, 40), "depth": (1, 400), "columns": (1, 150), "plain": (0, 0)},
+        held_out={"rows": (1, 70), "depth": (401, 1500), "columns": (151, 400), "plain": (0, 0)},
         timed=tuple(timed),
         inputs=inputs,
         oracle=oracle,
@@ -119,9 +134,28 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
         matrix = weight.view(np.float16).astype(np.float64)
     else:
         matrix = wide(weight)
-    rows = values["input"].astype(np.float64)
     with np.errstate(all="ignore"):
+        rows, error = multiplied(values)
         result = rows @ matrix.T + values["bias"]
         magnitude = np.abs(rows) @ np.abs(matrix).T + np.abs(values["bias"])
-    bound = (depth + 4) * EPSILON * magnitude + 2.0**-126
+        if values["residual_count"]:
+            result, magnitude = result + values["residual"], magnitude + np.abs(values["residual"])
+        bound = (depth + 6) * EPSILON * magnitude + error @ np.abs(matrix).T + 2.0**-120
     return result.reshape(-1), np.where(np.isfinite(bound), bound, 0.0).reshape(-1)
+
+
+def multiplied(values: Values) -> tuple[Array, Array]:
+    """Returns the rows that are multiplied, and their error bounds, `[M, K]` both.
+
+    RMSNorm: the mean of squares has K roundings, of which the root halves the share; six more follow. SwiGLU: an
+    exponent's rounding grows with its size; the exponential has two units, and six roundings follow.
+    """
+    rows = values["input"].astype(np.float64)
+    if values["norm_count"]:
+        mean = (rows**2).mean(axis=-1, keepdims=True) + float(np.float32(values["epsilon"]))
+        made = rows / np.sqrt(mean) * values["norm"]
+        return made, (rows.shape[-1] / 2 + 6) * EPSILON * np.abs(made)
+    if values["gated_count"]:
+        made = rows / (1 + np.exp(-rows)) * values["gated"]
+        return made, (2 * np.abs(rows) + 10) * EPSILON * np.abs(made) + 2.0**-120 * np.abs(values["gated"])
+    return rows, np.zeros(rows.shape)
