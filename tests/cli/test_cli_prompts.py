@@ -61,7 +61,7 @@ def test_the_command_reads_more_than_an_argument_holds(built_of):
     program = [sys.executable, "-m", "vlkv.cli.main", "run", str(built_of("llama"))]
     for question, code, said in (
         ("what is the total\n", 0, "prompt tokens a layer"),
-        ("what " * 60_000, 2, "vlkv: prompt has 60"),
+        ("what " * 60_000, 2, "vlkv: prompt has 300000 characters"),
     ):
         done = subprocess.run(
             [*program, "--prompt-file", "-", "--max-new-tokens", "2"],

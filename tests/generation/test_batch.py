@@ -7,14 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vlkv import POLICIES, Question
+from models.steps import policies_of
+from vlkv import Question
 from vlkv.backend.cache import Cache
 
 
 @pytest.mark.parametrize("operators", ["native", "functions"])
 def test_ended_rows_are_not_computed(engine_of, pictures, rng, monkeypatch, operators):
     engine = engine_of("llama-old", operators)
-    policies = ["full", *POLICIES]
+    policies = ["full", *policies_of(engine)]
     questions = [
         Question(
             "what is the total",

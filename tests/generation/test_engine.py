@@ -95,6 +95,8 @@ def test_result_tells_what_was_done(engine, pictures):
         "kept_tokens",
         "sparsity",
         "cache_bytes",
+        "recall_bytes",
+        "recall_bytes_read",
         "cache_bytes_full",
         "seconds",
         "tokens_per_second",

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vlkv import Engine, Question, Result
+from vlkv import POLICIES, Engine, Question, Result
 from vlkv.backend.cache import Cache
+from vlkv.errors import PolicyError
 from vlkv.generation.chunks import PREFILL_CHUNK
 from vlkv.generation.decode import Decoder
 from vlkv.generation.prefill import prefill
 from vlkv.generation.sequence import Sequence, prepare
 from vlkv.policies.decode_eviction import Eviction
+from vlkv.policies.observe import check_fit
 
 ROUNDOFF = 2.0**-24
 TERMS = 2500
+
+
+def policies_of(engine: Engine) -> list[str]:
+    """The built-in policies that the engine can serve."""
+    found = []
+    for name, policy in POLICIES.items():
+        with suppress(PolicyError):
+            check_fit(policy, engine.manifest, engine.model.backend.on_device)
+            found.append(name)
+    return found
 
 
 @dataclass

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from oracles import cache_rows
 from oracles import policies as oracle
 from vlkv import POLICIES, Policy
-from vlkv.backend.cache import Cache, HostStore
+from vlkv.backend.cache import HostStore
 from vlkv.errors import PolicyError
-from vlkv.policies.compress import compress
 from vlkv.policies.mix import mixed
-from vlkv.policies.observe import Observer
+from vlkv.policies.observe import check_fit
 from vlkv.storage.manifest import TextFacts
 
 HEADS, DIM = 3, 24
@@ -65,11 +66,15 @@ def test_stored_rows_are_read_as_numbers(rng, dtype):
     assert plain is rows
 
 
-def test_a_device_is_refused_in_one_line():
-    policy, shape = POLICIES["mixkv"], (1, HEADS, 8, DIM)
-    cache = Cache([np.zeros(shape, np.float32)], [np.zeros(shape, np.float32)], np.full((1, 1), 8))
-    cache.store = object()
-    with pytest.raises(PolicyError, match="diversity 'keys' reads keys and values in host memory"):
-        compress(policy, cache, Observer(FACTS, policy, 8, range(8)), np.array([3]), [3], None, target=cache)
+@pytest.mark.parametrize(
+    ("name", "words"), [("mixkv", "diversity 'keys' reads keys"), ("tgv-kv", "reduce 'wei")]
+)
+def test_a_device_is_refused_in_one_line(name, words):
+    with pytest.raises(PolicyError, match=words):
+        check_fit(POLICIES[name], SimpleNamespace(operators="native"), on_device=True)
+    check_fit(POLICIES[name], SimpleNamespace(operators="native"), on_device=False)
+
+
+def test_diversity_needs_scores():
     with pytest.raises(PolicyError, match="diversity 'keys' is mixed with scores"):
         Policy("x", diversity="keys")

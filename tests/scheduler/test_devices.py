@@ -62,7 +62,7 @@ def alike(one, other):
 def test_answers_are_those_of_requests_alone(opened, kind, pictures, rng):
     make, driver = opened
     engine = make(kind)
-    questions = mixed(rng, pictures, 12 if kind == "onnxruntime" else 24)
+    questions = mixed(rng, pictures, 12 if kind == "onnxruntime" else 24, engine)
     alone = [engine.generate_batch([question])[0] for question in questions]
     # chunks as large as alone: shares of pairs are rounded once a chunk
     for slots, memory in ((5, 1 << 25), (3, 1 << 23)):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from backend.host_device import host_backend
-from vlkv import POLICIES, Engine, Question
+from models.steps import policies_of
+from vlkv import Engine, Question
 from vlkv.errors import ImageError, MemoryLimitError, PolicyError, PromptError, SamplingError, ServerFullError
 from vlkv.model import Model
 
@@ -34,11 +35,11 @@ def engine(request, engine_of, graphs_of, tmp_path_factory):
     return Engine(folder, Model.of(folder, facts, found))
 
 
-def mixed(rng, pictures, count):
+def mixed(rng, pictures, count, engine):
     """Draws questions of every kind at random."""
-    found = []
+    found, policies = [], policies_of(engine)
     for number in range(count):
-        policy = "full" if rng.integers(3) == 0 else str(rng.choice(list(POLICIES)))
+        policy = "full" if rng.integers(3) == 0 else str(rng.choice(policies))
         sampled = bool(rng.integers(4) == 0)
         found.append(
             Question(
@@ -139,7 +140,7 @@ def test_answers_are_those_of_requests_alone(
     Functions give shares that are rounded once per chunk.
     """
     engine = engine_of("llama-old", operators, weights)
-    questions = mixed(rng, pictures, 40)
+    questions = mixed(rng, pictures, 40, engine)
     alone = [engine.generate_batch([question])[0] for question in questions]
     pace = paced(engine, monkeypatch)
     with engine.scheduler(slots=5, chunk=chunk) as scheduler:
@@ -390,7 +391,7 @@ def test_closing_without_draining_cancels_all(engine, pace):
 
 
 def test_random_cancels_and_deadlines_leave_nothing_behind(engine, pictures, rng):
-    questions, lanes = mixed(rng, pictures, 80), on_device(engine)
+    questions, lanes = mixed(rng, pictures, 80, engine), on_device(engine)
     alone = {}
     # a device's engine rounds the shares of pairs once a chunk
     chunk = 1024 if lanes else 5

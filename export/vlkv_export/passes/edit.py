@@ -144,3 +144,11 @@ def window_of(mask: ir.Value | None) -> tuple[ir.Value, int] | None:
     if both is None or size is None:
         return None
     return operand(both, 0), int(size.numpy())
+
+
+def row_of_layer(lengths: ir.Value) -> tuple[ir.Value, int | None]:
+    """The lengths `[L,B]` of all layers that `lengths [B]` is a row of, and the row; itself and None if it is none."""
+    gather = producer(lengths, "Gather")
+    if gather is None or gather.attributes.get_int("axis", 0) != 0 or operand(gather, 1).const_value is None:
+        return lengths, None
+    return operand(gather, 0), int(numbers(operand(gather, 1)))

@@ -19,10 +19,10 @@ from vlkv_export.passes.edit import (
     constant,
     like,
     new_node,
-    numbers,
     operand,
     producer,
     replace,
+    row_of_layer,
 )
 
 INT64 = ir.DataType.INT64
@@ -110,14 +110,6 @@ def _native(node: ir.Node, results: list[ir.Value]) -> list[ir.Node]:
         attributes["layer"] = layer
     inputs = [*node.inputs[:5], last]
     return [new_node("Attend", inputs, results, attributes, domain=NATIVE, name=f"{node.name}/Attend")]
-
-
-def row_of_layer(lengths: ir.Value) -> tuple[ir.Value, int | None]:
-    """The lengths `[L,B]` of all layers that `lengths [B]` is a row of, and the row; itself and None if it is none."""
-    gather = producer(lengths, "Gather")
-    if gather is None or gather.attributes.get_int("axis", 0) != 0 or operand(gather, 1).const_value is None:
-        return lengths, None
-    return operand(gather, 0), int(numbers(operand(gather, 1)))
 
 
 def _same(node: ir.Node, results: list[ir.Value]) -> list[ir.Node]:

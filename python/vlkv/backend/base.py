@@ -212,12 +212,14 @@ class Backend(Protocol):
         threads: threads of one operator; 0 for all cores.
         store: allocates the arrays of caches.
         chunk: the most tokens of a call of `extend`; 0 for any number.
+        on_device: whether caches lie in a device's memory, where the graphs add the attention of observed rows.
         recalls: whether steps attend to the evicted tokens that `Cache.recall` names.
     """
 
     threads: int
     store: Store
     chunk: int
+    on_device: bool
     recalls: bool
 
     def vision(self, pixels: Float32, graph: str = "vision") -> Float32:

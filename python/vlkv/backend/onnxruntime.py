@@ -58,6 +58,7 @@ class OnnxRuntimeBackend:
     """
 
     chunk = 0
+    on_device = False
 
     def __init__(
         self, directory: Path, manifest: Manifest, threads: int = 0, tuned: Tuned | None = None

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend
 from vlkv.backend.cache import Array, Cache, HostStore
-from vlkv.errors import PolicyError
 from vlkv.ops.allocation import allocate
 from vlkv.ops.recall import RecallStore
 from vlkv.policies.anchors import rated
@@ -93,11 +92,7 @@ def always_kept(policy: Policy, count: int, observed: int, first: int = 0) -> tu
 
 def _rows(cache: Cache, array: Array) -> NDArray[np.float32]:
     """A layer's keys or values as float32 `[Hkv, C, D]`; those of int8 caches stay rotated."""
-    if not isinstance(cache.store, HostStore):
-        raise PolicyError(
-            "diversity 'keys' reads keys and values in host memory, and this engine's are on a device; "
-            "use --device cpu, or a policy with diversity 'none'"
-        )
+    assert isinstance(cache.store, HostStore)  # `check_fit` has refused others
     return cache.store.rows(array)
 
 

@@ -20,12 +20,17 @@ from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import Manifest, TextFacts
 
 
-def check_threshold(policy: Policy, manifest: Manifest) -> None:
-    """Raises `PolicyError` if the engine's operators have another threshold or sums built in than the policy's."""
-    if manifest.operators == "functions" and policy.reduce != "sum":
+def check_fit(policy: Policy, manifest: Manifest, on_device: bool) -> None:
+    """Raises `PolicyError` if the engine's graphs or its device do not let the policy choose as it says."""
+    if policy.reduce != "sum" and (manifest.operators == "functions" or on_device):
         raise PolicyError(
-            f"policy {policy.name!r}: reduce {policy.reduce!r} does not fit this engine of operators "
-            "'functions', which adds rows in its graph; build it with --operators native"
+            f"policy {policy.name!r}: reduce {policy.reduce!r} does not fit this engine, which adds rows in its "
+            "graph; use one for ONNX Runtime on CPUs, built with --operators native"
+        )
+    if policy.diversity != "none" and on_device:
+        raise PolicyError(
+            f"policy {policy.name!r}: diversity {policy.diversity!r} reads keys and values in host memory, and this "
+            "engine's are on a device; use --device cpu, or a policy with diversity 'none'"
         )
     if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
         raise PolicyError(

@@ -156,6 +156,10 @@ WORST = {"bfloat16": 0.02, "int8": 0.03, "int4": 0.5}
 """Error of the logits over their spread. Some 20 products in a row each add the noise of rounded weights."""
 
 
+REORDERED = 20 * 128 * 2.0**-24
+"""The same for sums in another order: some 20 products in a row, of at most 128 terms each."""
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-gqa-tied", "llama-biases"])
 @pytest.mark.parametrize("weights", WORST)
 def test_engines_are_near_the_float32_one(name, weights, graphs_of, engine_of, tmp_path):
@@ -173,7 +177,7 @@ def test_engines_are_near_the_float32_one(name, weights, graphs_of, engine_of, t
     spread = np.std(wanted - wanted.mean(axis=-1, keepdims=True))
     error = np.sqrt(np.mean((wanted - found) ** 2))
     assert error < WORST[weights] * spread
-    assert (error == 0) == same
+    assert (error < REORDERED * spread) == same
 
 
 @pytest.mark.parametrize("name", ["llama-biases", "llama-old"])
@@ -187,7 +191,8 @@ def test_16_bit_weights_as_they_are_give_float32s_answer(name, graphs_of, engine
         np.array([step.logits for step in one.forced(question, [5, 6, 7])])
         for one in (engine_of(name), Engine.load(tmp_path / "e", threads=1))
     )
-    np.testing.assert_array_equal(wide, narrow)
+    # the products are equal, and kernels of another format may add them in another order
+    np.testing.assert_allclose(wide, narrow, rtol=0, atol=REORDERED * np.abs(wide).max())
 
 
 def test_weights_that_are_not_finite(tmp_path):

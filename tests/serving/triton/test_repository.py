@@ -60,7 +60,7 @@ def test_the_shown_repository_is_what_is_written(shipped, graphs_of, tmp_path, c
         (["--policy", "none"], "unknown policy 'none'"),
         (["--queue", "0"], "queue 0 is under 1"),
         (["--chunk", "0"], "chunk 0 is under 1"),
-        (["--capacity", "0"], "does not hold a lane of 0 tokens"),
+        (["--capacity", "0"], "capacity 0 is under 1"),
         (["--prompt-tokens", "0"], "prompt_tokens 0 is under 1"),
         (["--memory", "1MiB"], "no request of a picture and 64 tokens of text could ever run"),
         (["--capacity", "99999999"], "does not hold a lane of 99999999 tokens"),

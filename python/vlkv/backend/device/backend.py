@@ -83,6 +83,7 @@ class DeviceBackend:
     """
 
     threads = 0
+    on_device = True
     recalls = False
 
     def __init__(self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest) -> None:
