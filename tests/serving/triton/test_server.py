@@ -26,7 +26,7 @@ def events_of(server, body):
 
 def in_pieces(ask):
     """Asks until an answer has several responses. On a busy machine, pieces may be sent together as one response."""
-    for _ in range(5):
+    for _ in range(40):
         found = ask()
         if len(found) > 2:
             return found

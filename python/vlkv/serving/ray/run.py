@@ -53,34 +53,8 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         with suppress(Exception):  # what has failed is told above
-            serve.shutdown() if local else serve.delete(NAME)
-        ray.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _join(address: str, given: dict[str, Any]) -> None:
-    """Connects to a cluster, or starts one. A busy machine may miss the 30 s that Ray gives its start."""
-    for left in reversed(range(STARTS if address == LOCAL else 1)):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)
-            return
-        except Exception as error:  # Ray raises bare exceptions here
-            ray.shutdown()  # type: ignore[no-untyped-call]
-            if not left:
-                text = " ".join(str(error).split())
-                raise VlkvError(
-                    f"no Ray cluster at {address!a:.80}: {type(error).__name__}: {text:.300}"
-                ) from None
-
-
-def _reach(address: str) -> None:
-    """Raises `VlkvError` if nothing listens at an address of the form `[ray://]HOST:PORT`."""
-    name, colon, number = address.rpartition("://")[2].rpartition(":")
-    if not colon or not number.isdecimal():
-        return
-    try:
-        socket.create_connection((name.strip("[]"), int(number)), REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
+            serve.shutdown() if local else serve.delete(NAME)  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _join(address: str, given: dict[str, Any]) -> None:
