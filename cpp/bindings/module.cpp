@@ -169,8 +169,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("bytes", &vlkv::Recall::bytes, "Bytes of all pages and bounds.")
       .def_prop_ro("bytes_read", &vlkv::Recall::bytes_read, "Bytes that Attend has read of them so far.");
   m.def("version", &vlkv::version, "The core's version.");
-  m.def(
-      "simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
+  m.def("simd", [] { return vlkv::simd_name(vlkv::simd()); }, "The instruction set in use.");
   m.def(
       "set_simd", [](const std::string& name) { vlkv::set_simd(py::simd_from(name)); }, "name"_a,
       "Chooses an instruction set, for tests and measurements.");

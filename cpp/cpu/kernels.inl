@@ -1,8 +1,8 @@
 // One table of kernels. The including file defines VLKV_KERNELS_NAMESPACE, VLKV_LANES, VLKV_ACCUMULATORS and
 // VLKV_TABLE. Needs the compiler's vector extension (GCC, Clang).
 //
-// VLKV_PARTS: the operators whose kernels the table has, 1 Score, 2 Attend, 4 Linear; the others are null. A tuned
-// library compiles each operator's with flags of its own (cpp/tuned).
+// VLKV_PARTS: the operators whose kernels the table has, 1 Score, 2 Attend, 4 Linear; the others are null. A
+// tuned library compiles each operator's with flags of its own (cpp/tuned).
 #ifndef VLKV_PARTS
 #define VLKV_PARTS 7
 #endif

@@ -1,5 +1,5 @@
-// Ratings of pages by the bounds of their keys: vlkv/recall.h. Included after convert.inl, inside the namespace
-// of an instruction set.
+// Ratings of pages by the bounds of their keys: vlkv/recall.h. Included after convert.inl, inside the
+// namespace of an instruction set.
 
 // The sum over d of the larger of query * low and query * high; NaN if any of them is.
 VLKV_INLINE float page_bound(const float* query, const uint16_t* low, const uint16_t* high, int dim) {
@@ -26,7 +26,8 @@ static void rate_pages(const PageBounds& pages, float* rating) {
     const uint16_t* low = pages.bounds + int64_t{page} * 2 * pages.head_dim;
     float best = -__builtin_inff();
     for (int h = 0; h < pages.heads; ++h) {
-      const float bound = page_bound(pages.query + int64_t{h} * pages.head_dim, low, low + pages.head_dim, pages.head_dim);
+      const float bound =
+          page_bound(pages.query + int64_t{h} * pages.head_dim, low, low + pages.head_dim, pages.head_dim);
       const float own = bound - pages.largest[h];
       best = own != own ? __builtin_inff() : own > best ? own : best;
     }

@@ -1,4 +1,5 @@
-// Sums of several vectors' lanes, which Attend and Linear take. Included inside an instruction set's namespace.
+// Sums of several vectors' lanes, which Attend and Linear take. Included inside an instruction set's
+// namespace.
 
 // Partial sums of four vectors' lanes, in the order of the vectors, in every 128 bits of the result; the sums
 // over all 128-bit parts are complete.

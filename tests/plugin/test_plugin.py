@@ -35,6 +35,7 @@ def test_exports_entry_points_alone(plugin):
         "setLoggerFinder",
         "vlkv_has_cuda",
         "vlkv_move_slots_cuda",
+        "vlkv_pick_cuda",
     ]
 
 
