@@ -22,7 +22,6 @@
 # make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits
 # make test-asan      runs the C++ tests under sanitizers
 # make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
-# make fuzz-serving   runs the fuzz of requests, pictures and arguments on an extension with sanitizers
 # make clean          removes what the other targets made
 
 PYTHON ?= python3
@@ -37,9 +36,6 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
-ASAN := build/asan-python
-FUZZED ?= tests/serving/openai/test_fuzz.py tests/serving/openai/test_limits.py tests/serving/test_wire.py tests/inputs \
-	tests/generation/test_arguments.py tests/storage
 SOAK_REQUESTS ?= 10000
 SOAK_SECONDS ?= 1800
 BENCH ?=
@@ -49,7 +45,7 @@ GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz fuzz-serving lint format
+.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
 .PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
@@ -177,17 +173,6 @@ fuzz: $(VENV)/installed
 		-DVLKV_TESTS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
 	@$(BIN)/cmake --build build/fuzz -- --quiet
 	@build/fuzz/cpp/fuzz/vlkv_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=800
-
-# The extension with sanitizers gets an environment of its own, which finds the other packages in $(VENV).
-fuzz-serving: $(VENV)/tested
-	@$(BIN)/python -m venv --clear --without-pip $(ASAN)/venv
-	@for packages in $(ASAN)/venv/lib/python*/site-packages; do \
-		$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$packages/packages.pth; done
-	@$(BIN)/pip --python $(ASAN)/venv/bin/python install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
-		--config-settings build-dir=$(ASAN)/build --config-settings cmake.build-type=RelWithDebInfo \
-		--config-settings cmake.define.VLKV_ASAN=ON .
-	@LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
-		$(ASAN)/venv/bin/python -m pytest -q -p no:cacheprovider $(FUZZED)
 
 # The exporters that `vlkv adopt` is tested with.
 $(VENV)/exported: $(VENV)/tested constraints-exporters.txt
