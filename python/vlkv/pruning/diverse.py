@@ -6,46 +6,28 @@ kept ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vlkv.dtypes import Float32, Int64
-from vlkv.errors import PolicyError
-from vlkv.pruning.picture import Mask, Picture, unit_rows
+from vlkv.pruning.picture import Picture, unit_rows
+from vlkv.pruning.share import Share
 
 BLOCK = 512
 """Rows of the distances that exist at once while the first token is chosen."""
 
 
-@dataclass(frozen=True)
-class Diverse:
-    """Keeps a share of the tokens that show a patch, rounded half up and at least one, and all that show none.
+class Diverse(Share):
+    """Keeps the share whose features differ most.
 
     The first is the token whose nearest neighbour is the farthest; each further one has the largest distance to its
     nearest kept token. Ties go to the earlier token. Features of zero length, or with NaN, are far (1) from all.
-
-    Fields:
-        share: the share to keep, in (0, 1].
     """
 
-    share: float
+    name = "diverse"
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise PolicyError(
-                f"prune diverse:{self.share:g} is outside (0, 1]; diverse:0.25 keeps a quarter of a picture"
-            )
-
-    def keep(self, picture: Picture) -> Mask:
-        """See `Pruner.keep`."""
-        shown = picture.shown
-        kept = np.ones(len(picture.features), bool)
-        if len(shown):
-            kept[shown] = False
-            count = max(1, int(self.share * len(shown) + 0.5))
-            kept[shown[most_diverse(picture.features[shown], count)]] = True
-        return kept
+    def choose(self, picture: Picture, count: int) -> Int64:
+        """See `Share.choose`."""
+        return most_diverse(picture.features[picture.shown], count)
 
 
 def most_diverse(features: Float32, count: int) -> Int64:

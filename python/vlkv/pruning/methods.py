@@ -14,7 +14,7 @@ from vlkv.pruning.relevant import Relevant
 METHODS: dict[str, Callable[[], Pruner]] = {"duplicates": Duplicates, "blank": Blank}
 """Methods without settings, as in `duplicates`."""
 
-BY_SHARE: dict[str, Callable[[float], Pruner]] = {"diverse": Diverse, "relevant": Relevant}
+BY_SHARE: dict[str, Callable[[float], Pruner]] = {method.name: method for method in (Diverse, Relevant)}
 """Methods that take the share of a picture's tokens to keep, as in `diverse:0.25`."""
 
 

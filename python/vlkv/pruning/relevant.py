@@ -8,13 +8,11 @@ language model receives it, and the embedding of the nearest word of the questio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from vlkv.dtypes import Float32, Float64, Int64
-from vlkv.errors import PolicyError
-from vlkv.pruning.picture import Mask, Picture, unit_rows
+from vlkv.pruning.picture import Picture, unit_rows
+from vlkv.pruning.share import Share
 
 NEIGHBOURS = 11
 """A token is as relevant as the most relevant of so many around it: an answer stands beside what names it."""
@@ -22,32 +20,15 @@ LEAST = 1e-9
 """Tokens whose gain is smaller add nothing; what is left of the share then goes to the most relevant."""
 
 
-@dataclass(frozen=True)
-class Relevant:
-    """Keeps a share of the tokens that show a patch, rounded half up and at least one, and all that show none.
+class Relevant(Share):
+    """Keeps the share that is nearest to the question's words, and differs most."""
 
-    Fields:
-        share: the share to keep, in (0, 1].
-    """
+    name = "relevant"
 
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise PolicyError(
-                f"prune relevant:{self.share:g} is outside (0, 1]; relevant:0.25 keeps a quarter of a picture"
-            )
-
-    def keep(self, picture: Picture) -> Mask:
-        """See `Pruner.keep`."""
-        shown = picture.shown
-        kept = np.ones(len(picture.features), bool)
-        if len(shown):
-            kept[shown] = False
-            count = max(1, int(self.share * len(shown) + 0.5))
-            unit = unit_rows(picture.features[shown])
-            kept[shown[most_probable(unit, relevance(unit, picture.question), count)]] = True
-        return kept
+    def choose(self, picture: Picture, count: int) -> Int64:
+        """See `Share.choose`."""
+        unit = unit_rows(picture.features[picture.shown])
+        return most_probable(unit, relevance(unit, picture.question), count)
 
 
 def relevance(unit: Float32, question: Float32) -> Float64:
@@ -80,7 +61,6 @@ def most_probable(unit: Float32, weights: Float64, count: int) -> Int64:
         factor[len(chosen)] = similar / np.sqrt(gain[best])
         gain -= factor[len(chosen)] ** 2
         gain[best] = -np.inf
-        gain[chosen] = -np.inf
         chosen.append(best)
     left = np.setdiff1d(np.argsort(-weights, kind="stable"), chosen, assume_unique=True)
     return np.array([*chosen, *left[: count - len(chosen)]], np.int64)
