@@ -6,13 +6,12 @@ data and field 13 holds pairs of texts with the location of external data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import reason, show
+from vlkv.storage.protobuf import byte_fields
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _GRAPH, _INITIALIZER, _RAW, _EXTERNAL = 7, 5, 9, 13
 
 
@@ -21,18 +20,18 @@ def weight_bytes(path: Path) -> int:
     try:
         data = memoryview(path.read_bytes())
         inline, places = 0, {}
-        for model_field, graph in _fields(data):
+        for model_field, graph in byte_fields(data):
             if model_field != _GRAPH:
                 continue
-            for graph_field, tensor in _fields(graph):
+            for graph_field, tensor in byte_fields(graph):
                 if graph_field != _INITIALIZER:
                     continue
                 entries = {}
-                for field, value in _fields(tensor):
+                for field, value in byte_fields(tensor):
                     if field == _RAW:
                         inline += len(value)
                     elif field == _EXTERNAL:
-                        pair = {key: bytes(text).decode() for key, text in _fields(value)}
+                        pair = {key: bytes(text).decode() for key, text in byte_fields(value)}
                         entries[pair.get(1, "")] = pair.get(2, "")
                 if entries:
                     places[entries.get("location", ""), entries.get("offset", "0")] = int(entries["length"])
@@ -41,36 +40,3 @@ def weight_bytes(path: Path) -> int:
         raise EngineError(f"{show(path)}: {reason(error)}") from None
     except (IndexError, KeyError, ValueError) as error:
         raise EngineError(f"{show(path)}: not an ONNX file ({reason(error)})") from None
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yields number and contents of a message's byte fields; numeric fields are skipped."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == _VARINT:
-            _, place = _varint(data, place)
-        elif kind == _BYTES:
-            size, place = _varint(data, place)
-            if place + size > len(data):
-                raise ValueError("a field ends after the end of the file")
-            yield tag >> 3, data[place : place + size]
-            place += size
-        elif kind in (_FIXED32, _FIXED64):
-            place += 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")

@@ -17,6 +17,7 @@ from vlkv.errors import TuneError
 from vlkv.storage import manifest as manifests
 from vlkv.storage.files import hash_file, reason, show
 from vlkv.storage.manifest import Manifest
+from vlkv.storage.protobuf import byte_fields, fields, varint
 
 SHORT, LONG = 256, 2048
 """Slots of the timed caches."""
@@ -88,7 +89,7 @@ def read(folder: Path) -> Shapes:
 def _check(folder: Path, manifest: Manifest) -> None:
     if manifest.kind != "engine" or manifest.backend != "onnxruntime" or manifest.operators != "native":
         raise TuneError(
-            f"{show(folder)} has no native CPU operators to tune; vlkv build GRAPHS --target onnxruntime makes such"
+            f"{show(folder)} has no native CPU operators to tune; vlkv build GRAPHS --backend onnxruntime makes such"
         )
     if manifest.cache_dtype not in ("float32", "bfloat16"):
         raise TuneError(
@@ -97,19 +98,18 @@ def _check(folder: Path, manifest: Manifest) -> None:
 
 
 def _products(data: bytes) -> Iterator[Product]:
-    graph = next(value for field, value in _fields(memoryview(data)) if field == 7)
+    graph = next((value for field, value in byte_fields(memoryview(data)) if field == 7), None)
+    if graph is None:
+        raise ValueError("it has no graph")
     tensors: dict[str, tuple[tuple[int, ...], int]] = {}
     nodes = []
-    for field, value in _fields(graph):
+    for field, value in byte_fields(graph):
         if field == 5:
-            facts = list(_fields(value))
-            sizes = tuple(size for n, part in facts if n == 1 for size in _numbers(part))
-            name = next(bytes(part).decode() for n, part in facts if n == 8)
-            tensors[name] = sizes, next(part for n, part in facts if n == 2)
+            name, sizes, kind = _tensor(value)
+            tensors[name] = sizes, kind
         elif field == 1:
-            nodes.append(value)
-    for node in nodes:
-        facts = list(_fields(node))
+            nodes.append(list(byte_fields(value)))
+    for facts in nodes:
         if next((bytes(part).decode() for n, part in facts if n == 4), "") == "Linear":
             inputs = [bytes(part).decode() for n, part in facts if n == 1]
             yield from _linear(dict(_attribute(part) for n, part in facts if n == 5), inputs, tensors)
@@ -130,51 +130,34 @@ def _linear(attributes: dict[str, int], inputs: list[str], tensors: dict[str, An
         yield Product(sizes[1] * block, sizes[0], "codes", bits, block, scales, zeros)
 
 
+def _tensor(data: memoryview) -> tuple[str, tuple[int, ...], int]:
+    """Name, sizes and element type."""
+    name, kind = "", 0
+    sizes: list[int] = []
+    for number, value in fields(data):
+        if number == 1:
+            sizes += [value] if isinstance(value, int) else _packed(value)
+        elif number == 2 and isinstance(value, int):
+            kind = value
+        elif number == 8 and not isinstance(value, int):
+            name = bytes(value).decode()
+    return name, tuple(sizes), kind
+
+
 def _attribute(data: memoryview) -> tuple[str, int]:
-    facts = dict(_fields(data))
-    return bytes(facts[1]).decode(), facts.get(3, 0)
+    """Name and integer; 0 if its value is of another kind."""
+    name, integer = "", 0
+    for number, value in fields(data):
+        if number == 1 and not isinstance(value, int):
+            name = bytes(value).decode()
+        elif number == 3 and isinstance(value, int):
+            integer = value
+    return name, integer
 
 
-def _numbers(part: Any) -> Iterator[int]:
-    """Sizes stand one by one, or packed into bytes."""
-    if isinstance(part, int):
-        yield part
-        return
-    place = 0
-    while place < len(part):
-        number, place = _varint(part, place)
-        yield number
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yields number and value of a message's integers and byte fields."""
+def _packed(data: memoryview) -> Iterator[int]:
+    """Integers one after the other."""
     place = 0
     while place < len(data):
-        tag, place = _varint(data, place)
-        kind = tag & 7
-        if kind == 0:
-            number, place = _varint(data, place)
-            yield tag >> 3, number
-        elif kind == 2:
-            size, place = _varint(data, place)
-            if place + size > len(data):
-                raise ValueError("a field ends after the end of the file")
-            yield tag >> 3, data[place : place + size]
-            place += size
-        elif kind in (1, 5):
-            place += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+        number, place = varint(data, place)
+        yield number
