@@ -93,13 +93,14 @@ class Plan:
     def held_bytes(self, sequence: Prepared) -> tuple[int, int]:
         """The most bytes of a sequence's lane when prefill ends, and the most that each token of its answer adds.
 
-        The lane never holds more than `lane_bytes`.
+        Evicted tokens that are recalled count. The lane never holds more than `lane_bytes`.
         """
         if self.reserved:
             return 0, 0
         layers = len(self.capacity)
         kept = most_kept(sequence.policy, layers, len(sequence.prompt.token_ids), sequence.budget)
-        return kept * self.token_bytes + self.page_bytes, layers * self.token_bytes
+        stays = kept * self.token_bytes + self.page_bytes + self.recall_bytes(sequence)
+        return stays, layers * self.token_bytes
 
     def prefill_bytes(self, sequence: Prepared) -> int:
         """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""
