@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend
 from vlkv.backend.cache import Array, Cache, HostStore
-from vlkv.ops.allocation import allocate
+from vlkv.ops.allocation import allocate, kept_of_all
 from vlkv.ops.recall import RecallStore
 from vlkv.policies.anchors import rated
 from vlkv.policies.mix import mixed
@@ -32,12 +32,10 @@ def split_budget(
 ) -> NDArray[np.int64]:
     """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
-    `sparsity` `[L]` is what the policy's allocation splits by: see
-    `Observer.shares`.
-
-    `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
-    `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
-    answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
+    `sparsity` `[L]` is what the policy's allocation splits by: see `Observer.shares`. `observed` is the number of
+    observed rows: under a pyramid every layer keeps at least the tokens that always stay. `ceiling` `[L]` is the number
+    of slots of each layer. `windows` `[L]` are the sliding windows that the answer exceeds, 0 for other layers: such a
+    layer keeps at most the tokens that its window lets the next token see.
     """
     most = [kept_within(length, window) for window in windows or (0,) * len(sparsity)]
     if policy.keeps_all:
@@ -60,7 +58,7 @@ def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
     """
     if policy.keeps_all:
         return layers * length
-    kept = max(round(budget * layers * length), layers)
+    kept = kept_of_all(layers, length, budget)
     if policy.rule == "paper":
         kept += ceil(policy.floor * length) * layers
     return min(kept, layers * length)
