@@ -52,10 +52,10 @@ def test_kept_tokens_equal_the_oracle(engine_of, rng, operators, per_head, kind)
             shape = (1, HEADS, length, DIM)
             arrays = [[np.zeros(shape, np.float32) for _ in range(FACTS.layers)] for _ in range(2)]
             observer = Observer(FACTS, policy, length, range(length), 1)
-            observer.scores = list(scores)
+            observer.scores, observer.image = list(scores), ~text
             counts = np.minimum([1, 8, 15], length)
             cache = Cache(*arrays, np.full((FACTS.layers, 1), length))
-            _, kept = compress(policy, cache, observer, counts, counts, backend, text=text)
+            _, kept = compress(policy, cache, observer, counts, counts, backend)
             for layer, count in enumerate(counts.tolist()):
                 ends = always_kept(policy, count, 0)
                 assert claimed(policy, count) == min(count, max(round(share * count), least))

@@ -338,10 +338,9 @@ def cut(
             min(kept + spare, window) if window else kept + spare
             for kept, window in zip(counts.tolist(), windows, strict=True)
         ]
-        text = np.isin(run, sequence.prompt.image_positions, invert=True)
         store = None if policy.recall is None else recall_store(model, sequence)
         cache, kept = compress(
-            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, text, store
+            policy, cache, observer, counts, capacity, backend, keep_source, lane, windows, store
         )
         sequence.recall, result.recall_bytes = store, 0 if store is None else store.bytes
         kept, scores = in_prompt(run, kept, observer.scores, length)
