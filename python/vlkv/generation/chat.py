@@ -226,9 +226,7 @@ class Conversation:
             cache.length[:] = old
             cache.grow(slots - old + observer.room)
             if policy.rows in ("all", "probe"):
-                image = observer.image
-                observer = before.observer.grown(slots, observer.rows, observer.probe)
-                observer.image = image
+                observer.go_on(before.observer)
             else:
                 rows = observer.rows
                 # rows of the observation window that lie in an earlier turn are run again, in their slots

@@ -109,6 +109,7 @@ class Observer:
         self._pairs = np.zeros((text.layers, 1), np.int64)
         self._below = np.zeros((text.layers, 1), np.float64)
         self._text, self._policy, self._threads = text, policy, threads
+        self._windows = text.layer_windows or (0,) * text.layers
         self._vision: NDArray[np.float64] | None = None
         self._held: list[tuple[Observation, NDArray[np.int64]]] = []
 
@@ -173,25 +174,22 @@ class Observer:
         weights: list[np.float64],
     ) -> None:
         """Adds the attention of one row, times a weight per layer, to other totals."""
-        windows = self._text.layer_windows or (0,) * len(totals)
-        for layer, (total, weight, window) in enumerate(zip(totals, weights, windows, strict=True)):
+        for layer, (total, weight, window) in enumerate(zip(totals, weights, self._windows, strict=True)):
             found = np.zeros_like(total)
             seen.add(layer, 0, found, cache, rows, self._policy.threshold, self._threads, window)
             total += np.float32(weight) * found
 
-    def grown(self, length: int, rows: range, probe: Probe | None = None) -> Observer:
-        """A copy with the same scores for a longer prompt, to which more rows can be added.
+    def go_on(self, earlier: Observer) -> None:
+        """Takes over the scores of the same policy's observer of a prompt with which this one begins.
 
-        Of the probes those that this one has run are left out.
+        More rows can then be added. Probes that the earlier observer has run are left out.
         """
-        other = Observer(self._text, self._policy, length, rows, self._threads)
-        for new, old in zip(other.scores, self.scores, strict=True):
-            new[:, :, : old.shape[2]] = old
-        if probe is not None:
-            ran = self.probe.end if self.probe is not None else 0
-            other.probe = Probe(probe.end, probe.slots[probe.slots >= ran])
-        other._pairs[:], other._below[:] = self._pairs, self._below
-        return other
+        for mine, other in zip(self.scores, earlier.scores, strict=True):
+            mine[:, :, : other.shape[2]] = other
+        if self.probe is not None and earlier.probe is not None:
+            slots = self.probe.slots
+            self.probe = Probe(self.probe.end, slots[slots >= earlier.probe.end])
+        self._pairs[:], self._below[:] = earlier._pairs, earlier._below
 
     def add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
@@ -207,9 +205,8 @@ class Observer:
 
     def _add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
         """`add` for rows whose attention is summed; the slots of probes, behind the last picture, don't count."""
-        windows = self._text.layer_windows or (0,) * len(self.scores)
         width, largest = int(rows.max()) + 1, self._policy.reduce == "max"
-        for layer, (total, window) in enumerate(zip(self.scores, windows, strict=True)):
+        for layer, (total, window) in enumerate(zip(self.scores, self._windows, strict=True)):
             found, counted = total, total.shape[2]
             if self.probe is not None:
                 counted = self.probe.end
