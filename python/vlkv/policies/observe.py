@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Observation
+from vlkv.backend.base import Backend, Observation
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Int64
 from vlkv.errors import PolicyError
@@ -20,9 +20,10 @@ from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import Manifest, TextFacts
 
 
-def check_fit(policy: Policy, manifest: Manifest, on_device: bool) -> None:
-    """Raises `PolicyError` if the engine's graphs or its device do not let the policy choose as it says."""
-    if policy.reduce != "sum" and (manifest.operators == "functions" or on_device):
+def check_fit(policy: Policy, manifest: Manifest, backend: Backend) -> None:
+    """Raises `PolicyError` if the engine's graphs, its device or its model do not let the policy do what it says."""
+    functions, on_device = manifest.operators == "functions", backend.on_device
+    if policy.reduce != "sum" and (functions or on_device):
         raise PolicyError(
             f"policy {policy.name!r}: reduce {policy.reduce!r} does not fit this engine, which adds rows in its "
             "graph; use one for ONNX Runtime on CPUs, built with --operators native"
@@ -32,20 +33,14 @@ def check_fit(policy: Policy, manifest: Manifest, on_device: bool) -> None:
             f"policy {policy.name!r}: diversity {policy.diversity!r} reads keys and values in host memory, and this "
             "engine's are on a device; use --device cpu, or a policy with diversity 'none'"
         )
-    if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
+    if functions and policy.rows != "none" and policy.threshold != THRESHOLD:
         raise PolicyError(
             f"policy {policy.name!r}: threshold {policy.threshold} does not fit this engine of operators "
             f"'functions', which has {THRESHOLD} built in; build it with --operators native"
         )
-
-
-def check_recall(policy: Policy, text: TextFacts, recalls: bool) -> None:
-    """Raises `PolicyError` if the policy recalls evicted tokens and the engine cannot: see `Backend.recalls`."""
-    if policy.recall is None:
-        return
-    if text.layer_windows and any(text.layer_windows):
+    if policy.recall is not None and any(manifest.text.layer_windows):
         raise PolicyError("recall does not fit this model, whose layers have sliding windows; leave it out")
-    if not recalls:
+    if policy.recall is not None and not backend.recalls:
         raise PolicyError(
             "recall needs an engine for ONNX Runtime on CPUs with native operators, untuned, whose heads are a "
             "multiple of 8 wide; build it anew with `vlkv build --backend onnxruntime`, or leave recall out"
