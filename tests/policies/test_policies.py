@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oracles import policies as oracle
+from policies.facts import small_text
 from vlkv import POLICIES, Policy
 from vlkv.backend.base import ObservedQueries
 from vlkv.backend.cache import Cache
@@ -20,16 +21,7 @@ from vlkv.policies.pool import pool
 from vlkv.storage.manifest import TextFacts
 
 LAYERS, HEADS, GROUP, DIM = 4, 2, 3, 16
-FACTS = TextFacts(
-    architecture="llama",
-    layers=LAYERS,
-    query_heads=HEADS * GROUP,
-    kv_heads=HEADS,
-    head_dim=DIM,
-    hidden=96,
-    vocab=64,
-    max_positions=512,
-)
+FACTS = small_text(LAYERS, HEADS * GROUP, HEADS, DIM)
 # A float32 logit of 16 terms is at most about 8 here and errs by 16 * 2^-24 * 8. A weight has this relative error.
 MARGIN = 1e-5
 NAMES = [name for name, policy in POLICIES.items() if policy.rows != "probe" and name != "full"]
