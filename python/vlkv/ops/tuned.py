@@ -19,9 +19,9 @@ import msgspec
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
 from vlkv.storage.files import hash_file, reason, show
+from vlkv.storage.manifest import NAME as MANIFEST
 
 NAME = "tuned.json"
-MANIFEST = "manifest.json"
 VERSION = 1
 
 
