@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from vlkv.backend.cache import Cache, join
 from vlkv.dtypes import Float32
+from vlkv.generation.cut import cut
 from vlkv.generation.decode import decode, feed
-from vlkv.generation.prefill import cut, embed, observing, run_rows
+from vlkv.generation.prefill import embed, observing, run_rows
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
