@@ -130,6 +130,7 @@ def test_memory_is_accounted(engine_of, pictures):
             prepare(engine.model, asked(pictures, policy=p)) for p in (policy, "shared-question")
         )
         more = plan.lane_bytes(with_it) - plan.lane_bytes(without)
+        assert plan.held_bytes(with_it)[0] - plan.held_bytes(without)[0] == more, "from prefill's end on"
         assert result.recall_bytes <= more <= 1.3 * result.recall_bytes + text.layers * text.kv_heads * bounds
 
 

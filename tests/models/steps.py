@@ -30,7 +30,7 @@ def policies_of(engine: Engine) -> list[str]:
     found = []
     for name, policy in POLICIES.items():
         with suppress(PolicyError):
-            check_fit(policy, engine.manifest, engine.model.backend.on_device)
+            check_fit(policy, engine.manifest, engine.model.backend)
             found.append(name)
     return found
 

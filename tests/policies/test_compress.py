@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 
 from oracles import evict as oracle
+from policies.facts import small_text
 from vlkv import POLICIES, Policy
 from vlkv.backend.cache import Cache
 from vlkv.errors import OperatorError, PolicyError
 from vlkv.policies.compress import compress, split_budget
 from vlkv.policies.observe import Observer, observed_rows
-from vlkv.storage.manifest import TextFacts
 
 LAYERS, HEADS, LENGTH, DIM, ROOM = 3, 2, 41, 24, 6
-FACTS = TextFacts(
-    architecture="llama",
-    layers=LAYERS,
-    query_heads=4,
-    kv_heads=HEADS,
-    head_dim=DIM,
-    hidden=64,
-    vocab=64,
-    max_positions=512,
-)
+FACTS = small_text(LAYERS, 4, HEADS, DIM)
 VL = POLICIES["vl-cache"]
 CASES = {
     "vl-cache": VL,

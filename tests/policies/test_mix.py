@@ -14,19 +14,8 @@ from vlkv.backend.cache import HostStore
 from vlkv.errors import PolicyError
 from vlkv.policies.mix import mixed
 from vlkv.policies.observe import check_fit
-from vlkv.storage.manifest import TextFacts
 
 HEADS, DIM = 3, 24
-FACTS = TextFacts(
-    architecture="llama",
-    layers=1,
-    query_heads=3,
-    kv_heads=HEADS,
-    head_dim=DIM,
-    hidden=72,
-    vocab=64,
-    max_positions=512,
-)
 # cosines of 24 float32 terms, and their mean over the head: each is off by at most 24 * 2^-24, and the range of the
 # diversities, which scales them, is that of random directions, at least a tenth
 CLOSE = 24 * 2.0**-24 * 10
@@ -71,8 +60,8 @@ def test_stored_rows_are_read_as_numbers(rng, dtype):
 )
 def test_a_device_is_refused_in_one_line(name, words):
     with pytest.raises(PolicyError, match=words):
-        check_fit(POLICIES[name], SimpleNamespace(operators="native"), on_device=True)
-    check_fit(POLICIES[name], SimpleNamespace(operators="native"), on_device=False)
+        check_fit(POLICIES[name], SimpleNamespace(operators="native"), SimpleNamespace(on_device=True))
+    check_fit(POLICIES[name], SimpleNamespace(operators="native"), SimpleNamespace(on_device=False))
 
 
 def test_diversity_needs_scores():

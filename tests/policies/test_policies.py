@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oracles import policies as oracle
+from policies.facts import small_text
 from vlkv import POLICIES, Policy
 from vlkv.backend.base import ObservedQueries
 from vlkv.backend.cache import Cache
@@ -20,16 +21,7 @@ from vlkv.policies.pool import pool
 from vlkv.storage.manifest import TextFacts
 
 LAYERS, HEADS, GROUP, DIM = 4, 2, 3, 16
-FACTS = TextFacts(
-    architecture="llama",
-    layers=LAYERS,
-    query_heads=HEADS * GROUP,
-    kv_heads=HEADS,
-    head_dim=DIM,
-    hidden=96,
-    vocab=64,
-    max_positions=512,
-)
+FACTS = small_text(LAYERS, HEADS * GROUP, HEADS, DIM)
 # A float32 logit of 16 terms is at most about 8 here and errs by 16 * 2^-24 * 8. A weight has this relative error.
 MARGIN = 1e-5
 NAMES = [name for name, policy in POLICIES.items() if policy.rows != "probe" and name != "full"]
@@ -69,14 +61,13 @@ def test_random_tensors(engine_of, rng, name, operators):
         cache = Cache([k[None] for k in key], [v[None] for v in value], np.full((LAYERS, 1), length))
         rows = observed_rows(policy, length, last_image)
         image = range(max(0, last_image // 3), last_image + 1)
-        text = np.isin(np.arange(length), image, invert=True)
         observer = Observer(FACTS, policy, length, rows, 1)
-        observer.image = ~text
+        observer.image = np.isin(np.arange(length), image)
         for part in np.array_split(np.array(rows, np.int64), 3):
             observer.add(ObservedQueries([q[None, :, part] for q in query]), cache, part)
         observer.finish(cache)
         counts = split_budget(policy, observer.shares(policy), length, budget, len(rows))
-        _, kept = compress(policy, cache, observer, counts, counts + 2, backend, text=text)
+        _, kept = compress(policy, cache, observer, counts, counts + 2, backend)
         want, scores = oracle.kept(
             name,
             attention,

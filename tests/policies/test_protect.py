@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oracles import policies as oracle
+from policies.facts import small_text
 from vlkv import POLICIES, Policy
 from vlkv.backend.cache import Cache
 from vlkv.errors import PolicyError
@@ -15,19 +16,9 @@ from vlkv.generation.question import Question
 from vlkv.policies.compress import always_kept, compress
 from vlkv.policies.observe import Observer
 from vlkv.policies.protect import claimed, text_first
-from vlkv.storage.manifest import TextFacts
 
 HEADS, DIM = 2, 24
-FACTS = TextFacts(
-    architecture="llama",
-    layers=3,
-    query_heads=4,
-    kv_heads=HEADS,
-    head_dim=DIM,
-    hidden=64,
-    vocab=64,
-    max_positions=512,
-)
+FACTS = small_text(3, 4, HEADS, DIM)
 LONG = "what is the total name date city of form " + " ".join(f"w{n}" for n in range(40))
 
 
@@ -52,10 +43,10 @@ def test_kept_tokens_equal_the_oracle(engine_of, rng, operators, per_head, kind)
             shape = (1, HEADS, length, DIM)
             arrays = [[np.zeros(shape, np.float32) for _ in range(FACTS.layers)] for _ in range(2)]
             observer = Observer(FACTS, policy, length, range(length), 1)
-            observer.scores = list(scores)
+            observer.scores, observer.image = list(scores), ~text
             counts = np.minimum([1, 8, 15], length)
             cache = Cache(*arrays, np.full((FACTS.layers, 1), length))
-            _, kept = compress(policy, cache, observer, counts, counts, backend, text=text)
+            _, kept = compress(policy, cache, observer, counts, counts, backend)
             for layer, count in enumerate(counts.tolist()):
                 ends = always_kept(policy, count, 0)
                 assert claimed(policy, count) == min(count, max(round(share * count), least))

@@ -290,9 +290,8 @@ def test_answers_are_the_same_when_many_are_in_prefill(engine, pictures, rng, mo
         )
     alone = [engine.generate_batch([question])[0].token_ids for question in questions]
     with engine.scheduler(slots=6, chunk=5) as scheduler:
-        for _ in range(
-            8
-        ):  # who is where at which moment is a matter of time; lanes move in most rounds, not in all
+        # who is where at which moment is a matter of time; lanes move in most rounds, not in all
+        for _ in range(8):
             tickets = [scheduler.submit(question) for question in questions]
             found = [ticket.wait(WAIT).token_ids for ticket in tickets]
             assert scheduler.stats().slots_used == 0

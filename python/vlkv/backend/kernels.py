@@ -1,7 +1,7 @@
 """vlkv's own kernels for a device, by the C entry points of a library that was built with CUDA.
 
 The library is the TensorRT plugin, or the native module where it was built with `-DVLKV_CUDA=ON`. Unverified: no test
-ran on a GPU; the kernel runs in the C++ suite on the host.
+ran on a GPU; the kernels run in the C++ suite on the host.
 """
 
 from __future__ import annotations

@@ -43,8 +43,10 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxR
             f"{show(directory)} computes in {manifest.cache_dtype} for GPUs: open it with --device cuda, or build it "
             "without --dtype for CPUs"
         )
-    found = options.tuned and manifest.operators == "native" and load(options.tuned, directory)
-    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads(), found or None)
+    tuned = None
+    if options.tuned is not None and manifest.operators == "native":
+        tuned = load(options.tuned, directory)
+    return OnnxRuntimeBackend(directory, manifest, options.threads or default_threads(), tuned)
 
 
 class OnnxRuntimeBackend:
@@ -64,6 +66,7 @@ class OnnxRuntimeBackend:
         self, directory: Path, manifest: Manifest, threads: int = 0, tuned: Tuned | None = None
     ) -> None:
         self.tuned = tuned
+        self._operators = tuned.address if tuned else 0
         self.text = manifest.text
         self.threads = threads
         self.store: Store = HostStore(manifest.cache_dtype)
@@ -128,7 +131,7 @@ class OnnxRuntimeBackend:
                 merge,
                 False,
                 self.threads,
-                self.tuned.address if self.tuned else 0,
+                self._operators,
             )
             return positions
         arrays = (
@@ -187,8 +190,7 @@ class OnnxRuntimeBackend:
             scores = [arrays[f"score.{layer}"] for layer in layers]
             return ObservedScores(scores, arrays["sparsity"], self.text.query_heads)
         queries = [arrays[f"query.{layer}"] for layer in layers if f"query.{layer}" in arrays]
-        address = self.tuned.address if self.tuned else 0
-        return ObservedQueries(queries, address) if queries else NOTHING
+        return ObservedQueries(queries, self._operators) if queries else NOTHING
 
 
 class OnnxRuntimeSteps:
@@ -271,11 +273,15 @@ def _cache_value(array: Array) -> Any:
 
 
 def _session(path: Path, threads: int, operators: str = "functions", tuned: Tuned | None = None) -> Any:
-    options = session_options(threads, operators, tuned)
+    return open_session(path, session_options(threads, operators, tuned), ["CPUExecutionProvider"])
+
+
+def open_session(path: Path, options: Any, providers: list[Any]) -> Any:
+    """A graph, opened without warnings. Raises `EngineError` if ONNX Runtime refuses it."""
     options.log_severity_level = 3
     name = text_path(path)
     try:
-        return ort.InferenceSession(name, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(name, options, providers=providers)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None

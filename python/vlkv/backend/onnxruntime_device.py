@@ -18,14 +18,14 @@ from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
 from vlkv.backend.device.arrays import Device, DeviceArray
 from vlkv.backend.device.backend import DeviceBackend
+from vlkv.backend.onnxruntime import BFLOAT16, open_session
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
-from vlkv.storage.files import text_path
 from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
-ONNX_TYPES = {"bfloat16": 16}
+ONNX_TYPES = {"bfloat16": BFLOAT16}
 """ONNX's numbers of the types that NumPy does not have."""
 
 
@@ -84,13 +84,12 @@ def device_backend(
             that provider is missing. It would take the device's addresses for the host's.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
     if library is not None:
         options.register_custom_ops_library(str(library))
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     where, graphs = (kind, index), {}
     for path in sorted(directory.glob("*.onnx")):
-        session = _open(path, options, providers)
+        session = open_session(path, options, providers)
         found = session.get_providers()
         if wanted not in found:
             device.close()
@@ -100,14 +99,6 @@ def device_backend(
             )
         graphs[path.stem] = _Graph(session, device, where)
     return DeviceBackend(device, graphs, manifest)
-
-
-def _open(path: Path, options: Any, providers: list[Any]) -> Any:
-    try:
-        return ort.InferenceSession(text_path(path), options, providers=providers)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise EngineError(f"{path} can't be opened by ONNX Runtime {ort.__version__}: {first}") from None
 
 
 class _Bound:

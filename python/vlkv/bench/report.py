@@ -7,12 +7,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from vlkv.bench.derive import Row, amdahl, ratios, row
 from vlkv.bench.measure import Measured
 from vlkv.bench.settings import Settings
+from vlkv.ops.cores import cpu_facts
 from vlkv.ops.native import describe
 from vlkv.storage.manifest import Manifest
 
@@ -109,11 +109,7 @@ def environment(manifest: Manifest) -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, and which of the vector extensions in `EXTENSIONS` it has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = cpu_facts()
     name = fields.get("model name") or platform.processor() or platform.machine()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     kinds = [kind for kind, flag in EXTENSIONS.items() if flag in flags]

@@ -23,8 +23,9 @@ from vlkv.dtypes import Int64
 from vlkv.errors import PolicyError, PromptError
 from vlkv.generation.batch import Stream
 from vlkv.generation.chunks import PREFILL_CHUNK, chunk_bounds
+from vlkv.generation.cut import cut
 from vlkv.generation.decode import Piece, decode
-from vlkv.generation.prefill import Tokens, cut, embed, observing, run_rows
+from vlkv.generation.prefill import Tokens, embed, observing, run_rows
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence, prepare, seen_by
@@ -226,9 +227,7 @@ class Conversation:
             cache.length[:] = old
             cache.grow(slots - old + observer.room)
             if policy.rows in ("all", "probe"):
-                image = observer.image
-                observer = before.observer.grown(slots, observer.rows, observer.probe)
-                observer.image = image
+                observer.go_on(before.observer)
             else:
                 rows = observer.rows
                 # rows of the observation window that lie in an earlier turn are run again, in their slots

@@ -51,6 +51,7 @@ class Decoder:
         self.cache, self.sequences = cache, list(sequences)
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
         self._embedding = model.embedding
+        self._greedy = all(sequence.greedy for sequence in sequences)
         self._steps = steps or model.backend.steps(cache)
         # bindings hold the array, so it is written and not replaced
         cache.recall[:] = [0 if sequence.recall is None else sequence.recall.id for sequence in sequences]
@@ -110,7 +111,7 @@ class Decoder:
             asked = asked if asked.any() else None
         if self._careful:
             self._evictions = [(0, self.sequences[0].points[-1].eviction.copy())]
-        greedy &= all(sequence.greedy for sequence in self.sequences)
+        greedy &= self._greedy
         logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked, greedy)
         self._drops = False
         for row, eviction in self._evictions:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from vlkv.backend.cache import Cache, join
 from vlkv.dtypes import Float32
+from vlkv.generation.cut import cut
 from vlkv.generation.decode import decode, feed
-from vlkv.generation.prefill import cut, embed, observing, run_rows
+from vlkv.generation.prefill import embed, observing, run_rows
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
-from vlkv.policies.observe import Observer, check_fit, check_recall
+from vlkv.policies.observe import Observer, check_fit
 from vlkv.policies.policy import Policy, check_budget
 
 
@@ -82,8 +83,7 @@ class SharedPrompt:
 
     def _fork(self, variant: Variant, max_new_tokens: int) -> Sequence:
         """A copy of the sequence under the variant, prefilled; the prompt runs only if it has not run before."""
-        check_fit(variant.policy, self._model.manifest, self._model.backend.on_device)
-        check_recall(variant.policy, self._model.manifest.text, self._model.backend.recalls)
+        check_fit(variant.policy, self._model.manifest, self._model.backend)
         check_budget(variant.budget, variant.policy)
         sequence = replace(
             self._sequence, policy=variant.policy, budget=variant.budget, max_new_tokens=max_new_tokens

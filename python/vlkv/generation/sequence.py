@@ -33,7 +33,7 @@ from vlkv.model import Model
 from vlkv.ops.recall import RecallStore
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
-from vlkv.policies.observe import check_fit, check_recall
+from vlkv.policies.observe import check_fit
 from vlkv.policies.policy import Policy, check_budget, default_budget, with_recall
 from vlkv.policies.windows import Windows, kept_within, reached, slots_within
 from vlkv.pruning.methods import resolve_prune
@@ -298,8 +298,7 @@ def prepare(
     max_new_tokens = min(sampling.max_new_tokens, most - length)
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
-    check_fit(policy, model.manifest, model.backend.on_device)
-    check_recall(policy, model.manifest.text, model.backend.recalls)
+    check_fit(policy, model.manifest, model.backend)
     budget = default_budget(policy, length, not prompt.pictures) if given is None else given
     clips = clips_of(model.manifest, question)
     new = len(question.images) + sum(len(chosen) for _, chosen in clips)

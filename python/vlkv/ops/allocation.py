@@ -30,6 +30,11 @@ def check_share(budget: float) -> float:
     return float(budget)
 
 
+def kept_of_all(layers: int, length: int, budget: float) -> int:
+    """The tokens that a budget keeps of a prompt, summed over layers: the share, rounded, but one a layer at least."""
+    return max(round(budget * layers * length), layers)
+
+
 def allocate(
     sparsity: ArrayLike,
     length: int,
@@ -84,7 +89,7 @@ def allocate(
     if rule == "paper":
         shares = np.clip(density / density.sum() * layers * share, floor, 1.0)
         return np.clip(_half_up(shares * length), 1, upper)
-    total = min(max(round(share * layers * length), layers), int(upper.sum()))
+    total = min(kept_of_all(layers, length, share), int(upper.sum()))
     lower = _lower(upper, total, max(1, int(_half_up(np.float64(floor * length)))))
     return _whole(_fill(density, lower, upper, total), density, upper, total)
 

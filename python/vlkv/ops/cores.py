@@ -1,8 +1,9 @@
-"""How many cores this process may use: those that it is bound to, and its control group's quota."""
+"""How many cores this process may use: those that it is bound to, and its control group's quota; and what they are."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
@@ -32,6 +33,16 @@ def default_threads() -> int:
 def divided_threads(processes: int) -> int:
     """Threads of one operator of each of so many processes, so that they share the cores."""
     return default_threads() if processes <= 1 else max(1, usable_cores() // processes)
+
+
+@cache
+def cpu_facts() -> dict[str, str]:
+    """The fields of `/proc/cpuinfo`, of the last core; none where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _quotas(groups: Path, membership: Path) -> list[float]:

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from vlkv.errors import EngineError
+from vlkv.ops.cores import cpu_facts
 from vlkv.ops.native import native
 from vlkv.storage.files import hash_file, reason, show
+from vlkv.storage.manifest import NAME as MANIFEST
 
 NAME = "tuned.json"
-MANIFEST = "manifest.json"
 VERSION = 1
 
 
@@ -124,11 +125,8 @@ def sources_hash() -> str:
 
 def processor() -> str:
     """Returns the processor's name, as far as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    facts = cpu_facts()
+    if not facts:
         return platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    facts = {name.strip(): value.strip() for name, value in facts.items()}
     name = facts.get("model name", platform.machine())
     return f"{name} family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"

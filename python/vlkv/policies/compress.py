@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from vlkv.backend.base import Backend
 from vlkv.backend.cache import Array, Cache, HostStore
-from vlkv.ops.allocation import allocate
+from vlkv.ops.allocation import allocate, kept_of_all
 from vlkv.ops.recall import RecallStore
 from vlkv.policies.anchors import rated
 from vlkv.policies.mix import mixed
 from vlkv.policies.observe import Observer
 from vlkv.policies.policy import Policy
 from vlkv.policies.pool import pool
-from vlkv.policies.protect import Mask, claimed, text_first
+from vlkv.policies.protect import claimed, text_first
 from vlkv.policies.windows import kept_within
 
 
@@ -32,12 +32,10 @@ def split_budget(
 ) -> NDArray[np.int64]:
     """The number `[L]` of a prompt's `length` tokens that each layer keeps; uniform allocation assumes equal sparsity.
 
-    `sparsity` `[L]` is what the policy's allocation splits by: see
-    `Observer.shares`.
-
-    `observed` is the number of observed rows: under a pyramid every layer keeps at least the tokens that always stay.
-    `ceiling` `[L]` is the number of slots of each layer. `windows` `[L]` are the sliding windows that the
-    answer exceeds, 0 for other layers: such a layer keeps at most the tokens that its window lets the next token see.
+    `sparsity` `[L]` is what the policy's allocation splits by: see `Observer.shares`. `observed` is the number of
+    observed rows: under a pyramid every layer keeps at least the tokens that always stay. `ceiling` `[L]` is the number
+    of slots of each layer. `windows` `[L]` are the sliding windows that the answer exceeds, 0 for other layers: such a
+    layer keeps at most the tokens that its window lets the next token see.
     """
     most = [kept_within(length, window) for window in windows or (0,) * len(sparsity)]
     if policy.keeps_all:
@@ -60,7 +58,7 @@ def most_kept(policy: Policy, layers: int, length: int, budget: float) -> int:
     """
     if policy.keeps_all:
         return layers * length
-    kept = max(round(budget * layers * length), layers)
+    kept = kept_of_all(layers, length, budget)
     if policy.rule == "paper":
         kept += ceil(policy.floor * length) * layers
     return min(kept, layers * length)
@@ -106,7 +104,6 @@ def compress(
     keep_source: bool = False,
     target: Cache | None = None,
     windows: Sequence[int] = (),
-    text: Mask | None = None,
     recall: RecallStore | None = None,
 ) -> tuple[Cache, list[NDArray[np.int32]]]:
     """Moves the kept tokens of one prompt to arrays of the right size. The given cache is emptied layer by layer.
@@ -114,7 +111,7 @@ def compress(
     Args:
         policy: the tokens that always stay, and whether heads select separately.
         cache: the cache of the whole prompt, B = 1.
-        observer: the prompt's scores.
+        observer: the prompt's scores, and which of its slots are image tokens.
         counts: the number of tokens to keep, `[L]`.
         capacity: the slots of each layer, `[L]`, for kept and new tokens.
         backend: runs the eviction.
@@ -122,7 +119,6 @@ def compress(
         target: the cache that receives the kept tokens (B = 1); None allocates one.
         windows: the sliding windows `[L]` that the answer exceeds, 0 for other layers. Such a layer keeps only tokens
             that the next token sees, and the same ones in all heads, because a token leaves all heads at once.
-        text: the slots `[S]` whose tokens lie outside pictures; None if all do.
         recall: takes what is evicted.
 
     Returns:
@@ -143,9 +139,9 @@ def compress(
         between, free = (sinks, length - recent), count - sinks - recent
         rating = rated(rating, policy.anchors, between, free)
         per_head = policy.per_head and not window
-        if text is not None and policy.protects_text:
-            claim = claimed(policy, count)
-            rating = text_first(rating, text[first:end], between, free, claim, per_head)
+        if policy.protects_text:
+            text = ~observer.image[first:end]
+            rating = text_first(rating, text, between, free, claimed(policy, count), per_head)
         kept = backend.evict(
             (cache.keys[layer][:, :, first:end], cache.values[layer][:, :, first:end]),
             rating,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Observation
+from vlkv.backend.base import Backend, Observation
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Int64
 from vlkv.errors import PolicyError
@@ -20,9 +20,10 @@ from vlkv.policies.policy import Policy
 from vlkv.storage.manifest import Manifest, TextFacts
 
 
-def check_fit(policy: Policy, manifest: Manifest, on_device: bool) -> None:
-    """Raises `PolicyError` if the engine's graphs or its device do not let the policy choose as it says."""
-    if policy.reduce != "sum" and (manifest.operators == "functions" or on_device):
+def check_fit(policy: Policy, manifest: Manifest, backend: Backend) -> None:
+    """Raises `PolicyError` if the engine's graphs, its device or its model do not let the policy do what it says."""
+    functions, on_device = manifest.operators == "functions", backend.on_device
+    if policy.reduce != "sum" and (functions or on_device):
         raise PolicyError(
             f"policy {policy.name!r}: reduce {policy.reduce!r} does not fit this engine, which adds rows in its "
             "graph; use one for ONNX Runtime on CPUs, built with --operators native"
@@ -32,20 +33,14 @@ def check_fit(policy: Policy, manifest: Manifest, on_device: bool) -> None:
             f"policy {policy.name!r}: diversity {policy.diversity!r} reads keys and values in host memory, and this "
             "engine's are on a device; use --device cpu, or a policy with diversity 'none'"
         )
-    if manifest.operators == "functions" and policy.rows != "none" and policy.threshold != THRESHOLD:
+    if functions and policy.rows != "none" and policy.threshold != THRESHOLD:
         raise PolicyError(
             f"policy {policy.name!r}: threshold {policy.threshold} does not fit this engine of operators "
             f"'functions', which has {THRESHOLD} built in; build it with --operators native"
         )
-
-
-def check_recall(policy: Policy, text: TextFacts, recalls: bool) -> None:
-    """Raises `PolicyError` if the policy recalls evicted tokens and the engine cannot: see `Backend.recalls`."""
-    if policy.recall is None:
-        return
-    if text.layer_windows and any(text.layer_windows):
+    if policy.recall is not None and any(manifest.text.layer_windows):
         raise PolicyError("recall does not fit this model, whose layers have sliding windows; leave it out")
-    if not recalls:
+    if policy.recall is not None and not backend.recalls:
         raise PolicyError(
             "recall needs an engine for ONNX Runtime on CPUs with native operators, untuned, whose heads are a "
             "multiple of 8 wide; build it anew with `vlkv build --backend onnxruntime`, or leave recall out"
@@ -109,6 +104,7 @@ class Observer:
         self._pairs = np.zeros((text.layers, 1), np.int64)
         self._below = np.zeros((text.layers, 1), np.float64)
         self._text, self._policy, self._threads = text, policy, threads
+        self._windows = text.layer_windows or (0,) * text.layers
         self._vision: NDArray[np.float64] | None = None
         self._held: list[tuple[Observation, NDArray[np.int64]]] = []
 
@@ -173,25 +169,22 @@ class Observer:
         weights: list[np.float64],
     ) -> None:
         """Adds the attention of one row, times a weight per layer, to other totals."""
-        windows = self._text.layer_windows or (0,) * len(totals)
-        for layer, (total, weight, window) in enumerate(zip(totals, weights, windows, strict=True)):
+        for layer, (total, weight, window) in enumerate(zip(totals, weights, self._windows, strict=True)):
             found = np.zeros_like(total)
             seen.add(layer, 0, found, cache, rows, self._policy.threshold, self._threads, window)
             total += np.float32(weight) * found
 
-    def grown(self, length: int, rows: range, probe: Probe | None = None) -> Observer:
-        """A copy with the same scores for a longer prompt, to which more rows can be added.
+    def go_on(self, earlier: Observer) -> None:
+        """Takes over the scores of the same policy's observer of a prompt with which this one begins.
 
-        Of the probes those that this one has run are left out.
+        More rows can then be added. Probes that the earlier observer has run are left out.
         """
-        other = Observer(self._text, self._policy, length, rows, self._threads)
-        for new, old in zip(other.scores, self.scores, strict=True):
-            new[:, :, : old.shape[2]] = old
-        if probe is not None:
-            ran = self.probe.end if self.probe is not None else 0
-            other.probe = Probe(probe.end, probe.slots[probe.slots >= ran])
-        other._pairs[:], other._below[:] = self._pairs, self._below
-        return other
+        for mine, other in zip(self.scores, earlier.scores, strict=True):
+            mine[:, :, : other.shape[2]] = other
+        if self.probe is not None and earlier.probe is not None:
+            slots = self.probe.slots
+            self.probe = Probe(self.probe.end, slots[slots >= earlier.probe.end])
+        self._pairs[:], self._below[:] = earlier._pairs, earlier._below
 
     def add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
         """Adds a chunk's observation; `rows` `[W]` are the observed rows' positions in the prompt."""
@@ -207,9 +200,8 @@ class Observer:
 
     def _add(self, seen: Observation, cache: Cache, rows: NDArray[np.int64]) -> None:
         """`add` for rows whose attention is summed; the slots of probes, behind the last picture, don't count."""
-        windows = self._text.layer_windows or (0,) * len(self.scores)
         width, largest = int(rows.max()) + 1, self._policy.reduce == "max"
-        for layer, (total, window) in enumerate(zip(self.scores, windows, strict=True)):
+        for layer, (total, window) in enumerate(zip(self.scores, self._windows, strict=True)):
             found, counted = total, total.shape[2]
             if self.probe is not None:
                 counted = self.probe.end

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from vlkv.policies.policy import Policy
 
-Mask = NDArray[np.bool_]
-
 
 def claimed(policy: Policy, count: int) -> int:
     """Of a layer's `count` kept tokens those that text claims before image tokens; 0 for none."""
@@ -21,7 +19,12 @@ def claimed(policy: Policy, count: int) -> int:
 
 
 def text_first(
-    scores: NDArray[np.float32], text: Mask, between: tuple[int, int], free: int, claim: int, per_head: bool
+    scores: NDArray[np.float32],
+    text: NDArray[np.bool_],
+    between: tuple[int, int],
+    free: int,
+    claim: int,
+    per_head: bool,
 ) -> NDArray[np.float32]:
     """Scores `[1, Hkv, C]` in which the best text tokens exceed every other token.
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlkv.errors import MemoryLimitError, PromptError, quoted
 from vlkv.inputs.prompt import Prompt
+from vlkv.ops.allocation import kept_of_all
 from vlkv.policies.compress import most_kept
 from vlkv.policies.decode_eviction import slots_for
 from vlkv.policies.observe import PROBES, observed_rows
@@ -87,19 +88,20 @@ class Plan:
         recall, length, layers = sequence.policy.recall, len(sequence.prompt.token_ids), len(self.capacity)
         if recall is None:
             return 0
-        kept = max(round(sequence.budget * layers * length), layers) if sequence.policy.rule == "exact" else 0
+        kept = kept_of_all(layers, length, sequence.budget) if sequence.policy.rule == "exact" else 0
         return recall.most_bytes(self.text, layers * length - min(kept, layers * length))
 
     def held_bytes(self, sequence: Prepared) -> tuple[int, int]:
         """The most bytes of a sequence's lane when prefill ends, and the most that each token of its answer adds.
 
-        The lane never holds more than `lane_bytes`.
+        Evicted tokens that are recalled count. The lane never holds more than `lane_bytes`.
         """
         if self.reserved:
             return 0, 0
         layers = len(self.capacity)
         kept = most_kept(sequence.policy, layers, len(sequence.prompt.token_ids), sequence.budget)
-        return kept * self.token_bytes + self.page_bytes, layers * self.token_bytes
+        stays = kept * self.token_bytes + self.page_bytes + self.recall_bytes(sequence)
+        return stays, layers * self.token_bytes
 
     def prefill_bytes(self, sequence: Prepared) -> int:
         """Bytes that its prefill needs beside the lane; 0 if nothing of the prompt goes: it fills the lane."""
@@ -110,7 +112,7 @@ class Plan:
         found = (length + probes) * self.prompt_token_bytes
         if policy.reduce == "weighted":  # the window's queries stay until the prompt has run
             rows = len(observed_rows(policy, length, sequence.prompt.last_image))
-            found += rows * self.text.layers * self.text.query_heads * self.text.head_dim * 4
+            found += rows * self.text.layers * self.text.query_heads * self.text.head_dim * FLOAT
         return found
 
     def _windows(self, sequence: Prepared) -> Windows:
@@ -141,7 +143,7 @@ class Plan:
                 f"(memory {show(self.memory)})"
             )
         if not sequence.policy.keeps_all:
-            wanted = max(round(sequence.budget * len(self.capacity) * length), len(self.capacity))
+            wanted = kept_of_all(len(self.capacity), length, sequence.budget)
             held = zip(self.capacity, windows, strict=True)
             most = [length if 0 < window <= slots else min(slots - new, length) for slots, window in held]
             if min(most) < 1 or sum(most) < wanted:

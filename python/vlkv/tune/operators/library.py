@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlkv.errors import TuneError
-from vlkv.ops.cores import usable_cores
+from vlkv.ops.cores import cpu_facts, usable_cores
 from vlkv.ops.native import native
 from vlkv.ops.tuned import sources_folder
 from vlkv.tune.harness import Harness
@@ -88,7 +88,8 @@ class Core:
                 "this installation has no sources of the native operators; install vlkv with a C++ compiler available"
             )
         self.simd = native().simd()
-        self.units = units(self.simd, self.simd == "avx512" and "avx512_bf16" in _processor_flags())
+        flags = cpu_facts().get("flags", "").split()
+        self.units = units(self.simd, self.simd == "avx512" and "avx512_bf16" in flags)
         self._objects: dict[bool, dict[str, Path]] = {}
 
     def objects(self, sanitize: bool = False) -> dict[str, Path]:
@@ -170,11 +171,3 @@ class OperatorToolchain(Toolchain):
 
 def _name(file: str) -> str:
     return file.removesuffix(".cpp").replace("/", "_")
-
-
-def _processor_flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    return next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
