@@ -8,7 +8,6 @@ float16 and all other settings are llama.cpp's defaults. Prompts are prefilled o
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import gguf_files
 import llama_cpp as cpp
 import numpy as np
-from worker import cores, serve
+from worker import cores, fingerprint, serve
 
 FORMATS = {"f16": 1, "q8_0": 7, "q4_k_m": 15}
 """llama.cpp's `llama_ftype` by mode."""
@@ -25,13 +24,7 @@ CACHE_BYTES = 2
 
 def quantised(checkpoint: Path, folder: Path, mode: str) -> Path:
     """The GGUF file of a mode, in a folder beside the environment, named by path and time stamp of the weights."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    state = [
-        str(checkpoint),
-        *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files),
-    ]
-    stem = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
-    target = folder / "models" / f"{stem}-{mode}.gguf"
+    target = folder / "models" / f"{fingerprint(checkpoint)}-{mode}.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         whole, part = target.with_suffix(".f32"), target.with_suffix(".part")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as genai
-from openvino_worker import BLOCK, CACHE_GIB, converted
+from openvino_worker import BLOCK, CACHE_GIB, converted, options
 from PIL import Image
 
 KEPT_TOKENS = 96
@@ -38,10 +38,7 @@ def opened(folder: Path, mode: str, threads: int) -> Any:
         scheduler.cache_eviction_config = genai.CacheEvictionConfig(
             BLOCK, BLOCK, KEPT_TOKENS, genai.AggregationMode.NORM_SUM
         )
-    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
-    if mode in ("full", "evict"):
-        properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
-    return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties, {}, {})
+    return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", options(mode, threads), {}, {})
 
 
 class Batching(threading.Thread):
@@ -101,11 +98,8 @@ def asked(body: dict[str, Any], tokenizer: Any) -> tuple[str, list[Any], Any]:
             pictures.append(openvino.Tensor(pixels[np.newaxis]))
     prompt = "<image>\n" * len(pictures) + " ".join(texts)
     config = genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample, config.apply_chat_template = (
-        body.get("max_tokens", 256),
-        False,
-        False,
-    )
+    config.max_new_tokens = body.get("max_tokens", 256)
+    config.do_sample, config.apply_chat_template = False, False
     config.eos_token_id = tokenizer.get_eos_token_id()
     return prompt, pictures, config
 
@@ -165,9 +159,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Serves until it is killed."""
     checkpoint, folder, mode, port, threads = sys.argv[1:]
-    weights = mode.split("-")[0]
-    model = converted(Path(checkpoint), Path(folder), weights if weights in {"int8", "int4"} else "fp32")
-    pipeline = opened(model, mode, int(threads))
+    pipeline = opened(converted(Path(checkpoint), Path(folder), mode), mode, int(threads))
     server: Any = ThreadingHTTPServer(("127.0.0.1", int(port)), Handler)
     server.daemon_threads, server.tokenizer = True, pipeline.get_tokenizer()
     server.batching = Batching(pipeline)

@@ -11,7 +11,6 @@ Several prompts go to the pipeline of continuous batching, which begins to decod
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import openvino
 import openvino_genai as genai
 from continuous import batched
 from PIL import Image
-from worker import cores, serve
+from worker import cores, fingerprint, serve
 
 KEPT = 0.1
 BLOCK = 32
@@ -32,18 +31,11 @@ BLOCK = 32
 CACHE_GIB = 4
 
 
-def converted(checkpoint: Path, folder: Path, weights: str) -> Path:
-    """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp.
-
-    `weights` is the exporter's name of a weight format: fp32, int8 or int4.
-    """
-    files = sorted(checkpoint.glob("*.safetensors"))
-    state = [
-        str(checkpoint),
-        *([] if weights == "fp32" else [weights]),
-        *(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files),
-    ]
-    target = folder / "models" / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
+def converted(checkpoint: Path, folder: Path, mode: str) -> Path:
+    """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp."""
+    weights = mode.split("-")[0]
+    weights = weights if weights in {"int8", "int4"} else "fp32"  # the exporter's names
+    target = folder / "models" / fingerprint(checkpoint, *([] if weights == "fp32" else [weights]))
     if not target.exists():
         part = target.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
@@ -67,14 +59,20 @@ def converted(checkpoint: Path, folder: Path, weights: str) -> Path:
     return target
 
 
+def options(mode: str, threads: int) -> dict[str, Any]:
+    """OpenVINO's properties of a mode."""
+    found: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+    if mode in {"full", "evict"}:
+        found |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
+    return found
+
+
 class OpenvinoPeer:
     """A pipeline. With eviction it is recreated for a prompt of another length, as its sizes are numbers of tokens."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._threads, self._mode = cores(settings["threads"]), settings["mode"]
-        weights = self._mode.split("-")[0]
-        weights = weights if weights in {"int8", "int4"} else "fp32"
-        self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]), weights)
+        self._folder = converted(Path(settings["checkpoint"]), Path(settings["folder"]), self._mode)
         self._evict = self._mode.endswith("evict")
         self._shape = 0, False
         self._pipeline: Any = None if self._evict else self._open(*self._shape)
@@ -128,13 +126,11 @@ class OpenvinoPeer:
             scheduler.cache_eviction_config = genai.CacheEvictionConfig(
                 start, recent, blocks * BLOCK, genai.AggregationMode.NORM_SUM
             )
-        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": self._threads}
-        if self._mode in {"full", "evict"}:
-            options |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16"}
+        found = options(self._mode, self._threads)
         if several:
-            return genai.ContinuousBatchingPipeline(str(self._folder), scheduler, "CPU", options, {}, {})
-        options |= {"scheduler_config": scheduler, "ATTENTION_BACKEND": "PA"}
-        return genai.VLMPipeline(str(self._folder), "CPU", **options)
+            return genai.ContinuousBatchingPipeline(str(self._folder), scheduler, "CPU", found, {}, {})
+        found |= {"scheduler_config": scheduler, "ATTENTION_BACKEND": "PA"}
+        return genai.VLMPipeline(str(self._folder), "CPU", **found)
 
 
 if __name__ == "__main__":

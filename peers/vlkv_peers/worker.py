@@ -10,6 +10,7 @@ libraries goes to standard error.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -74,6 +75,13 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def fingerprint(checkpoint: Path, *options: str) -> str:
+    """A name for what is converted of a checkpoint: of its path, options, and the weights' names, times and sizes."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    stats = (f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}" for path in files)
+    return hashlib.sha256("\n".join([str(checkpoint), *options, *stats]).encode()).hexdigest()[:16]
 
 
 def cores(threads: int) -> int:

@@ -74,3 +74,10 @@ def test_a_long_prompt_leaves_debts_that_are_paid_as_of_its_end():
     with pytest.raises(LimitError, match="601 new tokens, the limit of an API key is 600") as found:
         clients.begin("a", 601)
     assert found.value.wait is None
+
+
+def test_without_limits_nothing_is_kept_of_a_client():
+    clients = Clients(ClientLimits(), Clock())
+    for number in range(1000):
+        assert clients.begin(f"key {number}", 10**9).tokens == 10**9
+    assert not clients._clients

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from typing import Annotated, Any
 
 import typer
@@ -17,8 +16,8 @@ from vlkv.policies.builtin import DEFAULT_POLICY, resolve
 from vlkv.scheduler.allowance import lines
 from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
+from vlkv.serving.listening import listen, url
 from vlkv.serving.size import AUTO, parse_memory, parse_size
-from vlkv.storage.files import reason
 
 KEYS = "VLKV_API_KEYS"
 LEAST_BODY = 1024
@@ -142,13 +141,11 @@ def serve(
         notes().print(line, soft_wrap=True)
     app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except OSError as error:
+        listening = listen(host, port)
+    except VlkvError:
         scheduler.close(drain=False)
-        raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
-    notes().print(f"serving {model} at http://{host}:{listening.getsockname()[1]}/v1", soft_wrap=True)
+        raise
+    notes().print(f"serving {model} at {url(host, listening.getsockname()[1])}/v1", soft_wrap=True)
     config = uvicorn.Config(
         app,
         http=Connection,

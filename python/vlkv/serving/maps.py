@@ -35,8 +35,8 @@ def kept_maps(
         share = np.mean(layers, axis=0)
     maps: list[dict[str, object]] = []
     for number, (first, layout) in enumerate(pictures):
-        framed = layout.frame is not None and manifest.video is not None
-        facts = manifest.video.frame if framed and manifest.video is not None else manifest.image
+        video = manifest.video
+        facts = manifest.image if layout.frame is None or video is None else video.frame
         for view in reversed(layout.views):
             if not view.tokens.size:
                 continue

@@ -98,7 +98,8 @@ def from_base64(body: bytes) -> bytes | None:
     digits = bytearray()
     for piece in _pieces(body):
         digits += piece.translate(None, _SPACE)
-    padding = len(digits) - len(digits[-3:].rstrip(b"=")) - max(0, len(digits) - 3)
+    tail = digits[-3:]
+    padding = len(tail) - len(tail.rstrip(b"="))
     bare = len(digits) - padding
     if not bare or padding > 2 or any(piece.translate(None, _ALPHABET) for piece in _pieces(digits[:bare])):
         return None

@@ -178,7 +178,6 @@ class Record:
             ("compress", cut, first, kept),
             ("decode", first, ended, {"gen_ai.usage.output_tokens": len(result.token_ids)}),
         ]
-        made = None
         for name, begin, end, attributes in spans:
             if begin is None or end is None:
                 continue

@@ -13,6 +13,7 @@ import ray
 from ray import serve
 
 from vlkv.errors import ServerStoppedError, VlkvError
+from vlkv.serving.listening import listen, url
 from vlkv.serving.ray.app import Cluster, build
 from vlkv.storage.files import reason
 
@@ -38,7 +39,8 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         VlkvError: the port is taken, or there is no such cluster.
         ServerStoppedError: the replicas did not start; with the last line of Ray's reason.
     """
-    port = _free(host, port)
+    with listen(host, port) as one:
+        port = int(one.getsockname()[1])
     local = address == LOCAL
     _reach(address)
     most = cluster.replicas if cluster.most is None else cluster.most
@@ -50,7 +52,7 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ServerStoppedError(f"the replicas did not start: {lines[-1].strip()}") from None
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        yield url(host, port)
     finally:
         with suppress(Exception):  # what has failed is told above
             serve.shutdown() if local else serve.delete(NAME)  # type: ignore[no-untyped-call]
@@ -81,14 +83,3 @@ def _reach(address: str) -> None:
         socket.create_connection((name.strip("[]"), int(number)), REACH_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise VlkvError(f"no Ray cluster at {address!a:.80}: {reason(error)}") from None
-
-
-def _free(host: str, port: int) -> int:
-    """The port, or one that is free."""
-    try:
-        with socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        ) as one:
-            return int(one.getsockname()[1])
-    except OSError as error:
-        raise VlkvError(f"no server at {host} port {port}: {reason(error)}") from None
