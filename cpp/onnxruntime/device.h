@@ -6,7 +6,9 @@
 #pragma once
 
 #include <iterator>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "core/check.h"
 #include "onnxruntime/operators.h"
@@ -79,16 +81,14 @@ class Inference {
     check(api_, Function::kGetSymbolicDimensions, source, names.data(), all);
     ShapeInfo* info = nullptr;
     check(api_, Function::kCreateTensorTypeAndShapeInfo, &info);
-    try {
-      check(api_, Function::kSetTensorElementType, info, type);
-      check(api_, Function::kSetDimensions, info, static_cast<const int64_t*>(sizes.data()), rank);
-      check(api_, Function::kSetSymbolicDimensions, info, names.data(), rank);
-      set(to, info);
-    } catch (...) {
-      call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, info);
-      throw;
-    }
-    call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, info);
+    const auto release = [this](ShapeInfo* made) {
+      call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, made);
+    };
+    const std::unique_ptr<ShapeInfo, decltype(release)> owner(info, release);
+    check(api_, Function::kSetTensorElementType, info, type);
+    check(api_, Function::kSetDimensions, info, static_cast<const int64_t*>(sizes.data()), rank);
+    check(api_, Function::kSetSymbolicDimensions, info, names.data(), rank);
+    set(to, info);
   }
 
  private:
