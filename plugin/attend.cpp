@@ -191,7 +191,7 @@ class AttendPlugin final : public PluginOf<nvinfer1::IPluginV3OneBuildV2> {
                           void* const* outputs) const {
     AttendRowsParams p =
         sizes([&](int32_t i) -> const PluginTensorDesc& { return i < kInputs ? in[i] : out[i - kInputs]; });
-    const DataType type = in[kQuery].type;
+    const DType type = cache_type(in[kQuery].type);
     p.query = dense(inputs[kQuery], type, p.query_heads, p.rows, p.head_dim);
     p.key = dense(inputs[kKey], type, p.kv_heads, p.rows, p.head_dim);
     p.value = dense(inputs[kValue], type, p.kv_heads, p.rows, p.head_dim);

@@ -95,24 +95,6 @@ void require_groups(const char* op, int64_t query_heads, int64_t kv_heads, const
 // Sets `size` to `other`; refuses two known sizes that differ. -1 is an unknown size.
 void agree(const char* op, const char* name, const char* letter, int64_t& size, int64_t other);
 
-// A view of a dense tensor [B, heads, slots, dim].
-template <class Pointer>
-BasicView<Pointer> dense(Pointer data, nvinfer1::DataType type, int64_t heads, int64_t slots, int64_t dim) {
-  return {data, cache_type(type), heads * slots * dim, slots * dim, dim};
-}
-
-// run_cuda requires a workspace aligned to 256 bytes; TensorRT guarantees no alignment, so 256 bytes more are
-// requested.
-inline constexpr size_t kWorkspaceAlignment = 256;
-inline size_t with_alignment(size_t size) noexcept {
-  return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
-}
-inline void* aligned(void* workspace) noexcept {
-  const auto address = reinterpret_cast<uintptr_t>(workspace);
-  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
-                                 kWorkspaceAlignment);
-}
-
 // A pointer for validate() before the real one is known.
 void* stand_in() noexcept;
 

@@ -204,7 +204,7 @@ class EvictPlugin final : public Plugin {
                      void* const* outputs) const {
     EvictParams p = sizes([&](int32_t i) -> const PluginTensorDesc& { return in[i]; },
                           [&](int32_t i) -> const PluginTensorDesc& { return out[i]; });
-    const DataType cache = in[kKey].type;
+    const DType cache = cache_type(in[kKey].type);
     const auto counts = [&](int32_t i) { return static_cast<const int64_t*>(inputs[i]); };
     p.key = dense(inputs[kKey], cache, p.kv_heads, p.slots, p.head_dim);
     p.value = dense(inputs[kValue], cache, p.kv_heads, p.slots, p.head_dim);

@@ -175,8 +175,8 @@ class ScorePlugin final : public Plugin {
     for (int32_t i = 0; i < kInputs; ++i) require_type(i, in[i].type, cache);
     for (int32_t i = 0; i < kOutputs; ++i) require_type(kInputs + i, out[i].type, cache);
     ScoreParams p = sizes(in[kQuery].dims, in[kKey].dims, in[kRowPosition].dims);
-    p.query = dense(inputs[kQuery], cache, p.query_heads, p.rows, p.head_dim);
-    p.key = dense(inputs[kKey], cache, p.kv_heads, p.slots, p.head_dim);
+    p.query = dense(inputs[kQuery], cache_type(cache), p.query_heads, p.rows, p.head_dim);
+    p.key = dense(inputs[kKey], cache_type(cache), p.kv_heads, p.slots, p.head_dim);
     p.row_position = inputs[kRowPosition];
     p.row_position_type = in[kRowPosition].type == DataType::kINT32 ? IndexType::kInt32 : IndexType::kInt64;
     p.row_position_stride_b = p.rows;

@@ -122,7 +122,7 @@ struct OneRow {
     const int64_t count = parts(p.last[head / p.kv_heads] + 1);
     const Recall* recall = recall_of(head);
     const int64_t chosen = recall == nullptr ? 0 : cpu::pages_read(*recall, p.layer);
-    const auto recalled = cpu::allocate<float>(chosen > 0 ? p.head_dim : 0);
+    const auto recalled = chosen > 0 ? cpu::allocate<float>(p.head_dim) : nullptr;
     for (int64_t h = 0; h < group; ++h) {
       float maximum = largest(head, h);
       for (int64_t page = 0; page < chosen; ++page) {

@@ -29,11 +29,7 @@ struct Float16Rows {
   using Element = uint16_t;
   static constexpr bool kScaled = false;
   VLKV_INLINE F vector(const uint16_t* from) { return from_float16(load<H>(from)); }
-  VLKV_INLINE float one(const uint16_t* from) {
-    H half{};
-    half[0] = *from;
-    return from_float16(half)[0];
-  }
+  VLKV_INLINE float one(const uint16_t* from) { return one_float16(*from); }
 };
 
 struct Int8Rows {

@@ -59,6 +59,12 @@ VLKV_INLINE H to_float16(F v) {
 
 #endif
 
+VLKV_INLINE float one_float16(uint16_t bits) {
+  H half{};
+  half[0] = bits;
+  return from_float16(half)[0];
+}
+
 template <class V, class T, class Convert>
 VLKV_INLINE void convert_all(const T* from, auto* to, int64_t count, Convert convert) {
   int64_t i = 0;

@@ -39,8 +39,8 @@ void prepare_row(const LinearParams& p, int64_t r, float* space, float* to) {
 
 namespace {
 
-constexpr int64_t kPartBytes = int64_t{VLKV_LINEAR_PART_KIB}
-                               << 10;                 // bytes of weights that a thread takes at a time
+// Bytes of weights that a thread takes at a time.
+constexpr int64_t kPartBytes = int64_t{VLKV_LINEAR_PART_KIB} << 10;
 constexpr int64_t kParallelBytes = int64_t{1} << 17;  // fewer bytes of weights are read by one thread
 constexpr int64_t kPartColumns = 16;                  // the columns of a part are a multiple of this
 

@@ -6,8 +6,8 @@
 constexpr int kFewSums = kAccumulators;
 constexpr int kFewRowsAtOnce = kAccumulators >= 24 ? 8 : 4;
 constexpr int kFewColumnsAtOnce = VLKV_LINEAR_COLUMNS_AT_ONCE;
-constexpr int kFewColumns =
-    VLKV_LINEAR_FEW_COLUMNS;  // columns whose weights stay in a cache for the next rows
+// Columns whose weights stay in a cache for the next rows.
+constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;
 
 template <int NC, int NR>
 VLKV_INLINE void add_group(const F (&w)[NC][kGroupVectors], const float* input, int64_t stride,

@@ -41,10 +41,9 @@ VLKV_INLINE void each_group(const Weights& weights, int64_t index, int64_t first
   for (int k = 0; k < count; k += kDepthGroup) {
     const int64_t at = first + k;
     if constexpr (Column::kBlocks) {
-      const int64_t block = at / weights.block;
-      if (k == 0) column.fill(block / kScalesAtOnce * kScalesAtOnce, scales);
       if (k == 0 || at % weights.block == 0) {
-        if (k != 0 && block % kScalesAtOnce == 0) column.fill(block, scales);
+        const int64_t block = at / weights.block, past = block % kScalesAtOnce;
+        if (k == 0 || past == 0) column.fill(block - past, scales);
         if constexpr (kScaled) {
           column.enter(block, scales);
         } else {
@@ -159,7 +158,7 @@ static void finish(const float* sums, int64_t sums_stride, int rows, int columns
   for (int c = 0; c < columns; c += kLanes) {
     const int count = columns - c < kLanes ? columns - c : kLanes;
     F added{};
-    if (bias != nullptr) __builtin_memcpy(&added, bias + c, static_cast<size_t>(count) * sizeof(float));
+    if (bias != nullptr) added = some(bias + c, count);
     for (int r = 0; r < rows; r += kLanes) {
       F square[kLanes];
 #pragma GCC unroll 16
@@ -167,14 +166,8 @@ static void finish(const float* sums, int64_t sums_stride, int rows, int columns
       turn(square);
       for (int i = 0; i < kLanes && r + i < rows; ++i) {
         F row = square[i] + added;
-        if (residual != nullptr) {
-          F more{};
-          __builtin_memcpy(&more, residual + (r + i) * result_stride + c,
-                           static_cast<size_t>(count) * sizeof(float));
-          row += more;
-        }
-        __builtin_memcpy(result + (r + i) * result_stride + c, &row,
-                         static_cast<size_t>(count) * sizeof(float));
+        if (residual != nullptr) row += some(residual + (r + i) * result_stride + c, count);
+        store_some(result + (r + i) * result_stride + c, row, count);
       }
     }
   }

@@ -1,7 +1,7 @@
 // What Linear does with a row of its input before it multiplies. Included inside an instruction set's
 // namespace.
 
-// The vector of the last `count` < kLanes numbers, and zeros.
+// The vector of the first `count` <= kLanes numbers, and zeros.
 VLKV_INLINE F some(const float* from, int64_t count) {
   F v{};
   __builtin_memcpy(&v, from, static_cast<size_t>(count) * sizeof(float));

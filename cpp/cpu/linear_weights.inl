@@ -40,11 +40,7 @@ VLKV_INLINE void wide_numbers(const uint16_t* from, int64_t count, float (&to)[k
     for (int i = 0; i < kScalesAtOnce; i += kLanes) store(to + i, from_float16(load<H>(from + i)));
     return;
   }
-  for (int i = 0; i < count; ++i) {
-    H half{};
-    half[0] = from[i];
-    to[i] = from_float16(half)[0];
-  }
+  for (int i = 0; i < count; ++i) to[i] = one_float16(from[i]);
 #endif
 }
 
@@ -201,15 +197,13 @@ struct Int4Column {
   }
 
   VLKV_MEMBER void set(float x, int64_t block, const Scales& from) {
+    constexpr bool kLeast = kOrigin == Origin::kMinimums;
     const float origin = kOrigin == Origin::kEight ? 8.0F : from.origins[block % kScalesAtOnce];
-    const float zero_code = kOrigin == Origin::kMinimums ? 0.0F : origin;
-    const float lowest = kOrigin == Origin::kMinimums ? origin : 0.0F;
 #if VLKV_LOOKS_UP
     const F code = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    table = (code - zero_code) * x;
-    if (kOrigin == Origin::kMinimums) table = code * x + lowest;
+    table = kLeast ? code * x + origin : (code - origin) * x;
 #else
-    scale = splat(x), zero = splat(zero_code), minimum = splat(lowest);
+    scale = splat(x), zero = splat(kLeast ? 0.0F : origin), minimum = splat(kLeast ? origin : 0.0F);
 #endif
   }
   VLKV_MEMBER void enter(int64_t block, const Scales& from) {

@@ -1,11 +1,11 @@
 #include "cpu/recall.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "core/check.h"
 #include "cpu/memory.h"
@@ -135,21 +135,21 @@ void attend_pages(const RecallPart& part, const Kernels& kernels, float* states)
   const int64_t dim = part.recall->sizes().head_dim, page = part.recall->sizes().page,
                 row = row_bytes(DType::kInt8, dim);
   const int64_t chosen = pages_read(*part.recall, part.layer);
-  const auto rating = allocate<float>(layer.pages);
   const auto order = allocate<int64_t>(layer.pages);
+  std::iota(order.get(), order.get() + layer.pages, int64_t{0});
+  int64_t bounds = 0;  // bytes that are read to choose
   if (chosen < layer.pages) {
+    const auto rating = allocate<float>(layer.pages);
     kernels.rate_pages({part.query, part.largest, layer.bounds.data() + part.kv_head * layer.pages * 2 * dim,
                         static_cast<int>(part.heads), static_cast<int>(layer.pages), static_cast<int>(dim)},
                        rating.get());
-  }
-  std::iota(order.get(), order.get() + layer.pages, int64_t{0});
-  if (chosen < layer.pages) {
     std::nth_element(
         order.get(), order.get() + chosen - 1, order.get() + layer.pages, [&](int64_t a, int64_t b) {
           const float first = rating[static_cast<size_t>(a)], second = rating[static_cast<size_t>(b)];
           return first > second || (first == second && a < b);
         });
     std::sort(order.get(), order.get() + chosen);
+    bounds = layer.pages * 2 * dim * int64_t{sizeof(uint16_t)};
   }
   int64_t tokens = 0;
   for (int64_t i = 0; i < chosen; ++i) {
@@ -163,7 +163,6 @@ void attend_pages(const RecallPart& part, const Kernels& kernels, float* states)
     kernels.attend(own);
     tokens += own.keys;
   }
-  const int64_t bounds = chosen < layer.pages ? layer.pages * 2 * dim * int64_t{sizeof(uint16_t)} : 0;
   part.recall->count(2 * tokens * row + bounds);
 }
 

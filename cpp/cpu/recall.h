@@ -1,8 +1,6 @@
 // Pages of evicted tokens inside Attend.
 #pragma once
 
-#include <vector>
-
 #include "cpu/kernels.h"
 #include "vlkv/recall.h"
 

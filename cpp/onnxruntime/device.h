@@ -6,7 +6,9 @@
 #pragma once
 
 #include <iterator>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "core/check.h"
 #include "onnxruntime/operators.h"
@@ -21,12 +23,6 @@ namespace vlkv::onnxruntime {
 
 constexpr ElementType element_of(DType cache) {
   return cache == DType::kFloat16 ? ElementType::kFloat16 : ElementType::kBFloat16;
-}
-
-// A dense tensor [B, heads, slots, dim].
-template <class Pointer>
-BasicView<Pointer> dense(Pointer data, DType type, int64_t heads, int64_t slots, int64_t dim) {
-  return {data, type, heads * slots * dim, slots * dim, dim};
 }
 
 class DeviceTensors : public Tensors {
@@ -45,12 +41,17 @@ class DeviceTensors : public Tensors {
     return data<T>(output(index, shape));
   }
 
+  // The input or the output `index`, of that shape [B, heads, slots, dim].
+  ConstView given_view(size_t index, DType type, const Shape& shape) const {
+    return dense(static_cast<const void*>(data<void>(input(index))), type, shape[1], shape[2], shape[3]);
+  }
+  View made_view(size_t index, DType type, const Shape& shape) const {
+    return dense(made<void>(index, shape), type, shape[1], shape[2], shape[3]);
+  }
+
   // `size` bytes of the output `index`, aligned as kernels need it.
   void* workspace(size_t index, size_t size) const {
-    constexpr uintptr_t kAligned = 256;
-    const auto bytes = static_cast<int64_t>(size == 0 ? 0 : size + kAligned - 1);
-    const auto address = reinterpret_cast<uintptr_t>(made<void>(index, {bytes}));
-    return size == 0 ? nullptr : reinterpret_cast<void*>((address + kAligned - 1) / kAligned * kAligned);
+    return aligned(made<void>(index, {static_cast<int64_t>(with_alignment(size))}));
   }
 
  private:
@@ -80,16 +81,14 @@ class Inference {
     check(api_, Function::kGetSymbolicDimensions, source, names.data(), all);
     ShapeInfo* info = nullptr;
     check(api_, Function::kCreateTensorTypeAndShapeInfo, &info);
-    try {
-      check(api_, Function::kSetTensorElementType, info, type);
-      check(api_, Function::kSetDimensions, info, static_cast<const int64_t*>(sizes.data()), rank);
-      check(api_, Function::kSetSymbolicDimensions, info, names.data(), rank);
-      set(to, info);
-    } catch (...) {
-      call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, info);
-      throw;
-    }
-    call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, info);
+    const auto release = [this](ShapeInfo* made) {
+      call<void>(api_, Function::kReleaseTensorTypeAndShapeInfo, made);
+    };
+    const std::unique_ptr<ShapeInfo, decltype(release)> owner(info, release);
+    check(api_, Function::kSetTensorElementType, info, type);
+    check(api_, Function::kSetDimensions, info, static_cast<const int64_t*>(sizes.data()), rank);
+    check(api_, Function::kSetSymbolicDimensions, info, names.data(), rank);
+    set(to, info);
   }
 
  private:

@@ -48,31 +48,24 @@ struct DeviceAttend {
     AttendRowsParams p;
     p.batch = query[0], p.query_heads = query[1], p.rows = query[2], p.head_dim = query[3];
     p.kv_heads = slots[1], p.slots = slots[2];
-    p.query = view(tensors, 0, p.query_heads, p.rows, p.head_dim);
-    p.key = view(tensors, 1, p.kv_heads, p.rows, p.head_dim);
-    p.value = view(tensors, 2, p.kv_heads, p.rows, p.head_dim);
+    p.query = tensors.given_view(0, cache, query);
+    p.key = tensors.given_view(1, cache, added), p.value = tensors.given_view(2, cache, added);
     p.key_cache = in_place(tensors, 3, 1, "new_key_cache", slots);
     p.value_cache = in_place(tensors, 4, 2, "new_value_cache", slots);
     p.length = tensors.data<int64_t>(tensors.input(5));
     p.count = tensors.data<int64_t>(tensors.input(6));
     p.scale = scale;
-    p.result = dense(tensors.made<void>(0, query), cache, p.query_heads, p.rows, p.head_dim);
+    p.result = tensors.made_view(0, cache, query);
     run_cuda(p, tensors.workspace(3, cuda_workspace_size(p)), tensors.stream());
   }
 
  private:
-  ConstView view(const DeviceTensors& tensors, size_t index, int64_t heads, int64_t slots,
-                 int64_t dim) const {
-    return dense(static_cast<const void*>(tensors.data<void>(tensors.input(index))), cache, heads, slots,
-                 dim);
-  }
-
   View in_place(const DeviceTensors& tensors, size_t input, size_t output, const char* name,
                 const Shape& shape) const {
-    void* const made = tensors.made<void>(output, shape);
-    Check("attend").require(made == tensors.data<void>(tensors.input(input)) || shape[2] == 0, name,
+    const View made = tensors.made_view(output, cache, shape);
+    Check("attend").require(made.data == tensors.data<void>(tensors.input(input)) || shape[2] == 0, name,
                             " does not share the memory of its input: bind both to one address");
-    return dense(made, cache, shape[1], shape[2], shape[3]);
+    return made;
   }
 };
 

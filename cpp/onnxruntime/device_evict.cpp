@@ -49,19 +49,12 @@ struct DeviceEvict {
     p.capacity = *tensors.data<int64_t>(tensors.input(kCapacity));
     expect.range("capacity", p.capacity, 0, kLargestDim);
     const auto counts = [&](size_t i) { return tensors.data<int64_t>(tensors.input(i)); };
-    const auto old = [&](size_t i) {
-      return dense(static_cast<const void*>(tensors.data<void>(tensors.input(i))), cache, p.kv_heads, p.slots,
-                   p.head_dim);
-    };
-    const auto fresh = [&](size_t i) {
-      return dense(tensors.made<void>(i, {p.batch, p.kv_heads, p.capacity, p.head_dim}), cache, p.kv_heads,
-                   p.capacity, p.head_dim);
-    };
-    p.key = old(0), p.value = old(1);
+    p.key = tensors.given_view(0, cache, key), p.value = tensors.given_view(1, cache, key);
     p.score = tensors.data<float>(tensors.input(2));
     p.score_stride_b = p.kv_heads * p.slots, p.score_stride_h = p.slots;
     p.length = counts(3), p.keep = counts(4), p.sinks = counts(5), p.recent = counts(6);
-    p.key_out = fresh(0), p.value_out = fresh(1);
+    const Shape kept{p.batch, p.kv_heads, p.capacity, p.head_dim};
+    p.key_out = tensors.made_view(0, cache, kept), p.value_out = tensors.made_view(1, cache, kept);
     p.position_out = tensors.made<int32_t>(2, {p.batch, p.kv_heads, p.capacity});
     p.position_stride_b = p.kv_heads * p.capacity, p.position_stride_h = p.capacity;
     p.per_head = per_head != 0, p.merge = merge != 0 ? Merge::kNearestMean : Merge::kNone;

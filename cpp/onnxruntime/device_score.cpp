@@ -39,12 +39,8 @@ struct DeviceScore {
     ScoreParams p;
     p.batch = query[0], p.query_heads = query[1], p.rows = query[2], p.head_dim = query[3];
     p.kv_heads = key[1], p.slots = key[2];
-    const auto data = [&](size_t i) {
-      return static_cast<const void*>(tensors.data<void>(tensors.input(i)));
-    };
-    p.query = dense(data(0), cache, p.query_heads, p.rows, p.head_dim);
-    p.key = dense(data(1), cache, p.kv_heads, p.slots, p.head_dim);
-    p.row_position = data(2), p.row_position_stride_b = p.rows;
+    p.query = tensors.given_view(0, cache, query), p.key = tensors.given_view(1, cache, key);
+    p.row_position = tensors.data<void>(tensors.input(2)), p.row_position_stride_b = p.rows;
     p.scale = scale, p.threshold = threshold;
     p.score = tensors.made<float>(0, {p.batch, p.kv_heads, p.slots});
     p.score_stride_b = p.kv_heads * p.slots, p.score_stride_h = p.slots;

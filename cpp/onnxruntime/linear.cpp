@@ -5,7 +5,8 @@
 //   norm [K] (norm = 1), gated [..., K] (gated = 1), as LinearParams says -> P results [..., N]
 //
 // Attributes: products = P; bits: 0 for weights that are floats, 8 or 4; zeros, bias, residual, norm, gated:
-// 0 or 1; epsilon; many: 0 multiplies many rows in float32, 1 in bfloat16. Those that a node lacks are 0.
+// 0 or 1; epsilon; many: 0 multiplies many rows in float32, 1 in bfloat16. A node that lacks products has 1;
+// the others that it lacks are 0.
 #include "vlkv/linear.h"
 
 #include <memory>
@@ -60,13 +61,12 @@ struct Reader {
       p.norm = floats(tensors.input(index++), Shape{p.depth}, "norm is not [K] float of K ", p.depth);
       p.epsilon = kernel.epsilon;
     }
-    if (kernel.gated > 0)
-      p.gated = floats(tensors.input(index), input, "gated has not the input's shape", "");
+    if (kernel.gated > 0) p.gated = floats(tensors.input(index), input, "gated has not the input's shape");
   }
 
-  template <class Last>
-  const float* floats(const Value* value, const Shape& shape, const char* text, Last last) const {
-    expect.require(tensors.shape(value) == shape && tensors.type(value) == ElementType::kFloat, text, last);
+  template <class... Text>
+  const float* floats(const Value* value, const Shape& shape, const Text&... text) const {
+    expect.require(tensors.shape(value) == shape && tensors.type(value) == ElementType::kFloat, text...);
     return tensors.data<float>(value);
   }
 
@@ -92,7 +92,7 @@ struct Reader {
     product.columns = shape[0];
     if (kernel.bias > 0) {
       const Value* bias = input(1 + (kernel.bits > 0) + (kernel.zeros > 0), i);
-      product.bias = floats(bias, Shape{shape[0]}, "bias is not [N] float of N ", shape[0]);
+      product.bias = floats(bias, Shape{shape[0]}, "bias ", i, " is not [N] float of N ", shape[0]);
     }
     return product;
   }

@@ -5,16 +5,8 @@
 #include "vlkv/linear.h"
 #include "vlkv/score.h"
 
-namespace {
-
+using vlkv::dense;
 using vlkv::DType;
-
-template <class View, class Pointer>
-View dense(Pointer data, int32_t type, int64_t heads, int64_t slots, int64_t dim) {
-  return {data, static_cast<DType>(type), heads * slots * dim, slots * dim, dim};
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -59,8 +51,8 @@ VLKV_API void vlkv_tune_score(int64_t batch, int64_t query_heads, int64_t kv_hea
   vlkv::ScoreParams p;
   p.batch = batch, p.query_heads = query_heads, p.kv_heads = kv_heads, p.rows = rows, p.slots = slots;
   p.head_dim = head_dim;
-  p.query = dense<vlkv::ConstView>(static_cast<const void*>(query), 0, query_heads, rows, head_dim);
-  p.key = dense<vlkv::ConstView>(key, type, kv_heads, slots, head_dim);
+  p.query = dense(static_cast<const void*>(query), DType::kFloat32, query_heads, rows, head_dim);
+  p.key = dense(key, static_cast<DType>(type), kv_heads, slots, head_dim);
   p.row_position = row_position, p.row_position_stride_b = rows;
   p.score = score, p.score_stride_b = kv_heads * slots, p.score_stride_h = slots;
   p.pairs = pairs, p.below = below, p.threads = 1;
@@ -75,10 +67,10 @@ VLKV_API void vlkv_tune_evict(int64_t batch, int64_t kv_heads, int64_t slots, in
                               void* value_out, int32_t* position_out) {
   vlkv::EvictParams p;
   p.batch = batch, p.kv_heads = kv_heads, p.slots = slots, p.head_dim = head_dim, p.capacity = capacity;
-  p.key = dense<vlkv::ConstView>(key, type, kv_heads, slots, head_dim);
-  p.value = dense<vlkv::ConstView>(value, type, kv_heads, slots, head_dim);
-  p.key_out = dense<vlkv::View>(key_out, type, kv_heads, capacity, head_dim);
-  p.value_out = dense<vlkv::View>(value_out, type, kv_heads, capacity, head_dim);
+  p.key = dense(key, static_cast<DType>(type), kv_heads, slots, head_dim);
+  p.value = dense(value, static_cast<DType>(type), kv_heads, slots, head_dim);
+  p.key_out = dense(key_out, static_cast<DType>(type), kv_heads, capacity, head_dim);
+  p.value_out = dense(value_out, static_cast<DType>(type), kv_heads, capacity, head_dim);
   p.score = score, p.score_stride_b = kv_heads * slots, p.score_stride_h = slots;
   p.length = length, p.keep = keep, p.sinks = sinks, p.recent = recent;
   p.position_out = position_out;

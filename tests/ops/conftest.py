@@ -1,4 +1,4 @@
-"""Both implementations, and random numbers. A failing test prints its seed, and VLKV_SEED repeats one."""
+"""Both implementations, instruction sets, random numbers. A failing test prints its seed, and VLKV_SEED repeats one."""
 
 import os
 import secrets
@@ -13,6 +13,18 @@ def implementation(request):
     if request.param == "native" and util.find_spec("vlkv._native") is None:
         pytest.skip("vlkv._native is not built")
     return request.param
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def simd(request):
+    """Runs the test with each instruction set of vlkv._native that the processor has."""
+    native = pytest.importorskip("vlkv._native")
+    if not native.simd_available(request.param):
+        pytest.skip(f"no {request.param} here")
+    before = native.simd()
+    native.set_simd(request.param)
+    yield request.param
+    native.set_simd(before)
 
 
 @pytest.fixture

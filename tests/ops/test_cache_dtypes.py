@@ -117,21 +117,13 @@ def check(arrays, dtype, threads=2):
 
 
 @dtypes
-@pytest.mark.parametrize("simd", ["portable", "avx2", "avx512"])
 def test_sizes(rng, dtype, simd):
-    if not native.simd_available(simd):
-        pytest.skip(f"no {simd} here")
-    before = native.simd()
-    native.set_simd(simd)
-    try:
-        for rows in (1, 2, 5, 30):
-            check(inputs(rng, dtype, rows=rows), dtype)
-            check(inputs(rng, dtype, batch=1, rows=rows, query_heads=1, kv_heads=1, slots=rows, dim=1), dtype)
-            check(inputs(rng, dtype, rows=rows, query_heads=14, slots=130, dim=64), dtype)
-            check(inputs(rng, dtype, rows=rows, query_heads=5, kv_heads=1, slots=65, dim=33), dtype)
-            check(inputs(rng, dtype, batch=3, rows=rows, query_heads=4, kv_heads=4, slots=300, dim=72), dtype)
-    finally:
-        native.set_simd(before)
+    for rows in (1, 2, 5, 30):
+        check(inputs(rng, dtype, rows=rows), dtype)
+        check(inputs(rng, dtype, batch=1, rows=rows, query_heads=1, kv_heads=1, slots=rows, dim=1), dtype)
+        check(inputs(rng, dtype, rows=rows, query_heads=14, slots=130, dim=64), dtype)
+        check(inputs(rng, dtype, rows=rows, query_heads=5, kv_heads=1, slots=65, dim=33), dtype)
+        check(inputs(rng, dtype, batch=3, rows=rows, query_heads=4, kv_heads=4, slots=300, dim=72), dtype)
 
 
 @dtypes
@@ -179,23 +171,15 @@ def special(dim):
 
 
 @dtypes
-@pytest.mark.parametrize("simd", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("dim", [3, 16, 37])
 def test_every_kind_of_number_is_stored_by_the_definition(rng, dtype, simd, dim):
-    if not native.simd_available(simd):
-        pytest.skip(f"no {simd} here")
     rows = special(dim)
     arrays = inputs(
         rng, dtype, batch=1, rows=len(rows), query_heads=1, kv_heads=1, slots=len(rows), dim=dim, first=[0]
     )
     arrays["key"][0, :, 0], arrays["value"][0, :, 0] = rows, rows[::-1]
     wanted = stored(arrays, dtype)
-    before = native.simd()
-    native.set_simd(simd)
-    try:
-        run(arrays, dtype)
-    finally:
-        native.set_simd(before)
+    run(arrays, dtype)
     for name, cache in zip(("key_cache", "value_cache"), wanted, strict=True):
         if dtype == "bfloat16":  # a NaN keeps its payload's upper bits
             nan = np.isnan(cache_rows.widen(arrays[name], dtype))

@@ -9,7 +9,7 @@ import pytest
 from oracles import linear as oracle
 from vlkv.ops.session_options import session_options
 
-native = pytest.importorskip("vlkv._native")
+pytest.importorskip("vlkv._native")
 EPSILON = 1e-5
 FORMATS = ["float32", "float16", "bfloat16", "int8", "int4", "int4 with zeros", "int4 with minimums"]
 BITS = {"int8": 8, "int4": 4, "int4 with zeros": 4, "int4 with minimums": 4}
@@ -78,16 +78,6 @@ def session(weights, kind, biases=(), many=0, threads=2, more=()):
     graph.opset_imports["vlkv.native"] = 1
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return ort.InferenceSession(model, session_options(threads, "native"), providers=["CPUExecutionProvider"])
-
-
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def simd(request):
-    if not native.simd_available(request.param):
-        pytest.skip(f"no {request.param} here")
-    before = native.simd()
-    native.set_simd(request.param)
-    yield request.param
-    native.set_simd(before)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -167,7 +167,6 @@ class Call:
 
 
 @dtypes
-@pytest.mark.parametrize("simd", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -180,14 +179,7 @@ class Call:
     ],
 )
 def test_sizes(rng, dtype, simd, sizes):
-    if not native.simd_available(simd):
-        pytest.skip(f"no {simd} here")
-    before = native.simd()
-    native.set_simd(simd)
-    try:
-        assert any(Call(rng, dtype, **sizes).check() for _ in range(20))
-    finally:
-        native.set_simd(before)
+    assert any(Call(rng, dtype, **sizes).check() for _ in range(20))
 
 
 def test_a_store_takes_rows_of_bfloat16(rng):

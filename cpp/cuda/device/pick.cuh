@@ -7,8 +7,8 @@
 namespace vlkv::cuda {
 
 inline constexpr int kPickThreads = 512;
-inline constexpr int kPickLoads =
-    8;  // in flight for each thread: a block alone has to fill the memory's latency
+// In flight for each thread: a block alone has to fill the memory's latency.
+inline constexpr int kPickLoads = 8;
 
 // Orders floats as Pick does: NaN above every number, 0 equal to -0.
 VLKV_HOST_DEVICE uint32_t pick_rank(uint32_t bits) {

@@ -14,8 +14,8 @@ namespace vlkv {
 //   query                   [B, S, Hq, D]   float32
 //   key, value              [B, S, Hkv, D]  float32, of the new tokens
 //   key_cache, value_cache  [B, Hkv, C, D]  rows of `cache`: float32, float16, bfloat16 or int8
-//   (vlkv/types.h), dense;
-//                                           slots first..last are written, slots 0..last are read
+//                                           (vlkv/types.h), dense; slots first..last are written, slots
+//                                           0..last are read
 //   first, last             [B]             int32, the slots of the first and the last new token, 0 to C - 1;
 //                                           first null: last
 //   result                  [B, S, Hq, D]   float32, written; overlaps no input

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "vlkv/attend_rows.h"
 #include "vlkv/evict.h"
@@ -25,6 +26,17 @@ VLKV_API bool has_cuda();
 VLKV_API size_t cuda_workspace_size(const ScoreParams& params);
 VLKV_API size_t cuda_workspace_size(const EvictParams& params);
 VLKV_API size_t cuda_workspace_size(const AttendRowsParams& params);
+
+// For owners of memory that guarantee no alignment: how much to request, and the aligned address in it.
+inline constexpr size_t kWorkspaceAlignment = 256;
+inline size_t with_alignment(size_t size) noexcept {
+  return size == 0 || size > SIZE_MAX - kWorkspaceAlignment ? size : size + kWorkspaceAlignment;
+}
+inline void* aligned(void* workspace) noexcept {
+  const auto address = reinterpret_cast<uintptr_t>(workspace);
+  return reinterpret_cast<void*>((address + kWorkspaceAlignment - 1) / kWorkspaceAlignment *
+                                 kWorkspaceAlignment);
+}
 
 // As run_cpu, with all pointers of the parameters in device memory: tensors and per-prompt arrays
 // (row_position; length, keep, sinks, recent, count). The host therefore checks sizes, strides, pointers and

@@ -39,6 +39,12 @@ struct BasicView {
 using View = BasicView<void*>;
 using ConstView = BasicView<const void*>;
 
+// The view of a dense tensor [B, heads, slots, dim].
+template <class Pointer>
+constexpr BasicView<Pointer> dense(Pointer data, DType dtype, int64_t heads, int64_t slots, int64_t dim) {
+  return {data, dtype, heads * slots * dim, slots * dim, dim};
+}
+
 // An argument outside its range. The text begins with the operator, as in `[score]`, and names the value and
 // the limit.
 class VLKV_API InvalidArgument : public std::invalid_argument {

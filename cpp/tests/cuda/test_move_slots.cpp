@@ -85,6 +85,7 @@ TEST(CudaMoveSlots, RefusesWhatItCannotTake) {
   refused([](auto& p) { p.batch = -1; });
   refused([](auto& p) { p.kv_heads = 0; });
   refused([](auto& p) { p.slot_bytes = 3; });
+  refused([](auto& p) { p.layers = p.kv_heads = 65536; });  // too many heads for 32 bits
   refused([](auto& p) { p.arrays = nullptr; });
   refused([](auto& p) { p.capacity = nullptr; });
   refused([](auto& p) { p.slots = nullptr; });

@@ -38,20 +38,6 @@ void one(Thread& t, const Instruction& i) {
   set<T>(t, i.operands[0], F{}(get<T>(t, i.operands[1])));
 }
 
-// Integers wrap around.
-template <class T, class F>
-T wrapped(T a, T b) {
-  if constexpr (std::is_integral_v<T>) {
-    using U = std::make_unsigned_t<T>;
-    return static_cast<T>(F{}(static_cast<U>(a), static_cast<U>(b)));
-  } else {
-    return F{}(a, b);
-  }
-}
-template <class T>
-struct Add {
-  T operator()(T a, T b) const { return wrapped<T, std::plus<>>(a, b); }
-};
 template <class T>
 struct Subtract {
   T operator()(T a, T b) const { return wrapped<T, std::minus<>>(a, b); }
@@ -59,20 +45,6 @@ struct Subtract {
 template <class T>
 struct Multiply {
   T operator()(T a, T b) const { return wrapped<T, std::multiplies<>>(a, b); }
-};
-template <class T>
-struct Smaller {
-  T operator()(T a, T b) const {
-    if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
-    return std::min(a, b);
-  }
-};
-template <class T>
-struct Larger {
-  T operator()(T a, T b) const {
-    if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
-    return std::max(a, b);
-  }
 };
 template <class T>
 struct Negate {

@@ -1,6 +1,4 @@
 // What the opcodes do that threads execute together.
-#include <functional>
-
 #include "cuda/emulation.h"
 #include "cuda/ptx/steps.h"
 
@@ -99,21 +97,14 @@ void copy_async(Thread& t, const Instruction& i) {
 void commit_copies(Thread&, const Instruction&) { emulation::commit_copies(); }
 void wait_copies(Thread& t, const Instruction& i) { emulation::wait_copies(get<int32_t>(t, i.operands[0])); }
 
-struct Smaller {
-  int32_t operator()(int32_t a, int32_t b) const { return a < b ? a : b; }
-};
-struct Larger {
-  int32_t operator()(int32_t a, int32_t b) const { return a > b ? a : b; }
-};
-
 }  // namespace
 
 void add_steps_together(Table& all) {
   all["bar.sync"] = block_barrier, all["bar.warp.sync"] = warp_barrier;
   all["shfl.sync.bfly.b32"] = shuffle<Across>, all["shfl.sync.up.b32"] = shuffle<Below>;
   all["vote.sync.all.pred"] = vote_all, all["vote.sync.ballot.b32"] = vote_ballot;
-  all["redux.sync.add.s32"] = reduce<std::plus<int32_t>>, all["redux.sync.min.s32"] = reduce<Smaller>;
-  all["redux.sync.max.s32"] = reduce<Larger>;
+  all["redux.sync.add.s32"] = reduce<Add<int32_t>>, all["redux.sync.min.s32"] = reduce<Smaller<int32_t>>;
+  all["redux.sync.max.s32"] = reduce<Larger<int32_t>>;
   all["atom.shared.add.u32"] = atomic_add;
   all["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"] = multiply_matrices<emulation::half_to_float>;
   all["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] =
