@@ -20,6 +20,16 @@ class Graphs(State):
         found.capture, found.invalid, found.thread = [], False, threading.get_ident()
         return (OK,)
 
+    def cudaStreamIsCapturing(self, stream: Any) -> tuple[Any, Any]:  # noqa: N802
+        found, kinds = self.streams[int(stream)], self.cudaStreamCaptureStatus
+        if found.capture is None:
+            return OK, kinds.cudaStreamCaptureStatusNone
+        return OK, kinds.cudaStreamCaptureStatusActive
+
+    def cudaGetLastError(self) -> tuple[Any]:  # noqa: N802
+        error, self.error = self.error, OK
+        return (error,)
+
     def cudaStreamEndCapture(self, stream: Any) -> tuple[Any, Any]:  # noqa: N802
         found = self.streams[int(stream)]
         work, found.capture = found.capture, None
@@ -38,7 +48,8 @@ class Graphs(State):
         return (self._destroy(graph),)
 
     def cudaGraphExecDestroy(self, graph: Graph) -> tuple[Any]:  # noqa: N802
-        if graph.stream is not None and graph.stream.queue:
+        queue = [] if graph.stream is None else graph.stream.queue
+        if {id(work) for work in queue} & {id(work) for work in graph.work}:
             self._break("a graph was destroyed before its last run had ended")
         return (self._destroy(graph),)
 

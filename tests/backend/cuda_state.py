@@ -92,6 +92,7 @@ class State:
 
     cudaMemcpyKind = real.cudaMemcpyKind  # noqa: N815
     cudaStreamCaptureMode = real.cudaStreamCaptureMode  # noqa: N815
+    cudaStreamCaptureStatus = real.cudaStreamCaptureStatus  # noqa: N815
     cudaMemPoolAttr = real.cudaMemPoolAttr  # noqa: N815
 
     def __init__(self, devices: int = 1, capability: tuple[int, int] = (8, 9), memory: int = 1 << 30) -> None:
@@ -117,6 +118,8 @@ class State:
         self.calls: dict[str, int] = {}
         self.handles = 0
         self.executed = 0
+        self.error = OK
+        """The error of the last call that failed, where a test says that there was one."""
 
     def bytes(self, kind: str = "device") -> int:
         """Bytes that are allocated, in the order of calls."""

@@ -51,6 +51,9 @@ class HostDevice:
     def use(self):
         pass
 
+    def recover(self):
+        pass
+
     def mover(self, keys, values):
         return None
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 
-import numpy as np
 import onnxruntime as ort
 import pytest
 
 from backend.cuda_stand_in import StandIn
+from backend.onnxruntime_stand_in import Binding, Session
 from backend.stand_in import installed
 from vlkv import Engine
 from vlkv.backend import kernels
@@ -21,59 +21,13 @@ from vlkv_export.targets.spec import Settings
 pytest.importorskip("cuda.bindings.runtime")
 
 
-class Session:
-    """An ONNX Runtime that has CUDA's provider, or says so and then runs on the CPU."""
-
-    real = ort.InferenceSession
-    works = True
-
-    def __init__(self, path, options, providers):
-        self.asked = providers
-        self._session = Session.real(path, options, providers=["CPUExecutionProvider"])
-
-    def get_providers(self):
-        return [CUDA, "CPUExecutionProvider"] if self.works else ["CPUExecutionProvider"]
-
-    def io_binding(self):
-        return Binding(self._session)
-
-    def run_with_iobinding(self, binding, options):
-        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        binding.driver.cudaStreamSynchronize(next(iter(binding.driver.streams)))
-        self._session.run_with_iobinding(binding.real)
-
-
-class Binding:
-    """Binds what CUDA's provider would get as the CPU's: the stand-in's memory is the host's."""
-
-    driver: StandIn
-    index = 0
-
-    def __init__(self, session):
-        self.real = session.io_binding()
-
-    def bind_cpu_input(self, name, array):
-        self.real.bind_cpu_input(name, array)
-
-    def bind_input(self, name, kind, index, dtype, shape, pointer):
-        self._check(kind, index, dtype, shape, pointer)
-        self.real.bind_input(name, "cpu", 0, dtype, shape, pointer)
-
-    def bind_output(self, name, kind, index, dtype, shape, pointer):
-        self._check(kind, index, dtype, shape, pointer)
-        self.real.bind_output(name, "cpu", 0, dtype, shape, pointer)
-
-    def _check(self, kind, index, dtype, shape, pointer):
-        assert (kind, index) == ("cuda", self.index)
-        assert self.driver.touch(pointer, int(np.prod(shape)) * dtype.itemsize, "a binding")
-
-
 @pytest.fixture
 def cuda(monkeypatch):
     driver = StandIn(devices=2)
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     monkeypatch.setattr(Binding, "driver", driver, raising=False)
+    monkeypatch.setattr(Session, "driver", driver, raising=False)
     with installed(driver):
         yield driver
     gc.collect()

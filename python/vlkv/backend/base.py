@@ -6,6 +6,7 @@ L layers, N pictures, P image tokens a picture, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -214,6 +215,7 @@ class Backend(Protocol):
         chunk: the most tokens of a call of `extend`; 0 for any number.
         on_device: whether caches lie in a device's memory, where the graphs add the attention of observed rows.
         recalls: whether steps attend to the evicted tokens that `Cache.recall` names.
+        notes: what was found out about how the graphs run, for verbose output.
     """
 
     threads: int
@@ -221,6 +223,7 @@ class Backend(Protocol):
     chunk: int
     on_device: bool
     recalls: bool
+    notes: Sequence[str]
 
     def vision(self, pixels: Float32, graph: str = "vision") -> Float32:
         """Features `[N,P,hidden]` of N tiles, `pixel_values [N,3,height,width]`, by `graph`: `vision` or `video`."""

@@ -218,6 +218,16 @@ class CudaDevice:
         check(self._cuda.cudaStreamSynchronize(self.stream))
         check(self._cuda.cudaGraphExecDestroy(executable))
 
+    def recover(self) -> None:
+        """See `Device.recover`."""
+        cuda = self._cuda
+        kinds, (_, capturing) = cuda.cudaStreamCaptureStatus, cuda.cudaStreamIsCapturing(self.stream)
+        if capturing != kinds.cudaStreamCaptureStatusNone:
+            status, graph = cuda.cudaStreamEndCapture(self.stream)
+            if int(status) == 0:
+                check(cuda.cudaGraphDestroy(graph))
+        cuda.cudaGetLastError()
+
     def mover(self, keys: list[DeviceArray], values: list[DeviceArray]) -> SlotMover | None:
         """See `Device.mover`."""
         return None if self._kernels is None else SlotMover(self, self._kernels, keys, values)

@@ -5,6 +5,7 @@ B prompts, S tokens of a call, W observed rows, C cache slots, Hq query heads, D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class OnnxRuntimeBackend:
 
     chunk = 0
     on_device = False
+    notes: Sequence[str] = ()
 
     def __init__(
         self, directory: Path, manifest: Manifest, threads: int = 0, tuned: Tuned | None = None

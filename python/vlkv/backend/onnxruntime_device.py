@@ -1,4 +1,4 @@
-"""ONNX Runtime with caches in a device's memory: graphs are bound to raw pointers.
+"""Opens engines on ONNX Runtime's CUDA provider; `onnxruntime_graphs.py` runs their graphs.
 
 Attention, scores and eviction are vlkv's operators of the CUDA provider, or `GroupQueryAttention` and ONNX bodies.
 Unverified on CUDA: no test ran on a GPU.
@@ -6,27 +6,31 @@ Unverified on CUDA: no test ran on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from vlkv.backend import kernels
 from vlkv.backend.cuda import CudaDevice, compute_capability
-from vlkv.backend.device.arrays import Device, DeviceArray
+from vlkv.backend.device.arrays import Device
 from vlkv.backend.device.backend import DeviceBackend
-from vlkv.backend.onnxruntime import BFLOAT16, open_session
+from vlkv.backend.onnxruntime import open_session
+from vlkv.backend.onnxruntime_graphs import Recordings, SessionGraph
 from vlkv.backend.registry import Options
 from vlkv.errors import EngineError
 from vlkv.ops.native import native
 from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
-ONNX_TYPES = {"bfloat16": BFLOAT16}
-"""ONNX's numbers of the types that NumPy does not have."""
+RECORDED = "decoder"
+"""The graph whose single-token steps ONNX Runtime records: the others run once a prompt."""
+CAPTURE = "enable_cuda_graph"
+UNRECORDED = "decode steps are not recorded as CUDA graphs"
+UNRECORDABLE = {"functions": "with --operators functions, the body of Score has a loop"}
+"""Operators whose graphs ONNX Runtime refuses to record, and why."""
+REFUSED = "graph capture"
+"""What ONNX Runtime's message holds if a graph has nodes that can't be recorded."""
 
 
 def open_backend(directory: Path, manifest: Manifest, options: Options) -> DeviceBackend:
@@ -56,7 +60,7 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
     device = CudaDevice(options.index, own)
     settings = {"device_id": str(options.index), "user_compute_stream": str(int(device.stream))}
     providers = [(CUDA, settings), "CPUExecutionProvider"]
-    return device_backend(directory, manifest, device, "cuda", providers, options.index, library)
+    return device_backend(directory, manifest, device, "cuda", providers, options.index, library, record=True)
 
 
 def device_backend(
@@ -67,6 +71,7 @@ def device_backend(
     providers: list[Any],
     index: int = 0,
     library: Path | None = None,
+    record: bool = False,
 ) -> DeviceBackend:
     """The engine's graphs on the device number `index` of those that ONNX Runtime calls `kind`.
 
@@ -78,6 +83,7 @@ def device_backend(
         providers: ONNX Runtime's, the first of which has to be there.
         index: the number.
         library: registers vlkv's operators, where the engine uses them.
+        record: whether ONNX Runtime records decode steps and launches them as one, where the engine's graph permits.
 
     Raises:
         EngineError: ONNX Runtime opened a graph without the first of the providers, as it does where a library of
@@ -87,9 +93,18 @@ def device_backend(
     if library is not None:
         options.register_custom_ops_library(str(library))
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    where, graphs = (kind, index), {}
+    where, graphs, notes = (kind, index), {}, []
+    if record and manifest.operators in UNRECORDABLE:
+        record = False
+        notes.append(f"{UNRECORDED}: {UNRECORDABLE[manifest.operators]}")
     for path in sorted(directory.glob("*.onnx")):
-        session = open_session(path, options, providers)
+        session, recorded = None, record and path.stem == RECORDED
+        if recorded:
+            session, said = _recordable(path, options, providers)
+            if session is None:
+                notes.append(f"{UNRECORDED}: {said}")
+        if session is None:
+            recorded, session = False, open_session(path, options, providers)
         found = session.get_providers()
         if wanted not in found:
             device.close()
@@ -97,73 +112,21 @@ def device_backend(
                 f"ONNX Runtime {ort.__version__} opened {path.name} with {', '.join(found)}, not {wanted}: "
                 "a library that it needs is missing; pip install 'vlkv[gpu]' brings CUDA's and cuDNN's"
             )
-        graphs[path.stem] = _Graph(session, device, where)
-    return DeviceBackend(device, graphs, manifest)
+        recordings = Recordings(device, notes) if recorded else None
+        graphs[path.stem] = SessionGraph(session, device, where, recordings)
+    return DeviceBackend(device, graphs, manifest, notes)
 
 
-class _Bound:
-    """A binding; see `vlkv.backend.device.arrays.Bound`.
+def _recordable(path: Path, options: Any, providers: list[Any]) -> tuple[Any, str]:
+    """A session whose runs may be recorded, or None and ONNX Runtime's reason.
 
-    It is not recorded: nodes that ONNX Runtime runs on the CPU wait for the stream.
+    It refuses graphs with control flow, and those with a node outside the CUDA provider, unless it computes shapes.
     """
-
-    capturable = False
-
-    def __init__(self, session: Any, binding: Any, alive: object) -> None:
-        self._session, self._binding, self._alive = session, binding, alive
-        self._options = ort.RunOptions()
-        # the stream keeps the order; only who reads on the host waits
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-
-    def __call__(self) -> None:
-        try:
-            self._session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:
-            first = str(error).strip().splitlines()[0]
-            raise EngineError(f"ONNX Runtime can't run a graph on the device: {first}") from None
-
-    def close(self) -> None:
-        """See `Bound.close`."""
-        self._binding = self._alive = None
-
-
-class _Graph:
-    """A session; see `vlkv.backend.device.arrays.Graph`. Inputs in the host's memory stay there."""
-
-    def __init__(self, session: Any, device: Device, where: tuple[str, int]) -> None:
-        self._session, self._device, self._where = session, device, where
-
-    def run(
-        self,
-        inputs: Mapping[str, DeviceArray | NDArray[Any]],
-        outputs: Mapping[str, DeviceArray],
-        profile: int = 0,
-    ) -> None:
-        """See `Graph.run`."""
-        self.bind(inputs, outputs, profile)()
-
-    def bind(
-        self,
-        inputs: Mapping[str, DeviceArray | NDArray[Any]],
-        outputs: Mapping[str, DeviceArray],
-        profile: int = 0,
-    ) -> _Bound:
-        """See `Graph.bind`."""
-        binding = self._session.io_binding()
-        for name, array in inputs.items():
-            if isinstance(array, np.ndarray):
-                binding.bind_cpu_input(name, array)
-            else:
-                binding.bind_input(name, *self._where, _type(array), array.shape, array.pointer)
-        for name, made in outputs.items():
-            binding.bind_output(name, *self._where, _type(made), made.shape, made.pointer)
-        return _Bound(self._session, binding, (dict(inputs), dict(outputs)))
-
-    def close(self) -> None:
-        """See `Graph.close`."""
-        self._session = None
-
-
-def _type(array: DeviceArray) -> Any:
-    """The element type as ONNX Runtime takes it: NumPy's, or ONNX's number."""
-    return ONNX_TYPES.get(array.dtype) or np.dtype(array.dtype)
+    name, settings = providers[0]
+    asked = [(name, settings | {CAPTURE: "1"}), *providers[1:]]
+    try:
+        return open_session(path, options, asked), ""
+    except EngineError as error:
+        if REFUSED not in str(error):
+            raise
+        return None, str(error)

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -46,6 +46,13 @@ VERBOSITY = Verbosity()
 def notes() -> Console:
     """The console for progress and notes."""
     return Console(stderr=True, quiet=VERBOSITY.level < 0, **PLAIN)
+
+
+def details(lines: Iterable[str]) -> None:
+    """Prints lines on standard error if verbose output was asked for."""
+    if VERBOSITY.level > 0:
+        for line in lines:
+            notes().print(line, soft_wrap=True)
 
 
 def answers() -> Console:

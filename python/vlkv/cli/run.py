@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlkv.cli.console import notes, progress, write_json
+from vlkv.cli.console import details, notes, progress, write_json
 from vlkv.cli.options import (
     Device,
     EngineFolder,
@@ -128,6 +128,7 @@ def run(
         for _ in pieces:
             pass
         write_json(stream.result.to_dict())
+        details(opened.model.backend.notes)
         return
     sys.stdout.write(first)
     sys.stdout.flush()
@@ -136,6 +137,7 @@ def run(
         sys.stdout.flush()
     sys.stdout.write("\n")
     notes().print(summary(stream), style="dim", soft_wrap=True)
+    details(opened.model.backend.notes)
 
 
 def _ids(text: str) -> list[int]:

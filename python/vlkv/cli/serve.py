@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlkv.cli.console import notes, progress
+from vlkv.cli.console import details, notes, progress
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads, Tuned
 from vlkv.cli.serve_ray import Replicas, serve_on_ray
 from vlkv.errors import VlkvError
@@ -139,6 +139,7 @@ def serve(
         scheduler = opened.scheduler(**given)
     for line in lines(scheduler.plan, opened.manifest):
         notes().print(line, soft_wrap=True)
+    details(opened.model.backend.notes)
     app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     try:
         listening = listen(host, port)

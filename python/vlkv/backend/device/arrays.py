@@ -235,6 +235,10 @@ class Device(Protocol):
         """The same work, as cheap to enqueue as the device can make it when it is asked for again and again."""
         ...
 
+    def recover(self) -> None:
+        """Ends a recording that another library began on the stream and left open, and drops the error of it."""
+        ...
+
     def mover(self, keys: list[DeviceArray], values: list[DeviceArray]) -> Mover | None:
         """Moves slots of a cache's arrays, all at once; None where the device has no kernel for it."""
         ...

@@ -9,7 +9,7 @@ L layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,13 +80,17 @@ class DeviceBackend:
         graphs: by name: `vision`, `video` where there is one, `decoder`, `compress`, `compress_merge`, and `score` of
             an engine without the plugin.
         manifest: the engine's manifest, of an engine for devices.
+        notes: what was found out about how the graphs run, for verbose output; more may come while they do.
     """
 
     threads = 0
     on_device = True
     recalls = False
 
-    def __init__(self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest) -> None:
+    def __init__(
+        self, device: Device, graphs: Mapping[str, Graph], manifest: Manifest, notes: Sequence[str] = ()
+    ) -> None:
+        self.notes = notes
         self.device, self.graphs, self.text = device, graphs, manifest.text
         if manifest.device is None:
             raise EngineError("this engine is for CPUs, not for a device's memory")
@@ -228,6 +232,9 @@ class DeviceBackend:
 
     def close(self) -> None:
         """See `Backend.close`."""
+        # a recording ends with its graph, and not before its last run
+        self.device.use()
+        self.device.synchronize()
         for graph in self.graphs.values():
             graph.close()
         self.device.close()
