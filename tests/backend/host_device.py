@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from backend.drawing import drawn
 from models import onnx_runs
 from vlkv.backend.device.arrays import BYTES, DeviceArray, copies
 from vlkv.backend.device.backend import DeviceBackend
@@ -44,6 +45,7 @@ class HostDevice:
 
     free = 1 << 30
     picks = True
+    draws = False
 
     def __init__(self) -> None:
         self.replayed = 0
@@ -60,6 +62,9 @@ class HostDevice:
     def pick(self, logits, token, best):
         view(token)[:] = view(logits).argmax(1)
         view(best)[:] = view(logits).max(1)
+
+    def draw(self, logits, choice, token, best):
+        view(token)[:], view(best)[:] = drawn(view(logits), view(choice).view(np.float64))
 
     def close(self):
         pass

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from backend.cuda_stand_in import OK, StandIn, Work
+from backend.drawing import drawn
 from backend.host_device import lowered
 from backend.tensorrt_stand_in import Module
 from vlkv import Engine
@@ -59,8 +60,10 @@ def write_engine(source: Path, folder: Path, operators: str, cache: str, **limit
 class Kernels:
     """See `vlkv.backend.kernels.Kernels`: by the definitions of the C++ headers, on the stand-in's memory."""
 
+    draws = True
+
     def __init__(self, driver: StandIn) -> None:
-        self.driver, self.moves, self.picks = driver, 0, 0
+        self.driver, self.moves, self.picks, self.drawn = driver, 0, 0, 0
 
     def pick(self, batch, vocab, logits, token, best, stream):
         self.picks += 1
@@ -79,6 +82,23 @@ class Kernels:
             (best, 4 * batch, "device"),
         ]
         assert self.driver.enqueue(stream, "pick", Work(run, touches)) == OK
+
+    def draw(self, batch, vocab, logits, settings, token, best, stream):
+        self.drawn += 1
+
+        def run():
+            def read(address, kind, *shape):
+                memory = (kind * int(np.prod(shape))).from_address(address)
+                return np.frombuffer(memory, np.dtype(kind)).reshape(shape)
+
+            found = drawn(
+                read(logits, ctypes.c_float, batch, vocab), read(settings, ctypes.c_double, batch, 4)
+            )
+            read(token, ctypes.c_int32, batch)[:], read(best, ctypes.c_float, batch)[:] = found
+
+        sizes = {logits: 4 * batch * vocab, settings: 32 * batch, token: 4 * batch, best: 4 * batch}
+        touches = [(address, size, "device") for address, size in sizes.items()]
+        assert self.driver.enqueue(stream, "draw", Work(run, touches)) == OK
 
     def move_slots(self, sizes, arrays, capacity, slots, last, stream):
         layers, batch, heads, size = sizes

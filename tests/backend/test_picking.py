@@ -36,6 +36,21 @@ def picks(engine, monkeypatch):
 
 
 @pytest.fixture
+def draws(engine, monkeypatch):
+    """Choices of the draws on the device, which has a kernel for them."""
+    device, found = engine.model.backend.device, []
+    draw = device.draw
+
+    def counted(logits, choice, token, best):
+        found.append(view(choice).view(np.float64).copy())
+        draw(logits, choice, token, best)
+
+    monkeypatch.setattr(device, "draws", True)
+    monkeypatch.setattr(device, "draw", counted)
+    return found
+
+
+@pytest.fixture
 def downloads(engine, monkeypatch):
     """Elements of each array that came to the host."""
     device, found = engine.model.backend.device, []
@@ -102,6 +117,77 @@ def test_the_scheduler_picks_too(engine, picks):
         tickets = [scheduler.submit(question) for _ in range(3)]
         assert {tuple(ticket.wait(120).token_ids) for ticket in tickets} == {tuple(alone.token_ids)}
     assert picks
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7},
+        {"temperature": 2.0, "top_k": 5},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 3.0, "top_k": 40, "top_p": 0.6},
+    ],
+)
+def test_drawn_steps_bring_two_numbers_a_prompt(settings, engine, engine_of, draws, picks, downloads):
+    """The host's tokens for the same seed, of which the first one is drawn on the host, from prefill's logits."""
+    vocab = engine.manifest.text.vocab
+    for seed, policy in ((3, "full"), (4, "h2o"), (5, "full")):
+        question = Question(PROMPT, policy=policy, max_new_tokens=12, seed=seed, **settings)
+        want = engine_of(SHAPE).generate_batch([question])[0]
+        del draws[:], downloads[:]
+        got = engine.generate_batch([question])[0]
+        assert got.token_ids == want.token_ids
+        assert len(draws) == len(got.token_ids) - 1
+        assert all(choice[0, 0] == settings["temperature"] for choice in draws)
+        assert downloads.count(vocab) == 1
+    assert picks == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logprobs": 2},
+        {"frequency_penalty": 1.0},
+        {"logit_bias": {7: 3.0}},
+        {"repetition_penalty": 1.3},
+        {"min_new_tokens": 4},
+    ],
+)
+def test_draws_that_need_more_of_the_logits_are_the_hosts(settings, engine, engine_of, draws):
+    question = Question(PROMPT, policy="full", max_new_tokens=6, temperature=1.2, seed=8, **settings)
+    want = engine_of(SHAPE).generate_batch([question])[0]
+    assert engine.generate_batch([question])[0].token_ids == want.token_ids
+    assert draws == []
+
+
+def test_greedy_and_drawn_answers_in_one_batch(engine, engine_of, draws, picks):
+    """A greedy one has temperature 0. An answer that has ended uses up no random number, and changes no other one."""
+    kinds = [(5, 0.0), (9, 1.0), (7, 1.0)]
+    questions = [
+        Question(PROMPT, policy="full", max_new_tokens=tokens, temperature=temperature, seed=1)
+        for tokens, temperature in kinds
+    ]
+    want = [result.token_ids for result in engine_of(SHAPE).generate_batch(questions)]
+    assert [result.token_ids for result in engine.generate_batch(questions)] == want
+    assert {choice[0, 0] for choice in draws} == {0.0}
+    assert draws and picks == []
+    with engine.scheduler(slots=2, memory=1 << 24) as scheduler:
+        tickets = [scheduler.submit(question) for question in questions]
+        assert [ticket.wait(120).token_ids for ticket in tickets] == want
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_damaged_logits_of_a_draw_are_told(wrong, engine, draws, monkeypatch):
+    device = engine.model.backend.device
+    draw = device.draw
+
+    def damaged(logits, choice, token, best):
+        view(logits)[0, 3] = wrong
+        draw(logits, choice, token, best)
+
+    monkeypatch.setattr(device, "draw", damaged)
+    with pytest.raises(VlkvError, match=rf"logits hold {wrong} \(token 3\): damaged"):
+        engine.generate(PROMPT, policy="full", max_new_tokens=4, temperature=1.0)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

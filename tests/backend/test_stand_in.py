@@ -119,6 +119,20 @@ def test_steps_are_recorded_and_wait_once(opened, cpu):
     assert driver.broken == []
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_k": 7}, {"top_p": 0.7}])
+def test_drawn_answers_are_the_cpus(settings, opened, cpu):
+    """By the kernel where there is one, in recorded steps; else from logits on the host."""
+    engine, driver = opened
+    asked = settings | {"policy": "full", "temperature": 1.4, "seed": 6, "max_new_tokens": 12}
+    kernels = engine.model.backend.device._kernels
+    before = kernels.drawn if kernels is not None else 0
+    got = engine.generate(QUESTION, **asked)
+    assert got.token_ids == cpu.generate(QUESTION, **asked).token_ids
+    # two steps enqueue the kernel: the first, and the one that is recorded
+    assert kernels is None or kernels.drawn - before == min(2, len(got.token_ids) - 1)
+    assert driver.broken == []
+
+
 def test_batches_and_chats(opened, cpu, pictures):
     engine, driver = opened
     questions = [

@@ -153,16 +153,21 @@ class ObservedScores:
 
 @dataclass(frozen=True)
 class Picked:
-    """The tokens that a backend chose itself, greedily.
+    """The tokens that a backend chose itself.
 
     Fields:
-        tokens: the lowest id of each prompt's largest logit, `[B]` int32; a NaN is larger than every number.
-        best: that logit, `[B]` float32.
+        tokens: each prompt's token, `[B]` int32: drawn, or the lowest id of the largest logit. A NaN is larger than
+            every number, and if the largest logit is not finite, nothing is drawn.
+        best: the largest logit, `[B]` float32.
     """
 
     tokens: NDArray[np.int32]
     best: Float32
 
+
+Choice = NDArray[np.float64]
+"""How each prompt's token is chosen, `[B,4]`: temperature (0 for the largest logit), top-k (0 for all tokens), top-p,
+and the random number in [0, 1)."""
 
 NOTHING = ObservedQueries([])
 """The observation of a call that observes no rows."""
@@ -174,12 +179,18 @@ class Steps(Protocol):
     Attributes:
         logits: the logits `[B,V]` of the last step.
         observation: the observation of the last step that observed, W = 1; rows of other prompts are undefined.
-        picked: the tokens of the last step, if it was greedy and the backend chose them; its logits are then undefined.
+        picked: the tokens of the last step, if the backend chose them; its logits are then undefined.
+        draws: whether the backend draws tokens where it is asked to.
     """
 
     logits: Float32
     observation: Observation
     picked: Picked | None
+
+    @property
+    def draws(self) -> bool:
+        """See above."""
+        ...
 
     def step(
         self,
@@ -187,13 +198,13 @@ class Steps(Protocol):
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-        greedy: bool = False,
+        choice: Choice | None = None,
     ) -> Float32:
         """Runs one token per prompt, `embeds [B,hidden]` at `positions [B]`; caches of prompts not `active [B]` stay.
 
-        `watched [B]` marks the prompts whose token is observed; None observes nothing, at no cost. `greedy` says that
-        nothing but the largest logit is asked for: the backend may then choose the tokens itself (`picked`). Returns
-        `logits [B,V]`.
+        `watched [B]` marks the prompts whose token is observed; None observes nothing, at no cost. `choice` says how
+        tokens are chosen, and that nothing else of the logits is asked for: the backend may then choose them itself
+        (`picked`). It does if it `draws`; without, it is given greedy choices alone. Returns `logits [B,V]`.
         """
         ...
 

@@ -245,6 +245,19 @@ class CudaDevice:
         self._kernels.pick(batch, vocab, logits.pointer, token.pointer, best.pointer, int(self.stream))
 
     @property
+    def draws(self) -> bool:
+        """See `Device.draws`."""
+        return self._kernels is not None and self._kernels.draws
+
+    def draw(self, logits: DeviceArray, choice: DeviceArray, token: DeviceArray, best: DeviceArray) -> None:
+        """See `Device.draw`."""
+        if self._kernels is None:
+            raise EngineError("the device has no kernel that draws tokens")
+        batch, vocab = logits.shape
+        places = logits.pointer, choice.pointer, token.pointer, best.pointer
+        self._kernels.draw(batch, vocab, *places, int(self.stream))
+
+    @property
     def used(self) -> int:
         """See `Device.used`."""
         self._give_back()

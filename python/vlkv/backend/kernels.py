@@ -16,7 +16,13 @@ from vlkv.ops.native import native
 
 
 class Kernels(Protocol):
-    """What a device may have of its own."""
+    """What a device may have of its own.
+
+    Attributes:
+        draws: whether `draw` is among it; libraries of earlier versions lack it.
+    """
+
+    draws: bool
 
     def move_slots(
         self, sizes: tuple[int, int, int, int], arrays: int, capacity: int, slots: int, last: int, stream: int
@@ -46,6 +52,22 @@ class Kernels(Protocol):
         """
         ...
 
+    def draw(
+        self, batch: int, vocab: int, logits: int, settings: int, token: int, best: int, stream: int
+    ) -> None:
+        """Enqueues the draw of each prompt's token; see `cpp/include/vlkv/draw.h`.
+
+        Args:
+            batch: prompts.
+            vocab: logits of a prompt.
+            logits: address of `[B,V]` float32.
+            settings: address of `[B,4]` float64: temperature, top-k, top-p, and the random number.
+            token: address of `[B]` int32, written.
+            best: address of `[B]` float32, written: the largest logit.
+            stream: a `cudaStream_t`. All addresses are the device's.
+        """
+        ...
+
 
 class _MoveSlots(ctypes.Structure):
     _fields_ = (
@@ -61,13 +83,22 @@ class _Pick(ctypes.Structure):
     )
 
 
+class _Draw(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "vocab")),
+        *((name, ctypes.c_void_p) for name in ("logits", "settings", "token", "best")),
+    )
+
+
 class Library:
     """The entry points of one library; see `Kernels`."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self._move, self._pick = library.vlkv_move_slots_cuda, library.vlkv_pick_cuda
-        for entry in (self._move, self._pick):
+        self._draw = getattr(library, "vlkv_draw_cuda", None)
+        self.draws = self._draw is not None
+        for entry in (self._move, self._pick, *((self._draw,) if self._draw else ())):
             entry.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
         self.cuda = bool(library.vlkv_has_cuda())
 
@@ -80,6 +111,14 @@ class Library:
     def pick(self, batch: int, vocab: int, logits: int, token: int, best: int, stream: int) -> None:
         """See `Kernels.pick`."""
         _call(self._pick, _Pick(batch, vocab, logits, token, best), stream)
+
+    def draw(
+        self, batch: int, vocab: int, logits: int, settings: int, token: int, best: int, stream: int
+    ) -> None:
+        """See `Kernels.draw`."""
+        if self._draw is None:
+            raise EngineError("this library of vlkv's kernels is of an earlier version and draws no tokens")
+        _call(self._draw, _Draw(batch, vocab, logits, settings, token, best), stream)
 
 
 def _call(entry: Any, given: ctypes.Structure, stream: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from vlkv.backend.base import NOTHING, Observation, ObservedQueries, ObservedScores
+from vlkv.backend.base import NOTHING, Choice, Observation, ObservedQueries, ObservedScores
 from vlkv.backend.cache import Array, Cache, HostStore, Store
 from vlkv.backend.registry import Options
 from vlkv.dtypes import Float32, Int64
@@ -202,10 +202,11 @@ class OnnxRuntimeSteps:
 
     Attributes:
         logits: the logits `[B,V]` float32 of the last step; the next step overwrites them.
-        observation, picked: see `vlkv.backend.base.Steps`.
+        observation, picked, draws: see `vlkv.backend.base.Steps`.
     """
 
     picked = None
+    draws = False
 
     def __init__(self, backend: OnnxRuntimeBackend, cache: Cache) -> None:
         self.logits = np.zeros((cache.batch, backend.text.vocab), np.float32)
@@ -223,7 +224,7 @@ class OnnxRuntimeSteps:
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-        greedy: bool = False,
+        choice: Choice | None = None,
     ) -> Float32:
         """See `vlkv.backend.base.Steps.step`; the logits are in the host's memory, so that nothing is picked here."""
         self._embeds[:, 0] = embeds

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import Observation, Steps
+from vlkv.backend.base import Choice, Observation, Steps
 from vlkv.backend.cache import Cache, HostStore
 from vlkv.dtypes import Float32, Int64
 from vlkv.generation.points import Point
@@ -51,8 +51,8 @@ class Decoder:
         self.cache, self.sequences = cache, list(sequences)
         self.positions: Int64 = np.array([sequence.position for sequence in sequences], np.int64)
         self._embedding = model.embedding
-        self._greedy = all(sequence.greedy for sequence in sequences)
         self._steps = steps or model.backend.steps(cache)
+        self._plain = all(one.plain and (self._steps.draws or not one.draws) for one in sequences)
         # bindings hold the array, so it is written and not replaced
         cache.recall[:] = [0 if sequence.recall is None else sequence.recall.id for sequence in sequences]
         evictions = [sequence.eviction for sequence in sequences]
@@ -78,15 +78,15 @@ class Decoder:
         tokens: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-        greedy: bool = False,
+        choose: bool = False,
     ) -> Float32:
         """Runs one token `[B]` of each active sequence `[B]`; returns logits `[B, V]`, which the next step overwrites.
 
         `watched` `[B]` marks sequences to observe in addition to those whose policy observes; see `observation`.
-        `greedy`: the logits are for `take` alone, so that the backend may choose the tokens where all sequences do it
-        greedily.
+        `choose`: the logits are for `take` alone, so that the backend may choose the tokens where it can do that for
+        all sequences.
         """
-        logits = self.run(tokens, active, watched, greedy)
+        logits = self.run(tokens, active, watched, choose)
         self.settle()
         return logits
 
@@ -102,7 +102,7 @@ class Decoder:
         tokens: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-        greedy: bool = False,
+        choose: bool = False,
     ) -> Float32:
         """The same as `step`, but for what it evicts: that is chosen, and goes with `settle`."""
         asked = watched
@@ -111,8 +111,8 @@ class Decoder:
             asked = asked if asked.any() else None
         if self._careful:
             self._evictions = [(0, self.sequences[0].points[-1].eviction.copy())]
-        greedy &= self._greedy
-        logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked, greedy)
+        choice = self._choice(active) if choose and self._plain else None
+        logits = self._steps.step(self._embedding.rows(tokens), self.positions, active, asked, choice)
         self._drops = False
         for row, eviction in self._evictions:
             self._slots[:, row] = -1
@@ -125,6 +125,13 @@ class Decoder:
             self._note()
         self.positions += active
         return logits
+
+    def _choice(self, active: NDArray[np.bool_]) -> Choice:
+        """How each sequence's token is chosen; sequences that are not active use up no random number."""
+        choice = np.zeros((len(self.sequences), 4))
+        for row in np.flatnonzero(active).tolist():
+            choice[row] = self.sequences[row].choice()
+        return choice
 
     def _note(self) -> None:
         """Notes where the sequence stands if the token that comes of this step is taken."""
@@ -185,7 +192,7 @@ def decode(
                 decoder = Decoder(model, cache, [sequences[number] for number in rows], careful=careful)
             start = perf_counter()
             tokens = np.array([sequences[number].last_token for number in rows], np.int64)
-            logits = decoder.run(tokens, active, greedy=True)
+            logits = decoder.run(tokens, active, choose=True)
             pieces = [(rows[n], decoder.take(n, logits)) for n in np.flatnonzero(active).tolist()]
             decoder.settle()
             seconds += perf_counter() - start

@@ -185,10 +185,20 @@ class Sampler:
         self.logprob: TokenLogprob | None = None
 
     @property
-    def greedy(self) -> bool:
-        """Whether the largest logit alone decides, and nothing else of the logits is asked for."""
-        plain = not (self._penalties or self._biases or self._grammar)
-        return plain and self._sampling.temperature == 0 and self._sampling.logprobs is None
+    def plain(self) -> bool:
+        """Whether temperature, top-k and top-p alone decide, and nothing else of the logits is asked for."""
+        return not (self._penalties or self._biases or self._grammar) and self._sampling.logprobs is None
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; else they are those of the largest logits."""
+        return self._sampling.temperature != 0
+
+    def choice(self) -> tuple[float, float, float, float]:
+        """Temperature, top-k, top-p and the next random number, for a draw that is made elsewhere."""
+        asked = self._sampling
+        random = self._random.random() if self.draws else 0.0
+        return float(asked.temperature), float(asked.top_k or 0), float(asked.top_p), random
 
     def pick(self, logits: NDArray[np.floating]) -> int:
         """Chooses a token from logits `[V]`: the lowest id of the largest logit, or a draw.
@@ -199,7 +209,7 @@ class Sampler:
         if self._penalties or self._biases or self._grammar:
             logits = self._adjusted(logits)
             best = _best(logits)
-        token = best if self._sampling.temperature == 0 else self._draw(logits)
+        token = self._draw(logits) if self.draws else best
         if self._sampling.logprobs is not None:
             self.logprob = logprobs(logits, token, self._sampling.logprobs)
         if self._penalties is not None:

@@ -167,16 +167,25 @@ class Sequence:
         self.result.pruned_tokens = self.result.prompt_tokens - len(positions)
 
     @property
-    def greedy(self) -> bool:
-        """Whether the largest logit alone decides each token, and nothing else of the logits is asked for."""
-        return self._sampler.greedy and not self._constraints.active
+    def plain(self) -> bool:
+        """Whether temperature, top-k and top-p alone decide each token, and nothing else of the logits is asked for."""
+        return self._sampler.plain and not self._constraints.active
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn; else they are those of the largest logits."""
+        return self._sampler.draws
+
+    def choice(self) -> tuple[float, float, float, float]:
+        """How a backend chooses the next token, a row of `vlkv.backend.base.Choice`; it uses up a random number."""
+        return self._sampler.choice()
 
     def take(self, logits: Float32) -> str:
         """Chooses a token from logits `[V]`; returns the text that has become certain."""
         return self._push(self._sampler.pick(self._constraints.apply(logits)))
 
     def accept(self, token: int, best: float) -> str:
-        """The same for the token of the largest logit, `best`, which a backend chose for a `greedy` sequence."""
+        """The same for a token that a backend chose for a `plain` sequence; `best` is the largest logit."""
         check_best(token, best)
         return self._push(token)
 

@@ -76,7 +76,7 @@ class Batch:
             self._decoder = Decoder(self._model, cache, sequences, steps)
         tokens = np.array([sequence.last_token for sequence in sequences], np.int64)
         began = perf_counter()
-        logits = self._decoder.step(tokens, np.ones(len(running), np.bool_), greedy=True)
+        logits = self._decoder.step(tokens, np.ones(len(running), np.bool_), choose=True)
         stepped = perf_counter()
         found: list[tuple[Pending, str | None, Exception | None]] = []
         for row, one in enumerate(running):

@@ -259,6 +259,22 @@ class Device(Protocol):
         ...
 
     @property
+    def draws(self) -> bool:
+        """Whether the device has a kernel for `draw`."""
+        ...
+
+    def draw(self, logits: DeviceArray, choice: DeviceArray, token: DeviceArray, best: DeviceArray) -> None:
+        """Enqueues the draw of each prompt's token.
+
+        Args:
+            logits: `[B,V]` float32, dense.
+            choice: `[B,4]`, the bits of float64: see `vlkv.backend.base.Choice`.
+            token: `[B]` int32, written.
+            best: `[B]` float32, written: the largest logit. If it is not finite, `token` is the one of `pick`.
+        """
+        ...
+
+    @property
     def used(self) -> int:
         """Bytes of the arrays that are alive."""
         ...

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlkv.backend.base import NOTHING, Observation, Picked
+from vlkv.backend.base import NOTHING, Choice, Observation, Picked
 from vlkv.backend.cache import Cache
 from vlkv.backend.device.arrays import Bound, Device, DeviceArray, Graph, Mover, Replay
 from vlkv.dtypes import Float32, Int64
@@ -22,7 +22,8 @@ DECODE = 1
 """The decoder's optimization profile."""
 ALIGNED = 256
 """Bytes that arrays in one piece of memory are aligned to."""
-
+LOGITS, GREEDY, DRAWN = "logits", "greedy", "drawn"
+"""What a step brings to the host: all logits, or the tokens of the largest ones, or drawn tokens."""
 
 Pair = tuple[list[DeviceArray], list[DeviceArray]]
 """Keys and values, a device array per layer."""
@@ -99,8 +100,9 @@ class _Step:
         given: what the host gives.
         cache: of the arrays that are read.
         target: keys and values that are written.
-        results: where logits go, or the picked tokens and their logits.
+        results: where logits go, or the chosen tokens and the largest logits.
         watched: whether the tokens are observed.
+        draws: whether tokens are drawn as `given` says, or are those of the largest logits.
 
     Attributes:
         seen: what was observed, in pinned memory.
@@ -114,8 +116,10 @@ class _Step:
         target: Pair,
         results: Float32 | Picked,
         watched: bool,
+        draws: bool,
     ) -> None:
         device, text = backend.device, backend.text
+        self._draws = draws
         self._device, self._given = device, given
         names = ("inputs_embeds", "position_ids", "length")
         inputs = {name: given.there[name] for name in names}
@@ -163,7 +167,9 @@ class _Step:
         self._given.send()
         for bound in self._bound:
             bound()
-        if self._picked is not None:
+        if self._picked is not None and self._draws:
+            self._device.draw(self._logits, self._given.there["choice"], *self._picked)
+        elif self._picked is not None:
             self._device.pick(self._logits, *self._picked)
         for host, array in self._back:
             self._device.download(host, array)
@@ -183,7 +189,8 @@ class DeviceSteps:
     Attributes:
         logits: `[B,V]` float32 of the last step, in pinned memory; the next step overwrites it.
         observation: of the last step that watched.
-        picked: of the last step, if it was greedy and the device has a kernel for it: V logits a prompt stay there.
+        picked: of the last step, if a choice was given and the device has a kernel for it: the logits stay there.
+        draws: whether it has one that draws.
     """
 
     def __init__(self, backend: Opened, cache: Cache) -> None:
@@ -192,6 +199,7 @@ class DeviceSteps:
         self.logits: Float32 = device.pinned((batch, text.vocab), "float32")
         self.observation: Observation = NOTHING
         self.picked: Picked | None = None
+        self.draws = device.draws
         self._own = Picked(device.pinned((batch,), "int32"), device.pinned((batch,), "float32"))
         if not backend.scores:
             rows = {f"row_position.{layer}": ((batch, 1), "int64") for layer in range(text.layers)}
@@ -202,12 +210,13 @@ class DeviceSteps:
                 "position_ids": ((batch, 1), "int64"),
                 "length": ((text.layers, batch), "int64"),
                 "row_index": ((batch, 1), "int64"),
+                "choice": ((batch, 4), "int64"),
             }
             | rows,
         )
         self._sets = [(cache.keys, cache.values), backend.target(cache)]
         self._now = 0
-        self._steps: dict[tuple[int, bool, bool], tuple[_Step, Replay]] = {}
+        self._steps: dict[tuple[int, bool, str], tuple[_Step, Replay]] = {}
         self._moves: dict[int, Mover | None] = {}
 
     def step(
@@ -216,7 +225,7 @@ class DeviceSteps:
         positions: Int64,
         active: NDArray[np.bool_],
         watched: NDArray[np.bool_] | None = None,
-        greedy: bool = False,
+        choice: Choice | None = None,
     ) -> Float32:
         """See `vlkv.backend.base.Steps.step`; `watched [B]` are prompts whose token is observed too."""
         backend, host = self._backend, self._given.host
@@ -229,13 +238,17 @@ class DeviceSteps:
             if not backend.scores:
                 for layer, places in enumerate(np.where(watched, self._cache.length, -1)):
                     host[f"row_position.{layer}"][:, 0] = places
-        picks = greedy and backend.device.picks
-        work, replay = self._work(watched is not None, picks)
+        how = LOGITS
+        if choice is not None and self.draws and choice[:, 0].any():
+            how, host["choice"].view(np.float64)[...] = DRAWN, choice
+        elif choice is not None and backend.device.picks:
+            how = GREEDY
+        work, replay = self._work(watched is not None, how)
         replay()
         self._now = 0 if backend.in_place else 1 - self._now
         self._cache.keys, self._cache.values = self._sets[self._now]
         backend.device.synchronize()
-        self.picked = self._own if picks else None
+        self.picked = None if how == LOGITS else self._own
         if watched is not None:
             self.observation = backend.observation(work.seen)
         self._cache.length += active
@@ -263,12 +276,12 @@ class DeviceSteps:
         self._steps.clear()
         self._moves.clear()
 
-    def _work(self, watched: bool, picks: bool) -> tuple[_Step, Replay]:
-        key = (self._now, watched, picks)
+    def _work(self, watched: bool, how: str) -> tuple[_Step, Replay]:
+        key = (self._now, watched, how)
         if key not in self._steps:
             target = self._sets[0 if self._backend.in_place else 1 - self._now]
             cache = Cache(*self._sets[self._now], self._cache.length, self._cache.store)
-            results = self._own if picks else self.logits
-            work = _Step(self._backend, self._given, cache, target, results, watched)
+            results = self.logits if how == LOGITS else self._own
+            work = _Step(self._backend, self._given, cache, target, results, watched, how == DRAWN)
             self._steps[key] = work, self._backend.device.replay(work)
         return self._steps[key]
