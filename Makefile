@@ -19,6 +19,8 @@
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
 # make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
 #                     Neither `make test` nor CI runs it.
+# make cuda-python    installs the native module with the CUDA kernels, for SM 8.0, into a folder of its own, and loads it.
+#                     It takes minutes and needs no GPU; neither `make test` nor CI runs it.
 # make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits
 # make test-asan      runs the C++ tests under sanitizers
 # make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
@@ -45,7 +47,7 @@ GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all test-asan fuzz lint format
+.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all cuda-python test-asan fuzz lint format
 .PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
@@ -154,6 +156,12 @@ cuda-all: $(VENV)/tested
 	@$(CMAKE) -S . -B build/cuda -DVLKV_TESTS=OFF -DVLKV_TENSORRT=OFF -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ALL)" >/dev/null
 	@$(BIN)/cmake --build build/cuda --target vlkv_core -- --quiet
 	@VLKV_BUILD=$(abspath build/cuda) $(BIN)/python -m pytest -q tests/cuda
+
+cuda-python: $(VENV)/tested
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index --upgrade \
+		--target build/cuda-python/site --config-settings build-dir=build/cuda-python/build \
+		--config-settings cmake.define.VLKV_CUDA=ON --config-settings cmake.define.VLKV_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)" .
+	@$(BIN)/python tests/cuda/native_module.py build/cuda-python/site
 
 test-gpu: $(GPU_BUILD)/.built
 	@$(GPU_TESTS) --confcutdir=tests/gpu tests/gpu
