@@ -114,7 +114,8 @@ def build(
     kv_dtype: Annotated[
         str | None,
         typer.Option(
-            help="The KV cache: float32, float16, bfloat16, or int8 with a scale per token and KV head (onnxruntime).",
+            help="The KV cache: float32, float16, bfloat16, or int8 with a scale per token and KV head (onnxruntime). "
+            "With --dtype and --operators functions: int8 with a scale per channel, or float8.",
             show_default="float32",
         ),
     ] = None,

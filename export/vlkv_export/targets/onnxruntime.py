@@ -114,6 +114,10 @@ def _check_cache(kv_dtype: str, native: bool, manifest: Manifest) -> None:
     """Refuses a cache of fewer bits where the native attention can't replace the graph's."""
     if kv_dtype == "float32":
         return
+    if kv_dtype == "float8":
+        raise EngineError(
+            "--kv-dtype float8 is for GPUs: give --dtype and --operators functions too, or int8"
+        )
     if not native:
         raise EngineError(
             f"--kv-dtype {kv_dtype} goes with --operators native; --operators functions has a cache in float32"

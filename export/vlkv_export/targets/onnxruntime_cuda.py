@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
+from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.manifest import DeviceFacts, Manifest
 from vlkv_export.checkpoint.facts import Dtype
 from vlkv_export.ops.attend import HEAD_SIZES, takes_head_size
@@ -25,10 +27,12 @@ from vlkv_export.passes import (
     group_query_attention,
     half,
     multi_head_attention,
+    quantised_cache,
     transposed_weights,
     within_window,
 )
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
+from vlkv_export.targets.calibrate import draw_tokens, measured_scales
 from vlkv_export.targets.spec import MERGING, Options, Settings, Write, within
 from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
@@ -48,6 +52,13 @@ CONVERTED = "weights.converted.safetensors"
 EMBEDDING = "embedding.safetensors"
 HALF: tuple[Dtype, ...] = ("float16", "bfloat16")
 MAX_BATCH = 1024
+SINCE = (1, 31)
+"""The ONNX Runtime whose GroupQueryAttention has caches of 8 bits on CPUs and on CUDA."""
+QUANTISED = {"int8": quantised_cache.INT8, "float8": quantised_cache.FLOAT8}
+"""By the option's values."""
+STORED = {quantised_cache.INT8: "int8-channel", quantised_cache.FLOAT8: "float8"}
+"""The manifest's names: the CPU's int8 has a scale per token beside its codes."""
+ONE = np.ones(1, np.float32)
 
 
 def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
@@ -68,7 +79,6 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     cpu = {
         "--weights": options.weights,
         "--prompt-precision": options.prompt_precision,
-        "--kv-dtype": options.kv_dtype,
     }
     for option in [name for name, given in tensorrt.items() if given]:
         raise EngineError(f"{option} is TensorRT's; --backend {backend} on a GPU takes --dtype and sizes")
@@ -80,6 +90,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         raise EngineError(
             f"--operators native needs a head size that is {HEAD_SIZES}, not {dim}; use --operators functions"
         )
+    stored = _stored(options.kv_dtype, dtype, operators)
     longest = manifest.text.max_positions
     capacity = longest if settings.capacity is None else settings.capacity
     within("capacity", capacity, longest, "the checkpoint's positions")
@@ -107,24 +118,65 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 f"--dtype {dtype}: this decoder's attention is of a form that vlkv does not replace; leave it out, for "
                 "an engine for CPUs"
             )
-        for name, model in models.items():
-            ir.save(model, folder / f"{name}.onnx")
         table = write_weights(source, folder / EMBEDDING, {TABLE: embedding_table(manifest)}, {TABLE})[TABLE]
+        looked_up = embedding(table, manifest.embedding.scale)
         own = weight_files(models) - {CONVERTED}
         place_weights({name: source / name for name in sorted(own)}, folder, watch, options.link)
+        if stored is not None:
+            if stored is quantised_cache.INT8:
+                watch.step("measuring the caches")
+                ir.save(models["decoder"], folder / "decoder.onnx")
+                ids = draw_tokens(manifest.text, manifest.tokens.bos)
+                rows = TokenEmbedding(folder, looked_up).rows(ids)
+                scales = measured_scales(folder / "decoder.onnx", manifest.text, rows)
+            else:
+                scales = [(ONE, ONE)] * manifest.text.layers
+            quantised_cache.apply(models["decoder"], dtype=stored, scales=scales)
+            for name in MERGING:
+                quantised_cache.apply_to_compress(models[name], dtype=stored)
+        for name, model in models.items():
+            ir.save(model, folder / f"{name}.onnx")
         return {
             "kind": "engine",
             "backend": backend,
             "text": manifest.text,
             "operators": operators,
-            "cache_dtype": dtype,
+            "cache_dtype": dtype if stored is None else STORED[stored],
             "weights": dtype,
             "device": device,
-            "embedding": embedding(table, manifest.embedding.scale),
+            "embedding": looked_up,
             "versions": manifest.versions | {"onnxruntime": version("onnxruntime")},
         }
 
     return write
+
+
+def _stored(kv_dtype: str | None, dtype: str, operators: str) -> ir.DataType | None:
+    """What the caches hold, if not numbers of the engine's dtype."""
+    if kv_dtype in (None, dtype):
+        return None
+    if kv_dtype not in QUANTISED:
+        raise EngineError(
+            f"--kv-dtype {kv_dtype} does not go with --dtype {dtype}: leave it out, or give int8 or float8 with "
+            "--operators functions"
+        )
+    if operators != "functions":
+        raise EngineError(
+            f"--kv-dtype {kv_dtype} goes with --operators functions on CUDA: vlkv's own attention reads float16 and "
+            "bfloat16 there"
+        )
+    if kv_dtype == "int8" and dtype != "float16":
+        raise EngineError(
+            f"--kv-dtype int8 needs --dtype float16, not {dtype}: its scales are measured on the CPU, where ONNX "
+            "Runtime has no bfloat16; float8 needs no scales"
+        )
+    installed = tuple(map(int, version("onnxruntime").split(".")[:2]))
+    if installed < SINCE:
+        raise EngineError(
+            f"--kv-dtype {kv_dtype} on CUDA needs ONNX Runtime {'.'.join(map(str, SINCE))} or later, not "
+            f"{version('onnxruntime')}"
+        )
+    return QUANTISED[kv_dtype]
 
 
 def _half(backend: str, wanted: str | None) -> Dtype:

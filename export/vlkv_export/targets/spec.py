@@ -18,7 +18,7 @@ GRAPHS = ("vision", "decoder", "compress")
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that replace `compress` on a device, and whether each merges evicted tokens."""
 PRECISIONS = ("float32", "bfloat16")
-KV_DTYPES = ("float32", "float16", "bfloat16", "int8")
+KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
 DEFAULT_CHUNK = 1024
 DEFAULT_BATCH = 4
 

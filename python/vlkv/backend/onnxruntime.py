@@ -41,7 +41,7 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> OnnxR
         )
     if manifest.device is not None:
         raise EngineError(
-            f"{show(directory)} computes in {manifest.cache_dtype} for GPUs: open it with --device cuda, or build it "
+            f"{show(directory)} computes in {manifest.weights} for GPUs: open it with --device cuda, or build it "
             "without --dtype for CPUs"
         )
     tuned = None

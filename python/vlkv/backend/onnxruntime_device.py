@@ -23,6 +23,7 @@ from vlkv.ops.native import native
 from vlkv.storage.manifest import Manifest
 
 CUDA = "CUDAExecutionProvider"
+FLOAT8_SINCE = (8, 9)
 RECORDED = "decoder"
 """The graph whose single-token steps ONNX Runtime records: the others run once a prompt."""
 CAPTURE = "enable_cuda_graph"
@@ -45,7 +46,12 @@ def open_backend(directory: Path, manifest: Manifest, options: Options) -> Devic
             f"--device cuda needs an engine of 16 bits, as attention there has no float32: build {directory} with "
             "--dtype float16 or bfloat16"
         )
-    compute_capability((), options.index)
+    found = compute_capability((), options.index)
+    if manifest.cache_dtype == "float8" and tuple(map(int, found.split("."))) < FLOAT8_SINCE:
+        raise EngineError(
+            f"caches of float8 need a GPU of compute capability 8.9 or later, not {found}; build the engine with "
+            "--kv-dtype int8"
+        )
     if CUDA not in ort.get_available_providers():
         raise EngineError(
             f"--device cuda needs onnxruntime-gpu in place of onnxruntime {ort.__version__}; pip install 'vlkv[gpu]'"

@@ -17,8 +17,10 @@ from vlkv.backend.device.arrays import Device, DeviceArray
 from vlkv.backend.onnxruntime import BFLOAT16
 from vlkv.errors import EngineError
 
-ONNX_TYPES = {"bfloat16": BFLOAT16}
-"""ONNX's numbers of the types that NumPy does not have."""
+FLOAT8 = 17
+"""ONNX's number of E4M3 without infinities."""
+TYPES = {"bfloat16": BFLOAT16, "float8": FLOAT8, "int8-channel": np.dtype(np.int8)}
+"""Element types as ONNX Runtime takes them, of names that NumPy does not have: a dtype, or ONNX's number."""
 GRAPH_ID = "gpu_graph_id"
 """The run option that names a recording."""
 UNRECORDED = -1
@@ -171,4 +173,4 @@ class SessionBound:
 
 def _type(array: DeviceArray) -> Any:
     """The element type as ONNX Runtime takes it: NumPy's, or ONNX's number."""
-    return ONNX_TYPES.get(array.dtype) or np.dtype(array.dtype)
+    return TYPES.get(array.dtype) or np.dtype(array.dtype)

@@ -33,7 +33,8 @@ NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
-"""Bytes of one element, by dtype."""
+BYTES |= {"int8-channel": 1, "float8": 1}
+"""Bytes of one element, by dtype. Two are of caches on devices: int8 with the engine's scales, and float8 E4M3."""
 
 MAX_LAYERS = 1024
 """More than any model has; a manifest that says more would keep the runtime busy with names."""
@@ -134,7 +135,7 @@ class Manifest(Struct, frozen=True):
     kind: Literal["graphs", "lowered", "engine"]
     backend: Literal["none", "onnxruntime", "tensorrt", "tensorrt-rtx"]
     operators: Literal["functions", "native"]
-    cache_dtype: Literal["float32", "float16", "bfloat16", "int8"]
+    cache_dtype: Literal["float32", "float16", "bfloat16", "int8", "int8-channel", "float8"]
     text: TextFacts
     image: ImageFacts
     tokens: TokenFacts
@@ -232,7 +233,8 @@ def check(manifest: Manifest, name: str = NAME) -> None:
     pair = f"backend {manifest.backend!r} and device do not go together"
     need(manifest.device is not None or not compiled, pair)
     on_cuda = manifest.device is not None and manifest.device.cache == "in-place"
-    on_cuda &= manifest.backend == "onnxruntime" and manifest.cache_dtype in ("float16", "bfloat16")
+    kept = ("float16", "bfloat16", "int8-channel", "float8")
+    on_cuda &= manifest.backend == "onnxruntime" and manifest.cache_dtype in kept
     need(manifest.device is None or compiled or on_cuda, pair)
     rounded = "weights int8 of a vlkv whose products rounded the activations too; build the engine anew"
     need(manifest.weights != "int8" or manifest.prompt_precision is not None, rounded)
