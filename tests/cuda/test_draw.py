@@ -98,4 +98,4 @@ def test_the_kernel_follows_the_definition_where_the_host_refuses(draw):
     for row in range(6):
         right = drawn(logits[row], *settings[row])
         assert token[row] == right[0], row
-        assert best[row] == right[1] or math.isnan(best[row]) and math.isnan(right[1])
+        assert best[row] == right[1] or (math.isnan(best[row]) and math.isnan(right[1]))

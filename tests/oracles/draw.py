@@ -31,7 +31,7 @@ def allowed(logits, temperature, top_k=0, top_p=1.0):
 
 
 def drawn(logits, temperature, top_k=0, top_p=1.0, uniform=0.0):
-    """The drawn token and the largest logit, `(int, float)`; damaged logits and temperatures up to 0 take the largest."""
+    """The drawn token and the largest logit, `(int, float)`; damaged logits and temperatures to 0 take the largest."""
     logits = np.asarray(logits, np.float64)
     best = int(np.argmax(logits))  # the first NaN, or the lowest id of the largest
     if not temperature > 0 or not math.isfinite(logits[best]):
