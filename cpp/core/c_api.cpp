@@ -183,6 +183,17 @@ vlkv::PickParams checked(const vlkv_pick_params* params) {
   return p;
 }
 
+vlkv::DrawParams checked(const vlkv_draw_params* params) {
+  Check("draw").require(params != nullptr, "params is null");
+  static_assert(sizeof(vlkv::DrawSettings) == 4 * sizeof(double));
+  vlkv::DrawParams p;
+  p.batch = params->batch, p.vocab = params->vocab, p.logits = params->logits;
+  p.settings = reinterpret_cast<const vlkv::DrawSettings*>(params->settings);
+  p.token = params->token, p.best = params->best;
+  validate(p);
+  return p;
+}
+
 template <class Params>
 int run_on_cuda(const char* op, const Params* params, void* workspace, uint64_t workspace_bytes, void* stream,
                 char* message, size_t message_size) {
@@ -253,6 +264,11 @@ int vlkv_move_slots_cuda(const vlkv_move_slots_params* params, void* stream, cha
 }
 
 int vlkv_pick_cuda(const vlkv_pick_params* params, void* stream, char* message, size_t message_size) {
+  return guarded(message, message_size,
+                 [&] { run_cuda(checked(params), static_cast<vlkv::CudaStream>(stream)); });
+}
+
+int vlkv_draw_cuda(const vlkv_draw_params* params, void* stream, char* message, size_t message_size) {
   return guarded(message, message_size,
                  [&] { run_cuda(checked(params), static_cast<vlkv::CudaStream>(stream)); });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device/attend_args.cuh"
+#include "cuda/device/draw_args.cuh"
 #include "cuda/device/evict_args.cuh"
 #include "cuda/device/move_args.cuh"
 #include "cuda/device/pick_args.cuh"
@@ -37,5 +38,6 @@ void launch_attend_join(const AttendArgs& args, CudaStream stream);
 
 void launch_move_slots(const MoveArgs& args, CudaStream stream);
 void launch_pick(const PickArgs& args, int64_t batch, CudaStream stream);
+void launch_draw(const DrawArgs& args, int64_t batch, CudaStream stream);
 
 }  // namespace vlkv::cuda

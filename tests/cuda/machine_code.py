@@ -83,6 +83,20 @@ def kernels(objects: list[Path], program: str) -> dict[tuple[str, str], Loop | N
     return found
 
 
+def sizes(objects: list[Path], program: str) -> dict[tuple[str, str], int]:
+    """Reads {(mangled name, architecture): its instructions}, without the padding after the last one."""
+    found = {}
+    for path in objects:
+        text = subprocess.check_output([program, "-sass", str(path)], text=True)
+        for part in re.split(r"(?=^Fatbin )", text, flags=re.MULTILINE):
+            architecture = ARCHITECTURE.search(part)
+            names = list(FUNCTION.finditer(part))
+            for name, following in zip(names, [*names[1:], None], strict=False):
+                body = part[name.end() : following.start() if following else None]
+                found[name[1], architecture[1]] = sum(op != "NOP" for _, op, _ in INSTRUCTION.findall(body))
+    return found
+
+
 def shown(mangled: str) -> str:
     """Shortens a kernel's name: `attend_rows Float16 128 1`, `score_rows TensorProduct BFloat16 64`."""
     words = re.sub(r"^_ZN4vlkv4cuda\d+", "", mangled)

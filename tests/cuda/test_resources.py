@@ -12,7 +12,8 @@ from native_build import BUILD
 LOGS = BUILD / "cpp" / "CMakeFiles" / "vlkv_core.dir" / "cuda"
 THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_clear": 256, "score_counts": 256,
            "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256,
-           "attend_append": 256, "attend_join": 128, "attend_rows": 128, "move_slots": 128, "pick": 512}  # fmt: skip
+           "attend_append": 256, "attend_join": 128, "attend_rows": 128, "move_slots": 128, "pick": 512,
+           "draw": 1024}  # fmt: skip
 BLOCKS = {"score_rows": 4, "score_columns": 4, "attend_rows": 2}
 """The required number of blocks that share a multiprocessor."""
 REGISTERS = 65536  # per multiprocessor, and at most per block, on every architecture from 8.0 on
@@ -57,7 +58,7 @@ def test_every_kernel_is_there(report):
         assert set(kernels) == set(THREADS), architecture
         assert kernels.count("score_rows") == 6  # two types at two depths, float32, mixed
         assert kernels.count("attend_rows") == 20  # two types, five head sizes, few rows and many
-        assert len(kernels) == 6 + 6 + 3 + 2 + 3 + 6 + 20 + 2 + 1 + 1 + 1
+        assert len(kernels) == 6 + 6 + 3 + 2 + 3 + 6 + 20 + 2 + 1 + 1 + 1 + 1
 
 
 def test_nothing_spills_and_all_fits(report):

@@ -52,6 +52,18 @@ class _Attend(ctypes.Structure):
     )
 
 
+class _Pick(ctypes.Structure):
+    _fields_ = [("batch", _long), ("vocab", _long)] + [
+        (name, _pointer) for name in ("logits", "token", "best")
+    ]
+
+
+class _Draw(ctypes.Structure):
+    _fields_ = [("batch", _long), ("vocab", _long)] + [
+        (name, _pointer) for name in ("logits", "settings", "token", "best")
+    ]
+
+
 def _tensor(t: torch.Tensor) -> _Tensor:
     """Describes a tensor [B, heads, slots, D] with contiguous D."""
     room = t.untyped_storage().nbytes() - t.storage_offset() * t.element_size()
@@ -82,6 +94,13 @@ class Library:
             if op != "attend":
                 getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
             getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, _bytes, _pointer, *texts]
+        for op in ("pick", "draw"):
+            getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [
+                _pointer,
+                _pointer,
+                ctypes.c_char_p,
+                ctypes.c_size_t,
+            ]
 
     @property
     def has_cuda(self) -> bool:
@@ -149,3 +168,17 @@ class Library:
         p.length, p.count, p.lengths_bytes = length.data_ptr(), count.data_ptr(), _size(length)
         p.scale = scale
         self._run("attend", p)
+
+    def _choose(self, op: str, params: ctypes.Structure) -> None:
+        message = ctypes.create_string_buffer(500)
+        stream = torch.cuda.current_stream().cuda_stream
+        if getattr(self._calls, f"vlkv_{op}_cuda")(ctypes.byref(params), stream, message, len(message)):
+            raise RuntimeError(message.value.decode())
+
+    def pick(self, logits, token, best):
+        """Writes each prompt's token and largest logit, [B], of logits [B, V] float32; see vlkv/pick.h. CUDA only."""
+        self._choose("pick", _Pick(*logits.shape, *(t.data_ptr() for t in (logits, token, best))))
+
+    def draw(self, logits, settings, token, best):
+        """As pick, with settings [B, 4] float64: temperature, top_k, top_p, uniform; see vlkv/draw.h. CUDA only."""
+        self._choose("draw", _Draw(*logits.shape, *(t.data_ptr() for t in (logits, settings, token, best))))

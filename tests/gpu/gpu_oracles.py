@@ -129,3 +129,24 @@ def attend(query, key_cache, value_cache, length, count, scale, dtype):
                 + 2.0**-24
             )
     return result, tolerance
+
+
+def draw(logits, temperature, top_k, top_p, uniform):
+    """Returns the first and the last token that may be drawn from logits [V], whose sums are within 2^-27 of the edges.
+
+    A weight is off by 2^-28, and so are its sums.
+    """
+    best = logits.argmax()
+    if not temperature > 0 or not torch.isfinite(logits).any() or not math.isfinite(logits[best]):
+        return int(best), int(best)
+    weight = ((logits.double() - logits[best].double()) / temperature).exp()
+    ranked = logits.sort(stable=True).indices  # from the least likely on, equal logits by id
+    if 1 <= top_k < len(logits):
+        ranked = ranked[logits[ranked] >= logits.topk(int(top_k)).values[-1]]
+    if top_p < 1:
+        sums = weight[ranked].cumsum(0)
+        ranked = ranked[min(int((sums <= (1 - top_p) * sums[-1]).sum()), len(ranked) - 1) :]
+    ids = ranked.sort().values
+    sums = weight[ids].cumsum(0)
+    places = [(sums <= (uniform + slack) * sums[-1]).sum() for slack in (-(2.0**-27), 2.0**-27)]
+    return tuple(int(ids[min(int(place), len(ids) - 1)]) for place in places)

@@ -82,3 +82,23 @@ def test_attend(seed):
                 np.testing.assert_allclose(got[b, :, row].numpy(), right[0][0], rtol=1e-12, atol=1e-14)
             assert not got[b, :, int(count[b]) :].any()
         assert 0 < float(tolerance.max()) < 0.1
+
+
+def test_draw(seed):
+    """The definition's token lies between the first and the last that rounding allows, and they are mostly one."""
+    same = 0
+    for attempt in range(100):
+        vocab = int(torch.randint(1, 60, ()))
+        logits = torch.randn(vocab) * 3
+        if attempt % 2:
+            logits = logits.round()
+        temperature, top_p, uniform = (
+            torch.rand(3, dtype=torch.float64) + torch.tensor([0.1, 0, 0])
+        ).tolist()
+        top_k = int(torch.randint(0, vocab + 2, ()))
+        first, last = gpu_oracles.draw(logits, temperature, top_k, top_p, uniform)
+        token, best = definition("draw").drawn(logits.numpy(), temperature, top_k, top_p, uniform)
+        assert first <= token <= last
+        assert best == logits.max()
+        same += first == last
+    assert same > 90

@@ -83,6 +83,16 @@ typedef struct vlkv_pick_params {
   float* best;
 } vlkv_pick_params;
 
+// The fields mean what those of vlkv/draw.h mean; settings is [batch, 4]: temperature, top_k, top_p, uniform.
+// On a CUDA device only.
+typedef struct vlkv_draw_params {
+  int64_t batch, vocab;
+  const float* logits;
+  const double* settings;
+  int32_t* token;
+  float* best;
+} vlkv_draw_params;
+
 // Returns a code; writes a text, cut to message_size and ended by 0, where it is not VLKV_OK. message may be
 // null.
 VLKV_C_API int vlkv_score_cpu(const vlkv_score_params* params, char* message, size_t message_size);
@@ -104,6 +114,8 @@ VLKV_C_API int vlkv_attend_cuda(const vlkv_attend_params* params, void* workspac
 VLKV_C_API int vlkv_move_slots_cuda(const vlkv_move_slots_params* params, void* stream, char* message,
                                     size_t message_size);
 VLKV_C_API int vlkv_pick_cuda(const vlkv_pick_params* params, void* stream, char* message,
+                              size_t message_size);
+VLKV_C_API int vlkv_draw_cuda(const vlkv_draw_params* params, void* stream, char* message,
                               size_t message_size);
 
 #ifdef __cplusplus

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "vlkv/attend_rows.h"
+#include "vlkv/draw.h"
 #include "vlkv/evict.h"
 #include "vlkv/move_slots.h"
 #include "vlkv/pick.h"
@@ -66,5 +67,6 @@ VLKV_API void run_cuda(const AttendRowsParams& params, void* workspace, CudaStre
 // Everything that the parameters point to is device memory, the table of arrays too; no workspace.
 VLKV_API void run_cuda(const MoveSlotsParams& params, CudaStream stream);
 VLKV_API void run_cuda(const PickParams& params, CudaStream stream);
+VLKV_API void run_cuda(const DrawParams& params, CudaStream stream);
 
 }  // namespace vlkv

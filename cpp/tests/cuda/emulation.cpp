@@ -44,6 +44,8 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStack);
   bool done = true;
+  const Barrier* waits_at = nullptr;
+  uint64_t generation = 0;  // of that barrier, when the fiber came
   const void* shown = nullptr;
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
@@ -98,7 +100,10 @@ void meet(Barrier& barrier) {
     ++barrier.generation;
     return;
   }
-  while (barrier.generation == generation) yield();
+  Fiber& self = *fibers[current];
+  self.waits_at = &barrier, self.generation = generation;
+  yield();  // the scheduler comes back when the generation is another
+  self.waits_at = nullptr;
 }
 
 void run_block(int threads, test::Random& random) {
@@ -115,6 +120,7 @@ void run_block(int threads, test::Random& random) {
     fiber.context.uc_stack = {.ss_sp = fiber.stack.get(), .ss_flags = 0, .ss_size = kStack};
     fiber.context.uc_link = nullptr;
     fiber.done = false;
+    fiber.waits_at = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
   // Some warps are slow, so that others run ahead of them where no barrier holds them.
@@ -133,6 +139,7 @@ void run_block(int threads, test::Random& random) {
     for (const unsigned thread : order) {
       Fiber& fiber = *fibers[thread];
       if (fiber.done || rests[thread / cuda::kWarp]) continue;
+      if (fiber.waits_at != nullptr && fiber.waits_at->generation == fiber.generation) continue;
       current = threadIdx.x = thread;
       switch_to(scheduler, fiber.context, fiber.stack.get(), kStack, true);
       if (fiber.done) --left;

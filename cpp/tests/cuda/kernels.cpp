@@ -5,6 +5,7 @@
 #include "cuda/attend_append.cu"
 #include "cuda/attend_bfloat16.cu"
 #include "cuda/attend_float16.cu"
+#include "cuda/draw.cu"
 #include "cuda/evict.cu"
 #include "cuda/move_slots.cu"
 #include "cuda/pick.cu"

@@ -108,6 +108,16 @@ void shift_right(Thread& t, const Instruction& i) {
     set<T>(t, i.operands[0], static_cast<T>(value >> by));
 }
 
+// The low bits of the first number take the place of some of the second's: from which on, and how many.
+template <class T>
+void insert_bits(Thread& t, const Instruction& i) {
+  const auto at = get<uint32_t>(t, i.operands[3]) & 0xffU, count = get<uint32_t>(t, i.operands[4]) & 0xffU;
+  const T ones = count >= kBits<T> ? static_cast<T>(-1) : static_cast<T>((T{1} << count) - 1);
+  const T mask = at >= kBits<T> ? T{0} : static_cast<T>(ones << at);
+  const T from = at >= kBits<T> ? T{0} : static_cast<T>(get<T>(t, i.operands[1]) << at);
+  set<T>(t, i.operands[0], static_cast<T>((from & mask) | (get<T>(t, i.operands[2]) & ~mask)));
+}
+
 template <class T, class F>
 void compare(Thread& t, const Instruction& i) {
   set<uint32_t>(t, i.operands[0], F{}(get<T>(t, i.operands[1]), get<T>(t, i.operands[2])) ? 1 : 0);
@@ -123,6 +133,18 @@ struct LessEqualOrUnordered {
   template <class T>
   bool operator()(T a, T b) const {
     return !(a > b);
+  }
+};
+struct LessOrUnordered {
+  template <class T>
+  bool operator()(T a, T b) const {
+    return !(a >= b);
+  }
+};
+struct GreaterEqualOrUnordered {
+  template <class T>
+  bool operator()(T a, T b) const {
+    return !(a < b);
   }
 };
 template <class T>
@@ -240,6 +262,8 @@ void add_floats(Table& all, const std::string& type) {
   all["mul." + type] = all["mul.rn." + type] = two<T, Multiply<T>>;
   all["div.rn." + type] = divide<T>, all["fma.rn." + type] = fused<T>;
   all["setp.leu." + type] = compare<T, LessEqualOrUnordered>;
+  all["setp.ltu." + type] = compare<T, LessOrUnordered>;
+  all["setp.geu." + type] = compare<T, GreaterEqualOrUnordered>;
 }
 
 template <class T>
@@ -262,6 +286,7 @@ void add_space(Table& all, const std::string& space) {
   add_memory<kSpace, uint8_t>(all, space, "u8"), add_memory<kSpace, uint16_t>(all, space, "u16");
   add_memory<kSpace, uint32_t>(all, space, "u32"), add_memory<kSpace, int32_t>(all, space, "s32");
   add_memory<kSpace, uint64_t>(all, space, "u64"), add_memory<kSpace, float>(all, space, "f32");
+  add_memory<kSpace, double>(all, space, "f64");
 }
 
 Table steps() {
@@ -286,8 +311,12 @@ Table steps() {
   all["cvta.to.global.u64"] = move<uint64_t>;
   all["bra"] = all["bra.uni"] = branch, all["ret"] = leave;
   add_steps_together(all);
+  all["bfi.b32"] = insert_bits<uint32_t>, all["bfi.b64"] = insert_bits<uint64_t>;
   all["ex2.approx.ftz.f32"] = exponential, all["rcp.rn.f32"] = reciprocal, all["popc.b32"] = count_bits;
   all["cvt.f32.f16"] = half_to_float, all["cvt.rn.f32.f64"] = convert<float, double>;
+  all["cvt.f64.f32"] = convert<double, float>;
+  all["cvt.rzi.s64.f32"] = convert<int64_t, float>, all["cvt.rzi.s32.f64"] = convert<int32_t, double>;
+  all["cvt.rzi.u64.f64"] = convert<uint64_t, double>;
   all["cvt.rn.f16.f32"] = narrow<emulation::float_to_half>;
   all["cvt.rn.bf16.f32"] = narrow<emulation::float_to_bfloat16>;
   all["cvt.rn.f16x2.f32"] = narrow_two<emulation::float_to_half>;

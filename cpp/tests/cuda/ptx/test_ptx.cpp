@@ -52,8 +52,9 @@ std::vector<uint64_t> ran(const std::string& body, const std::vector<uint64_t>& 
 TEST(Ptx, EveryKernelIsRead) {
   Program program(built());
   const auto names = program.names();
-  // Score 6 + 6 + 3, Evict 2 + 3 + 6, Attend 20 + 2 + 1, MoveSlots, Pick: as in tests/cuda/test_resources.py
-  EXPECT_EQ(names.size(), 51U);
+  // Score 6 + 6 + 3, Evict 2 + 3 + 6, Attend 20 + 2 + 1, MoveSlots, Pick, Draw: as in
+  // tests/cuda/test_resources.py
+  EXPECT_EQ(names.size(), 52U);
   for (const std::string& name : names) {
     const Kernel& kernel = program.kernel(name);
     EXPECT_GT(kernel.instructions.size(), 10U) << name;
@@ -82,6 +83,27 @@ TEST(Ptx, Integers) {
   EXPECT_EQ(static_cast<uint32_t>(got[4]), static_cast<uint32_t>(-2));
   EXPECT_EQ(got[5], uint64_t{4294967289} * uint64_t{4294967289});
   EXPECT_EQ(got[6], (uint64_t{4294967289} << 32) | 0xffffffffU);
+}
+
+TEST(Ptx, BitsFloat64AndComparisonsWithNaN) {
+  const auto got = ran(R"(
+    mov.u32 %r1, 0x12345678;  mov.u32 %r2, 0xffffffff;
+    bfi.b32 %r3, %r1, %r2, 8, 16;   st.global.u32 [%rd1], %r3;
+    bfi.b32 %r4, %r1, %r2, 0, 32;   st.global.u32 [%rd1+4], %r4;
+    mov.u64 %rd2, 1;  mov.u64 %rd3, 0;
+    bfi.b64 %rd4, %rd2, %rd3, 63, 1;  st.global.u64 [%rd1+8], %rd4;
+    mov.f32 %f1, 0f7FC00000;  mov.f32 %f2, 0fC0600000;
+    setp.geu.f32 %p1, %f1, %f2;  selp.u32 %r5, 1, 0, %p1;  st.global.u32 [%rd1+16], %r5;
+    setp.ltu.f32 %p2, %f2, %f2;  selp.u32 %r6, 1, 0, %p2;  st.global.u32 [%rd1+20], %r6;
+    cvt.rzi.s64.f32 %rd5, %f2;   st.global.u64 [%rd1+24], %rd5;
+    cvt.f64.f32 %fd1, %f2;  mul.f64 %fd2, %fd1, %fd1;  cvt.rzi.u64.f64 %rd6, %fd2;
+    st.global.u64 [%rd1+32], %rd6;   st.global.f64 [%rd1+40], %fd2;)");
+  EXPECT_EQ(got[0], (uint64_t{0x12345678} << 32) | 0xff5678ffU);
+  EXPECT_EQ(got[1], uint64_t{1} << 63);
+  EXPECT_EQ(got[2], 1U);
+  EXPECT_EQ(got[3], static_cast<uint64_t>(-3));
+  EXPECT_EQ(got[4], 12U);
+  EXPECT_EQ(got[5], 0x4028800000000000U);
 }
 
 TEST(Ptx, FloatsAndNaN) {
