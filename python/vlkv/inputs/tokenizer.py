@@ -145,11 +145,11 @@ class Tokenizer:
 class Detokenizer:
     """Decodes one answer token by token; the joined pieces equal `Tokenizer.decode` of all tokens.
 
-    A piece is held back while it may still change: where the text ends in U+FFFD, that may be an incomplete character, of
-    which a decoder makes no more than one U+FFFD; those before it stay. Byte tokens `<0x..>` give a character as soon as
-    it is complete. `Tokenizer.decode` replaces a whole run of them by U+FFFD if one byte is wrong; here only the wrong
-    bytes are replaced, as text that was shown can't be taken back. Only the last tokens are decoded again, so a step's
-    time does not grow with the answer.
+    A piece is held back while it may still change: where the text ends in U+FFFD, that may be an incomplete character,
+    of which a decoder makes no more than one U+FFFD; those before it stay. Byte tokens `<0x..>` give a character as
+    soon as it is complete. `Tokenizer.decode` replaces a whole run of them by U+FFFD if one byte is wrong; here only
+    the wrong bytes are replaced, as text that was shown can't be taken back. Only the last tokens are decoded again, so
+    a step's time does not grow with the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, byte_tokens: Mapping[int, int]) -> None:
