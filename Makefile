@@ -130,11 +130,13 @@ quality: $(VENV)/tested
 	@$(PIP) gguf accelerate
 	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm --record export/vlkv_export/quality.json
 
-lowest:
-	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest/venv
-	@$(PYTHON) tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
-	@$(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
-		--constraint $(OUT)/lowest/constraints.txt '.[export]'
+# The extension is the one that is built already: only the packages are others.
+lowest: $(VENV)/installed
+	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(BIN)/python -m venv $(OUT)/lowest/venv
+	@$(BIN)/python tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir $(OUT)/lowest .
+	@echo "installing the lowest versions"; $(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(OUT)/lowest/constraints.txt "$$(ls $(OUT)/lowest/vlkv-*.whl)[export]"
 	@$(OUT)/lowest/venv/bin/vlkv export $(CHECKPOINT) -o $(OUT)/lowest/graphs
 	@$(OUT)/lowest/venv/bin/vlkv build $(OUT)/lowest/graphs -o $(OUT)/lowest/engine
 	@$(OUT)/lowest/venv/bin/python examples/demo.py $(OUT)/lowest/engine -o $(OUT)/lowest
