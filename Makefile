@@ -24,6 +24,7 @@
 # make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits
 # make test-asan      runs the C++ tests under sanitizers
 # make fuzz           runs the core on random input under sanitizers, for FUZZ_SECONDS
+# make fuzz-serving   runs the fuzz of requests, pictures and questions with an extension that has sanitizers, for FUZZ_SECONDS
 # make clean          removes what the other targets made
 
 PYTHON ?= python3
@@ -38,6 +39,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
+ASAN := build/asan-python
+FUZZED ?= tests/serving/openai/test_fuzz.py tests/serving/test_native_fuzz.py tests/inputs/test_picture_fuzz.py \
+	tests/inputs/test_image_fuzz.py tests/storage/test_manifest_fuzz.py
 SOAK_REQUESTS ?= 10000
 SOAK_SECONDS ?= 1800
 BENCH ?=
@@ -47,7 +51,7 @@ GPU_BUILD ?= build/gpu
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
-.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all cuda-python test-asan fuzz lint format
+.PHONY: demo serve-demo test test-native test-python test-gpu cuda-all cuda-python test-asan fuzz fuzz-serving lint format
 .PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader lowest clean
 .DELETE_ON_ERROR:
 
@@ -128,11 +132,13 @@ quality: $(VENV)/tested
 	@$(PIP) gguf accelerate
 	@$(BIN)/python -m examples.real_lm.quality -o $(OUT)/real_lm --record export/vlkv_export/quality.json
 
-lowest:
-	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(PYTHON) -m venv $(OUT)/lowest/venv
-	@$(PYTHON) tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
-	@$(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
-		--constraint $(OUT)/lowest/constraints.txt '.[export]'
+# The extension is the one that is built already: only the packages are others.
+lowest: $(VENV)/installed
+	@rm -rf $(OUT)/lowest && mkdir -p $(OUT)/lowest && $(BIN)/python -m venv $(OUT)/lowest/venv
+	@$(BIN)/python tests/lowest_versions.py export > $(OUT)/lowest/constraints.txt
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir $(OUT)/lowest .
+	@echo "installing the lowest versions"; $(OUT)/lowest/venv/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(OUT)/lowest/constraints.txt "$$(ls $(OUT)/lowest/vlkv-*.whl)[export]"
 	@$(OUT)/lowest/venv/bin/vlkv export $(CHECKPOINT) -o $(OUT)/lowest/graphs
 	@$(OUT)/lowest/venv/bin/vlkv build $(OUT)/lowest/graphs -o $(OUT)/lowest/engine
 	@$(OUT)/lowest/venv/bin/python examples/demo.py $(OUT)/lowest/engine -o $(OUT)/lowest
@@ -181,6 +187,20 @@ fuzz: $(VENV)/installed
 		-DVLKV_TESTS=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
 	@$(BIN)/cmake --build build/fuzz -- --quiet
 	@build/fuzz/cpp/fuzz/vlkv_fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=800
+
+# Python itself has no sanitizers: libasan is loaded before it, and libstdc++, whose exceptions libasan watches. Leaks are
+# not sought, because Python keeps memory to its end.
+fuzz-serving: $(VENV)/tested
+	@$(CMAKE) -S . -B $(ASAN) -DVLKV_PYTHON=ON -DVLKV_TESTS=OFF -DVLKV_CUDA=OFF -DVLKV_ASAN=ON \
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	@$(BIN)/cmake --build $(ASAN) -- --quiet
+	@export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		VLKV_NATIVE=$$(ls $(ASAN)/cpp/bindings/_native*.so) PYTHONPATH=tests; \
+	end=$$(($$(date +%s) + $(FUZZ_SECONDS))); rounds=0; while [ $$rounds = 0 ] || [ $$(date +%s) -lt $$end ]; do \
+		rounds=$$((rounds + 1)); $(BIN)/python -m pytest -q -p sanitized_native -p no:cacheprovider $(FUZZED) || exit; done; \
+	echo "$$rounds rounds without an error"
 
 # The exporters that `vlkv adopt` is tested with.
 $(VENV)/exported: $(VENV)/tested constraints-exporters.txt

@@ -35,7 +35,7 @@ def load_graphs(source: Path, manifest: Manifest) -> dict[str, ir.Model]:
             raise EngineError(f"{show(path)}: not an ONNX model: {reason(error)}") from error
         if not models[name].graph.outputs:
             raise EngineError(f"{show(path)}: not an ONNX model: it has no outputs")
-        for tensor in _external(models[name]):
+        for tensor in external_tensors(models[name]):
             _check(tensor, path, manifest)
     return models
 
@@ -62,7 +62,7 @@ def _check(tensor: ir.ExternalTensor, path: Path, manifest: Manifest) -> None:
         )
 
 
-def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """All tensors of a model that are stored in files: weights of its graph and subgraphs, constants of functions."""
     for graph in (model.graph, *(inner for inner in model.graph.subgraphs())):
         values = (value.const_value for value in graph.initializers.values())

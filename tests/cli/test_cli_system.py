@@ -96,6 +96,30 @@ def test_a_signal_leaves_nothing_half_written(checkpoint_of, graphs_of, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_while_the_first_is_obeyed_leaves_nothing_either(checkpoint_of, tmp_path, number):
+    script = (
+        "import shutil, time, vlkv_export.directory as room\n"
+        "def wait(*a, **k):\n    print('here', flush=True)\n    time.sleep(60)\nroom.describe = wait\n"
+        "remove = shutil.rmtree\n"
+        "def slow(*a, **k):\n    shutil.rmtree = remove\n    print('removing', flush=True)\n    time.sleep(60)\n"
+        f"shutil.rmtree = slow\n{MAIN}"
+    )
+    source, target = str(checkpoint_of("llama")), str(tmp_path / "sub" / "target")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "export", source, "-o", target],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for said in (b"here\n", b"removing\n"):
+        assert process.stdout.readline() == said
+        assert list((tmp_path / "sub").iterdir())
+        process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_mount
 @pytest.mark.parametrize("command", ["export", "build"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint_of, graphs_of, tmp_path, command):

@@ -90,6 +90,29 @@ def test_a_graph_that_the_manifest_does_not_list(graphs, name):
     refused(graphs, f"lists no {name}")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_link_that_leaves_the_directory_needs_a_hash(graphs, name):
+    """As an archive may bring one, with a manifest that says the size of the file it wants to have."""
+    aside = graphs.parent / "aside.bin"
+    (graphs / name).rename(aside)
+    (graphs / name).symlink_to("../aside.bin")
+    manifest = json.loads((graphs / "manifest.json").read_text())
+    hashed = hashlib.sha256(aside.read_bytes()).hexdigest()
+    manifest["files"][name] = {"size": aside.stat().st_size, "sha256": None}
+    (graphs / "manifest.json").write_text(json.dumps(manifest))
+    refused(graphs, f"{name} is a link to a file outside its directory, and the manifest has no hash of it")
+    manifest["files"][name]["sha256"] = hashed
+    (graphs / "manifest.json").write_text(json.dumps(manifest))
+    build_engine(graphs, graphs.parent / "engine")
+    assert not (graphs.parent / "engine" / name).is_symlink()
+
+
+def test_a_link_within_the_directory_needs_none(graphs):
+    (graphs / "model.safetensors").rename(graphs / "weights")
+    (graphs / "model.safetensors").symlink_to("weights")
+    build_engine(graphs, graphs.parent / "engine")
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x08\xff\xff\xff\xff\xff\xff"])
 def test_a_graph_that_is_none(graphs, data):
     (graphs / "decoder.onnx").write_bytes(data)

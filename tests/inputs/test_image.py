@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 import vlkv.inputs.image
 from vlkv.errors import ImageError
-from vlkv.inputs.image import FORMATS, decoded_pixels, open_image
+from vlkv.inputs.image import FORMATS, decoded_pixels, open_image, picture_size
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -155,6 +156,25 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     jpeg = pixels(saved(Image.fromarray(array), "JPEG", exif=exif, quality=95))
     assert jpeg.shape == turned.shape
     assert np.abs(jpeg.astype(int) - turned).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["TIFF", "PNG with XMP"])
+def test_the_header_says_the_upright_size(kind: str, orientation: int) -> None:
+    image, exif = Image.fromarray(noise(16, 32)), Image.Exif()
+    exif[0x0112] = orientation
+    if kind == "TIFF":
+        data = saved(image, "TIFF", exif=exif)
+    else:
+        described = PngInfo()
+        described.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+        data = saved(image, "PNG", pnginfo=described)
+    size = (16, 32) if orientation in (5, 6, 7, 8) else (32, 16)
+    assert picture_size(data) == open_image(data).size == size
+    opened = Image.open(io.BytesIO(data))
+    assert picture_size(opened) == size
+    opened.load()
+    assert picture_size(opened) == open_image(opened).size == size
 
 
 def test_damaged_exif_says_nothing() -> None:

@@ -93,6 +93,13 @@ def tokenizer(kind: str) -> Tokenizer:
     return Tokenizer(backend(kind), {"bos_token": "<s>", "eos_token": "</s>"})
 
 
+def _alphabet() -> dict[str, int]:
+    """The byte of each character of byte-level tokenizers' alphabet (that of GPT-2)."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
 def streamed(kind: str, ids: list[int]) -> list[str]:
     detokenizer = tokenizer(kind).detokenizer()
     return [*map(detokenizer.push, ids), detokenizer.finish()]
@@ -175,6 +182,33 @@ def test_a_special_tokens_text_is_its_id() -> None:
     subject = tokenizer("byte-fallback")
     assert subject.special_ids(["</s>", "the", "<pad>", "nothing", ""]) == {2, 3}
     assert subject.special_ids(["<unk>"]) == {0}
+    assert subject.special_ids(["</s>\n", " <pad>", "\n", "</ s>"]) == {2, 3}
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@pytest.mark.parametrize("wrong", [b"\x80", b"\xe4", b"\xf0\x9f\x98", b"\xff\xe4\xb8"])
+def test_bytes_that_never_become_characters_are_shown_and_cost_no_more_each_step(
+    kind: str, wrong: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, longest = tokenizer(kind), 0
+    alphabet = {byte: char for char, byte in _alphabet().items()}
+    names = [f"<0x{byte:02X}>" if kind == "byte-fallback" else alphabet[byte] for byte in wrong * 100]
+    ids = [subject.token_id(name) or 0 for name in names]
+    decode = Tokenizer.decode
+
+    def watched(self: Tokenizer, ids: list[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(ids))
+        return decode(self, ids)
+
+    monkeypatch.setattr(Tokenizer, "decode", watched)
+    detokenizer, shown = subject.detokenizer(), b""
+    for number, index in enumerate(ids, 1):
+        shown += detokenizer.push(index).encode()
+        want = (wrong * 100)[:number].decode(errors="replace")
+        assert want.startswith(shown.decode()) and len(want) - len(shown.decode()) <= 2
+    assert shown.decode() + detokenizer.finish() == (wrong * 100).decode(errors="replace")
+    assert longest <= 100  # a wrong byte is three bytes of U+FFFD
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback", "characters"])

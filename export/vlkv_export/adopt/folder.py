@@ -11,9 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from vlkv.errors import CheckpointError
-from vlkv.storage.files import reason
+from vlkv.storage.files import reason, show
 from vlkv_export.adopt.facts import Source
 from vlkv_export.checkpoint.fields import Fields, read_object
+from vlkv_export.graphs import external_tensors
 
 GENAI = "genai_config.json"
 NAMES = (
@@ -62,21 +63,24 @@ def load_graph(source: Source) -> ir.Model:
 
 def _check_files(model: ir.Model, source: Source) -> None:
     """Checks that all weights are in plain files beside the graph, and within their sizes."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
+    for tensor in external_tensors(model):
         name = str(tensor.location)
-        if Path(name).name != name or name in (".", ".."):
+        if not _is_plain(name):
             raise CheckpointError(
-                f"{source.graph}: weight {value.name!r} lies in {name!a:.80}, not beside the graph"
+                f"{source.graph}: weight {show(tensor.name)} lies in {name!a:.80}, not beside the graph"
             )
         path = source.graph.parent / name
         size = path.stat().st_size if path.is_file() else -1
-        end = (tensor.offset or 0) + (tensor.nbytes if tensor.length is None else tensor.length)
-        if size < end:
+        begin = tensor.offset or 0
+        end = begin + (tensor.nbytes if tensor.length is None else tensor.length)
+        if size < end or not 0 <= begin <= end:
             found = "is missing" if size < 0 else f"has {size} bytes"
-            raise CheckpointError(f"{path} {found}; weight {value.name!r} ends at byte {end}")
+            raise CheckpointError(f"{path} {found}; weight {show(tensor.name)} is bytes {begin} to {end}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the folder itself."""
+    return Path(name).name == name and name not in (".", "..")
 
 
 def _genai(folder: Path, graph: str | None) -> Source:
@@ -84,9 +88,12 @@ def _genai(folder: Path, graph: str | None) -> Source:
     model = config.child("model")
     decoder = model.child("decoder")
     names, made = decoder.child("inputs"), decoder.child("outputs")
+    file = decoder.string("filename", "model.onnx")
+    if not _is_plain(file):
+        raise CheckpointError(f"{folder / GENAI}: filename {file!a:.80} is not the name of a file beside it")
     return Source(
         folder=folder,
-        graph=_graph(folder, graph or decoder.string("filename", "model.onnx")),
+        graph=_graph(folder, graph or file),
         exporter="onnxruntime-genai",
         architecture=model.string("type", "llama"),
         past=(names.string("past_key_names", PAST[0]), names.string("past_value_names", PAST[1])),

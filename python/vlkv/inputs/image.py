@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vlkv.errors import ImageError
 from vlkv.storage.files import reason, show
 
 MAX_PIXELS = 100_000_000
 ORIENTATION = 0x0112
+TIFF_WIDTH, TIFF_HEIGHT = 0x0100, 0x0101
 BAND = 1 << 20
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
@@ -225,9 +226,11 @@ def _read(image: Image.Image, name: str, limit: int) -> Image.Image:
 def _size(image: Image.Image, name: str) -> tuple[int, int]:
     check_pixels(*image.size, name, MAX_PIXELS)
     try:
-        # Pillow decodes a whole PNG to look for an EXIF block after its pixels
-        known = image.format != "PNG" or "exif" in image.info
-        turned = known and image.getexif().get(ORIENTATION) in SIDEWAYS
+        # not image.getexif(): Pillow decodes a whole PNG to look for an EXIF block after its pixels
+        turned = Image.Image.getexif(image).get(ORIENTATION) in SIDEWAYS
+        if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+            # the size of a TIFF that has not been decoded is upright already in newer versions of Pillow
+            return image.tag_v2[TIFF_HEIGHT], image.tag_v2[TIFF_WIDTH]
     except Exception:
         turned = False
     return (image.height, image.width) if turned else image.size

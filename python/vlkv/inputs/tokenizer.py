@@ -117,11 +117,11 @@ class Tokenizer:
         return found
 
     def special_ids(self, texts: Iterable[str]) -> set[int]:
-        """Return the ids of those texts that are special tokens."""
+        """Return the ids of those texts that are special tokens, with or without blanks around them."""
         return {
             index
             for text in texts
-            if (index := self.token_id(text)) in self._special_ids and index is not None
+            if (index := self.token_id(text.strip())) in self._special_ids and index is not None
         }
 
     def piece(self, token: int) -> str:
@@ -145,10 +145,11 @@ class Tokenizer:
 class Detokenizer:
     """Decodes one answer token by token; the joined pieces equal `Tokenizer.decode` of all tokens.
 
-    A piece is held back while it may still change: while the text ends in an incomplete character (U+FFFD). Byte tokens
-    `<0x..>` give a character as soon as it is complete. `Tokenizer.decode` replaces a whole run of them by U+FFFD if
-    one byte is wrong; here only the wrong bytes are replaced, as text that was shown can't be taken back. Only the last
-    tokens are decoded again, so a step's time does not grow with the answer.
+    A piece is held back while it may still change: where the text ends in U+FFFD, that may be an incomplete character,
+    of which a decoder makes no more than one U+FFFD; those before it stay. Byte tokens `<0x..>` give a character as
+    soon as it is complete. `Tokenizer.decode` replaces a whole run of them by U+FFFD if one byte is wrong; here only
+    the wrong bytes are replaced, as text that was shown can't be taken back. Only the last tokens are decoded again, so
+    a step's time does not grow with the answer.
     """
 
     def __init__(self, tokenizer: Tokenizer, byte_tokens: Mapping[int, int]) -> None:
@@ -170,12 +171,12 @@ class Detokenizer:
         elif not self._take_bytes(bytes([byte])):
             return ""
         text = self._tokenizer.decode(self._ids)
-        stable = text.rstrip(_BROKEN)
+        stable = text.removesuffix(_BROKEN)
         if not stable.startswith(self._shown):
             return ""
         piece = stable[len(self._shown) :]
         self._shown = stable
-        if stable == text and len(self._ids) > 2 * _WINDOW:
+        if len(self._ids) > 2 * _WINDOW:
             self._forget()
         return piece
 
@@ -204,7 +205,7 @@ class Detokenizer:
         ids = self._ids[start:]
         alone = self._tokenizer.decode(ids)
         if alone:
-            self._ids, self._shown = ids, alone
+            self._ids, self._shown = ids, alone.removesuffix(_BROKEN)
 
 
 def _read(path: Path) -> bytes:

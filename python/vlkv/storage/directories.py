@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vlkv.errors import EngineError
 from vlkv.storage.files import reason, show
 from vlkv.storage.manifest import is_manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NEW_SECONDS = 60.0
+"""A hidden directory that was changed so lately is not taken for abandoned."""
 
 
 def check_target(target: Path) -> None:
@@ -35,55 +45,86 @@ def check_apart(source: Path, target: Path) -> None:
 def new_directory(target: Path, overwrite: bool = True) -> Iterator[Path]:
     """Make a directory to fill. It becomes `target` when the block succeeds, and is removed when the block fails.
 
-    It is created beside the target under a hidden name, so that the last step is a rename. A target that is empty or
-    holds a vlkv manifest is replaced (with `overwrite=False` only an empty one); any other target is an `EngineError`,
-    raised before the block is entered. Missing parents are made, and removed on failure.
+    It is created beside the target under a hidden name, so that the last step is a rename; what a killed process left
+    there of the same target is removed. A target that is empty or holds a vlkv manifest is replaced (with
+    `overwrite=False` only an empty one); any other target is an `EngineError`, raised before the block is entered.
+    Missing parents are made, and removed on failure.
     """
     target = Path(os.path.realpath(target))
-    try:
-        check_target(target)
-        if not overwrite and target.is_dir() and any(target.iterdir()):
-            raise EngineError(f"{show(target)} exists and is not empty: not replaced")
-        made = _make_parents(target)
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    made: list[Path] = []
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    with ExitStack() as stack:
+        stack.callback(_clean, beside, made)
         try:
+            check_target(target)
+            if not overwrite and target.is_dir() and any(target.iterdir()):
+                raise EngineError(f"{show(target)} exists and is not empty: not replaced")
+            _make_parents(target, made)
+            _remove_abandoned(target)
             beside.mkdir()
-        except BaseException:
-            _remove_parents(made)
-            raise
-    except OSError as error:
-        raise EngineError(f"{show(target)}: {reason(error)}") from error
-    try:
+            stack.callback(os.close, _locked(beside))
+        except OSError as error:
+            raise EngineError(f"{show(target)}: {reason(error)}") from error
         yield beside
         try:
             _put(beside, target)
         except OSError as error:
             raise EngineError(f"{show(target)}: {reason(error)}") from error
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        _remove_parents(made)
-        raise
+        made.clear()
 
 
-def _make_parents(target: Path) -> list[Path]:
-    missing = [parent for parent in target.parents if not parent.exists()]
-    made: list[Path] = []
+def _clean(beside: Path, made: list[Path]) -> None:
     try:
-        for parent in reversed(missing):
-            parent.mkdir()
-            made.insert(0, parent)
-    except BaseException:
+        _remove(beside)
+    finally:
         _remove_parents(made)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a directory whole, if it is there. What interrupts it, such as a second Ctrl-C, is raised after that."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        _remove(folder)
         raise
-    return made
+
+
+def _locked(folder: Path) -> int:
+    """Opens a directory and locks it: it is one's own as long as the process lives. Returns the file descriptor."""
+    opened = os.open(folder, os.O_RDONLY)
+    if fcntl is not None:
+        with suppress(OSError):  # some file systems know no locks
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return opened
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what writers of this target left that were killed; a living one holds a lock."""
+    if fcntl is None:
+        return
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime < NEW_SECONDS:  # its lock may be about to come
+                continue
+            opened = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
+
+
+def _make_parents(target: Path, made: list[Path]) -> None:
+    """Makes missing parents and puts them into `made`, the deepest first."""
+    for parent in reversed([parent for parent in target.parents if not parent.exists()]):
+        made.insert(0, parent)
+        parent.mkdir()
 
 
 def _remove_parents(made: list[Path]) -> None:
     for parent in made:
-        try:
+        with suppress(OSError):
             parent.rmdir()
-        except OSError:
-            return
 
 
 def _put(beside: Path, target: Path) -> None:
@@ -93,10 +134,11 @@ def _put(beside: Path, target: Path) -> None:
         beside.rename(target)
         return
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
     try:
+        target.rename(old)
         beside.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if os.path.lexists(target):
+            _remove(old)
+        else:
+            old.rename(target)

@@ -294,6 +294,9 @@ def verify(
 ) -> None:
     """Check that every file exists, with its size and (with `hashes`) its SHA-256. Raises `EngineError`.
 
+    A symbolic link may leave the directory only if the manifest has a hash of what it names: an archive could otherwise
+    bring a link to any file of this machine, and have it copied into an engine.
+
     All sizes are checked before the first hash. `progress` is called with bytes hashed, from several threads.
     """
     for name, facts in manifest.files.items():
@@ -302,8 +305,14 @@ def verify(
             if not path.is_file():
                 raise EngineError(f"{show(path)}: missing")
             size = path.stat().st_size
+            outside = path.is_symlink() and path.resolve().parent != directory.resolve()
         except OSError as error:
             raise EngineError(f"{show(path)}: {reason(error)}") from error
+        if outside and facts.sha256 is None:
+            raise EngineError(
+                f"{show(path)} is a link to a file outside its directory, and the manifest has no hash of it; "
+                "put the file itself there"
+            )
         if size != facts.size:
             raise EngineError(
                 f"{show(path)} has {size} bytes, the manifest says {facts.size}: changed or truncated"

@@ -33,9 +33,10 @@ from vlkv.serving.limits import ClientLimits, Clients
 from vlkv.serving.maps import kept_maps
 from vlkv.serving.openai.answers import Chat, Completion
 from vlkv.serving.openai.connections import Bodies
+from vlkv.serving.openai.lifted import read_chat
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
-from vlkv.serving.openai.protocol import ChatRequest, Common, CompletionRequest, RequestError, decode
+from vlkv.serving.openai.protocol import Common, CompletionRequest, RequestError, decode
 from vlkv.serving.openai.questions import of_chat, of_completion, priority_of
 from vlkv.serving.openai.records import Records, log_to_stderr, tracer_to
 from vlkv.serving.wire import ErrorKind, error_kind, error_text
@@ -107,10 +108,10 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         async with self.bodies.reading(request) as data:
-            asked = decode(data, ChatRequest)
-            assert isinstance(asked, ChatRequest)
+            asked, lifted = read_chat(data)
             self._check_model(asked)
-            questions = await of_chat(asked, self.pictures.read, self.settings.policy)
+            read = partial(self.pictures.read, lifted=lifted)
+            questions = await of_chat(asked, read, self.settings.policy)
             tickets = await self._submit(request, asked, questions)
         return await self._answer(request, asked, tickets, Chat(self.settings.model, self.word))
 

@@ -81,7 +81,7 @@ class Bodies:
         self._limit = limit
 
     @asynccontextmanager
-    async def reading(self, request: Request) -> AsyncIterator[bytes]:
+    async def reading(self, request: Request) -> AsyncIterator[bytearray]:
         """Reads a body; its bytes count until the block ends.
 
         Raises:
@@ -94,7 +94,7 @@ class Bodies:
         found = bytearray()
         try:
             await self._read(request, found)
-            yield bytes(found)
+            yield found
         finally:
             self.held -= len(found)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -17,25 +18,29 @@ MAX_URL_BYTES = 32 << 20
 """The most bytes of a file fetched from a URL."""
 LONG_URI = 1 << 18
 """Characters of a data URI that is decoded in another thread, so that other requests need not wait for it."""
+MOST_HEAD = 256
+"""Characters of a data URI before its comma."""
 FETCH_SECONDS = 20.0
 """The most seconds of a fetch, including redirects."""
 
 
-def from_data_uri(uri: str) -> bytes:
-    """The bytes of `data:image/...;base64,...`. Linear in its length."""
-    head, comma, body = uri.partition(",")
-    if not comma or len(head) > 256:
+def from_data_uri(uri: str | memoryview) -> bytes:
+    """The bytes of `data:image/...;base64,...`, which may be bytes of ASCII. Linear in its length."""
+    data = memoryview(uri.encode("ascii", "replace")) if isinstance(uri, str) else uri
+    head, comma, _ = bytes(data[: MOST_HEAD + 1]).partition(b",")
+    if not comma:
         raise RequestError("image_url is a data URI without a comma", param="image_url")
-    form, *options = head[len("data:") :].split(";")
+    form, *options = head.decode("ascii", "replace")[len("data:") :].split(";")
     if form and not form.startswith("image/"):
         raise RequestError(
             f"image_url is a data URI of {form!a:.60}; a picture has a type such as image/png",
             param="image_url",
         )
+    body = data[len(head) + 1 :]
     try:
         if "base64" not in options:
-            return from_percent(body.encode())
-        decoded = from_base64(body.encode("ascii", "replace"))
+            return from_percent(uri.partition(",")[2].encode() if isinstance(uri, str) else bytes(body))
+        decoded = from_base64(body)
     except ImageError as error:
         raise RequestError(f"image_url: {error}", param="image_url") from None
     if decoded is None:
@@ -54,8 +59,13 @@ class Pictures:
     def __init__(self, hosts: Sequence[str] = (), max_bytes: int = MAX_URL_BYTES) -> None:
         self._hosts, self._max_bytes = frozenset(hosts), max_bytes
 
-    async def read(self, url: str) -> bytes:
-        """Reads the file of a data URI or an allowed URL. Raises `RequestError` for anything else."""
+    async def read(self, url: str, lifted: Mapping[str, memoryview] = MappingProxyType({})) -> bytes:
+        """Reads the file of a data URI or an allowed URL. Raises `RequestError` for anything else.
+
+        `lifted` holds data URIs by the names that stand for them.
+        """
+        if url in lifted:
+            return await run_sync(from_data_uri, lifted[url])
         if url[:5].lower() == "data:":
             if len(url) < LONG_URI:
                 return from_data_uri(url)

@@ -174,7 +174,9 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
     echo: bool = False
 
 
-def decode(data: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> ChatRequest | CompletionRequest:
+def decode(
+    data: bytes | bytearray, kind: type[ChatRequest] | type[CompletionRequest]
+) -> ChatRequest | CompletionRequest:
     """Parses a request's body. Raises `RequestError`, which names the field, for an invalid one."""
     values = sum(map(data.count, (b",", b"[", b"{")))
     if values > MAX_VALUES:
