@@ -18,8 +18,8 @@ void validate(const Check& check, const LinearParams& p, const LinearProduct& pr
   check.require(product.scales == nullptr || in_blocks(p.format), "weights that are floats have no scales");
   check.require(product.zeros == nullptr || p.format == WeightFormat::kInt4,
                 "weights that are not of 4 bits have no zeros");
-  check.require(product.minimums == nullptr || (p.format == WeightFormat::kInt4 && product.zeros == nullptr),
-                "minimums go with weights of 4 bits without zeros");
+  check.require(product.minimums == nullptr || (in_blocks(p.format) && product.zeros == nullptr),
+                "minimums go with weights of 4 or 8 bits without zeros");
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
 #include "vlkv/attend.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
 #include "core/check.h"
+#include "cpu/attend_many.h"
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
 #include "cpu/recall.h"
@@ -15,24 +15,10 @@
 namespace vlkv {
 namespace {
 
-constexpr int64_t kPartSlots = VLKV_ATTEND_PART_SLOTS;        // slots that a thread takes at a time
-constexpr int64_t kParallelWork = int64_t{1} << 17;           // fewer multiply-adds run on one thread
-constexpr int64_t kBlockQueries = VLKV_ATTEND_BLOCK_QUERIES;  // queries of several rows that share each tile
-constexpr int64_t kMostWorkers = 64;
-constexpr double kLog2E = 1.4426950408889634;
+constexpr int64_t kPartSlots = VLKV_ATTEND_PART_SLOTS;  // slots that a thread takes at a time
+constexpr int64_t kParallelWork = int64_t{1} << 17;     // fewer multiply-adds run on one thread
 
 int64_t parts(int64_t slots) { return (slots + kPartSlots - 1) / kPartSlots; }
-
-int64_t first_slot(const AttendParams& p, int64_t b) { return p.first ? p.first[b] : p.last[b]; }
-
-const char* row_of(const AttendParams& p, const void* cache, int64_t head, int64_t slot) {
-  return static_cast<const char*>(cache) + (head * p.slots + slot) * row_bytes(p.cache, p.head_dim);
-}
-
-double log2_factor(const AttendParams& p) {
-  const double scale = p.scale != 0.0F ? p.scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
-  return scale * kLog2E;
-}
 
 // Runs body(i) for each i of [0, count) on the caller's threads or on this library's.
 template <class Body>
@@ -68,7 +54,8 @@ struct OneRow {
     if (begin >= slots) return;
     cpu::AttendPart part;
     part.query = query.get() + head * group * p.head_dim;
-    part.key = row_of(p, p.key_cache, head, begin), part.value = row_of(p, p.value_cache, head, begin);
+    part.key = cpu::row_of(p, p.key_cache, head, begin),
+    part.value = cpu::row_of(p, p.value_cache, head, begin);
     part.type = p.cache, part.heads = static_cast<int>(group);
     part.keys = static_cast<int>(std::min(kPartSlots, slots - begin));
     part.head_dim = static_cast<int>(p.head_dim), part.state = state(head, i % most);
@@ -144,67 +131,12 @@ struct OneRow {
   }
 };
 
-// A call with several rows: workers take blocks of rows of one KV head, whose queries share each tile of the
-// cache. Each worker has memory for one block.
-struct ManyRows {
-  const AttendParams& p;
-  const cpu::Kernels& kernels;
-  int64_t group, block, blocks;  // rows of a block, and blocks of a KV head
-  int64_t floats;                // of a worker
-  cpu::Array<float> memory;      // [workers][block * group * (D + 2 + D) + 2 * kAttendKeys * D]
-  cpu::Array<int32_t> seen;      // [workers][block * group]
-
-  int64_t items() const { return p.batch * p.kv_heads * blocks; }
-
-  // Later blocks attend to more keys, so they are taken first.
-  void run_block(int64_t worker, int64_t i) const {
-    const int64_t head = i % (p.batch * p.kv_heads), b = head / p.kv_heads, h = head % p.kv_heads;
-    const int64_t begin = (blocks - 1 - i / (p.batch * p.kv_heads)) * block;
-    const int64_t first = first_slot(p, b), count = std::min(p.last[b] + 1 - first, begin + block) - begin;
-    const int64_t rows = std::min(p.rows, begin + block) - begin, dim = p.head_dim;
-    const auto row_at = [&](int64_t row) {
-      return ((b * p.rows + begin + row) * p.kv_heads + h) * group * dim;
-    };
-    for (int64_t row = std::max(int64_t{0}, count); row < rows; ++row) {
-      std::fill_n(p.result + row_at(row), group * dim, 0.0F);
-    }
-    if (count <= 0) return;
-    const double factor = log2_factor(p);
-    float* query = memory.get() + worker * floats;
-    float* state = query + block * group * dim;
-    int32_t* sees = seen.get() + worker * block * group;
-    for (int64_t row = 0; row < count; ++row) {
-      const float* from = p.query + row_at(row);
-      for (int64_t d = 0; d < group * dim; ++d) {
-        query[row * group * dim + d] = static_cast<float>(factor * from[d]);
-      }
-      std::fill_n(sees + row * group, group, static_cast<int32_t>(first + begin + row + 1));
-    }
-    if (p.cache == DType::kInt8) cpu::rotate(query, count * group, dim);
-    cpu::AttendPart part;
-    part.query = query, part.key = row_of(p, p.key_cache, head, 0);
-    part.value = row_of(p, p.value_cache, head, 0), part.type = p.cache;
-    part.heads = static_cast<int>(count * group), part.keys = static_cast<int>(first + begin + count);
-    part.head_dim = static_cast<int>(dim), part.seen = sees, part.state = state;
-    part.wide = state + block * group * (2 + dim);
-    kernels.attend(part);
-    for (int64_t row = 0; row < count; ++row) {
-      for (int64_t j = 0; j < group; ++j) {
-        const float* own = state + (row * group + j) * (2 + dim);
-        float* result = p.result + row_at(row) + j * dim;
-        for (int64_t d = 0; d < dim; ++d) result[d] = own[2 + d] / own[1];
-      }
-      if (p.cache == DType::kInt8) cpu::rotate(p.result + row_at(row), group, dim);
-    }
-  }
-};
-
 // Checks all prompts, and returns the slots of the longest.
 int64_t longest(const AttendParams& p) {
   const Check check("attend");
   int64_t most = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t last = p.last[b], first = first_slot(p, b);
+    const int64_t last = p.last[b], first = cpu::first_slot(p, b);
     check.require(last >= 0 && last < p.slots, "prompt ", b, "'s new token takes slot ", last,
                   ", not in [0, ", p.slots - 1, "]");
     check.require(first >= 0 && first <= last && last - first < p.rows, "prompt ", b,
@@ -222,10 +154,10 @@ void append(const AttendParams& p, const cpu::Kernels& kernels) {
       cpu::rotate(line.get(), 1, p.head_dim);
       from = line.get();
     }
-    kernels.from_float(from, p.cache, const_cast<char*>(row_of(p, cache, head, slot)), p.head_dim);
+    kernels.from_float(from, p.cache, const_cast<char*>(cpu::row_of(p, cache, head, slot)), p.head_dim);
   };
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t first = first_slot(p, b);
+    const int64_t first = cpu::first_slot(p, b);
     for (int64_t slot = first; slot <= p.last[b]; ++slot) {
       for (int64_t h = 0; h < p.kv_heads; ++h) {
         const int64_t from = ((b * p.rows + slot - first) * p.kv_heads + h) * p.head_dim;
@@ -248,7 +180,7 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
               most,
               cpu::allocate<float>(numbers),
               cpu::allocate<float>(heads * most * state_size)};
-  const double factor = log2_factor(p);
+  const double factor = cpu::log2_factor(p);
   for (int64_t i = 0; i < numbers; ++i)
     call.query[static_cast<size_t>(i)] = static_cast<float>(factor * p.query[i]);
   if (p.cache == DType::kInt8) cpu::rotate(call.query.get(), heads * group, p.head_dim);
@@ -266,25 +198,10 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
 }
 
 void run_many(const AttendParams& p, const Loop& loop, int64_t slots) {
-  const int64_t group = p.query_heads / p.kv_heads;
-  const int64_t block = std::min(p.rows, std::max(int64_t{1}, kBlockQueries / group));
-  const int64_t blocks = (p.rows + block - 1) / block;
-  const int64_t workers = std::min(kMostWorkers, p.batch * p.kv_heads * blocks);
-  const int64_t floats = block * group * (2 + 2 * p.head_dim) + 2 * cpu::kAttendKeys * p.head_dim;
-  const ManyRows call{p,
-                      cpu::kernels(),
-                      group,
-                      block,
-                      blocks,
-                      floats,
-                      cpu::allocate<float>(workers * floats),
-                      cpu::allocate<int32_t>(workers * block * group)};
-  append(p, call.kernels);
+  cpu::AttendMany call(p);
+  append(p, cpu::kernels());
   const bool alone = p.rows * slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
-  std::atomic<int64_t> next{0};
-  spread(p, loop, workers, alone, [&](int64_t worker) {
-    for (int64_t i = next++; i < call.items(); i = next++) call.run_block(worker, i);
-  });
+  spread(p, loop, call.workers(), alone, [&](int64_t worker) { call.run(worker); });
 }
 
 }  // namespace

@@ -130,19 +130,12 @@ VLKV_INLINE float attend_maximum(const float (&logit)[kAttendKeys], int vectors,
   return maximum;
 }
 
-// A tile of keys; `first` is the part's key that it begins with.
+// A tile of keys.
 template <class Rows>
 struct AttendTile {
   const typename Rows::Element* key;
   const typename Rows::Element* value;
-  int first, keys;
-
-  // How many of the tile's keys a query attends to.
-  VLKV_INLINE int seen_of(const AttendTile& tile, const AttendPart& part, int head) {
-    if (part.seen == nullptr) return tile.keys;
-    const int seen = part.seen[head] - tile.first;
-    return seen < 0 ? 0 : seen < tile.keys ? seen : tile.keys;
-  }
+  int keys;
 };
 
 // Updates the state of NH queries with one tile of keys.
@@ -160,8 +153,7 @@ VLKV_INLINE void attend_tile(const AttendPart& part, const AttendTile<Rows>& til
 #pragma GCC unroll 4
   for (int h = 0; h < NH; ++h) {
     float* own = state + h * (2 + dim);
-    const int seen = AttendTile<Rows>::seen_of(tile, part, head + h);
-    for (i = seen; i < kAttendKeys && i < vectors * kLanes; ++i) weight[h][i] = -__builtin_inff();
+    for (i = keys; i < kAttendKeys && i < vectors * kLanes; ++i) weight[h][i] = -__builtin_inff();
     const float maximum = attend_maximum(weight[h], vectors, own[0]);
     const float origin = maximum == -__builtin_inff() ? 0.0F : maximum;  // then all weights are 0
     F sum{};
@@ -198,13 +190,9 @@ VLKV_INLINE void attend_tile(const AttendPart& part, const AttendTile<Rows>& til
   }
 }
 
-// All queries that attend to a key of the tile; `seen` ascends.
 template <class Rows>
 VLKV_INLINE void attend_heads(const AttendPart& part, const AttendTile<Rows>& tile) {
   int head = 0;
-  if (part.seen != nullptr) {
-    while (head < part.heads && part.seen[head] <= tile.first) ++head;
-  }
   for (; head + 4 <= part.heads; head += 4) attend_tile<Rows, 4>(part, tile, head);
   switch (part.heads - head) {
     case 3:
@@ -228,21 +216,7 @@ static void attend_rows(const AttendPart& part) {
     const int keys = part.keys - first < kAttendKeys ? part.keys - first : kAttendKeys;
     const int64_t at = int64_t{first} * pitch<Rows>(part.head_dim);
     attend_heads<Rows>(part, {static_cast<const Element*>(part.key) + at,
-                              static_cast<const Element*>(part.value) + at, first, keys});
-  }
-}
-
-// Widens each tile once for all queries.
-static void attend_wide(const AttendPart& part) {
-  const int64_t dim = part.head_dim, row = row_bytes(part.type, dim);
-  float* to[2] = {part.wide, part.wide + kAttendKeys * dim};
-  for (int first = 0; first < part.keys; first += kAttendKeys) {
-    const int keys = part.keys - first < kAttendKeys ? part.keys - first : kAttendKeys;
-    for (int kind = 0; kind < 2; ++kind) {
-      const char* from = static_cast<const char*>(kind == 0 ? part.key : part.value) + first * row;
-      for (int i = 0; i < keys; ++i) to_float(from + i * row, part.type, to[kind] + i * dim, dim);
-    }
-    attend_heads<FloatRows>(part, {to[0], to[1], first, keys});
+                              static_cast<const Element*>(part.value) + at, keys});
   }
 }
 
@@ -254,8 +228,6 @@ static void attend(const AttendPart& part) {
   }
   if (part.type == DType::kFloat32) {
     attend_rows<FloatRows>(part);
-  } else if (part.wide != nullptr) {
-    attend_wide(part);
   } else if (part.type == DType::kBFloat16) {
     attend_rows<BFloat16Rows>(part);
   } else if (part.type == DType::kFloat16) {

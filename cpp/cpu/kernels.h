@@ -45,19 +45,37 @@ struct KeyTile {
 // values, stay in the first-level cache for the query heads after the first four.
 inline constexpr int kAttendKeys = VLKV_ATTEND_KEYS;
 
-// Consecutive slots of one KV head's cache, and the queries that read it: the heads of one row, or of
-// several.
+// Consecutive slots of one KV head's cache, and the heads of one row, which read it.
 struct AttendPart {
   const float* query = nullptr;  // [heads][head_dim], times scale and log2(e)
   const void* key = nullptr;     // [keys] rows of `type`
   const void* value = nullptr;   // [keys] rows of `type`
   DType type = DType::kFloat32;
   int heads = 0, keys = 0, head_dim = 0;
-  const int32_t* seen = nullptr;  // [heads], how many of the keys each query attends to; null: all
-  float* wide = nullptr;   // [2][kAttendKeys][head_dim], memory in which each tile becomes float32 once for
-                           // all queries; null: in registers, for up to four queries at a time
   float* state = nullptr;  // [heads][2 + head_dim]: the largest logit m, the sum of 2^(q.k - m), that of each
                            // times its value
+};
+
+// Keys per tile of Attend with several rows.
+inline constexpr int kAttendBlockKeys = VLKV_ATTEND_BLOCK_KEYS;
+
+// Queries of one KV head, up to Kernels::attend_vectors vectors of them; a lane is a query.
+struct AttendQueries {
+  int vectors = 0, head_dim = 0;
+  const float* query = nullptr;   // [head_dim][vectors][lanes], times scale and log2(e)
+  const int32_t* seen = nullptr;  // [vectors][lanes], how many of the cache's slots each query attends to
+  int least = 0, most = 0;        // the smallest and the largest of `seen`
+  float* weight = nullptr;        // [kAttendBlockKeys][vectors][lanes], working memory
+  float* state = nullptr;         // [2 + head_dim][vectors][lanes]: the largest logit m, the sum of
+                                  // 2^(q.k - m), that of each times its value
+};
+
+// A tile of keys and values in float32.
+struct AttendKeys {
+  const float* key = nullptr;
+  const float* value = nullptr;
+  int64_t stride = 0;       // elements from one row to the next
+  int first = 0, keys = 0;  // slots [first, first + keys), up to kAttendBlockKeys
 };
 
 // The bounds of the pages of one KV head, and the queries that read it: vlkv/recall.h.
@@ -90,6 +108,11 @@ struct Kernels {
 
   // Writes the state of a part.
   void (*attend)(const AttendPart& part);
+
+  // Vectors of queries that attend_block takes.
+  int attend_vectors;
+  // Updates the state of queries with a tile that at least one of them attends to.
+  void (*attend_block)(const AttendQueries& queries, const AttendKeys& tile);
 
   // Writes the rating of each page.
   void (*rate_pages)(const PageBounds& pages, float* rating);

@@ -13,8 +13,10 @@
 #endif
 #if VLKV_PARTS & 2
 #define VLKV_OF_ATTEND(name) VLKV_KERNELS_NAMESPACE::name
+#define VLKV_SIZE_OF_ATTEND(name) VLKV_KERNELS_NAMESPACE::name
 #else
 #define VLKV_OF_ATTEND(name) nullptr
+#define VLKV_SIZE_OF_ATTEND(name) 0
 #endif
 #if VLKV_PARTS & 4
 #define VLKV_OF_LINEAR(name) VLKV_KERNELS_NAMESPACE::name
@@ -57,6 +59,7 @@ constexpr float kLargest = 3.4028234e38F;
 #endif
 #if VLKV_PARTS & 2
 #include "cpu/attend_kernel.inl"
+#include "cpu/attend_block.inl"
 #include "cpu/recall_kernel.inl"
 #endif
 #if VLKV_PARTS & 4
@@ -80,6 +83,8 @@ const Kernels VLKV_TABLE = {
     VLKV_OF_SCORE(combine),
     VLKV_OF_SCORE(add_columns),
     VLKV_OF_ATTEND(attend),
+    VLKV_SIZE_OF_ATTEND(kBlockVectors),
+    VLKV_OF_ATTEND(attend_block),
     VLKV_OF_ATTEND(rate_pages),
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,

@@ -121,7 +121,12 @@ struct FloatColumn {
   }
 };
 
+// What stands for zero in codes: the middle one, a code for each block, or nothing, with a minimum for each
+// block.
+enum class Origin { kMiddle, kZeros, kMinimums };
+
 // Columns of 8-bit codes times their block's scale; with a scale of 1 the codes themselves.
+template <Origin kOrigin>
 struct Int8Column {
   static constexpr bool kBlocks = true;
 
@@ -135,12 +140,16 @@ struct Int8Column {
         codes(static_cast<const uint8_t*>(all.weight) + column * all.blocks * all.block),
         first_block(column * all.blocks) {}
 
-  VLKV_MEMBER void set(float x) { scale = splat(x), offset = scale * -128.0F; }
   VLKV_MEMBER void fill(int64_t block, Scales& to) const {
-    wide_scales(weights, first_block + block, weights.blocks - block, to.scales);
+    const int64_t first = first_block + block, left = weights.blocks - block;
+    wide_scales(weights, first, left, to.scales);
+    if constexpr (kOrigin == Origin::kMinimums) wide_numbers(weights.minimums + first, left, to.origins);
   }
-  VLKV_MEMBER void enter(int64_t block, const Scales& from) { set(from.scales[block % kScalesAtOnce]); }
-  VLKV_MEMBER void enter_codes(int64_t, const Scales&) { set(1.0F); }
+  VLKV_MEMBER void enter(int64_t block, const Scales& from) {
+    scale = splat(from.scales[block % kScalesAtOnce]);
+    offset = kOrigin == Origin::kMinimums ? splat(from.origins[block % kScalesAtOnce]) : scale * -128.0F;
+  }
+  VLKV_MEMBER void enter_codes(int64_t, const Scales&) { scale = splat(1.0F), offset = splat(-128.0F); }
 
   VLKV_MEMBER void group(int64_t k, F (&w)[kGroupVectors]) const {
     if (k % 64 == 0) ask(codes + k);
@@ -148,9 +157,9 @@ struct Int8Column {
     for (int v = 0; v < kGroupVectors; ++v) {
       const F code = __builtin_convertvector(wide_codes(codes + k + v * kLanes), F);
 #if defined(__FMA__)
-      w[v] = code * scale + offset;  // one instruction, which rounds once: the offset is exact
+      w[v] = code * scale + offset;  // one instruction, which rounds once: -128 scales are exact
 #else
-      w[v] = (code - 128.0F) * scale;
+      w[v] = kOrigin == Origin::kMinimums ? code * scale + offset : (code - 128.0F) * scale;
 #endif
     }
   }
@@ -163,9 +172,6 @@ struct Int8Column {
 #else
 #define VLKV_LOOKS_UP 0
 #endif
-
-// What stands for zero in 4-bit codes: 8, a code for each block, or nothing, with a minimum for each block.
-enum class Origin { kEight, kZeros, kMinimums };
 
 // Columns of 4-bit codes: a vector of bytes gives one vector of even codes and one of odd codes.
 template <Origin kOrigin>
@@ -198,7 +204,7 @@ struct Int4Column {
 
   VLKV_MEMBER void set(float x, int64_t block, const Scales& from) {
     constexpr bool kLeast = kOrigin == Origin::kMinimums;
-    const float origin = kOrigin == Origin::kEight ? 8.0F : from.origins[block % kScalesAtOnce];
+    const float origin = kOrigin == Origin::kMiddle ? 8.0F : from.origins[block % kScalesAtOnce];
 #if VLKV_LOOKS_UP
     const F code = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     table = kLeast ? code * x + origin : (code - origin) * x;
@@ -241,11 +247,12 @@ VLKV_INLINE void with_column(const Weights& weights, Run&& run) {
     case WeightFormat::kBFloat16:
       return run.template operator()<FloatColumn<WeightFormat::kBFloat16>>();
     case WeightFormat::kInt8:
-      return run.template operator()<Int8Column>();
+      if (weights.minimums != nullptr) return run.template operator()<Int8Column<Origin::kMinimums>>();
+      return run.template operator()<Int8Column<Origin::kMiddle>>();
     case WeightFormat::kInt4:
       if (weights.minimums != nullptr) return run.template operator()<Int4Column<Origin::kMinimums>>();
       if (weights.zeros != nullptr) return run.template operator()<Int4Column<Origin::kZeros>>();
-      return run.template operator()<Int4Column<Origin::kEight>>();
+      return run.template operator()<Int4Column<Origin::kMiddle>>();
   }
 }
 

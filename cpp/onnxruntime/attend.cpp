@@ -5,8 +5,8 @@
 //   recall [B] int64 (optional)
 //   -> result [B, 1, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
 //
-// vlkv.native::AttendBFloat16, AttendFloat16 and AttendInt8, S tokens per prompt, over caches of these types,
-// for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
+// vlkv.native::AttendFloat32, AttendBFloat16, AttendFloat16 and AttendInt8, S tokens per prompt, over caches
+// of these types, for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
 //   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first int32,
 //   recall [B] int64 (optional)
 //   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
@@ -33,6 +33,7 @@ constexpr size_t kOutputs = 3, kKeyCache = 3, kValueCache = 4, kLast = 5, kFirst
 struct Kernel {
   const Api* api;
   DType cache;
+  bool many;  // tokens per prompt, whose first slots are an input
   float scale;
   int64_t layer;  // -1: none
 };
@@ -86,7 +87,7 @@ void compute(const Kernel& kernel, Context* context) {
   const auto* query_in = tensors.input(0);
   const Value* caches[] = {tensors.input(kKeyCache), tensors.input(kValueCache)};
   const Shape query = tensors.shape(query_in), cache = tensors.shape(caches[0]);
-  const bool many = kernel.cache != DType::kFloat32;
+  const bool many = kernel.many;
   const Check expect("attend");
   expect.require(query.size() == 3 && (many || query[1] == 1), "query is not [B, ", many ? "S" : "1",
                  ", Hq * D]");
@@ -117,9 +118,8 @@ void compute(const Kernel& kernel, Context* context) {
 
 // What the operators' types differ in. ONNX Runtime allows one input of any type where outputs have any, so
 // each type of cache has an operator of its own.
-template <DType kCache>
+template <DType kCache, bool kMany = true>
 struct Of {
-  static constexpr bool kMany = kCache != DType::kFloat32;
   static constexpr size_t kRecall = kMany ? kFirst + 1 : kLast + 1;
   static constexpr ElementType kElement = kCache == DType::kBFloat16  ? ElementType::kBFloat16
                                           : kCache == DType::kFloat16 ? ElementType::kFloat16
@@ -136,7 +136,7 @@ struct Of {
   }
   static Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
     return guarded(api, [&] {
-      auto made = std::make_unique<Kernel>(Kernel{api, kCache, 0.0F, -1});
+      auto made = std::make_unique<Kernel>(Kernel{api, kCache, kMany, 0.0F, -1});
       attribute(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
       attribute(api, Function::kKernelInfoGetAttributeInt, info, "layer", &made->layer);
       *kernel = made.release();
@@ -164,7 +164,11 @@ struct Of {
 }  // namespace
 
 CustomOp attend_op() {
-  return Of<DType::kFloat32>::make([](const CustomOp*) { return "Attend"; });
+  return Of<DType::kFloat32, false>::make([](const CustomOp*) { return "Attend"; });
+}
+
+CustomOp attend_float32_op() {
+  return Of<DType::kFloat32>::make([](const CustomOp*) { return "AttendFloat32"; });
 }
 
 CustomOp attend_bfloat16_op() {

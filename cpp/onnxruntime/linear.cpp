@@ -169,7 +169,7 @@ std::unique_ptr<Kernel> kernel_of(const Api* api, const KernelInfo* info) {
   expect.range("products", made->products, 1, 1024);
   expect.require(made->bits == 0 || made->bits == 8 || made->bits == 4, "bits is ", made->bits,
                  ", not 0 (floats), 8 or 4");
-  expect.require(made->zeros == 0 || made->bits == 4, "weights that are not of 4 bits have no zeros");
+  expect.require(made->zeros == 0 || made->bits > 0, "weights that are floats have no zeros");
   return made;
 }
 

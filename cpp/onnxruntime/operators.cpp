@@ -42,14 +42,14 @@ std::atomic<const Api*> last_api = nullptr;
 // The domain, which is made once because sessions keep pointers to it.
 const Domain* domain(const Api* api) {
 #if defined(VLKV_TUNED)  // a library of `vlkv tune` has the operators of CPUs alone
-  static const CustomOp operators[] = {attend_op(), attend_bfloat16_op(), attend_float16_op(),
-                                       attend_int8_op(), linear_op()};
+  static const CustomOp operators[] = {attend_op(),         attend_float32_op(), attend_bfloat16_op(),
+                                       attend_float16_op(), attend_int8_op(),    linear_op()};
 #else
   constexpr DType k16 = DType::kFloat16, kB16 = DType::kBFloat16;
-  static const CustomOp operators[] = {
-      attend_op(),           attend_bfloat16_op(),  attend_float16_op(),    attend_int8_op(),
-      linear_op(),           device_attend_op(k16), device_attend_op(kB16), device_score_op(k16),
-      device_score_op(kB16), device_evict_op(k16),  device_evict_op(kB16)};
+  static const CustomOp operators[] = {attend_op(),           attend_float32_op(),    attend_bfloat16_op(),
+                                       attend_float16_op(),   attend_int8_op(),       linear_op(),
+                                       device_attend_op(k16), device_attend_op(kB16), device_score_op(k16),
+                                       device_score_op(kB16), device_evict_op(k16),   device_evict_op(kB16)};
 #endif
   static const Domain* const made = [api] {
     Domain* fresh = nullptr;

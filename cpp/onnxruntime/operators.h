@@ -9,6 +9,7 @@
 namespace vlkv::onnxruntime {
 
 CustomOp attend_op();
+CustomOp attend_float32_op();
 CustomOp attend_bfloat16_op();
 CustomOp attend_float16_op();
 CustomOp attend_int8_op();

@@ -96,10 +96,10 @@ struct Case {
       o.scales.push_back(p.scale_type == DType::kFloat16 ? static_cast<float>(half_to_double(bits))
                                                          : std::abs(random.normal(0.01F)));
     }
-    if (p.format != WeightFormat::kInt4) return;
     const int64_t kind = random.integer(0, 2);
     for (int64_t i = 0; kind > 0 && i < columns * blocks; ++i) {
       if (kind == 1) {
+        if (p.format == WeightFormat::kInt8) return;  // without zeros
         o.zeros.push_back(static_cast<uint8_t>(random.integer(0, 16)));
       } else {
         o.minimums.push_back(static_cast<uint16_t>(random.integer(0x9000, 0xac00)));  // float16 below 0
@@ -126,26 +126,30 @@ struct Case {
         return half_to_double(at(uint16_t{}));
       case WeightFormat::kBFloat16:
         return bfloat16_to_double(at(uint16_t{}));
-      case WeightFormat::kInt8:
-        return (o.weight[static_cast<size_t>(column * blocks * p.block + k)] - 128.0) * scale();
+      case WeightFormat::kInt8: {
+        const unsigned char code = o.weight[static_cast<size_t>(column * blocks * p.block + k)];
+        return o.minimums.empty() ? (code - 128.0) * scale() : code * scale() + minimum(product, column, k);
+      }
       case WeightFormat::kInt4:
         break;
     }
     const unsigned char pair = o.weight[static_cast<size_t>((column * blocks * p.block + k) / 2)];
     if (!o.minimums.empty()) {
-      return (k % 2 ? pair >> 4 : pair & 15) * scale() +
-             half_to_double(o.minimums[static_cast<size_t>(column * blocks + k / p.block)]);
+      return (k % 2 ? pair >> 4 : pair & 15) * scale() + minimum(product, column, k);
     }
     const double zero = o.zeros.empty() ? 8.0 : o.zeros[static_cast<size_t>(column * blocks + k / p.block)];
     return ((k % 2 ? pair >> 4 : pair & 15) - zero) * scale();
   }
 
+  double minimum(size_t product, int64_t column, int64_t k) const {
+    const int64_t blocks = (p.depth + p.block - 1) / p.block;
+    return half_to_double(own[product].minimums[static_cast<size_t>(column * blocks + k / p.block)]);
+  }
+
   // What a weight's two terms may be larger than their sum.
   double cancelled(size_t product, int64_t column, int64_t k) const {
     const Product& o = own[product];
-    if (o.minimums.empty()) return 0;
-    const int64_t blocks = (p.depth + p.block - 1) / p.block;
-    return 2 * std::abs(half_to_double(o.minimums[static_cast<size_t>(column * blocks + k / p.block)]));
+    return o.minimums.empty() ? 0 : 2 * std::abs(minimum(product, column, k));
   }
 
   // The definition, in double. A weight is rounded once or twice; then `depth` products and sums, and the
@@ -313,19 +317,32 @@ TEST(Linear, RefusesWhatDoesNotFit) {
     }
   };
   using enum WeightFormat;
-  refused(kInt8, [](Case& c) { c.p.block = 48; }, "[linear] block is 48, not a multiple of 32");
-  refused(kInt4, [](Case& c) { c.p.block = 0; }, "block is 0, not in [32,");
-  refused(kFloat16, [](Case& c) { c.p.block = 32; }, "weights that are floats have no block, not one of 32");
-  refused(kInt4, [](Case& c) { c.p.scale_type = DType::kBFloat16; }, "scales have dtype 2");
-  refused(kInt4, [](Case& c) { c.products[0].scales = nullptr; }, "scales is null");
-  refused(kInt8, [](Case& c) { c.products[0].zeros = c.own[0].weight.data(); }, "have no zeros");
-  refused(kFloat32, [](Case& c) { c.p.depth = 0; }, "depth is 0");
-  refused(kFloat32, [](Case& c) { c.p.rows = -1; }, "rows is -1");
-  refused(kFloat32, [](Case& c) { c.p.input = nullptr; }, "input is null");
-  refused(kFloat32, [](Case& c) { c.products[0].weight = nullptr; }, "weight is null");
-  refused(kFloat32, [](Case& c) { c.products[0].result = nullptr; }, "result is null");
-  refused(kFloat32, [](Case& c) { c.p.format = static_cast<WeightFormat>(7); }, "format is 7");
-  refused(kFloat32, [](Case& c) { c.p.threads = -1; }, "threads is -1");
+  refused(
+      kInt8, [](Case& c) { c.p.block = 48; }, "[linear] block is 48, not a multiple of 32");
+  refused(
+      kInt4, [](Case& c) { c.p.block = 0; }, "block is 0, not in [32,");
+  refused(
+      kFloat16, [](Case& c) { c.p.block = 32; }, "weights that are floats have no block, not one of 32");
+  refused(
+      kInt4, [](Case& c) { c.p.scale_type = DType::kBFloat16; }, "scales have dtype 2");
+  refused(
+      kInt4, [](Case& c) { c.products[0].scales = nullptr; }, "scales is null");
+  refused(
+      kInt8, [](Case& c) { c.products[0].zeros = c.own[0].weight.data(); }, "have no zeros");
+  refused(
+      kFloat32, [](Case& c) { c.p.depth = 0; }, "depth is 0");
+  refused(
+      kFloat32, [](Case& c) { c.p.rows = -1; }, "rows is -1");
+  refused(
+      kFloat32, [](Case& c) { c.p.input = nullptr; }, "input is null");
+  refused(
+      kFloat32, [](Case& c) { c.products[0].weight = nullptr; }, "weight is null");
+  refused(
+      kFloat32, [](Case& c) { c.products[0].result = nullptr; }, "result is null");
+  refused(
+      kFloat32, [](Case& c) { c.p.format = static_cast<WeightFormat>(7); }, "format is 7");
+  refused(
+      kFloat32, [](Case& c) { c.p.threads = -1; }, "threads is -1");
 }
 
 }  // namespace

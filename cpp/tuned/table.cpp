@@ -18,6 +18,8 @@ const Kernels& kernels() {
   static const Kernels table = [] {
     Kernels made = kScorePart;
     made.attend = kAttendPart.attend;
+    made.attend_vectors = kAttendPart.attend_vectors;
+    made.attend_block = kAttendPart.attend_block;
     made.rate_pages = kAttendPart.rate_pages;
     made.linear = kLinearPart.linear;
 #if defined(VLKV_TUNED_BFLOAT16)

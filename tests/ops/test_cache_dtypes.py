@@ -1,4 +1,4 @@
-"""Caches of fewer bits: Attend inside ONNX Runtime, Score and Evict, compared with the float64 oracles."""
+"""Caches of every dtype: Attend inside ONNX Runtime, Score and Evict, compared with the float64 oracles."""
 
 import math
 
@@ -14,14 +14,25 @@ from oracles import score as score_oracle
 from vlkv.ops.session_options import session_options
 
 UNIT = 2.0**-24  # half the distance between float32 numbers at 1
-OPERATORS = {"float16": "AttendFloat16", "bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
-TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
+OPERATORS = {
+    "float32": "AttendFloat32",
+    "float16": "AttendFloat16",
+    "bfloat16": "AttendBFloat16",
+    "int8": "AttendInt8",
+}
+TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int8": ir.DataType.INT8,
+}
 NAMES = ("query", "key", "value", "key_cache", "value_cache", "last", "first")
 RESULTS = ("result", "new_key_cache", "new_value_cache")
 BFLOAT16 = 16
 
 native = pytest.importorskip("vlkv._native")
-dtypes = pytest.mark.parametrize("dtype", list(OPERATORS))
+attended = pytest.mark.parametrize("dtype", list(OPERATORS))
+dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 
 
 def session(dtype, threads=2):
@@ -116,7 +127,7 @@ def check(arrays, dtype, threads=2):
     assert (np.abs(got - mean) <= relative * magnitude + 2.0**-126).all()
 
 
-@dtypes
+@attended
 def test_sizes(rng, dtype, simd):
     for rows in (1, 2, 5, 30):
         check(inputs(rng, dtype, rows=rows), dtype)
@@ -126,14 +137,32 @@ def test_sizes(rng, dtype, simd):
         check(inputs(rng, dtype, batch=3, rows=rows, query_heads=4, kv_heads=4, slots=300, dim=72), dtype)
 
 
-@dtypes
+@attended
 def test_a_cache_in_several_parts_and_a_long_chunk(rng, dtype):
     check(inputs(rng, dtype, batch=3, query_heads=3, kv_heads=1, slots=3000, last=[2999, 0, 1500]), dtype)
     check(inputs(rng, dtype, batch=1, rows=200, query_heads=3, kv_heads=1, slots=1200, last=[1199]), dtype)
     check(inputs(rng, dtype, batch=1, rows=70, query_heads=130, kv_heads=1, slots=90, last=[80]), dtype)
+    # blocks of rows whose last queries fill one, two and three vectors, and tiles that end with a row's last slot
+    for rows in (65, 70, 80, 96):
+        check(inputs(rng, dtype, batch=1, rows=rows, query_heads=3, kv_heads=1, slots=200, last=[191]), dtype)
 
 
-@dtypes
+@attended
+def test_rows_in_other_chunks_change_no_bit(rng, dtype):
+    """A row's result depends on the slots that it attends to, not on the rows beside it."""
+    arrays = inputs(rng, dtype, batch=1, rows=150, query_heads=6, slots=300, dim=64, first=[100], last=[249])
+    whole = run({name: array.copy() for name, array in arrays.items()}, dtype)
+    parts, at = [], 0
+    for rows in (2, 61, 87):
+        own = {n: arrays[n][:, at : at + rows].copy() for n in ("query", "key", "value")}
+        own |= {n: arrays[n] for n in ("key_cache", "value_cache")}
+        own |= {"first": np.array([100 + at], np.int32), "last": np.array([99 + at + rows], np.int32)}
+        parts.append(run(own, dtype))
+        at += rows
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@attended
 def test_padding_is_neither_stored_nor_attended_to(rng, dtype):
     arrays = inputs(rng, dtype, batch=3, rows=40, slots=60, first=[3, 20, 0], last=[30, 59, 0])
     for name in ("query", "key", "value"):
@@ -170,7 +199,7 @@ def special(dim):
         return np.array(rows, np.float32)
 
 
-@dtypes
+@attended
 @pytest.mark.parametrize("dim", [3, 16, 37])
 def test_every_kind_of_number_is_stored_by_the_definition(rng, dtype, simd, dim):
     rows = special(dim)
@@ -188,7 +217,7 @@ def test_every_kind_of_number_is_stored_by_the_definition(rng, dtype, simd, dim)
         np.testing.assert_array_equal(arrays[name], cache)
 
 
-@dtypes
+@attended
 @pytest.mark.parametrize("rows", [1, 6])
 def test_threads_and_neighbours_change_no_bit(rng, dtype, rows):
     arrays = inputs(rng, dtype, batch=4, rows=rows, slots=2500, dim=64)
@@ -198,7 +227,7 @@ def test_threads_and_neighbours_change_no_bit(rng, dtype, rows):
     np.testing.assert_array_equal(one[2:3], run(alone, dtype))
 
 
-@dtypes
+@attended
 @pytest.mark.parametrize("rows", [1, 5])
 def test_slots_past_the_last_are_not_read_or_written(rng, dtype, rows):
     arrays = inputs(rng, dtype, rows=rows, slots=70, last=[10, 63])
@@ -210,7 +239,7 @@ def test_slots_past_the_last_are_not_read_or_written(rng, dtype, rows):
         np.testing.assert_array_equal(rest, np.broadcast_to(nothing, rest.shape))
 
 
-@dtypes
+@attended
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("kind", ["key_cache", "value_cache"])
 def test_a_nan_reaches_its_own_kv_head_alone(rng, dtype, rows, kind):
@@ -222,7 +251,7 @@ def test_a_nan_reaches_its_own_kv_head_alone(rng, dtype, rows, kind):
     assert bad[1, :, :3, 3].all() and not bad[0].any() and not bad[1, :, 3:].any()
 
 
-@dtypes
+@attended
 def test_no_tokens_and_no_prompts(rng, dtype):
     arrays = inputs(rng, dtype, rows=0, last=[4, 5], first=[5, 6])
     before = arrays["key_cache"].copy()
@@ -231,7 +260,7 @@ def test_no_tokens_and_no_prompts(rng, dtype):
     assert run(inputs(rng, dtype, batch=0, rows=3, last=np.zeros(0, int)), dtype).shape == (0, 3, 6, 16)
 
 
-@dtypes
+@attended
 @pytest.mark.parametrize(
     ("change", "text"),
     [

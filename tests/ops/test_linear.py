@@ -11,8 +11,17 @@ from vlkv.ops.session_options import session_options
 
 pytest.importorskip("vlkv._native")
 EPSILON = 1e-5
-FORMATS = ["float32", "float16", "bfloat16", "int8", "int4", "int4 with zeros", "int4 with minimums"]
-BITS = {"int8": 8, "int4": 4, "int4 with zeros": 4, "int4 with minimums": 4}
+FORMATS = [
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8 with minimums",
+    "int4",
+    "int4 with zeros",
+    "int4 with minimums",
+]
+BITS = {"int8": 8, "int8 with minimums": 8, "int4": 4, "int4 with zeros": 4, "int4 with minimums": 4}
 
 
 def stored(rng, kind, columns, depth, block=32, half_scales=False):
@@ -34,7 +43,7 @@ def stored(rng, kind, columns, depth, block=32, half_scales=False):
     if kind == "int4 with zeros":
         zeros = rng.integers(0, 17, scales.shape, dtype=np.uint8)
         return [*arrays, zeros], meaning | {"zeros": zeros}
-    if kind == "int4 with minimums":
+    if kind.endswith("minimums"):
         least = (-rng.uniform(0.0005, 0.001, scales.shape)).astype(np.float16)
         return [*arrays, least], meaning | {"zeros": least}
     return arrays, meaning
@@ -61,7 +70,7 @@ def session(weights, kind, biases=(), many=0, threads=2, more=()):
         {
             "products": len(weights),
             "bits": BITS.get(kind, 0),
-            "zeros": int(kind.startswith("int4 with")),
+            "zeros": int(" with " in kind),
             "bias": int(bool(biases)),
             "many": many,
             "residual": int("residual0" in more),
@@ -107,7 +116,7 @@ def test_sizes(rng, simd, kind, shape, columns, block):
 
 
 @pytest.mark.parametrize("before", ["norm", "gated", None])
-@pytest.mark.parametrize("kind", ["float32", "int8", "int4 with minimums"])
+@pytest.mark.parametrize("kind", ["float32", "int8 with minimums", "int4 with minimums"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 77), (1, 3, 64), (1, 37, 130), (2, 20, 32)])
 def test_what_linear_does_before_and_after(rng, simd, before, kind, shape):
     columns = [50, 19]

@@ -53,7 +53,9 @@ def int8(rows):
 
 
 def narrow(rows, dtype):
-    """Returns the rows as Attend stores them: float16 or uint16 of the same shape, or rotated codes and their scale."""
+    """Returns the rows as Attend stores them: floats or uint16 of the same shape, or rotated codes and their scale."""
+    if dtype == "float32":
+        return rows.astype(np.float32)
     if dtype == "float16":
         with np.errstate(over="ignore"):
             return rows.astype(np.float64).astype(np.float16)
@@ -65,7 +67,7 @@ def narrow(rows, dtype):
 
 def widen(stored, dtype):
     """Returns the numbers that stored rows hold, [..., D] float64; of int8 they are rotated."""
-    if dtype == "float16":
+    if dtype in ("float16", "float32"):
         return stored.astype(np.float64)
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)

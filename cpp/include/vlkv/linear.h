@@ -10,7 +10,7 @@ enum class WeightFormat : int32_t {
   kFloat32 = 0,
   kFloat16 = 1,
   kBFloat16 = 2,
-  kInt8 = 3,  // (code - 128) * scale
+  kInt8 = 3,  // (code - 128) * scale, or code * scale + minimum
   kInt4 = 4,  // (code - zero) * scale, or code * scale + minimum
 };
 
@@ -26,7 +26,7 @@ enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 //           [N, G, block / 2]  kInt4, two codes a byte, the earlier in the low bits
 //   scales  [N, G]             float32 or float16; kInt8 and kInt4 alone
 //   zeros   [N, G]             uint8, 0 to 16, or null: 8; kInt4 alone
-//   minimums [N, G]            float16, or null; kInt4 without zeros alone
+//   minimums [N, G]            float16, or null; kInt8, or kInt4 without zeros
 //   bias    [N]                float32, or null
 //   residual [M, N]            float32, or null: added to the result
 //   result  [M, N]             float32, written; overlaps no input

@@ -1,9 +1,10 @@
-"""Uses the native attention operator for calls with one token per prompt: it reads a KV head's cache only once.
+"""Uses the native attention operators in place of ONNX Runtime's `GroupQueryAttention`.
 
-ONNX Runtime's `GroupQueryAttention` reads it once for each query head, which takes most of the time when decoding from
-a long prompt. Chunks of prompts stay with it: `If(S == 1)` holds both, and both update the caches in place. For a
-layer with a sliding window the condition is `S == 1 and total <= window`, because the native operator has no window.
-The native operator reads its layer's lengths from those of all layers; the gathers move into the other branch.
+For one token per prompt, `GroupQueryAttention` reads a cache once for each query head, which takes most of the time
+when decoding from a long prompt; for chunks of prompts its products are slower than the native operator's
+(docs/notes/ops.md). The native operators have no window: in a layer with one, `If(S == 1 and total <= window)`
+holds the operator for one token and the former node, and both update the caches in place. The native operators read
+their layer's lengths from those of all layers; the gathers go, or move into the other branch.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from vlkv_export.passes.edit import (
     row_of_layer,
 )
 
-INT64 = ir.DataType.INT64
+INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
 def apply(model: ir.Model) -> int:
-    """Replaces each GroupQueryAttention by an If whose other branch is the native Attend.
+    """Replaces each GroupQueryAttention by AttendFloat32, or by an If whose other branch is Attend.
 
     Applies to: a GroupQueryAttention without rotation, mask or further inputs.
     Requires: `group_query_attention` ran before.
@@ -41,8 +42,11 @@ def apply(model: ir.Model) -> int:
     found = [node for node in graph if _fits(node)]
     if not found:
         return 0
-    single = _single(graph)
+    single, first = _single(graph), first_slots(graph)
     for node in found:
+        windowed = node.attributes.get_int("local_window_size", 0) > 0
+        if not windowed and attend_instead(graph, node, "AttendFloat32", first):
+            continue
         results = [like(value) for value in node.outputs]
         branches = {
             "then_branch": _branch(node, "one", _native),
@@ -55,6 +59,33 @@ def apply(model: ir.Model) -> int:
     common.RemoveUnusedNodesPass()(model)
     model.graph.opset_imports[NATIVE] = 1
     return len(found)
+
+
+def first_slots(graph: ir.Graph) -> ir.Value:
+    """The slots `[L,B]` int32 of the first new tokens: the graph input `length`."""
+    length = next(value for value in graph.inputs if value.name == "length")
+    first = ir.Value(name="first_slots", type=ir.TensorType(INT32))
+    cast = new_node("Cast", [length], [first], {"to": INT32}, name="first_slots/Cast")
+    graph.insert_before(next(iter(graph)), [cast])
+    return first
+
+
+def attend_instead(graph: ir.Graph, node: ir.Node, operator: str, first: ir.Value) -> bool:
+    """Replaces a GroupQueryAttention by a native operator for any number of tokens per prompt.
+
+    Returns:
+        Whether it was replaced; it is not where its lengths are not those of a layer.
+    """
+    last, layer = row_of_layer(operand(node, 5))
+    if layer is None:
+        return False
+    results = [like(value) for value in node.outputs]
+    attributes = {"scale": node.attributes.get_float("scale", 0.0), "layer": layer}
+    inputs = [*node.inputs[:5], last, first]
+    attend = new_node(operator, inputs, results, attributes, domain=NATIVE, name=node.name)
+    replace(graph, node, [attend], dict(zip(node.outputs, results, strict=True)))
+    graph.remove(node, safe=True)
+    return True
 
 
 def _fits(node: ir.Node) -> bool:
@@ -86,7 +117,7 @@ def _inside(graph: ir.Graph, node: ir.Node, single: ir.Value) -> tuple[ir.Value,
     window = node.attributes.get_int("local_window_size", 0)
     if not window:
         return single, []
-    size = constant(graph, f"window.{window}", window, ir.DataType.INT32)
+    size = constant(graph, f"window.{window}", window, INT32)
     within, both = (
         ir.Value(name=f"{node.name}/{name}", type=ir.TensorType(ir.DataType.BOOL))
         for name in ("within", "both")

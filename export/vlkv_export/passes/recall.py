@@ -11,7 +11,7 @@ import onnx_ir as ir
 from vlkv_export.passes.edit import NATIVE, operand, sizes
 
 KEYS = "key_cache."
-OPERATORS = {"Attend": 6, "AttendBFloat16": 7, "AttendFloat16": 7, "AttendInt8": 7}
+OPERATORS = {"Attend": 6, "AttendFloat32": 7, "AttendBFloat16": 7, "AttendFloat16": 7, "AttendInt8": 7}
 """The operators, and the number of inputs before `recall`."""
 
 

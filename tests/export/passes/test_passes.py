@@ -132,7 +132,8 @@ def natively(model):
 def test_native_attention(name, call, folder, rng):
     graphs = folder(name)
     path, count = onnx_runs.changed(graphs, "decoder", natively)
-    assert count == count_nodes(path, "If") == LAYERS
+    kind = "If" if name == "mistral" else "AttendFloat32"
+    assert count == count_nodes(path, kind) == LAYERS
     assert count_nodes(path, "GroupQueryAttention") == 0
     feeds = onnx_runs.decoder_feeds(read(graphs), call, rng)
     before = onnx_runs.run(graphs / "decoder.onnx", feeds)
@@ -173,7 +174,7 @@ def test_recall(graphs_of, dtype):
 def test_recall_needs_native_attention_in_every_layer(graphs_of):
     model = ir.load(graphs_of("llama") / "decoder.onnx")
     natively(model)
-    node = next(node for node in model.graph.all_nodes() if node.op_type == "Attend")
+    node = next(node for node in model.graph.all_nodes() if node.op_type == "AttendFloat32")
     node.domain = "others"
     assert unchanged(model, recall.apply)
 
@@ -185,7 +186,7 @@ def test_native_cache(graphs_of, dtype, row):
     group_query_attention.apply(model)
     sizes = {value.name: value.shape[3] for value in model.graph.inputs if "_cache." in value.name}
     assert native_cache.apply(model, dtype=dtype) == LAYERS
-    assert not count(model, "GroupQueryAttention") and not count(model, "Attend")
+    assert not count(model, "GroupQueryAttention") and not count(model, "AttendFloat32")
     assert count(model, native_cache.OPERATORS[dtype]) == LAYERS
     for value in (*model.graph.inputs, *model.graph.outputs):
         if "_cache." in value.name:

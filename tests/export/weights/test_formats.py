@@ -30,29 +30,43 @@ def rows_of(rng, rows, columns):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
-def test_8_bits_are_within_half_a_step(rows, columns, rng):
+def test_8_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
     weights = rows_of(rng, rows, columns)
-    codes, scales = int8.quantize(weights)
+    codes, scales, minimums = int8.quantize(weights)
     blocks = -(-columns // 32)
-    assert codes.shape == (rows, blocks, 32) and scales.shape == (rows, blocks)
-    assert (codes.reshape(rows, -1)[:, columns:] == 128).all()
-    # the scale is rounded to float16, so a block's largest is up to 127 / 2^11 of a step beyond its code
-    step = np.repeat(scales.astype(np.float64), 32, axis=1)[:, :columns]
-    error = np.abs(oracle.widen(codes, scales, bits=8, depth=columns) - weights)
-    assert (error <= step * (0.5 + 127 * 2.0**-11)).all()
-    for row, scale in zip(weights, scales, strict=True):
-        parts = [row[at : at + 32] for at in range(0, columns, 32)]
-        np.testing.assert_allclose(
-            scale, [np.abs(part).max() / 127 for part in parts], rtol=2**-10, atol=2**-24
-        )
+    assert codes.shape == (rows, blocks, 32) and scales.shape == minimums.shape == (rows, blocks)
+    parts = in_blocks(weights)
+    low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
+    wide = oracle.widen(codes, scales, minimums, bits=8).reshape(parts.shape)
+    # each is within half a step of the range, plus the rounding of 255 scales and of the minimum
+    bound = (high - low) / 255 * (0.5 + 255 * 2.0**-11) + np.abs(low) * 2.0**-11 + 256 * 2.0**-24
+    assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 
 
-def test_8_bits_of_ties_signs_and_zeros():
-    weights = np.array([[127, -127, 0.5, 1.5, -0.5, 0] + [0] * 26, [0] * 32], np.float32)
-    codes, scales = int8.quantize(weights)
-    assert scales[0].tolist() == [1]
-    assert codes[0, 0, :6].tolist() == [255, 1, 128, 130, 128, 128]
-    assert (codes[1] == 128).all()
+def test_8_bits_take_the_range_or_symmetric_codes(rng):
+    """Blocks of Q8_0 keep all bits, those of Q4_1 do where their scale has room; all zeros stay zeros."""
+    codes = rng.integers(-126, 127, (5, 32))
+    codes[:, 7] = 127
+    scale = rng.uniform(0.001, 0.1, (5, 1)).astype(np.float16).astype(np.float64)
+    for rows in (codes * scale, np.zeros((2, 32)), q4_1(rng)):
+        wide = oracle.widen(*int8.quantize(rows.astype(np.float32)), bits=8)
+        np.testing.assert_array_equal(wide, rows)
+
+
+def q4_1(rng):
+    """Rows of 16 levels, whose distance is 17 times a float16."""
+    step = 17 * rng.uniform(0.001, 0.01, (7, 1)).astype(np.float16).astype(np.float64)
+    levels = rng.integers(0, 16, (7, 32))
+    levels[:, 3], levels[:, 17] = 0, 15
+    return step * levels - 2.0 ** rng.integers(-6, -1, (7, 1))
+
+
+def in_blocks(weights):
+    """Blocks `[N, G, 32]` of rows `[N, K]`, with zeros past K."""
+    rows, columns = weights.shape
+    padded = np.zeros((rows, -(-columns // 32) * 32))
+    padded[:, :columns] = weights
+    return padded.reshape(rows, -1, 32)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
@@ -61,9 +75,7 @@ def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
     codes, scales, minimums = int4.quantize(weights)
     blocks = -(-columns // 32)
     assert codes.shape == (rows, blocks, 16) and scales.shape == minimums.shape == (rows, blocks)
-    padded = np.zeros((rows, blocks * 32))
-    padded[:, :columns] = weights
-    parts = padded.reshape(rows, blocks, 32)
+    parts = in_blocks(weights)
     low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
     wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
     # each is within half a step of the range, plus the rounding of 15 scales and of the minimum

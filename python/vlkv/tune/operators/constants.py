@@ -43,10 +43,11 @@ OPERATORS = {
                 "VLKV_ATTEND_KEYS": (64, 32, 128),
                 "VLKV_ATTEND_AHEAD": (12288, 0, 2048, 4096, 8192, 16384, 24576),
                 "VLKV_ATTEND_PART_SLOTS": (1024, 256, 512, 2048, 4096),
-                "VLKV_ATTEND_BLOCK_QUERIES": (64, 32, 128),
+                "VLKV_ATTEND_BLOCK_QUERIES": (192, 48, 96, 384),
+                "VLKV_ATTEND_BLOCK_KEYS": (96, 64, 128, 192),
             },
             2,
-            ("cpu/attend.cpp",),
+            ("cpu/attend.cpp", "cpu/attend_many.cpp"),
         ),
         Operator(
             "linear",

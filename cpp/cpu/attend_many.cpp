@@ -1,0 +1,154 @@
+#include "cpu/attend_many.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/rotate.h"
+
+namespace vlkv::cpu {
+namespace {
+
+constexpr int64_t kBlockQueries = VLKV_ATTEND_BLOCK_QUERIES;  // that share each read of a tile
+constexpr int64_t kMostWorkers = 64;
+
+int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+}  // namespace
+
+double log2_factor(const AttendParams& p) {
+  constexpr double kLog2E = 1.4426950408889634;
+  const double scale = p.scale != 0.0F ? p.scale : 1.0 / std::sqrt(static_cast<double>(p.head_dim));
+  return scale * kLog2E;
+}
+
+AttendMany::AttendMany(const AttendParams& p)
+    : p_(p),
+      kernels_(kernels()),
+      group_(p.query_heads / p.kv_heads),
+      block_(std::min(p.rows, std::max(int64_t{1}, kBlockQueries / group_))),
+      blocks_((p.rows + block_ - 1) / block_),
+      workers_(std::min(kMostWorkers, p.batch * p.kv_heads * blocks_)),
+      width_(int64_t{kernels_.attend_vectors} * kernels_.lanes),
+      most_(up(block_ * group_, width_)) {
+  const int64_t wide = p.cache == DType::kFloat32 ? 0 : 2 * kAttendBlockKeys * p.head_dim;
+  floats_ = up(most_ * (2 + 2 * p.head_dim) + kAttendBlockKeys * width_ + wide + p.head_dim, 16);
+  memory_ = allocate<float>(workers_ * floats_);
+  seen_ = allocate<int32_t>(workers_ * most_);
+}
+
+AttendMany::Memory AttendMany::memory_of(int64_t worker) const {
+  Memory memory{};
+  memory.query = memory_.get() + worker * floats_;
+  memory.state = memory.query + most_ * p_.head_dim;
+  memory.weight = memory.state + most_ * (2 + p_.head_dim);
+  memory.tile = memory.weight + kAttendBlockKeys * width_;
+  memory.seen = seen_.get() + worker * most_;
+  return memory;
+}
+
+void AttendMany::run(int64_t worker) {
+  const Memory memory = memory_of(worker);
+  const int64_t heads = p_.batch * p_.kv_heads;
+  // Later blocks attend to more keys, so they are taken first.
+  for (int64_t i = next_++; i < heads * blocks_; i = next_++) {
+    run_block(memory, i % heads, (blocks_ - 1 - i / heads) * block_);
+  }
+}
+
+// Queries [first, first + count) of a block.
+AttendQueries AttendMany::queries_of(const Memory& memory, int64_t first, int64_t count) const {
+  AttendQueries queries;
+  queries.vectors = static_cast<int>((count + kernels_.lanes - 1) / kernels_.lanes);
+  queries.head_dim = static_cast<int>(p_.head_dim);
+  queries.query = memory.query + first * p_.head_dim;
+  queries.seen = memory.seen + first;
+  queries.least = memory.seen[first], queries.most = memory.seen[first + count - 1];
+  queries.weight = memory.weight;
+  queries.state = memory.state + first * (2 + p_.head_dim);
+  return queries;
+}
+
+// Rows [begin, begin + block_) of one KV head.
+void AttendMany::run_block(const Memory& memory, int64_t head, int64_t begin) const {
+  const int64_t b = head / p_.kv_heads, h = head % p_.kv_heads, dim = p_.head_dim;
+  const int64_t first = first_slot(p_, b), end = std::min(p_.rows, begin + block_);
+  const int64_t valid = std::clamp(p_.last[b] + 1 - first, begin, end), count = (valid - begin) * group_;
+  for (int64_t row = valid; row < end; ++row) {
+    std::fill_n(p_.result + ((b * p_.rows + row) * p_.kv_heads + h) * group_ * dim, group_ * dim, 0.0F);
+  }
+  if (count == 0) return;
+  const float* from = p_.query + ((b * p_.rows + begin) * p_.kv_heads + h) * group_ * dim;
+  float* to = p_.result + (from - p_.query);
+  std::fill_n(memory.seen, most_, std::numeric_limits<int32_t>::max());
+  for (int64_t i = 0; i < count; ++i) memory.seen[i] = static_cast<int32_t>(first + begin + i / group_ + 1);
+  for (int64_t i = 0; i < count; i += width_) pack(memory, from, i, std::min(width_, count - i));
+  for (int64_t slot = 0; slot < first + valid; slot += kAttendBlockKeys) {
+    const AttendKeys tile = tile_of(memory, head, slot, first + valid);
+    for (int64_t i = 0; i < count; i += width_) {
+      const AttendQueries queries = queries_of(memory, i, std::min(width_, count - i));
+      if (queries.most > slot) kernels_.attend_block(queries, tile);
+    }
+  }
+  for (int64_t i = 0; i < count; i += width_) unpack(memory, to, i, std::min(width_, count - i));
+}
+
+// Elements from query 0 of a block to query i, in the query and in the result.
+int64_t AttendMany::offset(int64_t i) const {
+  return (i / group_ * p_.kv_heads * group_ + i % group_) * p_.head_dim;
+}
+
+void AttendMany::pack(const Memory& memory, const float* from, int64_t first, int64_t count) const {
+  const AttendQueries queries = queries_of(memory, first, count);
+  const int64_t width = int64_t{queries.vectors} * kernels_.lanes, dim = p_.head_dim;
+  const double factor = log2_factor(p_);
+  float* to = memory.query + first * dim;
+  float* line = memory.tile;
+  for (int64_t i = 0; i < width; ++i) {
+    std::fill_n(line, dim, 0.0F);
+    if (i < count) {
+      const float* query = from + offset(first + i);
+      for (int64_t d = 0; d < dim; ++d) line[d] = static_cast<float>(factor * query[d]);
+      if (p_.cache == DType::kInt8) rotate(line, 1, dim);
+    }
+    for (int64_t d = 0; d < dim; ++d) to[d * width + i] = line[d];
+  }
+  std::fill_n(queries.state, width, -std::numeric_limits<float>::infinity());
+  std::fill_n(queries.state + width, (1 + dim) * width, 0.0F);
+}
+
+// Slots [first, first + kAttendBlockKeys) of `slots`, widened if they are not in float32.
+AttendKeys AttendMany::tile_of(const Memory& memory, int64_t head, int64_t first, int64_t slots) const {
+  AttendKeys tile;
+  tile.stride = p_.head_dim, tile.first = static_cast<int>(first);
+  tile.keys = static_cast<int>(std::min<int64_t>(kAttendBlockKeys, slots - first));
+  const char* from[2] = {row_of(p_, p_.key_cache, head, first), row_of(p_, p_.value_cache, head, first)};
+  const float* wide[2];
+  for (int kind = 0; kind < 2; ++kind) {
+    if (p_.cache == DType::kFloat32) {
+      wide[kind] = reinterpret_cast<const float*>(from[kind]);
+      continue;
+    }
+    float* to = memory.tile + kind * kAttendBlockKeys * p_.head_dim;
+    const int64_t step = row_bytes(p_.cache, p_.head_dim);
+    for (int64_t i = 0; i < tile.keys; ++i) {
+      kernels_.to_float(from[kind] + i * step, p_.cache, to + i * p_.head_dim, p_.head_dim);
+    }
+    wide[kind] = to;
+  }
+  tile.key = wide[0], tile.value = wide[1];
+  return tile;
+}
+
+void AttendMany::unpack(const Memory& memory, float* to, int64_t first, int64_t count) const {
+  const AttendQueries queries = queries_of(memory, first, count);
+  const int64_t width = int64_t{queries.vectors} * kernels_.lanes, dim = p_.head_dim;
+  const float* sums = queries.state + width;
+  for (int64_t i = 0; i < count; ++i) {
+    float* result = to + offset(first + i);
+    for (int64_t d = 0; d < dim; ++d) result[d] = sums[(1 + d) * width + i] / sums[i];
+    if (p_.cache == DType::kInt8) rotate(result, 1, dim);
+  }
+}
+
+}  // namespace vlkv::cpu
