@@ -1,4 +1,4 @@
-"""Writes the text model of a LLaVA checkpoint as a GGUF file for llama.cpp, without a vocabulary."""
+"""Writes the text model of a LLaVA checkpoint as a GGUF file for llama.cpp; of tokenizers only whole words."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """GGUF's name of the architecture, by `model_type`."""
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3
+"""GGUF's types of tokens."""
 
 
-def write(checkpoint: Path, target: Path) -> None:
-    """Writes all text weights in float32 to `target`.
+def write(checkpoint: Path, target: Path, words: bool = False) -> None:
+    """Writes all text weights in float32 to `target`, with the tokenizer's words or without a vocabulary.
 
     Raises:
-        ValueError: llama.cpp has no architecture for this text model.
+        ValueError: llama.cpp has no architecture for this text model, or its tokenizer is not one of whole words.
     """
     import gguf
 
@@ -37,6 +39,10 @@ def write(checkpoint: Path, target: Path) -> None:
     weights = dict(tensors(checkpoint))
     writer = gguf.GGUFWriter(target, ARCHITECTURES[kind])
     facts(writer, text, rope, weights)
+    if words:
+        vocabulary(writer, checkpoint, config)
+    else:
+        writer.add_tokenizer_model("none")
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[kind])
     names = gguf.get_tensor_name_map(number, text["num_hidden_layers"])
     for name, values in weights.items():
@@ -70,7 +76,28 @@ def facts(writer: Any, text: dict[str, Any], rope: dict[str, Any], weights: dict
     writer.add_rope_freq_base(float(text.get("rope_theta") or rope.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(text.get("rms_norm_eps", 1e-6))
     writer.add_vocab_size(weights["model.embed_tokens.weight"].shape[0])
-    writer.add_tokenizer_model("none")
+
+
+def vocabulary(writer: Any, checkpoint: Path, config: dict[str, Any]) -> None:
+    """Adds a tokenizer of whole words. llama.cpp has none; its Unigram with equal scores prefers the fewest pieces."""
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    if tokenizer["model"]["type"] != "WordLevel":
+        raise ValueError(f"tokenizer {tokenizer['model']['type']!r} is not converted here; WordLevel is")
+    special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
+    unknown = tokenizer["model"]["unk_token"]
+    texts = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].__getitem__)
+    kinds = [UNKNOWN if text == unknown else CONTROL if text in special else NORMAL for text in texts]
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([text if text in special else f"\u2581{text}" for text in texts])
+    writer.add_token_scores([-1.0] * len(texts))
+    writer.add_token_types(kinds)
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+    writer.add_unk_token_id(texts.index(unknown))
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
 
 
 def interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:

@@ -35,7 +35,7 @@ def converted(checkpoint: Path, folder: Path, mode: str) -> Path:
     """The converted checkpoint, in a folder beside the environment, named by its path and its weights' time stamp."""
     weights = mode.split("-")[0]
     weights = weights if weights in {"int8", "int4"} else "fp32"  # the exporter's names
-    target = folder / "models" / fingerprint(checkpoint, *([] if weights == "fp32" else [weights]))
+    target: Path = folder / "models" / fingerprint(checkpoint, *([] if weights == "fp32" else [weights]))
     if not target.exists():
         part = target.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)

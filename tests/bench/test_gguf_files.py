@@ -81,3 +81,25 @@ def test_what_cannot_be_converted_is_named(gguf_files, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"model_type": "mamba"}}))
     with pytest.raises(ValueError, match="text model 'mamba' is not converted here; llama, mistral"):
         gguf_files.write(tmp_path, tmp_path / "x.gguf")
+
+
+def test_words_of_a_tokenizer_are_pieces_with_a_blank_and_special_ones_stay(gguf_files, tmp_path):
+    class Writer:
+        def __init__(self):
+            self.given = {}
+
+        def __getattr__(self, name):
+            return lambda value: self.given.update({name.removeprefix("add_"): value})
+
+    vocab = {"<unk>": 0, "</s>": 1, "b": 3, "a": 2}
+    added = [{"content": text, "special": True} for text in ("<unk>", "</s>")]
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": model}))
+    writer = Writer()
+    gguf_files.vocabulary(writer, tmp_path, {"eos_token_id": 1, "bos_token_id": 0})
+    assert writer.given["token_list"] == ["<unk>", "</s>", "\u2581a", "\u2581b"]
+    assert writer.given["token_types"] == [2, 3, 1, 1]
+    assert writer.given["unk_token_id"] == 0
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "model": {"type": "BPE"}}))
+    with pytest.raises(ValueError, match="tokenizer 'BPE' is not converted here; WordLevel is"):
+        gguf_files.vocabulary(writer, tmp_path, {})

@@ -2,7 +2,8 @@
 
 Each line is a request in JSON: `{"at": seconds, "width": pixels, "height": pixels, "words": of the prompt,
 "max_tokens": N, "image": number of the picture}`. With `width` 0 the request has no picture; requests with the same
-`image` number share a picture.
+`image` number share a picture. `document` words stand before the prompt: equal numbers give equal documents, whose
+words are `w0` to `w9999`.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)] = 0
     words: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 8
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64
-    image: int = 0
+    image: Annotated[int, msgspec.Meta(ge=0)] = 0
+    document: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 0
 
     def prompt(self) -> str:
-        """A text of `words` words."""
-        return " ".join(WORDS[n % len(WORDS)] for n in range(self.words))
+        """The document and a text of `words` words."""
+        numbers = np.random.default_rng(self.image).integers(0, 10_000, self.document)
+        words = [f"w{number}" for number in numbers]
+        return " ".join(words + [WORDS[n % len(WORDS)] for n in range(self.words)])
 
     def picture(self) -> bytes | None:
         """A PNG of that size; equal numbers and sizes give equal pictures."""
