@@ -282,7 +282,7 @@ def test_raw_leaves_the_template_out(engine):
 def test_public_names():
     assert set(vlkv.POLICIES) == set(POLICIES) == {
         "full", "vl-cache", "elastic", "h2o", "snapkv", "pyramidkv", "streaming-llm", "shared-question",
-        "tgv-kv", "mixkv", "picture-once",
+        "tgv-kv", "mixkv", "picture-once", "recall-question",
     }  # fmt: skip
     for name in vlkv.__all__:
         assert getattr(vlkv, name) is not None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.steps import policies_of
 from vlkv import POLICIES
 from vlkv.errors import PolicyError
 from vlkv.generation.fork import Variant
@@ -69,9 +70,7 @@ def test_answers_are_equal_on_every_path(engine_of, forms, operators):
     engine = engine_of("llama-gqa-tied", operators)
     asked = Question(PROMPT, forms, max_new_tokens=12, scores=True, prune="diverse:0.4")
     variants = [
-        Variant(policy, 1.0 if policy.keeps_all else 0.3)
-        for policy in POLICIES.values()
-        if operators == "native" or policy.reduce == "sum"
+        Variant(policy, 1.0 if policy.keeps_all else 0.3) for policy in map(POLICIES.get, policies_of(engine))
     ]
     questions = [replace(asked, policy=variant.policy, budget=variant.budget) for variant in variants]
     alone = [engine.generate_batch([question])[0] for question in questions]

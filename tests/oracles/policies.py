@@ -188,14 +188,14 @@ def kept(
         score = np.zeros((layers, kv_heads, length))
         counts = equal
         always = [(min(4, count), count - min(4, count)) for count in counts]
-    elif name == "shared-question":
+    elif name in ("shared-question", "recall-question"):
         score = column_sums(attention, rows_after_the_picture(length, last_image, window), kv_heads)
         counts = equal
         always = [(1, min(round(0.1 * count), count - 1)) for count in counts]
         for layer, (_, recent) in enumerate(always):
             for head in range(kv_heads):
                 score[layer, head] = neighbours_largest(score[layer, head], length - recent, 7)
-        score = shared(score)
+        score = shared(score) if name == "shared-question" else score
         claims = [round(0.5 * count) for count in counts]
     elif name == "tgv-kv":
         rows = rows_after_the_picture(length, last_image, window)

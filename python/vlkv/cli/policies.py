@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any
 
 import typer
@@ -10,23 +10,24 @@ from rich.table import Table
 
 from vlkv.cli.console import answers, write_json
 from vlkv.policies.builtin import POLICIES
+from vlkv.policies.policy import Policy
+from vlkv.policies.recall import Recall
 
 
 def policies(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """List the policies and their fields."""
-    known = {name: asdict(policy) for name, policy in POLICIES.items()}
     if json:
-        write_json(known)
+        write_json({name: asdict(policy) for name, policy in POLICIES.items()})
         return
+    names = [field.name for field in fields(Policy) if field.name != "name"]
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
-    for name in known:
+    for name in POLICIES:
         table.add_column(name, no_wrap=True)
-    for field in next(iter(known.values())):
-        if field != "name":
-            table.add_row(field, *(shown(fields[field]) for fields in known.values()))
+    for field in names:
+        table.add_row(field, *(shown(getattr(policy, field)) for policy in POLICIES.values()))
     console = answers()
     # a pipe has no width: use the table's
     console.width = max(
@@ -39,7 +40,9 @@ def policies(
 
 
 def shown(value: Any) -> str:
-    """A field's value as a short text."""
+    """A field's value as a short text; a `Recall` as its share and the tokens of a page."""
+    if isinstance(value, Recall):
+        return f"{value.share:g}/{value.page}"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

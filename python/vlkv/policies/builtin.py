@@ -2,13 +2,15 @@
 
 Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arXiv 2306.14048), SnapKV (arXiv
 2404.14469), PyramidKV (arXiv 2406.02069), StreamingLLM (arXiv 2309.17453), TGV-KV (arXiv
-2606.03075), MixKV (arXiv 2510.20707), KVzip (arXiv 2505.23416) for the probes of `picture-once`.
+2606.03075), MixKV (arXiv 2510.20707), KVzip (arXiv 2505.23416) for the probes of `picture-once`, Quest (arXiv
+2406.10774) for the pages of `recall-question`.
 """
 
 from __future__ import annotations
 
 from vlkv.errors import PolicyError, quoted
 from vlkv.policies.policy import Policy
+from vlkv.policies.recall import Recall
 
 POLICIES = {
     policy.name: policy
@@ -51,6 +53,16 @@ POLICIES = {
         Policy("mixkv", rows="last", pooling="mean", kernel=5, diversity="keys", keep_observed=True),
         Policy(
             "picture-once", rows="probe", reduce="max", sinks=1, keep_observed=True, per_head=False, text=0.5
+        ),
+        Policy(
+            "recall-question",
+            rows="post_vision",
+            pooling="max",
+            kernel=7,
+            sinks=1,
+            recent=0.1,
+            text=0.5,
+            recall=Recall(0.25),
         ),
     )
 }
