@@ -97,7 +97,9 @@ def test_logits_are_near_float32s(engines, pictures, dtype, name, rng, monkeypat
         for step in forced:
             steps[which].append(step.logits.copy())
         evicted[which].insert(0, (1, [kept.tolist() for kept in forced.result.positions or []]))
-    same = next((at for (at, mine), (_, theirs) in zip(*evicted.values(), strict=False) if mine != theirs), None)
+    same = next(
+        (at for (at, mine), (_, theirs) in zip(*evicted.values(), strict=False) if mine != theirs), None
+    )
     largest = max(float(np.abs(logits).max()) for logits in steps["float32"])
     layers = engines[dtype].manifest.text.layers
     # a layer's output is off by its keys' and its values' rounding at most, times what later layers make of it
