@@ -45,6 +45,7 @@ def tune(
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model's name there.", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt, drawn at random.")] = 1,
     calls: Annotated[
         int | None, typer.Option(help="Most calls of proposers, per function or for the engine.")
     ] = None,
@@ -59,14 +60,14 @@ def tune(
 
     The endpoint's key is read from VLKV_TUNE_KEY.
     """
-    from vlkv.ops.tuned import processor
+    from vlkv.ops.tuned import processor, sources_folder
     from vlkv.tune.agents import Agents
     from vlkv.tune.api import Budget, pairs_of
     from vlkv.tune.api import tune as run
     from vlkv.tune.endpoint import endpoint as asking
     from vlkv.tune.harness import Harness
     from vlkv.tune.limits import network_is_cut
-    from vlkv.tune.operators.agent import ConstantAgent
+    from vlkv.tune.operators.agent import ConstantAgent, FunctionAgent
     from vlkv.tune.operators.constants import Operator
     from vlkv.tune.operators.engine import switch_off, tune_engine
     from vlkv.tune.operators.search import ConstantSearch
@@ -90,7 +91,7 @@ def tune(
     if (endpoint is None) != (model is None):
         raise TuneError("--endpoint and --model are given together")
     budget = Budget(calls, minutes)
-    ask = asking(endpoint, model, max_tokens) if endpoint and model else None
+    ask = asking(endpoint, model, max_tokens, samples=samples) if endpoint and model else None
     pairs = pairs_of(source, harness) if source is not None else []
     if sys.platform == "linux" and not network_is_cut():
         notes().print(
@@ -102,8 +103,15 @@ def tune(
         return [Search(seed) if name == "search" else agents[0] for name in names]
 
     def chosen_for(operator: Operator, found: Harness) -> list[Proposer]:
-        agents = [ConstantAgent(ask, operator, found, processor())] if ask else []
-        return [ConstantSearch(operator, seed) if name == "search" else agents[0] for name in names]
+        agents: list[Proposer] = []
+        if ask:
+            agents = [ConstantAgent(ask, operator, found, processor())]
+            agents.append(FunctionAgent(ask, operator, sources_folder()))
+        return [
+            one
+            for name in names
+            for one in ([ConstantSearch(operator, seed)] if name == "search" else agents)
+        ]
 
     with progress(data=False) as bar:
 
@@ -122,11 +130,20 @@ def tune(
         write_json(facts)
         return
     table = Table(
-        "function", "calls", "correct", "admitted", "speedup", "99%", "level", "compile s", box=None
+        "function",
+        "calls",
+        "candidates",
+        "correct",
+        "admitted",
+        "speedup",
+        "99%",
+        "level",
+        "compile s",
+        box=None,
     )
     for one in report.functions:
         interval = f"{one.low:.2f}-{one.high:.2f}"
-        numbers = (str(value) for value in (one.calls, one.correct, one.admitted))
+        numbers = (str(value) for value in (one.calls, one.candidates, one.correct, one.admitted))
         table.add_row(
             one.name, *numbers, f"{one.speedup:.3f}", interval, one.best_level, f"{one.compile_seconds:.1f}"
         )

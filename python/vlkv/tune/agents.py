@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vlkv.tune.toolchain import Candidate
 PROMPTS = Path(__file__).parent / "prompts"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
 ROUNDS = 4
+OPEN = re.compile(r"^```[^\n]*\n(.*)", re.DOTALL | re.MULTILINE)
 MOST_SHOWN = 24_000
 MOST_HISTORY = 20
 MOST_PROBES = 16
@@ -41,6 +43,7 @@ class Agents:
         self.ask, self.harness, self.processor = ask, harness, processor
         self.calls, self.rounds = calls, rounds
         self.probes: list[Sizes] = []
+        self.waiting: list[Proposal] = []
         self._history: list[str] = []
         self._level = ""
         self._left = 0
@@ -48,7 +51,9 @@ class Agents:
         self._tested = False
 
     def propose(self, state: State) -> Proposal:
-        """Asks one agent."""
+        """Asks one agent, or returns a further sample of the last call."""
+        if self.waiting:
+            return self.waiting.pop(0)
         if not self._tested:
             return self._test(state)
         if not self._left:
@@ -130,16 +135,44 @@ class Agents:
                 probe=f"Sizes that are easy to get wrong: {json.dumps(self.probes)}\n" if self.probes else "",
             )
         )
-        record = facts_of(self._level, reply)
-        blocks = FENCE.findall(reply.text)
-        if not blocks:
+        self.waiting = sampled(self._level, reply, lambda text: self._candidate(text, start.flags))
+        return self.waiting.pop(0)
+
+    def _candidate(self, text: str, flags: tuple[str, ...]) -> Candidate | None:
+        block = block_of(text)
+        if block is None:
             self._feedback = "Your last answer has no fenced block.\n"
             self._history.append(f"{self._level}: wrong, no fenced block")
-            return Proposal(None, "the answer has no fenced block", record)
-        return Proposal(Candidate(self._level, blocks[0], start.flags, self.name), record=record)
+            return None
+        return Candidate(self._level, block, flags, self.name)
 
 
-def prompt_of(name: str, **fields: str) -> str:
+def block_of(text: str) -> str | None:
+    """Returns the first fenced block, or what follows a fence that the answer's end left open; None without a fence."""
+    found = FENCE.search(text) or OPEN.search(text)
+    return None if found is None else found.group(1)
+
+
+def sampled(
+    agent: str,
+    reply: Reply,
+    candidate: Callable[[str], Candidate | None],
+    without: str = "the answer has no fenced block",
+) -> list[Proposal]:
+    """Returns a proposal for each sample of a reply; `without` is the reason for one that gives no candidate.
+
+    Tokens and seconds stand in the first's record.
+    """
+    made = []
+    for number, text in enumerate((reply.text, *reply.more)):
+        record = facts_of(agent, reply) if not number else {"agent": agent, "answer": text}
+        record |= {"sample": number} if number else {}
+        found = candidate(text)
+        made.append(Proposal(found, "" if found else without, record))
+    return made
+
+
+def prompt_of(name: str, /, **fields: str) -> str:
     """Returns the prompt of that name with its fields filled in."""
     text = (PROMPTS / f"{name}.md").read_text()
     # one pass: what a field holds is not searched again

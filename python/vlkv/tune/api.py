@@ -168,7 +168,7 @@ def tune_subject(
 def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
     """Takes in the records of an earlier run: nothing is timed again but the best, which is built anew."""
     for record in ledger.records:
-        state.calls += 1
+        state.calls += not record.get("sample")
         for proposer in proposers:
             remember = getattr(proposer, "remember", None)
             if remember is not None and record.get("proposer") == proposer.name:
@@ -190,12 +190,19 @@ def _spend(
     progress: Callable[[Verdict | None], None],
 ) -> None:
     begin = time.perf_counter()
-    while budget.calls is None or state.calls < budget.calls:
-        if budget.minutes is not None and time.perf_counter() - begin > 60 * budget.minutes:
-            break
-        proposer = proposers[state.calls % len(proposers)]
+    while True:
+        # samples of a call that was made are judged, whatever the budget
+        proposer = next((one for one in proposers if getattr(one, "waiting", ())), None)
+        if proposer is None:
+            if budget.calls is not None and state.calls >= budget.calls:
+                break
+            if budget.minutes is not None and time.perf_counter() - begin > 60 * budget.minutes:
+                break
+            proposer = proposers[state.calls % len(proposers)]
         proposal = proposer.propose(state)
-        record: dict[str, Any] = {"call": state.calls, "proposer": proposer.name, **proposal.record}
+        further = bool(proposal.record.get("sample"))
+        number = state.calls - further
+        record: dict[str, Any] = {"call": number, "proposer": proposer.name, **proposal.record}
         verdict = None
         judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
         if proposal.candidate is None:
@@ -205,11 +212,11 @@ def _spend(
             state.note(proposal.candidate, verdict, library)
             record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
             record |= {"admitted": verdict.admitted, "relative": state.relative}
-            if proposal.candidate.level == "constants":
+            if proposal.candidate.level in ("constants", "functions"):
                 record["choice"] = proposal.candidate.text
             proposer.learn(proposal, verdict)
         ledger.add(record, proposal.candidate)
-        state.calls += 1
+        state.calls += not further
         progress(verdict)
 
 

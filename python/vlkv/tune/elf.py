@@ -25,6 +25,8 @@ LIBRARIES = (
     "ld-linux-aarch64.so.1",
 )
 IFUNC = 10
+SYMBOLS = 2
+LOADER_WRITES = (".data.rel.ro", ".eh_frame")
 
 
 def fault(data: bytes) -> str | None:
@@ -68,6 +70,38 @@ def _fault(data: bytes) -> str | None:
             if data[at + 4] & 15 == IFUNC:
                 return "code runs at load (an indirect function)"
     return None
+
+
+def writable(data: bytes) -> dict[str, int]:
+    """Returns the bytes of an object file's writable sections by name, without tables that the loader writes."""
+    found: dict[str, int] = {}
+    offset, size, count, names = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HHH", data, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
+    for section in sections:
+        name = _text(data, sections[names][4] + section[0])
+        if section[2] & WRITABLE and section[2] & ALLOCATED and not name.startswith(LOADER_WRITES):
+            found[name] = found.get(name, 0) + section[5]
+    return {name: length for name, length in found.items() if length}
+
+
+def symbols(data: bytes) -> tuple[set[str], set[str]]:
+    """Returns the names that an object file defines for others, and those that it needs. Both empty if it is none."""
+    defined: set[str] = set()
+    needed: set[str] = set()
+    try:
+        offset, size, count = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HH", data, 58)
+        sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
+        for section in sections:
+            if section[1] != SYMBOLS:
+                continue
+            strings = sections[section[6]][4]
+            for at in range(section[4], section[4] + section[5], 24):
+                name, info, _, index = struct.unpack_from("<IBBH", data, at)
+                if info >> 4 and name:
+                    (defined if index else needed).add(_text(data, strings + name))
+    except (struct.error, UnicodeDecodeError, ValueError, IndexError):
+        return set(), set()
+    return defined, needed
 
 
 def _text(data: bytes, at: int) -> str:

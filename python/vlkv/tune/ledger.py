@@ -12,7 +12,13 @@ from vlkv.errors import TuneError
 from vlkv.storage.files import reason, show
 from vlkv.tune.toolchain import Candidate
 
-ENDINGS = {"source": "c", "ir": "ll", "assembly": "s", "constants": "constants.json"}
+ENDINGS = {
+    "source": "c",
+    "ir": "ll",
+    "assembly": "s",
+    "constants": "constants.json",
+    "functions": "functions.json",
+}
 
 
 class Ledger:

@@ -24,6 +24,7 @@ class FunctionReport:
 
     name: str
     calls: int = 0
+    candidates: int = 0
     correct: int = 0
     admitted: int = 0
     speedup: float = 1.0
@@ -43,7 +44,7 @@ class FunctionReport:
         cls, name: str, records: list[dict[str, Any]], final: Ratio | None, network_cut: bool
     ) -> FunctionReport:
         """Builds the report from the ledger's records and the final ratio (None: the source itself is the best)."""
-        made = cls(name, len(records), network_cut=network_cut)
+        made = cls(name, sum(not record.get("sample") for record in records), network_cut=network_cut)
         gates: Counter[str] = Counter()
         for record in records:
             level = record.get("level") or record.get("agent", "other")
@@ -52,12 +53,13 @@ class FunctionReport:
                 dict.fromkeys(COUNTED, 0),
             )
             tokens = record.get("tokens_in", 0) + record.get("tokens_out", 0)
-            line["calls"] += 1
+            line["calls"] += not record.get("sample")
             line["candidates"] += "text" in record
             line["correct"] += bool(record.get("correct"))
             line["admitted"] += bool(record.get("admitted"))
             line["compile_seconds"] += record.get("compile_seconds", 0.0)
             line["tokens"] += tokens
+            made.candidates += "text" in record
             made.correct += bool(record.get("correct"))
             made.admitted += bool(record.get("admitted"))
             made.compile_seconds += record.get("compile_seconds", 0.0)
@@ -91,6 +93,7 @@ class Report:
             "p90": float(np.percentile(speedups, 90)),
             "best": float(speedups.max()),
             "calls": sum(function.calls for function in self.functions),
+            "candidates": sum(function.candidates for function in self.functions),
             "correct": sum(function.correct for function in self.functions),
             "admitted": sum(function.admitted for function in self.functions),
             "compile_seconds": sum(function.compile_seconds for function in self.functions),

@@ -18,8 +18,9 @@ from vlkv.ops import tuned
 from vlkv.tune.api import Budget
 from vlkv.tune.operators import engine as engines
 from vlkv.tune.operators import library
-from vlkv.tune.operators.constants import OPERATORS
+from vlkv.tune.operators.constants import OPERATORS, Choice
 from vlkv.tune.operators.engine import switch_off, tune_engine
+from vlkv.tune.operators.functions import FUNCTIONS, installed
 from vlkv.tune.operators.search import ConstantSearch
 from vlkv.tune.proposal import Proposal
 from vlkv.tune.toolchain import Candidate
@@ -32,11 +33,26 @@ SHAPE = "llama-old"
 SLOW, WRONG, FAST = "{}", '{"VLKV_EVICT_AHEAD": 32}', '{"VLKV_EVICT_PIECE": 512}'
 ASKED = {"prompt": "what is this", "policy": "vl-cache", "budget": 0.5, "max_new_tokens": 4}
 BEGIN = "void run_cpu(const EvictParams& p) {\n"
+CHANGES = (
+    ("slots[i + run] == slots[i] + run", "slots[i + run] >= slots[i] + run"),  # wrong: gaps are copied too
+    ("i + kAhead < end", "i + kAhead <= end"),  # reads a slot past the end
+    ("const size_t bytes", "static size_t calls = 0; calls += 1; const size_t bytes"),  # keeps state
+    ("int64_t run = 1;", "int64_t run = 1;;"),  # the same machine code
+)
 CHANGED = """
 #if VLKV_EVICT_PIECE == 256
   for (volatile int i = 0; i < 400000; i = i + 1) {}
 #endif
 """
+
+
+def functions(sources: Path, change: tuple[str, str]) -> str:
+    """The installed gather with a change, as a candidate of level functions beside the fast constant."""
+    gather = next(one for one in FUNCTIONS["evict"] if one.name == "gather")
+    text = installed(sources, gather)
+    assert change[0] in text
+    replaced = {"gather": text.replace(*change)}
+    return Choice({"VLKV_EVICT_PIECE": 512}, (), replaced).text()
 
 
 class Listed:
@@ -48,7 +64,8 @@ class Listed:
         self.texts = texts
 
     def propose(self, state) -> Proposal:
-        return Proposal(Candidate("constants", self.texts[state.calls], (), self.name))
+        text = self.texts[state.calls]
+        return Proposal(Candidate("functions" if "functions" in text else "constants", text, (), self.name))
 
     def learn(self, proposal, verdict) -> None:
         pass
@@ -72,8 +89,8 @@ def run(built_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(engines, "HARNESSES", {"evict": engines.HARNESSES["evict"]})
         tuned.sources_hash.cache_clear()
         engine = built_of(SHAPE)
-        texts = [SLOW, WRONG, "{", FAST]
-        report = tune_engine(engine, base / "out", lambda *_: [Listed(texts)], Budget(calls=4))
+        texts = [SLOW, WRONG, "{", FAST, *(functions(sources, change) for change in CHANGES)]
+        report = tune_engine(engine, base / "out", lambda *_: [Listed(texts)], Budget(calls=len(texts)))
         yield engine, base / "out", report
     tuned.sources_hash.cache_clear()
 
@@ -82,14 +99,24 @@ def test_a_wrong_choice_is_refused_and_a_faster_one_admitted(run):
     _, out, report = run
     lines = (out / "evict" / "ledger.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines[1:]]
-    assert [r.get("gate") for r in found] == ["time", "inputs", "compile", None]
+    assert [r.get("gate") for r in found[:4]] == ["time", "inputs", "compile", None]
     assert "oracle says" in found[1]["reason"] and "no JSON object" in found[2]["reason"]
     only = report.functions[0]
-    assert (only.calls, only.correct, only.admitted) == (4, 2, 1)
+    assert (only.calls, only.candidates, only.correct, only.admitted) == (8, 8, 3, 1)
     assert only.low > 1 and only.best_flags == ["-DVLKV_EVICT_PIECE=512"]
     record = json.loads((out / "tuned.json").read_text())
     assert record["libraries"][0]["operators"]["evict"]["choice"] == {"VLKV_EVICT_PIECE": 512, "flags": []}
     assert (out / record["libraries"][0]["file"]).stat().st_size > 100_000
+
+
+def test_a_wrong_function_of_the_source_is_refused(run):
+    """It is compiled into the library and judged as a choice is; the same machine code is not judged twice."""
+    _, out, report = run
+    lines = (out / "evict" / "ledger.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines[5:]]
+    assert [r.get("gate") for r in found] == ["inputs", "sanitizer", "compile", "time"]
+    assert "state between calls" in found[2]["reason"] and "earlier candidate" in found[3]["reason"]
+    assert report.functions[0].by_level["functions"]["candidates"] == 4
 
 
 def test_an_engine_answers_the_same_with_the_library(run, engine_of):

@@ -1,16 +1,19 @@
-"""The language-model agent for operators: it answers with constants and flags, and hears what became of them."""
+"""Language-model agents for operators: one answers with constants and flags, one with a function of the source."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
-from vlkv.tune.agents import FENCE, MOST_HISTORY, facts_of, prompt_of
+from vlkv.tune.agents import FENCE, MOST_HISTORY, block_of, prompt_of, sampled
 from vlkv.tune.endpoint import Ask
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Verdict
-from vlkv.tune.operators.constants import FLAGS, Operator
+from vlkv.tune.operators.constants import FLAGS, Choice, Operator, parse
+from vlkv.tune.operators.functions import FUNCTIONS, installed
+from vlkv.tune.operators.functions import LEVEL as SOURCE
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
@@ -26,10 +29,13 @@ class ConstantAgent:
 
     def __init__(self, ask: Ask, operator: Operator, harness: Harness, processor: str) -> None:
         self.ask, self.operator, self.harness, self.processor = ask, operator, harness, processor
+        self.waiting: list[Proposal] = []
         self._history: list[str] = []
 
     def propose(self, state: State) -> Proposal:
         """Asks the model; the choice is the first JSON object of its answer, in a fenced block or not."""
+        if self.waiting:
+            return self.waiting.pop(0)
         names = {name: sorted(values) for name, values in self.operator.constants.items()}
         prompt = prompt_of(
             LEVEL,
@@ -42,13 +48,15 @@ class ConstantAgent:
             best=state.best.text.strip(),
             history="\n".join(self._history[-MOST_HISTORY:]) or "nothing yet",
         )
-        reply = self.ask(prompt)
-        record = facts_of(LEVEL, reply)
-        found = OBJECT.search((FENCE.findall(reply.text) or [reply.text])[0])
+        self.waiting = sampled(LEVEL, self.ask(prompt), self._candidate, "the answer has no JSON object")
+        return self.waiting.pop(0)
+
+    def _candidate(self, text: str) -> Candidate | None:
+        found = OBJECT.search((FENCE.findall(text) or [text])[0])
         if found is None:
             self._history.append("an answer without a JSON object")
-            return Proposal(None, "the answer has no JSON object", record)
-        return Proposal(Candidate(LEVEL, found.group()[:MOST_TEXT], (), self.name), record=record)
+            return None
+        return Candidate(LEVEL, found.group()[:MOST_TEXT], (), self.name)
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Notes what became of the choice. What held-out inputs said is not told."""
@@ -61,3 +69,54 @@ class ConstantAgent:
 
     def _note(self, text: str, told: str) -> None:
         self._history.append(f"{' '.join(text.split())[:300]}: {told[:160]}")
+
+
+class FunctionAgent:
+    """Each `propose` is one call, about the operator's functions in turn. What it answers is compiled.
+
+    The answer's function joins the best choice so far, constants included.
+    """
+
+    name = "function-agents"
+
+    def __init__(self, ask: Ask, operator: Operator, sources: Path) -> None:
+        self.ask, self.operator, self.sources = ask, operator, sources
+        self.waiting: list[Proposal] = []
+        self._told: dict[str, str] = {}
+        self._calls = 0
+        self._name = ""
+
+    def propose(self, state: State) -> Proposal:
+        """Asks the model for one function, in a fenced block."""
+        if self.waiting:
+            return self.waiting.pop(0)
+        functions = FUNCTIONS[self.operator.name]
+        function = functions[self._calls % len(functions)]
+        self._calls += 1
+        self._name = function.name
+        best = parse(self.operator, state.best.text)
+        told = self._told.get(function.name, "")
+        prompt = prompt_of(
+            SOURCE,
+            name=function.name,
+            text=best.functions.get(function.name) or installed(self.sources, function),
+            feedback=f"Your last version: {told}\n\n" if told else "",
+        )
+
+        def candidate(text: str) -> Candidate | None:
+            block = block_of(text)
+            if block is None:
+                return None
+            replaced = {**best.functions, function.name: block}
+            return Candidate(SOURCE, Choice(best.constants, best.flags, replaced).text(), (), self.name)
+
+        self.waiting = sampled(SOURCE, self.ask(prompt), candidate)
+        return self.waiting.pop(0)
+
+    def learn(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Notes what became of the function. What held-out inputs said is not told."""
+        self._told[self._name] = (verdict.shown or verdict.reason)[:160]
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Takes in a record of an earlier run: the next call is about the next function."""
+        self._calls += not record.get("sample")

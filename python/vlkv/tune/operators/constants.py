@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlkv.errors import TuneError
+from vlkv.tune.operators.functions import FUNCTIONS, fault
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "tune": ("-mtune=native", "-march=native"),
@@ -78,14 +79,16 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """Constants that differ from the default, and flags."""
+    """Constants that differ from the default, flags, and the text of functions that take the installed ones' place."""
 
     constants: Mapping[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    functions: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """Returns the choice as JSON, in a fixed order."""
         values: dict[str, Any] = dict(sorted(self.constants.items()))
+        values |= {"functions": dict(sorted(self.functions.items()))} if self.functions else {}
         return json.dumps(values | {"flags": sorted(self.flags)}, indent=1) + "\n"
 
     @property
@@ -109,6 +112,7 @@ def parse(operator: Operator, text: str) -> Choice:
     flags = values.pop("flags", [])
     if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
         raise TuneError("flags is no list of texts")
+    replaced = _functions(operator, values.pop("functions", {}))
     for name, value in values.items():
         allowed = operator.constants.get(name)
         if allowed is None:
@@ -123,4 +127,17 @@ def parse(operator: Operator, text: str) -> Choice:
         if flag not in known:
             raise TuneError(f"flags has {flag!a:.60}; allowed are {', '.join(known)}")
     constants = {n: v for n, v in values.items() if v != operator.constants[n][0]}
-    return Choice(constants, tuple(sorted(flags)))
+    return Choice(constants, tuple(sorted(flags)), replaced)
+
+
+def _functions(operator: Operator, found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise TuneError("functions is no object of texts")
+    known = [function.name for function in FUNCTIONS[operator.name]]
+    for name, text in found.items():
+        if name not in known:
+            raise TuneError(f"{operator.name} has no function {name!a:.60}; known: {', '.join(known)}")
+        why = fault(text, name)
+        if why:
+            raise TuneError(why)
+    return found

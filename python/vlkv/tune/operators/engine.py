@@ -20,6 +20,7 @@ from vlkv.storage.files import hash_file, write_bytes
 from vlkv.tune.api import Budget, Subject, tune_subject
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge, Verdict
+from vlkv.tune.ledger import ENDINGS
 from vlkv.tune.operators import attend, evict, linear, score
 from vlkv.tune.operators.constants import OPERATORS, Choice, Operator, parse
 from vlkv.tune.operators.library import LEVEL, Core, OperatorToolchain
@@ -70,7 +71,7 @@ def tune_engine(
             if share is None:
                 continue
             reports[name] = tune_subject(subject, output / name, made, share, progress)
-            best = parse(operator, (output / name / f"best.{LEVEL}.json").read_text())
+            best = parse(operator, (output / name / f"best.{ENDINGS[reports[name].best_level]}").read_text())
             if best != Choice():
                 choices[name] = best
         begin("the library")
@@ -80,6 +81,8 @@ def tune_engine(
             ratios = (1.0, 1.0, 1.0) if found is None else (1 / found.value, 1 / found.high, 1 / found.low)
             report.speedup, report.low, report.high = ratios
             report.best_flags = choices[name].arguments if name in confirmed else []
+            if name not in confirmed:
+                report.best_level = LEVEL
         _write(output, shapes, library, {name: (choices[name], confirmed[name]) for name in confirmed})
     whole = Report(list(reports.values()))
     facts = whole.json() | {
@@ -171,7 +174,7 @@ def _write(
         fresh.replace(output / name)
         operators: dict[str, Any] = {
             operator: {
-                "choice": {**choice.constants, "flags": list(choice.flags)},
+                "choice": json.loads(choice.text()),
                 "speedup": 1 / ratio.value,
                 "low": 1 / ratio.high,
                 "high": 1 / ratio.low,

@@ -19,6 +19,8 @@ from vlkv.ops.tuned import sources_folder
 from vlkv.tune.harness import Harness
 from vlkv.tune.limits import Limits, run_limited
 from vlkv.tune.operators.constants import OPERATORS, Choice, Operator, parse
+from vlkv.tune.operators.functions import LEVEL as FUNCTIONS
+from vlkv.tune.operators.functions import object_fault, overlay
 from vlkv.tune.toolchain import Built, Candidate, Toolchain, failed
 
 LEVEL = "constants"
@@ -104,14 +106,26 @@ class Core:
         return self._objects[sanitize]
 
     def compile(
-        self, chosen: list[Unit], words: tuple[str, ...], place: Path, sanitize: bool
+        self,
+        chosen: list[Unit],
+        words: tuple[str, ...],
+        place: Path,
+        sanitize: bool,
+        changed: Path | None = None,
     ) -> tuple[dict[str, Path], str]:
-        """Compiles files with further words; returns objects by name, and why one failed."""
+        """Compiles files with further words; returns objects by name, and why one failed.
+
+        Files of the folder `changed` are taken instead of the sources' of the same path.
+        """
 
         def one(unit: Unit) -> str:
-            command = [self.compiler, *WORDS, f"-I{self.sources}", f"-I{self.sources / 'include'}"]
+            own = [] if changed is None else [f"-I{changed}"]
+            file = self.sources / unit.file
+            if changed is not None and (changed / unit.file).exists():
+                file = changed / unit.file
+            command = [self.compiler, *WORDS, *own, f"-I{self.sources}", f"-I{self.sources / 'include'}"]
             command += [*unit.flags, *words, *(SANITIZED if sanitize else ())]
-            command += ["-c", str(self.sources / unit.file), "-o", f"{unit.name}.o"]
+            command += ["-c", str(file), "-o", f"{unit.name}.o"]
             return failed(run_limited(command, place, SECONDS))
 
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -127,7 +141,16 @@ class Core:
             own = [unit for unit in self.units if unit.operator == name]
             folder = place / f"{name}{'-sanitized' if sanitize else ''}"
             folder.mkdir(exist_ok=True)
-            made, why = self.compile(own, tuple(choice.arguments), folder, sanitize)
+            changed = (
+                overlay(self.sources, name, choice.functions, folder / "changed")
+                if choice.functions
+                else None
+            )
+            made, why = self.compile(own, tuple(choice.arguments), folder, sanitize, changed)
+            if not why and changed is not None and not sanitize:
+                before = self.objects()
+                pairs = [(path.read_bytes(), before[unit].read_bytes()) for unit, path in made.items()]
+                why = next((found for found in (object_fault(*pair) for pair in pairs) if found), "")
             if why:
                 return None, why
             objects |= made
@@ -147,11 +170,11 @@ class OperatorToolchain(Toolchain):
         self.operator, self.core = operator, core
 
     def levels(self) -> tuple[str, ...]:
-        """Returns the one level."""
-        return (LEVEL,)
+        """Returns the two levels: choices of constants, and functions of the source."""
+        return (LEVEL, FUNCTIONS)
 
     def build(self, candidate: Candidate, sanitize: bool = True) -> Built:
-        """See `Toolchain.build`. The text can only choose among listed values, so nothing in it is run."""
+        """See `Toolchain.build`. The text chooses among listed values, and may hold functions of the operator."""
         begin = time.perf_counter()
         place = self.folder / f"c{self._count}"
         self._count += 1
