@@ -79,6 +79,20 @@ for dtype in float16 bfloat16; do
     engine "onnxruntime-cuda-$dtype-$operators" "--device cuda" "--dtype $dtype --operators $operators --capacity 2048"
   done
 done
+for kv in int8 float8; do
+  engine "onnxruntime-cuda-$kv" "--device cuda" "--dtype float16 --operators functions --kv-dtype $kv --capacity 2048"
+done
+# steps that ONNX Runtime records: no note says that they are not; and drawn tokens, which are the CPU's for a seed
+step recorded "$VLKV -v run $out/onnxruntime-cuda-float16-native --device cuda --image $picture --prompt '$question' \
+      --max-new-tokens 32 >$out/recorded.txt 2>$out/recorded.notes
+    cat $out/recorded.notes; ! grep -q 'not recorded' $out/recorded.notes"
+drawn="--image $picture --prompt '$question' --temperature 0.7 --top-k 50 --top-p 0.9 --seed 1 --max-new-tokens 32 --json"
+step drawn "$VLKV run $out/cpu $drawn >$out/drawn.cpu.json
+    $VLKV run $out/onnxruntime-cuda-float16-native --device cuda $drawn >$out/drawn.cuda.json
+    $PYTHON examples/gpu/same_answer.py $out/drawn.cpu.json $out/drawn.cuda.json"
+step bench-engines "$VLKV bench $out/onnxruntime-cuda-float16-native --device cuda --prompt-tokens 1k --batch 1,4 \
+      --new-tokens 64 --also functions=$out/onnxruntime-cuda-float16-functions --also int8=$out/onnxruntime-cuda-int8 \
+      --also float8=$out/onnxruntime-cuda-float8 -o $out/bench"
 capability="\$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)"
 for dtype in float32 float16 bfloat16; do
   engine "tensorrt-$dtype" "" "--backend tensorrt --dtype $dtype --capacity 2048"
@@ -97,6 +111,9 @@ step polygraphy "rm -rf $out/lowered
     $VLKV build $out/graphs -o $out/lowered --backend tensorrt --operators native --lower-only --dtype float16 --capacity 2048
     .venv/bin/polygraphy run $out/lowered/decoder.onnx --trt --onnxrt --plugins $plugin \
       --preview-features ALIASED_PLUGIN_IO_10_03 --val-range 'length:[0,0]' 'row_index:[0,0]' --atol 0.05 --rtol 0.05"
+step cuda-python "make cuda-python CUDA_ARCHITECTURES=native"
+step triton-gpu "$VLKV triton $out/onnxruntime-cuda-float16-native -o $out/model_repository_gpu --gpus 0
+    .venv/bin/python examples/triton/demo.py $out/onnxruntime-cuda-float16-native --gpus 0"
 step triton "$VLKV triton $out/cpu -o $out/model_repository; .venv/bin/python examples/triton/demo.py $out/cpu"
 [ -n "$list" ] && exit 0
 { echo "## Summary"; echo; grep '^## ' "$out/report.md" | sed 's/^## /- /'; } >"$out/summary"

@@ -22,11 +22,13 @@ def main() -> int:
     """Returns 1 if the answer is wrong, and 2 if there is no server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("engine", type=Path)
-    engine = parser.parse_args().engine
+    parser.add_argument("--gpus", default="", help="device numbers, such as 0,1; default: the CPU")
+    arguments = parser.parse_args()
+    engine, gpus = arguments.engine, tuple(int(number) for number in arguments.gpus.split(",") if number)
     example = json.loads((EXAMPLE / "example.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
-        write_repository(Settings(str(engine.resolve())), engine, repository)
+        write_repository(Settings(str(engine.resolve()), gpus=gpus), engine, repository)
         start = perf_counter()
         try:
             with Server(repository, Path(folder) / "server.log") as server:

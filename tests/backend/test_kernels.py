@@ -25,6 +25,12 @@ def test_the_plugin_has_them(plugin):
     with pytest.raises(EngineError, match=r"vlkv's kernel failed: \[pick\] vocab is 0, not in \[1, \d+\]$"):
         found.pick(1, 0, 1, 1, 1, 0)
     found.pick(0, 9, 0, 0, 0, 0)
+    assert found.draws
+    with pytest.raises(EngineError, match=r"vlkv's kernel failed: \[draw\] vocab is 0, not in \[1, \d+\]$"):
+        found.draw(1, 0, 1, 1, 1, 1, 0)
+    with pytest.raises(EngineError, match=r"\[draw\] settings is null$"):
+        found.draw(1, 9, 256, 0, 256, 256, 0)
+    found.draw(0, 9, 0, 0, 0, 0, 0)
 
 
 def test_a_launch_that_fails_says_why(plugin):

@@ -9,7 +9,9 @@ import sys
 from ctypes import CDLL, create_string_buffer
 from pathlib import Path
 
-ENTRIES = ("score", "evict", "attend", "move_slots", "pick")
+ENTRIES = ("score", "evict", "attend", "move_slots", "pick", "draw")
+WORKSPACE = ("score", "evict", "attend")
+"""Those that take a workspace and its size."""
 
 
 def main(folder: Path) -> None:
@@ -30,7 +32,7 @@ def main(folder: Path) -> None:
     assert library.vlkv_has_cuda() == 1, f"{path} has no CUDA kernels"
     said = create_string_buffer(200)
     for name in ENTRIES:
-        entry, sizes = getattr(library, f"vlkv_{name}_cuda"), {"move_slots": 0, "pick": 0}.get(name, 2)
+        entry, sizes = getattr(library, f"vlkv_{name}_cuda"), 2 if name in WORKSPACE else 0
         assert entry(None, *[None] * sizes, None, said, len(said)) != 0, f"{name} takes no parameters"
         assert said.value, f"{name} fails without a word"
     assert kernels.find() is not None

@@ -38,6 +38,7 @@ def test_every_backend_has_a_step():
     listed = run("--list").stdout
     for name in (
         "test-gpu", "bench-gpu", "onnxruntime-cuda-float16-native", "onnxruntime-cuda-bfloat16-functions",
+        "onnxruntime-cuda-int8", "onnxruntime-cuda-float8", "recorded", "drawn", "bench-engines", "triton-gpu",
         "tensorrt-float16", "tensorrt-rtx-bfloat16",
         "tensorrt-plugin-bfloat16-in-place", "tensorrt-rtx-plugin", "polygraphy", "triton",
     ):  # fmt: skip

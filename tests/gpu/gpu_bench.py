@@ -1,4 +1,4 @@
-"""Compares the time of Score and Evict on this machine's device with their floors.
+"""Compares the times of Score, Evict, Pick and Draw on this machine's device with their floors.
 
 python tests/gpu/gpu_bench.py [-o FILE]
 
@@ -17,6 +17,7 @@ from gpu_library import BUILD, Library
 
 MODELS = {"7B (32 heads)": (32, 32), "7B (8 KV heads)": (32, 8), "34B (8 KV heads)": (56, 8)}
 LENGTHS = [2048, 8192, 32768, 131072]
+VOCABULARIES = [32_000, 151_936]
 ROWS, DIM, KEEP = 64, 128, 0.1
 SET_BYTES = (
     192 << 20
@@ -98,6 +99,18 @@ def evict(library, heads, slots, dtype, merge, rates):
     return time, moved / rates["copy"], "bytes"
 
 
+def choose(library, kernel, vocab, batch, rates):
+    """Returns time, floor and what sets it, for one token of each prompt's logits; a draw of top-k 50 and top-p 0.9."""
+    sets = max(1, min(32, SET_BYTES // (4 * batch * vocab)))
+    logits = 4 * torch.randn(sets, batch, vocab, device="cuda")
+    token = torch.empty(batch, dtype=torch.int32, device="cuda")
+    best = torch.empty(batch, device="cuda")
+    settings = torch.tensor([[0.7, 50, 0.9, 0.5]], dtype=torch.float64, device="cuda").repeat(batch, 1)
+    given = (settings,) if kernel == "draw" else ()
+    time = milliseconds(lambda i: getattr(library, kernel)(logits[i], *given, token, best), repeats=sets)
+    return time, logits[0].numel() * 4 / rates["copy"], "bytes"
+
+
 def main():
     """Measures, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -129,6 +142,14 @@ def main():
                           f"{time / floor:6.2f} {by}", flush=True)  # fmt: skip
                     results.append({"kernel": kernel, "model": model, "slots": slots, "dtype": name,
                                     "milliseconds": time, "floor": floor, "set_by": by})  # fmt: skip
+    for kernel in ("pick", "draw"):
+        for vocab in VOCABULARIES:
+            for batch in (1, 16):
+                time, floor, by = choose(library, kernel, vocab, batch, rates)
+                print(f"{kernel:14} {f'{batch} prompts':18} {vocab:7} {'float32':9} {time * 1e3:9.1f} "
+                      f"{floor * 1e3:9.1f} {time / floor:6.2f} {by}", flush=True)  # fmt: skip
+                results.append({"kernel": kernel, "model": f"{batch} prompts", "slots": vocab, "dtype": "float32",
+                                "milliseconds": time, "floor": floor, "set_by": by})  # fmt: skip
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(

@@ -70,6 +70,7 @@ def run(
     output: Path | str | None = None,
     threads: int = 0,
     verify: bool = True,
+    device: str = "cpu",
     progress: Callable[[str], None] = lambda step: None,
 ) -> Report:
     """Measures an engine's latency under each budget, beside other engines and programs; runs take turns.
@@ -86,6 +87,7 @@ def run(
             report with `Report.write`.
         threads: threads of one operator; 0 uses all cores.
         verify: whether the engines' files are hashed and compared with their manifests.
+        device: of engines for ONNX Runtime, as in `Engine.load`.
         progress: called with a line about each step.
 
     Raises:
@@ -100,11 +102,9 @@ def run(
     if tuned is not None:
         engines.append((TUNED, Path(engine)))
     progress("opening the engine" if len(engines) == 1 else "opening the engines")
-    arms, own = open_arms(
-        engines, settings, threads, verify=verify, tuned=None if tuned is None else Path(tuned)
-    )
+    arms, own = open_arms(engines, settings, threads, verify, None if tuned is None else Path(tuned), device)
     first = arms[0].engine
-    probe = Bandwidth(threads) if first.manifest.backend == "onnxruntime" else _no_bandwidth
+    probe = Bandwidth(threads) if first.manifest.device is None else _no_bandwidth
     with started(peers, first, source, Path(peers_directory), threads, progress) as (others, failed):
         measured = measure(settings, first.manifest, [*arms, *others], probe, progress)
     measured.failed = failed | measured.failed

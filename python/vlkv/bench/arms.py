@@ -25,6 +25,7 @@ def open_arms(
     threads: int,
     verify: bool,
     tuned: Path | None = None,
+    device: str = "cpu",
 ) -> tuple[list[EngineArm], list[Own]]:
     """Returns the arms of named engines (the first one's name is empty), and their descriptions for tables.
 
@@ -36,11 +37,11 @@ def open_arms(
     own: list[Own] = []
     for name, folder in engines:
         operators = tuned if name == TUNED else None
-        engine = Engine.load(folder, verify=verify, threads=threads, tuned=operators)
+        engine = Engine.load(folder, verify=verify, threads=threads, tuned=operators, device=device)
         settings.check(engine.manifest)
         if arms and _model(engine.manifest) != _model(arms[0].engine.manifest):
             raise BenchError(f"{show(folder)} has another model than {show(engines[0][1])}")
-        weights = weight_bytes(folder / "decoder.onnx") if engine.manifest.backend == "onnxruntime" else None
+        weights = weight_bytes(folder / "decoder.onnx") if engine.manifest.device is None else None
         made = [EngineArm(engine, kept, settings.policy, name) for kept in settings.budgets]
         full = next((arm.label for arm in made if arm.budget == FULL), None)
         arms += made

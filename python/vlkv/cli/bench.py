@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
-from vlkv.cli.options import EngineFolder, NoVerify, Tuned
+from vlkv.cli.options import Device, EngineFolder, NoVerify, Tuned
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 ENVIRONMENTS = Path("out/peers")
@@ -48,6 +48,7 @@ def bench(
     peers_directory: Annotated[Path, typer.Option(help="Folder of peers' environments.")] = ENVIRONMENTS,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads per operator; 0: all cores.")] = 0,
     no_verify: NoVerify = False,
+    device: Device = "cpu",
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
     ] = False,
@@ -92,6 +93,7 @@ def bench(
             output=output,
             threads=threads,
             verify=not no_verify,
+            device=device,
             progress=bar.step,
         )
     if output is not None:
