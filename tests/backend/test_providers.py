@@ -11,7 +11,7 @@ from backend.cuda_stand_in import StandIn
 from backend.onnxruntime_stand_in import Binding, Session
 from backend.stand_in import installed
 from vlkv import Engine
-from vlkv.backend import kernels
+from vlkv.backend import kernels, onnxruntime_device
 from vlkv.backend.onnxruntime_device import CUDA
 from vlkv.backend.registry import parse_device
 from vlkv.errors import EngineError
@@ -63,6 +63,22 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(cuda, engine, monkeypatc
     monkeypatch.setattr(Session, "works", False)
     with pytest.raises(EngineError, match=r"opened compress\.onnx with CPUExecutionProvider, not CUDA"):
         Engine.load(engine, device="cuda")
+
+
+def test_float8_needs_a_newer_gpu(cuda, graphs_of, tmp_path, monkeypatch):
+    settings = Settings(dtype="bfloat16")
+    build_engine(
+        graphs_of("llama-gqa-tied"),
+        tmp_path / "e",
+        operators="functions",
+        kv_dtype="float8",
+        settings=settings,
+    )
+    monkeypatch.setattr(onnxruntime_device, "compute_capability", lambda needed, index: "8.6")
+    with pytest.raises(
+        EngineError, match=r"float8 need a GPU of compute capability 8\.9 or later, not 8\.6; build"
+    ):
+        Engine.load(tmp_path / "e", device="cuda")
 
 
 def test_a_graph_that_fails_is_one_line(cuda, engine, monkeypatch):
