@@ -31,6 +31,9 @@ BUDGET = {
     "score_columns TensorProduct 128 0": (32, 16, 0, 95),
 }
 
+# All instructions of kernels without matrix products, at most.
+SIZES = {"pick": 650, "draw": 3600, "evict_select": 3000}
+
 
 @pytest.fixture(scope="module")
 def loops():
@@ -61,6 +64,20 @@ def test_the_budget_holds(loops):
         assert loop.total <= most, f"{kernel} for SM {architecture} has {loop.total} instructions"
     for architecture, kernels in seen.items():
         assert len(kernels) == 2 * len(BUDGET), architecture
+
+
+def test_kernels_that_choose_tokens_and_slots_stay_small():
+    program = machine_code.cuobjdump()
+    objects = [BUILD / f"cpp/CMakeFiles/vlkv_core.dir/cuda/{name}.cu.o" for name in ("pick", "draw", "evict")]
+    if program is None or not all(path.is_file() for path in objects):
+        pytest.skip("no cuobjdump, or no kernels")
+    seen = set()
+    for (mangled, architecture), size in machine_code.sizes(objects, program).items():
+        kernel = machine_code.shown(mangled)
+        if kernel in SIZES:
+            seen.add(kernel)
+            assert 100 < size <= SIZES[kernel], f"{kernel} for SM {architecture} has {size} instructions"
+    assert seen == set(SIZES)
 
 
 def test_a_loop_is_found_in_code():
