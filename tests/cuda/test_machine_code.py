@@ -32,7 +32,7 @@ BUDGET = {
 }
 
 # All instructions of kernels without matrix products, at most.
-SIZES = {"pick": 650, "draw": 3600, "evict_select": 3000}
+SIZES = {"pick": 650, "draw": 4000, "evict_select": 3500}
 
 
 @pytest.fixture(scope="module")
