@@ -48,9 +48,7 @@ ScoreArgs arguments(const ScoreParams& p, void* workspace) {
   a.splits = layout.splits, a.row_blocks = layout.row_blocks, a.tiles = layout.tiles;
   a.split_maximum = cuda::at<float>(workspace, layout.split_maximum);
   a.split_sum = cuda::at<float>(workspace, layout.split_sum);
-  a.row_maximum = cuda::at<float>(workspace, layout.row_maximum);
-  a.row_inverse = cuda::at<float>(workspace, layout.row_inverse);
-  a.row_last = cuda::at<int32_t>(workspace, layout.row_last);
+  a.row_facts = cuda::at<cuda::RowFacts>(workspace, layout.row_facts);
   a.block_last = cuda::at<int32_t>(workspace, layout.block_last);
   a.block_pairs = cuda::at<int64_t>(workspace, layout.block_pairs);
   a.tile_below = cuda::at<int64_t>(workspace, layout.tile_below);

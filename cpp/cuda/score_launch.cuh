@@ -22,6 +22,12 @@ void launch_columns(const ScoreArgs& args, CudaStream stream) {
          stream);
 }
 
+template <class Product>
+ScoreArgs walking(ScoreArgs args) {
+  set_walk(args, Product::kAtOnce);
+  return args;
+}
+
 template <class Type>
 inline constexpr bool kOnMatrixUnits = false;
 template <>
@@ -33,10 +39,12 @@ template <class Type>
 void launch_score_rows(const ScoreArgs& args, CudaStream stream) {
   if constexpr (!kOnMatrixUnits<Type>) {
     launch_rows<FloatProduct<Type>>(args, stream);
-  } else if (args.head_dim <= 64) {
-    launch_rows<TensorProduct<Type, 64>>(args, stream);
+  } else if (!args.copies_16 || args.head_dim > 128 || args.group_rows > INT32_MAX - kTileRows) {
+    launch_rows<TensorProduct<Type, 128, false>>(args, stream);
+  } else if (args.head_dim > 64) {
+    launch_rows<TensorProduct<Type, 128, true>>(walking<TensorProduct<Type, 128, true>>(args), stream);
   } else {
-    launch_rows<TensorProduct<Type, 128>>(args, stream);
+    launch_rows<TensorProduct<Type, 64, true>>(walking<TensorProduct<Type, 64, true>>(args), stream);
   }
 }
 
@@ -44,10 +52,12 @@ template <class Type>
 void launch_score_columns(const ScoreArgs& args, CudaStream stream) {
   if constexpr (!kOnMatrixUnits<Type>) {
     launch_columns<FloatProduct<Type>>(args, stream);
-  } else if (args.head_dim <= 64) {
-    launch_columns<TensorProduct<Type, 64>>(args, stream);
+  } else if (!args.copies_16 || args.head_dim > 128 || args.group_rows > INT32_MAX - kTileRows) {
+    launch_columns<TensorProduct<Type, 128, false>>(args, stream);
+  } else if (args.head_dim > 64) {
+    launch_columns<TensorProduct<Type, 128, true>>(walking<TensorProduct<Type, 128, true>>(args), stream);
   } else {
-    launch_columns<TensorProduct<Type, 128>>(args, stream);
+    launch_columns<TensorProduct<Type, 64, true>>(walking<TensorProduct<Type, 64, true>>(args), stream);
   }
 }
 

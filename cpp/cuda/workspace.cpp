@@ -50,13 +50,10 @@ ScoreLayout layout(const ScoreParams& p) {
   // Rows of all heads, and row blocks of all heads: at most one per 64 rows, plus a partial one per head.
   const int64_t rows = p.slots > 0 ? p.rows : 0, heads = p.slots > 0 ? p.kv_heads : 0;
   const auto of_splits = {p.batch, p.query_heads, layout.splits, rows};
-  const auto of_rows = {p.batch, p.query_heads, rows};
   const auto of_blocks = {p.batch, parts(std::max<int64_t>(p.query_heads, 0) * rows, kTileRows) + heads};
   layout.split_maximum = offsets.take(sizeof(float), of_splits);
   layout.split_sum = offsets.take(sizeof(float), of_splits);
-  layout.row_maximum = offsets.take(sizeof(float), of_rows);
-  layout.row_inverse = offsets.take(sizeof(float), of_rows);
-  layout.row_last = offsets.take(sizeof(int32_t), of_rows);
+  layout.row_facts = offsets.take(sizeof(cuda::RowFacts) * kTileRows, of_blocks);
   layout.block_last = offsets.take(sizeof(int32_t), of_blocks);
   layout.block_pairs = offsets.take(sizeof(int64_t), of_blocks);
   layout.tile_below = offsets.take(sizeof(int64_t), {p.batch, heads, layout.tiles});

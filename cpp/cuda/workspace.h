@@ -12,10 +12,10 @@ inline constexpr int64_t kKeysPerSplit = 512, kMostSplits = 32;
 
 struct ScoreLayout {
   int64_t splits = 0, row_blocks = 0, tiles = 0;
-  size_t split_maximum = 0, split_sum = 0;                // float [B, Hkv, splits, Hq / Hkv * W]
-  size_t row_maximum = 0, row_inverse = 0, row_last = 0;  // float, float, int32 [B, Hkv, Hq / Hkv * W]
-  size_t block_last = 0, block_pairs = 0;                 // int32, int64 [B, Hkv, row_blocks]
-  size_t tile_below = 0;                                  // int64 [B, Hkv, tiles]
+  size_t split_maximum = 0, split_sum = 0;  // float [B, Hkv, splits, Hq / Hkv * W]
+  size_t row_facts = 0;                     // RowFacts [B, Hkv, row_blocks, 64]
+  size_t block_last = 0, block_pairs = 0;   // int32, int64 [B, Hkv, row_blocks]
+  size_t tile_below = 0;                    // int64 [B, Hkv, tiles]
   size_t size = 0;
 };
 ScoreLayout layout(const ScoreParams& params);

@@ -11,7 +11,7 @@ import pytest
 from native_build import BUILD
 
 # Kernel and head size (attend_rows: 1 is few rows): matrix products, their loads, copies, all instructions at most.
-# Both sides of a branch count; Score of deep heads loops over 4 steps of a product within a tile.
+# Both sides of a branch count; Score of deep heads (0) loops over 4 steps of a product within a tile.
 BUDGET = {
     "attend_rows 64 0": (64, 32, 8, 730),
     "attend_rows 64 1": (16, 8, 8, 355),
@@ -23,11 +23,16 @@ BUDGET = {
     "attend_rows 128 1": (32, 16, 16, 520),
     "attend_rows 256 0": (64, 32, 8, 570),
     "attend_rows 256 1": (64, 32, 32, 705),
-    "score_rows TensorProduct 64": (32, 16, 2, 750),
-    "score_rows TensorProduct 128": (32, 16, 0, 120),
-    "score_columns TensorProduct 64": (32, 16, 2, 1105),
-    "score_columns TensorProduct 128": (32, 16, 0, 120),
+    "score_rows TensorProduct 64 1": (32, 16, 4, 390),
+    "score_rows TensorProduct 128 1": (64, 32, 8, 485),
+    "score_rows TensorProduct 128 0": (32, 16, 0, 95),
+    "score_columns TensorProduct 64 1": (32, 16, 4, 470),
+    "score_columns TensorProduct 128 1": (64, 32, 8, 600),
+    "score_columns TensorProduct 128 0": (32, 16, 0, 95),
 }
+
+# All instructions of kernels without matrix products, at most.
+SIZES = {"pick": 650, "draw": 4000, "evict_select": 3500}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,20 @@ def test_the_budget_holds(loops):
         assert loop.total <= most, f"{kernel} for SM {architecture} has {loop.total} instructions"
     for architecture, kernels in seen.items():
         assert len(kernels) == 2 * len(BUDGET), architecture
+
+
+def test_kernels_that_choose_tokens_and_slots_stay_small():
+    program = machine_code.cuobjdump()
+    objects = [BUILD / f"cpp/CMakeFiles/vlkv_core.dir/cuda/{name}.cu.o" for name in ("pick", "draw", "evict")]
+    if program is None or not all(path.is_file() for path in objects):
+        pytest.skip("no cuobjdump, or no kernels")
+    seen = set()
+    for (mangled, architecture), size in machine_code.sizes(objects, program).items():
+        kernel = machine_code.shown(mangled)
+        if kernel in SIZES:
+            seen.add(kernel)
+            assert 100 < size <= SIZES[kernel], f"{kernel} for SM {architecture} has {size} instructions"
+    assert seen == set(SIZES)
 
 
 def test_a_loop_is_found_in_code():

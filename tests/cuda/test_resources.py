@@ -56,9 +56,9 @@ def test_every_kernel_is_there(report):
         by_architecture[architecture].append(kernel_of(name))
     for architecture, kernels in by_architecture.items():
         assert set(kernels) == set(THREADS), architecture
-        assert kernels.count("score_rows") == 6  # two types at two depths, float32, mixed
+        assert kernels.count("score_rows") == 8  # two types: two depths, deep or not aligned; float32, mixed
         assert kernels.count("attend_rows") == 20  # two types, five head sizes, few rows and many
-        assert len(kernels) == 6 + 6 + 3 + 2 + 3 + 6 + 20 + 2 + 1 + 1 + 1 + 1
+        assert len(kernels) == 8 + 8 + 3 + 2 + 3 + 6 + 20 + 2 + 1 + 1 + 1 + 1
 
 
 def test_nothing_spills_and_all_fits(report):

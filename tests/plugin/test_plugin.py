@@ -33,6 +33,7 @@ def test_exports_entry_points_alone(plugin):
     assert symbols(plugin, "--defined-only") == [
         "getCreators",
         "setLoggerFinder",
+        "vlkv_draw_cuda",
         "vlkv_has_cuda",
         "vlkv_move_slots_cuda",
         "vlkv_pick_cuda",

@@ -10,6 +10,14 @@ namespace vlkv::cuda {
 inline constexpr int kTileRows = 64, kTileKeys = 64, kScoreThreads = 128;
 inline constexpr int kScoreBlocks = 4;  // blocks per multiprocessor, which the registers limit
 
+// What the second pass needs of a row. A row that attends to nothing has the inverse 0 and the last key -1.
+struct alignas(16) RowFacts {
+  float scaled;   // its maximum in units of the exponent
+  float limit;    // a logit below it is below the threshold; finite
+  float inverse;  // 1 / the sum of its weights
+  int32_t last;   // the last key that it attends to
+};
+
 // The rows of a KV group form one matrix: row r is observed row r / group of query head h * group + r %
 // group.
 struct ScoreArgs {
@@ -18,10 +26,15 @@ struct ScoreArgs {
   CacheView query, key;
   int32_t query_type, key_type;  // vlkv::DType
   int32_t query_size, key_size;  // bytes of an element
-  bool copies_16;                // query and key are aligned for copies of 16 bytes
+  bool copies_16;                // query and key are aligned for copies of 16 bytes, unless the kernel knows
   const void* row_position;
   int64_t row_position_stride_b;
-  bool wide_positions;         // row_position is int64
+  bool wide_positions;  // row_position is int64
+  // For walks over query rows: n / group is n * group_magic >> group_shift for n below 2^31.
+  uint64_t group_magic;
+  int32_t group_shift;
+  uint32_t walk_groups;  // of a walk's step: rows % group, and the bytes of a step and where the group ends
+  int64_t walk_bytes, wrap_bytes;
   float query_factor, factor;  // their product is scale * log2(e): before and after the dot product
   float log2_threshold;
   float* score;
@@ -32,9 +45,8 @@ struct ScoreArgs {
 
   int64_t splits, row_blocks, tiles;
   float *split_maximum, *split_sum;  // [B, Hkv, splits, group_rows]
-  float *row_maximum, *row_inverse;  // [B, Hkv, group_rows]
-  int32_t* row_last;                 // [B, Hkv, group_rows]: the last key that the row attends to, or -1
-  int32_t* block_last;               // [B, Hkv, row_blocks]: the largest of them
+  RowFacts* row_facts;               // [B, Hkv, row_blocks, 64]
+  int32_t* block_last;               // [B, Hkv, row_blocks]: the largest of their last keys
   int64_t* block_pairs;              // [B, Hkv, row_blocks]
   int64_t* tile_below;               // [B, Hkv, tiles]
 };
@@ -56,6 +68,7 @@ VLKV_HOST_DEVICE int tile_key(int thread, int j) {
 struct Logits {
   float value[2][4][4] = {};  // [16 rows][8 keys][fragment]
   VLKV_HOST_DEVICE float at(int i, int j) const { return value[i / 2][j / 2][i % 2 * 2 + j % 2]; }
+  VLKV_HOST_DEVICE float& at(int i, int j) { return value[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 };
 
 // The last key that row r of a KV group attends to; -1 if there is none or no such row.
@@ -77,12 +90,58 @@ struct QueryRows {
     const auto index = static_cast<uint32_t>(r);
     return data + index % group * stride_g + index / group * stride_s;
   }
+
+  // Goes through rows first, first + kStep, ..., with what set_walk() computed for kStep.
+  template <uint32_t kStep>
+  struct Walk {
+    const char* at;
+    uint32_t g;
+    VLKV_HOST_DEVICE void next(const ScoreArgs& a) {
+      at += a.walk_bytes;
+      g += a.walk_groups;
+      if (g >= static_cast<uint32_t>(a.group)) {
+        g -= static_cast<uint32_t>(a.group);
+        at += a.wrap_bytes;
+      }
+    }
+  };
+  template <uint32_t kStep>
+  VLKV_HOST_DEVICE Walk<kStep> walk(const ScoreArgs& a, int64_t first) const {
+    const auto index = static_cast<uint32_t>(first);
+    const auto s = static_cast<uint32_t>(index * a.group_magic >> a.group_shift);
+    const uint32_t g = index - s * static_cast<uint32_t>(a.group);
+    return {data + g * stride_g + s * stride_s, g};
+  }
 };
+
+// Prepares walks over query rows with steps of `step` rows; group_rows is below 2^31.
+inline void set_walk(ScoreArgs& a, int64_t step) {
+  a.group_shift = 31;
+  while (int64_t{1} << (a.group_shift - 31) < a.group) ++a.group_shift;
+  const auto group = static_cast<uint64_t>(a.group);
+  a.group_magic = ((uint64_t{1} << a.group_shift) + group - 1) / group;
+  a.walk_groups = static_cast<uint32_t>(step % a.group);
+  const int64_t size = a.query_size;
+  a.walk_bytes = (step % a.group * a.query.stride_h + step / a.group * a.query.stride_s) * size;
+  a.wrap_bytes = (a.query.stride_s - a.group * a.query.stride_h) * size;
+}
+
 struct KeyRows {
   const char* data;
   int64_t stride_s;
   int64_t count;
   VLKV_HOST_DEVICE const char* row(int64_t r) const { return data + r * stride_s; }
+
+  template <uint32_t kStep>
+  struct Walk {
+    const char* at;
+    int64_t step;
+    VLKV_HOST_DEVICE void next(const ScoreArgs&) { at += step; }
+  };
+  template <uint32_t kStep>
+  VLKV_HOST_DEVICE Walk<kStep> walk(const ScoreArgs&, int64_t first) const {
+    return {row(first), kStep * stride_s};
+  }
 };
 
 VLKV_HOST_DEVICE QueryRows query_rows(const ScoreArgs& a, int64_t b, int64_t h) {

@@ -14,9 +14,8 @@ __global__ void __launch_bounds__(kWarp) score_combine(const ScoreArgs args) {
   int32_t longest = -1;
   for (int row = static_cast<int>(threadIdx.x); row < kTileRows; row += kWarp) {
     const int64_t r = row_block * kTileRows + row;
-    if (r >= args.group_rows) break;
     RunningSum total;
-    for (int64_t split = 0; split < args.splits; ++split) {
+    for (int64_t split = 0; r < args.group_rows && split < args.splits; ++split) {
       const int64_t at = (head * args.splits + split) * args.group_rows + r;
       RunningSum part;
       part.maximum = args.split_maximum[at];
@@ -24,10 +23,13 @@ __global__ void __launch_bounds__(kWarp) score_combine(const ScoreArgs args) {
       total.add(part, args.factor);
     }
     const int32_t last = total.sum > 0.0F ? last_key(args, head / args.kv_heads, r) : -1;
-    const int64_t at = head * args.group_rows + r;
-    args.row_maximum[at] = total.maximum;
-    args.row_inverse[at] = 1.0F / total.sum;
-    args.row_last[at] = last;
+    RowFacts facts{0.0F, -kLargest, 0.0F, last};
+    if (last >= 0) {
+      facts.scaled = scaled_maximum(total.maximum, args.factor);
+      facts.limit = fmaxf(total.maximum + args.log2_threshold / args.factor, -kLargest);
+      facts.inverse = 1.0F / total.sum;
+    }
+    args.row_facts[int64_t{blockIdx.x} * kTileRows + row] = facts;
     pairs += int64_t{last} + 1;
     longest = last > longest ? last : longest;
   }

@@ -24,6 +24,7 @@ __device__ __forceinline__ float element<AnyType>(const char* row, int64_t index
 template <class Type>
 struct FloatProduct {
   static constexpr int kDepth = 32;
+  static constexpr bool kMayBeDeep = true;
   static constexpr int kStride = kDepth + 4;  // 8 rows of 16 bytes are in different banks
   static_assert(kTileRows == 64 && kTileKeys == 64);
 

@@ -25,23 +25,28 @@ struct RunningSum {
   }
 };
 
-template <bool kMasked>
-__device__ __forceinline__ void add_tile(RunningSum (&rows)[4], const Logits& logits,
-                                         const int32_t (&last)[4], int64_t first_key, float factor) {
+// Keys past a row's last one get the weight 0.
+__device__ __forceinline__ void hide_keys(Logits& logits, const int32_t (&last)[4], int32_t first_key) {
+  const int32_t key = first_key + tile_key(static_cast<int>(threadIdx.x), 0);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float value[8];
-    float maximum = -kLargest;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int64_t key = first_key + tile_key(static_cast<int>(threadIdx.x), j);
-      value[j] = kMasked && key > last[i] ? -INFINITY : logits.at(i, j);
-      maximum = fmaxf(maximum, value[j]);
+      if (key + j / 2 * 8 + j % 2 > last[i]) logits.at(i, j) = -INFINITY;
     }
+  }
+}
+
+__device__ __forceinline__ void add_tile(RunningSum (&rows)[4], const Logits& logits, float factor) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float maximum = -kLargest;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) maximum = fmaxf(maximum, logits.at(i, j));
     rows[i].raise(maximum, factor);
     const float scaled = scaled_maximum(rows[i].maximum, factor);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) rows[i].sum += exp2_flushed(fmaf(value[j], factor, -scaled));
+    for (int j = 0; j < 8; ++j) rows[i].sum += exp2_flushed(fmaf(logits.at(i, j), factor, -scaled));
   }
 }
 
@@ -83,14 +88,12 @@ __global__ void __launch_bounds__(kScoreThreads, kScoreBlocks) score_rows(const 
   const int64_t end = clamped((split + 1) * each, 0, reached);
   RunningSum rows[4];
   for_each_tile<true>(
-      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h), first_row, split * each, end,
-      [](int64_t tile) { return tile + 1; },
-      [&](int64_t tile, const Logits& logits) {
-        const int64_t first_key = tile * kTileKeys;
-        if (first_key + kTileKeys - 1 <= shortest)
-          add_tile<false>(rows, logits, last, first_key, args.factor);
-        else
-          add_tile<true>(rows, logits, last, first_key, args.factor);
+      memory.tiles, args, query_rows(args, b, h), key_rows(args, b, h), first_row,
+      static_cast<int32_t>(split * each), static_cast<int32_t>(end), [](int32_t tile) { return tile + 1; },
+      [&](int32_t tile, Logits& logits) {
+        const int32_t first_key = tile * kTileKeys;
+        if (first_key + kTileKeys - 1 > shortest) hide_keys(logits, last, first_key);
+        add_tile(rows, logits, args.factor);
       });
 
   // Four lanes share a row, and two warps: always added in the same order.

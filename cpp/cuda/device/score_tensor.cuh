@@ -6,10 +6,13 @@
 
 namespace vlkv::cuda {
 
-template <class Type, int kDepthOfTile>
+// kAligned: rows are aligned for copies of 16 bytes, and all of a head fits into a tile.
+template <class Type, int kDepthOfTile, bool kAligned>
 struct TensorProduct {
+  static constexpr bool kMayBeDeep = !kAligned;
   static constexpr int kDepth = kDepthOfTile;  // elements of a row that lie in shared memory at a time
   static constexpr int kChunk = 8, kChunks = kDepth / kChunk;  // of 16 bytes
+  static constexpr int kAtOnce = kScoreThreads / kChunks;      // rows that the threads copy at a time
   static_assert(kTileRows == 64 && kTileKeys == 64 && kScoreThreads == 128 && kChunks % 8 == 0);
 
   struct alignas(16) Tile {
@@ -26,6 +29,15 @@ struct TensorProduct {
   template <class Rows>
   __device__ static void load(Tile& tile, const ScoreArgs& args, const Rows& rows, int64_t first,
                               int64_t depth) {
+    if constexpr (kAligned)
+      load_aligned(tile, args, rows, first);
+    else
+      load_any(tile, args, rows, first, depth);
+  }
+
+  template <class Rows>
+  __device__ static void load_any(Tile& tile, const ScoreArgs& args, const Rows& rows, int64_t first,
+                                  int64_t depth) {
 #pragma unroll 2
     for (int i = 0; i < kTileRows * kChunks / kScoreThreads; ++i) {
       const int item = i * kScoreThreads + static_cast<int>(threadIdx.x);
@@ -40,6 +52,23 @@ struct TensorProduct {
       } else {
         for (int e = 0; e < kChunk; ++e) to[e] = inside && begin + e < args.head_dim ? from[e] : Type{0};
       }
+    }
+  }
+
+  // A thread's rows are 8 or 16 apart, so that their chunks' places in a row are the same.
+  template <class Rows>
+  __device__ static void load_aligned(Tile& tile, const ScoreArgs& args, const Rows& rows, int64_t first) {
+    static_assert(kAtOnce % 8 == 0 && kTileRows % kAtOnce == 0);
+    const int row = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+    const int64_t left = rows.count - first;
+    const int inside =
+        chunk * kChunk < args.head_dim ? static_cast<int>(left < kTileRows ? left : kTileRows) : 0;
+    Type* const to = tile.element + at(row, chunk);
+    auto from = rows.template walk<kAtOnce>(args, first + row);
+#pragma unroll
+    for (int i = 0; i < kTileRows / kAtOnce; ++i) {
+      copy_16(to + i * kAtOnce * kDepth, from.at + chunk * 16, row + i * kAtOnce < inside);
+      from.next(args);
     }
   }
 
@@ -58,13 +87,18 @@ struct TensorProduct {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
     const int query_row = warp % 2 * 32 + lane % 16, query_chunk = lane / 16;
     const int key_row = warp / 2 * 32 + lane / 16 * 8 + lane % 8, key_chunk = lane / 8 % 2;
-#pragma unroll 4
+    // A step's chunks are an even number on: in at(), one exclusive or of the first step's place.
+    const Type* const query_at = query.element + query_row * kDepth;
+    const Type* const key_at = key.element + key_row * kDepth;
+    const int first_query = (query_chunk ^ (lane % 8)) * kChunk,
+              first_key = (key_chunk ^ (lane % 8)) * kChunk;
+#pragma unroll(kAligned ? kDepth / 16 : 4)
     for (int step = 0; step < kDepth / 16; ++step) {
       uint32_t a[2][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        load_matrices(a[i], query.element + at(query_row + 16 * i, step * 2 + query_chunk));
-        load_matrices(b[i], key.element + at(key_row + 16 * i, step * 2 + key_chunk));
+        load_matrices(a[i], query_at + (first_query ^ (step * 2 * kChunk)) + 16 * i * kDepth);
+        load_matrices(b[i], key_at + (first_key ^ (step * 2 * kChunk)) + 16 * i * kDepth);
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {

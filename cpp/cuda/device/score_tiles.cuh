@@ -24,7 +24,7 @@ union ScoreMemory {
 template <bool kQueryStays, class Product, class Following, class Use>
 __device__ __forceinline__ void for_each_tile(TileMemory<Product>& memory, const ScoreArgs& args,
                                               const QueryRows& query, const KeyRows& key,
-                                              int64_t resident_first, int64_t tile, int64_t end,
+                                              int64_t resident_first, int32_t tile, int32_t end,
                                               Following following, Use use) {
   const auto load_resident = [&](int64_t depth) {
     if constexpr (kQueryStays)
@@ -32,11 +32,11 @@ __device__ __forceinline__ void for_each_tile(TileMemory<Product>& memory, const
     else
       Product::load_key(memory.resident, args, key, resident_first, depth);
   };
-  const auto load_passing = [&](int stage, int64_t t, int64_t depth) {
+  const auto load_passing = [&](int stage, int32_t t, int64_t depth) {
     if constexpr (kQueryStays)
-      Product::load_key(memory.passing[stage], args, key, t * kTileKeys, depth);
+      Product::load_key(memory.passing[stage], args, key, int64_t{t} * kTileKeys, depth);
     else
-      Product::load_query(memory.passing[stage], args, query, t * kTileRows, depth);
+      Product::load_query(memory.passing[stage], args, query, int64_t{t} * kTileRows, depth);
   };
   const auto multiply = [&](int stage, Logits& logits) {
     if constexpr (kQueryStays)
@@ -45,7 +45,7 @@ __device__ __forceinline__ void for_each_tile(TileMemory<Product>& memory, const
       Product::multiply(memory.passing[stage], memory.resident, logits);
   };
 
-  if (args.head_dim > Product::kDepth) {
+  if (Product::kMayBeDeep && args.head_dim > Product::kDepth) {
     for (; tile < end; tile = following(tile)) {
       Logits logits;
       for (int64_t depth = 0; depth < args.head_dim; depth += Product::kDepth) {
@@ -65,14 +65,14 @@ __device__ __forceinline__ void for_each_tile(TileMemory<Product>& memory, const
   if (tile < end) load_passing(0, tile, 0);
   commit_copies();
   for (int stage = 0; tile < end; stage ^= 1) {
-    const int64_t next = following(tile);
+    const int32_t next = following(tile);
+    wait_copies<0>();
+    // The tile is there, and no warp multiplies the other stage's any more.
+    __syncthreads();
     if (next < end) load_passing(stage ^ 1, next, 0);
     commit_copies();
-    wait_copies<1>();
-    __syncthreads();
     Logits logits;
     multiply(stage, logits);
-    __syncthreads();
     use(tile, logits);
     tile = next;
   }

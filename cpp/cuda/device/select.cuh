@@ -15,8 +15,9 @@ struct SelectMemory {
   uint32_t bins[kBins * kCopies];
   int32_t warps[kSelectWarps];
   int32_t ties[kSelectWarps];
-  uint32_t bin;
-  int32_t rank;
+  uint32_t bin;         // the one that find_bin() found,
+  int32_t rank, count;  // the rank among its keys, and how many they are
+  uint32_t candidates;
 };
 
 // Calls use(slot, key) for slots begin + thread, + step, + 2 * step, ...; four loads are in flight at a time.
@@ -34,43 +35,59 @@ __device__ __forceinline__ void for_each_key(const float* score, int64_t begin, 
   for (; slot < end; slot += step) use(slot, ordered(__float_as_uint(score[slot])));
 }
 
-// Returns the `rank`-th highest key of [begin, end), from 1, in every thread. `rank` becomes the rank among
-// equal keys, which is the number of them to keep.
-__device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, int64_t begin,
-                                                   int64_t end, int32_t& rank) {
+// Counts in memory.bins what for_each() gives: it is called with a function that takes a digit. kUsed: copies
+// of a bin.
+template <int kUsed, class ForEach>
+__device__ __forceinline__ void count_digits(SelectMemory& memory, ForEach for_each) {
+  const auto thread = static_cast<uint32_t>(threadIdx.x);
+  for (uint32_t i = thread; i < kBins * kUsed; i += kSelectThreads) memory.bins[i] = 0;
+  __syncthreads();
+  for_each([&](uint32_t digit) { atomicAdd(&memory.bins[digit % kBins * kUsed + thread % kUsed], 1U); });
+  __syncthreads();
+}
+
+// Finds the bin that has the `rank`-th highest key, from 1. Every thread of the block takes part; ends with a
+// barrier.
+template <int kUsed>
+__device__ __forceinline__ void find_bin(SelectMemory& memory, int32_t rank) {
   const int thread = static_cast<int>(threadIdx.x);
-  uint32_t threshold = 0, known = 0;
-  for (int shift = 32 - kDigitBits;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
-    for (int i = thread; i < kBins * kCopies; i += kSelectThreads) memory.bins[i] = 0;
-    __syncthreads();
-    for_each_key(score, begin, end, thread, kSelectThreads, [&](int64_t, uint32_t key) {
-      if ((key & known) == threshold) {
-        atomicAdd(&memory.bins[(key >> shift) % kBins * kCopies + static_cast<uint32_t>(thread) % kCopies],
-                  1U);
-      }
+  // Bins in descending order, two per thread.
+  constexpr int kMine = kBins / kSelectThreads;
+  static_assert(kMine == 2);
+  int32_t count[kMine];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    count[i] = 0;
+    for (int copy = 0; copy < kUsed; ++copy) {
+      count[i] += static_cast<int32_t>(memory.bins[(kBins - 1 - thread * kMine - i) * kUsed + copy]);
+    }
+  }
+  int32_t before = sum_before(count[0] + count[1], memory.warps);
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    if (before < rank && rank <= before + count[i]) {
+      memory.bin = static_cast<uint32_t>(kBins - 1 - thread * kMine - i);
+      memory.rank = rank - before;
+      memory.count = count[i];
+    }
+    before += count[i];
+  }
+  __syncthreads();
+}
+
+// Returns the `rank`-th highest key of [begin, end), from 1, in every thread; `rank` becomes the rank among
+// equal keys, which is the number of them to keep. Of the keys whose bits in `known` are those of
+// `threshold`; the next digit begins at bit `shift`.
+__device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, int64_t begin,
+                                                   int64_t end, int32_t& rank, uint32_t threshold = 0,
+                                                   uint32_t known = 0, int shift = 32 - kDigitBits) {
+  for (;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
+    count_digits<kCopies>(memory, [&](auto count) {
+      for_each_key(score, begin, end, threadIdx.x, kSelectThreads, [&](int64_t, uint32_t key) {
+        if ((key & known) == threshold) count(key >> shift);
+      });
     });
-    __syncthreads();
-    // Bins in descending order, two per thread.
-    constexpr int kMine = kBins / kSelectThreads;
-    static_assert(kMine == 2);
-    int32_t count[kMine];
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      count[i] = 0;
-      for (int copy = 0; copy < kCopies; ++copy) {
-        count[i] += static_cast<int32_t>(memory.bins[(kBins - 1 - thread * kMine - i) * kCopies + copy]);
-      }
-    }
-    int32_t before = sum_before(count[0] + count[1], memory.warps);
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      if (before < rank && rank <= before + count[i]) {
-        memory.bin = static_cast<uint32_t>(kBins - 1 - thread * kMine - i);
-        memory.rank = rank - before;
-      }
-      before += count[i];
-    }
-    __syncthreads();
+    find_bin<kCopies>(memory, rank);
     // The last digit overlaps the previous one; the shared bits agree.
     threshold |= memory.bin << shift;
     known |= (uint32_t{kBins} - 1) << shift;

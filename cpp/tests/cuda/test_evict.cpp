@@ -46,6 +46,25 @@ TEST(CudaEvict, ManySlotsAndTheBitsOfTheCpu) {
   }
 }
 
+// Scores of one first digit: as many as fit into shared memory, more, and all equal.
+TEST(CudaEvict, ScoresThatBeginAlike) {
+  Random random(128);
+  for (const int64_t slots : {3000, 9000}) {
+    for (const int64_t values : {int64_t{1}, int64_t{40}, int64_t{1} << 20}) {
+      Case c(random, DType::kFloat16, 1, 1, slots, 8, slots, false);
+      c.length = {slots - 7}, c.keep = {slots / 3}, c.sinks = {2}, c.recent = {5};
+      for (float& x : c.score) {
+        x = 1 + static_cast<float>(random.integer(0, values - 1)) / static_cast<float>(values) / 4;
+        if (random.integer(0, 9) == 0) x = random.pick({kNan, -1.0F, 0.5F, 2.0F});
+      }
+      run_emulated(c.params());
+      const std::vector<int32_t> position = c.position;
+      run_cpu(c.params());
+      EXPECT_EQ(position, c.position) << slots << " slots, " << values << " values";
+    }
+  }
+}
+
 TEST(CudaEvict, KeysAndValuesOfDifferentTypes) {
   Random random(122);
   Case c(random, DType::kFloat16, 1, 2, 50, 8, 20, false);
