@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vlkv.errors import EngineError, PromptError, quoted
 from vlkv.generation import sequence as sequences
 from vlkv.generation.batch import Stream, generate
 from vlkv.generation.chat import Conversation, Keep
@@ -70,6 +72,8 @@ class Engine:
         Raises:
             EngineError: it is not an engine, has another format version, or has a missing or changed file.
         """
+        if not isinstance(directory, str | os.PathLike):
+            raise EngineError(f"{quoted(directory)} is no path of an engine directory")
         folder, library = Path(directory), Path(plugin) if plugin else None
         other = Path(tuned) if tuned else None
         model = Model.open(folder, verify=verify, threads=threads, plugin=library, device=device, tuned=other)
@@ -113,6 +117,8 @@ class Engine:
 
     def generate_batch(self, questions: Sequence[Question]) -> list[Result]:
         """Answers several prompts, each under its own policy; all decode together."""
+        if not isinstance(questions, Iterable):
+            raise PromptError(f"{quoted(questions)} is no list of questions")
         asked = [sequences.prepare(self.model, question) for question in questions]
         results: dict[int, Result] = {}
         if asked:

@@ -39,9 +39,44 @@ def test_wrong_kinds_are_one_line(built_of):
         Question(b"what")
     with pytest.raises(ImageError, match="images is a int"):
         Question(PROMPT, 5)
+    for array in (np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9)), {"a": 1}):
+        with pytest.raises(
+            ImageError, match=f"images is a {type(array).__name__}; a list of .*fromarray makes"
+        ):
+            Question(PROMPT, array)
+    for folder in (None, 5, b"engine", [built_of("llama")]):
+        with pytest.raises(EngineError, match="is no path of an engine directory"):
+            Engine.load(folder)
     for threads in (-1, 1.5, True, 10**6):
         with pytest.raises(EngineError, match=r"threads .* is not a whole number from 0"):
             Engine.load(built_of("llama"), threads=threads)
+
+
+def test_what_is_no_question_is_one_line(engine):
+    with pytest.raises(PromptError, match="5 is no list of questions"):
+        engine.generate_batch(5)
+    with pytest.raises(PromptError, match="is no list of questions"):
+        engine.generate_batch(Question(PROMPT))
+    with engine.scheduler(slots=1) as scheduler:
+        for wrong in ("what", None, {"prompt": "what"}):
+            with pytest.raises(PromptError, match="is not a Question"):
+                engine.generate_batch([wrong])
+            with pytest.raises(PromptError, match="is not a Question"):
+                scheduler.submit(wrong)
+        for deadline in (float("inf"), 10**400, np.float32(30)):
+            ticket = scheduler.submit(Question(PROMPT, max_new_tokens=2), deadline=deadline)
+            assert ticket.wait(float("inf")).token_ids
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint64])
+def test_small_whole_numbers_of_numpy_do_not_overflow(engine, kind):
+    """A prompt of 100 tokens and the answer's are more than 127."""
+    long = "what " * 100
+    asked = {"max_new_tokens": kind(100), "top_k": kind(5), "min_new_tokens": kind(90), "temperature": 1.0}
+    asked |= {"seed": kind(3), "no_repeat_ngram_size": kind(0), "suppress_tokens": [kind(7)]}
+    plain = {"max_new_tokens": 100, "top_k": 5, "min_new_tokens": 90, "temperature": 1.0}
+    plain |= {"seed": 3, "no_repeat_ngram_size": 0, "suppress_tokens": [7]}
+    assert engine.generate(long, **asked).token_ids == engine.generate(long, **plain).token_ids
 
 
 HUGE, NONE, TWO = 10**400, np.array(0.5), np.array([1, 2])

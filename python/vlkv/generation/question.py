@@ -65,11 +65,12 @@ class Question:
             images, "convert"
         ):
             images = (images,)
-        elif isinstance(images, Iterable) and getattr(images, "shape", True) and not hasattr(images, "read"):
+        elif _is_list(images):
             images = tuple(images)
-        else:  # neither an array without axes nor an opened file is a list of pictures
+        else:
             raise ImageError(
-                f"images is a {type(images).__name__}; a list of paths, bytes or Pillow images is wanted"
+                f"images is a {type(images).__name__}; a list of paths, bytes or Pillow images is wanted, such as "
+                "PIL.Image.fromarray makes of an array"
             )
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "videos", videos_of(self.videos))
@@ -82,3 +83,10 @@ class Question:
                 raise PromptError(f"{name} {quoted(getattr(self, name))} is neither True nor False")
         if self.frames is not None and not (type(self.frames) is int and self.frames > 0):
             raise ImageError(f"frames is {quoted(self.frames)}; a whole number of frames from 1 on is wanted")
+
+
+def _is_list(value: object) -> bool:
+    """Whether a value is several pictures: neither an opened file, a mapping, nor an array that is one picture."""
+    if isinstance(value, Mapping) or hasattr(value, "read"):
+        return False
+    return isinstance(value, Iterable) and len(getattr(value, "shape", (1,))) == 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -123,6 +123,19 @@ class Sampling:
         top = 0 if self.logprobs is None else self.logprobs
         self._need("logprobs", _is_whole(top) and 0 <= top <= MAX_LOGPROBS, f"in 0 to {MAX_LOGPROBS}")
         self._need("json_schema", isinstance(self.json_schema, str | None), "a JSON schema as text")
+        self._use_pythons_numbers()
+
+    def _use_pythons_numbers(self) -> None:
+        """NumPy's numbers of 8 bits overflow in sums with others, and negative unsigned ones are large."""
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, entry.name, value.item())
+        for name in ("suppress_tokens", "bad_words_ids"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _plain(getattr(self, name)))
+        biases = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", biases)
 
     def merged(self, facts: GenerationFacts) -> GenerationFacts:
         """The checkpoint's settings, replaced by this request's where it has its own."""
@@ -147,6 +160,11 @@ def _are_ids(value: object, most: int) -> bool:
     if not isinstance(value, list | tuple) or len(value) > most:
         return False
     return all(_is_whole(token) and 0 <= token < 2**31 for token in value)
+
+
+def _plain(value: Any) -> Any:
+    """Token ids, or lists of them, as tuples of Python's numbers."""
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else int(value)
 
 
 def _is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32, Int64
-from vlkv.errors import ImageError, PolicyError, PromptError, SamplingError
+from vlkv.errors import ImageError, PolicyError, PromptError, SamplingError, quoted
 from vlkv.generation.constraints import Constraints
 from vlkv.generation.points import Point
 from vlkv.generation.question import Question
@@ -271,6 +271,8 @@ def prepare(
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
     """
+    if not isinstance(question, Question):
+        raise PromptError(f"{quoted(question)} is not a Question, which vlkv.Question(prompt) makes")
     policy = with_recall(resolve(question.policy), question.recall)
     given = None if question.budget is None else check_budget(question.budget, policy)
     pruner = resolve_prune(question.prune)

@@ -26,6 +26,8 @@ from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
 MOST_PRIORITY = 10
+FOREVER = 1e9
+"""Seconds of the longest deadline; a longer one, such as infinity, is as long."""
 """The highest priority of a request; the lowest is its negative, and 0 is the default."""
 REUSED = 0.25
 """The share of the memory that contents may take which later requests can reuse."""
@@ -125,7 +127,7 @@ class Scheduler:
             raise SamplingError(
                 f"priority {quoted(priority)} is not a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}"
             )
-        ticket = Ticket(self._worker.wake, deadline)
+        ticket = Ticket(self._worker.wake, None if deadline is None else float(min(deadline, FOREVER)))
         self._admit()
         asked: list[tuple[Any, ...]] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from time import monotonic
 
@@ -18,8 +19,8 @@ Listener = Callable[["Ticket", str | None], None]
 class Ticket:
     """An answer in progress. Iterate (`for` or `async for`) over its pieces of text, or `wait` for the whole answer.
 
-    Leaving a `with` block or an `async for` cancels an answer that has not ended. A second iteration yields the whole
-    text again.
+    Leaving a `with` block or an `async for` cancels an answer that has not ended. Every iteration yields the whole
+    text, a second one too, and several at once.
 
     Attributes:
         result: grows with the answer and is complete when the answer has ended. `finish_reason` is `stop`, `length`,
@@ -49,6 +50,7 @@ class Ticket:
         self._lock = threading.Lock()
         self._pieces: list[str | None] = []
         self._listener: Listener | None = None
+        self._readers: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
         """Passes every piece of text so far, and every later one, to the listener, which replaces an earlier one.
@@ -57,8 +59,7 @@ class Ticket:
         """
         with self._lock:
             self._listener = listener
-            for piece in self._pieces:
-                self._hand(listener, piece)
+            self._hand_all(listener)
 
     def cancel(self) -> None:
         """Ends the answer; its lane is free after the current step."""
@@ -77,7 +78,7 @@ class Ticket:
 
     def wait(self, timeout: float | None = None) -> Result:
         """Waits for the whole answer. Raises the request's error, or `TimeoutError` after `timeout` seconds."""
-        if not self._done.wait(timeout):
+        if not self._done.wait(None if timeout is None else min(timeout, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"no answer within {timeout} s")
         if self._error is not None:
             raise self._error
@@ -85,21 +86,21 @@ class Ticket:
 
     def __iter__(self) -> Iterator[str]:
         pieces: SimpleQueue[str | None] = SimpleQueue()
-        self.listen(lambda _, piece: pieces.put(piece))
-        while (piece := pieces.get()) is not None:
-            yield piece
+        with self._following(lambda _, piece: pieces.put(piece)):
+            while (piece := pieces.get()) is not None:
+                yield piece
         self.wait()
 
     async def __aiter__(self) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self.listen(lambda _, piece: (loop.call_soon_threadsafe(pieces.put_nowait, piece), None)[1])
-        try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-        finally:
-            if not self.done:
-                self.cancel()
+        with self._following(lambda _, piece: (loop.call_soon_threadsafe(pieces.put_nowait, piece), None)[1]):
+            try:
+                while (piece := await pieces.get()) is not None:
+                    yield piece
+            finally:
+                if not self.done:
+                    self.cancel()
         self.wait()
 
     def __enter__(self) -> Ticket:
@@ -137,8 +138,24 @@ class Ticket:
         """Keeps a piece for later listeners, and passes it to the present one."""
         with self._lock:
             self._pieces.append(piece)
-            if self._listener is not None:
-                self._hand(self._listener, piece)
+            for listener in self._readers if self._listener is None else (self._listener, *self._readers):
+                self._hand(listener, piece)
+
+    @contextmanager
+    def _following(self, reader: Listener) -> Iterator[None]:
+        """Passes every piece so far and every later one to a reader, beside others and the listener."""
+        with self._lock:
+            self._readers.append(reader)
+            self._hand_all(reader)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers.remove(reader)
+
+    def _hand_all(self, listener: Listener) -> None:
+        for piece in self._pieces:
+            self._hand(listener, piece)
 
     def _hand(self, listener: Listener, piece: str | None) -> None:
         try:
