@@ -25,12 +25,14 @@ def quantize(rows: NDArray[np.float32], block: int = BLOCK) -> tuple[Codes, Halv
         half a scale, plus the rounding of scale and minimum; a block that came from GGUF's Q4_1 does not change.
     """
     codes, scales, minimums = round_blocks(in_blocks(rows, block), LARGEST, _tries)
-    return codes[..., 0::2] | codes[..., 1::2] << 4, scales, minimums
+    pairs: Codes = codes[..., 0::2] | np.left_shift(codes[..., 1::2], 4, dtype=np.uint8)
+    return pairs, scales, minimums
 
 
 def _tries(low: Floats, high: Floats) -> Iterator[tuple[Floats, Floats]]:
+    span = high - low
     for share in SHRUNK:
-        yield (1 - 2 * share) * (high - low) / LARGEST, low + share * (high - low)
+        yield np.float32((1 - 2 * share) / LARGEST) * span, low + np.float32(share) * span
 
 
 def _layout(rows: int, columns: int) -> dict[str, Part]:

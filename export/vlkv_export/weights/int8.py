@@ -32,7 +32,7 @@ def quantize(rows: NDArray[np.float32], block: int = BLOCK) -> tuple[Codes, Halv
 
 
 def _tries(low: Floats, high: Floats) -> Iterator[tuple[Floats, Floats]]:
-    yield (high - low) / LARGEST, low
+    yield (high - low) / np.float32(LARGEST), low
     scale = np.maximum((np.maximum(high, -low) / (MIDDLE - 1)).astype(np.float16), LEAST_SCALE)
     wide = scale.astype(np.float32)
     yield wide, wide * -MIDDLE

@@ -28,6 +28,8 @@ PRODUCTS = {
     "float16": Product(64, 48, "float16"),
     "int8": Product(64, 48, "codes", 8, 64, "float32"),
     "int4": Product(64, 48, "codes", 4, 32, "float16", True),
+    "int8 with minimums": Product(64, 48, "codes", 8, 32, "float16", minimums=True),
+    "int4 with minimums": Product(64, 48, "codes", 4, 32, "float16", minimums=True),
 }
 
 
@@ -102,7 +104,9 @@ def test_linears_oracle(rng: np.random.Generator, weights: str):
     for values in cases(harness, rng):
         stored = values["weight"].view(np.float16) if weights == "float16" else values["weight"]
         scales = values["scales"].view(np.float16) if kind.scales == "float16" else values["scales"]
-        zeros = values["zeros"] if kind.zeros else None
+        zeros = (
+            values["minimums"].view(np.float16) if kind.minimums else values["zeros"] if kind.zeros else None
+        )
         matrix = linear_oracle.widen(stored, scales, zeros, kind.bits, values["depth"])
         with np.errstate(all="ignore"):
             rows = values["input"]

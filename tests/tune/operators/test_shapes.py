@@ -30,11 +30,12 @@ def products(path):
                 continue
             scales = FLOATS[tensors[node.input[number + count]].data_type]
             block = weight.dims[2] * 8 // bits
-            zeros = bool(given.get("zeros", 0))
-            yield Product(weight.dims[1] * block, weight.dims[0], "codes", bits, block, scales, zeros)
+            kind = tensors[node.input[number + 2 * count]].data_type if given.get("zeros", 0) else 0
+            facts = (scales, kind == onnx.TensorProto.UINT8, kind == onnx.TensorProto.FLOAT16)
+            yield Product(weight.dims[1] * block, weight.dims[0], "codes", bits, block, *facts)
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "int8", "int4"])
 def test_products_are_those_of_the_graph(graphs_of, tmp_path, weights):
     build_engine(graphs_of("llama"), tmp_path / "e", weights=weights)
     wanted = set(products(tmp_path / "e" / "decoder.onnx"))

@@ -45,7 +45,13 @@ def harness(shapes: Shapes) -> Harness:
             "gated": normal(rng, rows, depth if around == 2 else 0),
             "residual": normal(rng, rows, columns if not sizes["plain"] and rng.random() < 0.5 else 0),
         }
-        made |= {"zero_count": weights["zeros"].size, "input": data, "epsilon": 1e-5, **weights}
+        made |= {
+            "zero_count": weights["zeros"].size,
+            "minimum_count": weights["minimums"].size,
+            "input": data,
+            "epsilon": 1e-5,
+            **weights,
+        }
         made |= {f"{name}_count": value.size for name, value in before.items()} | before
         return made | {"bias": normal(rng, columns), "result": np.empty(rows * columns, np.float32)}
 
@@ -61,12 +67,23 @@ def harness(shapes: Shapes) -> Harness:
         ("columns", "int64"),
         ("format", "int32"),
     )
-    named += (("block", "int64"), ("scale_type", "int32"), ("zero_count", "int64"))
+    named += (
+        ("block", "int64"),
+        ("scale_type", "int32"),
+        ("zero_count", "int64"),
+        ("minimum_count", "int64"),
+    )
     named += (("norm_count", "int64"), ("gated_count", "int64"), ("residual_count", "int64"))
     named += (("epsilon", "float32"),)
     arguments = [Argument(name, dtype, "value") for name, dtype in named]
     scales = "uint16" if kind.bits and kind.scales == "float16" else "float32"
-    buffers = (("input", "float32"), ("weight", STORED[kind.dtype]), ("scales", scales), ("zeros", "uint8"))
+    buffers: tuple[tuple[str, str], ...] = (
+        ("input", "float32"),
+        ("weight", STORED[kind.dtype]),
+        ("scales", scales),
+        ("zeros", "uint8"),
+    )
+    buffers += (("minimums", "uint16"),)
     arguments += [Argument(name, dtype, "in") for name, dtype in buffers]
     arguments += [Argument(name, "float32", "in") for name in ("bias", "norm", "gated", "residual")]
     arguments.append(Argument("result", "float32", "out"))
@@ -96,12 +113,16 @@ def harness(shapes: Shapes) -> Harness:
 
 
 def _format(p: Product) -> tuple[object, ...]:
-    return p.dtype, p.bits, p.block, p.scales, p.zeros
+    return p.dtype, p.bits, p.block, p.scales, p.zeros, p.minimums
 
 
 def _weights(kind: Product, depth: int, columns: int, rng: np.random.Generator) -> Values:
-    """Random weights as the engine stores them; scales and zeros are empty for floats."""
-    none = {"scales": np.zeros(0, np.float32), "zeros": np.zeros(0, np.uint8)}
+    """Random weights as the engine stores them; scales, zeros and minimums are empty for floats."""
+    none = {
+        "scales": np.zeros(0, np.float32),
+        "zeros": np.zeros(0, np.uint8),
+        "minimums": np.zeros(0, np.uint16),
+    }
     if not kind.bits:
         data = normal(rng, columns, depth)
         if kind.dtype == "bfloat16":
@@ -114,22 +135,29 @@ def _weights(kind: Product, depth: int, columns: int, rng: np.random.Generator) 
     codes = rng.integers(0, 256, (columns, groups, kind.block * kind.bits // 8)).astype(np.uint8)
     scales = rng.uniform(0.5, 1.5, (columns, groups)).astype(kind.scales)
     zeros = rng.integers(0, 17, (columns, groups)).astype(np.uint8) if kind.zeros else none["zeros"]
+    least = rng.uniform(-4.0, 0.0, (columns, groups)).astype(np.float16)
     return {
         "weight": codes,
         "scales": scales.view(np.uint16) if kind.scales == "float16" else scales,
         "zeros": zeros,
+        "minimums": least.view(np.uint16) if kind.minimums else none["minimums"],
     }
 
 
 def product(kind: Product, values: Values) -> tuple[Array, Array]:
     """Returns result and error bound, `[M * N]` both.
 
-    A code times its scale is rounded once; K products and the bias are summed, each rounded by half a unit.
+    A code times its scale is rounded once, its sum with a minimum once more; K products and the bias are summed, each
+    rounded by half a unit.
     """
     depth, weight = values["depth"], values["weight"]
+    terms: Array = np.zeros(1)
     if kind.bits:
         scales = values["scales"].view(np.float16) if kind.scales == "float16" else values["scales"]
-        matrix = codes_to_float(weight, scales, values["zeros"] if kind.zeros else None, kind.bits, depth)
+        origins = values["minimums"].view(np.float16) if kind.minimums else values["zeros"]
+        matrix = codes_to_float(weight, scales, origins if origins.size else None, kind.bits, depth)
+        if kind.minimums:  # the sum may be smaller than its terms
+            terms = 2 * np.abs(np.repeat(origins.astype(np.float64), kind.block, axis=1)[:, :depth])
     elif kind.dtype == "float16":
         matrix = weight.view(np.float16).astype(np.float64)
     else:
@@ -137,7 +165,8 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         rows, error = multiplied(values)
         result = rows @ matrix.T + values["bias"]
-        magnitude = np.abs(rows) @ np.abs(matrix).T + np.abs(values["bias"])
+        size = np.abs(matrix) + terms
+        magnitude = np.abs(rows) @ size.T + np.abs(values["bias"])
         if values["residual_count"]:
             result, magnitude = result + values["residual"], magnitude + np.abs(values["residual"])
         bound = (depth + 6) * EPSILON * magnitude + error @ np.abs(matrix).T + 2.0**-120

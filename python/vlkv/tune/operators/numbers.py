@@ -31,11 +31,17 @@ def stored(values: Array, dtype: str) -> Array:
 
 
 def codes_to_float(codes: Array, scales: Array, zeros: Array | None, bits: int, depth: int) -> Array:
-    """Returns the matrix `[N, depth]` in float64 of codes `[N, G, bytes]`, scales and zeros `[N, G]`."""
+    """Returns the matrix `[N, depth]` in float64 of codes `[N, G, bytes]`, scales and zeros `[N, G]`.
+
+    Zeros of float16 are minimums.
+    """
     numbers = codes.astype(np.int64)
     if bits == 4:
         pairs = np.stack([numbers & 15, numbers >> 4], axis=-1)
         numbers = pairs.reshape(*codes.shape[:2], 2 * codes.shape[2])
+    if zeros is not None and zeros.dtype == np.float16:
+        least = numbers * scales.astype(np.float64)[..., None] + zeros.astype(np.float64)[..., None]
+        return least.reshape(len(codes), -1)[:, :depth]
     zero = np.full(scales.shape, 128 if bits == 8 else 8) if zeros is None else zeros.astype(np.int64)
     matrix = (numbers - zero[..., None]) * scales.astype(np.float64)[..., None]
     made: Array = matrix.reshape(len(codes), -1)[:, :depth]

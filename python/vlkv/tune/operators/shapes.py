@@ -31,7 +31,8 @@ FLOATS = {1: "float32", 10: "float16", 16: "bfloat16", 2: "codes"}
 class Product:
     """One product of the decoder: K, N, and how its weights are stored.
 
-    `bits` is 0 for floats of `dtype`; else codes in blocks of `block` with scales of `scales`, and zeros or none.
+    `bits` is 0 for floats of `dtype`; else codes in blocks of `block` with scales of `scales`, and zeros, minimums or
+    neither.
     """
 
     depth: int
@@ -41,6 +42,7 @@ class Product:
     block: int = 0
     scales: str = "float32"
     zeros: bool = False
+    minimums: bool = False
 
     @property
     def column_bytes(self) -> float:
@@ -125,9 +127,8 @@ def _linear(attributes: dict[str, int], inputs: list[str], tensors: dict[str, An
         block = sizes[2] * 8 // bits
         scales = FLOATS[tensors[inputs[1 + count + i]][1]]
         zeros = bool(attributes.get("zeros", 0))
-        if zeros and tensors[inputs[1 + 2 * count + i]][1] == 10:
-            continue  # minimums, which the harness doesn't make
-        yield Product(sizes[1] * block, sizes[0], "codes", bits, block, scales, zeros)
+        least = zeros and FLOATS[tensors[inputs[1 + 2 * count + i]][1]] == "float16"
+        yield Product(sizes[1] * block, sizes[0], "codes", bits, block, scales, zeros and not least, least)
 
 
 def _tensor(data: memoryview) -> tuple[str, tuple[int, ...], int]:
