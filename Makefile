@@ -243,7 +243,10 @@ $(VENV)/served: $(VENV)/installed constraints-server.txt
 		|| echo "no tritonserver for this platform: its tests are skipped"; done
 	@touch $@
 
+# Of pykustomize the tests use only kustomize itself, a shared library; its Python code needs a newer Python.
 $(VENV)/tested: $(VENV)/installed
 	@echo "installing what the tests need"; $(PIP) --no-build-isolation --editable '.[export,serve,test,train]'
 	@$(PIP) --no-deps kvpress
+	@rm -rf $(VENV)/kustomize && $(PIP) --no-deps --only-binary=:all: --ignore-requires-python --target $(VENV)/kustomize \
+		pykustomize==0.1.4 || echo "no kustomize for this platform: its tests are skipped"
 	@touch $@

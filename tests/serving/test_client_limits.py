@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlkv.errors import LimitError
+from vlkv.serving import limits
 from vlkv.serving.limits import ClientLimits, Clients
 
 
@@ -71,7 +72,7 @@ def test_a_long_prompt_leaves_debts_that_are_paid_as_of_its_end():
     other.tickets = [answer(clock, prompt=500)]
     clock.now += 3600
     clients.begin("b", 600)  # what ended an hour ago was paid an hour ago
-    with pytest.raises(LimitError, match="601 new tokens, the limit of an API key is 600") as found:
+    with pytest.raises(LimitError, match="601 new tokens, the limit of one API key is 600") as found:
         clients.begin("a", 601)
     assert found.value.wait is None
 
@@ -81,3 +82,23 @@ def test_without_limits_nothing_is_kept_of_a_client():
     for number in range(1000):
         assert clients.begin(f"key {number}", 10**9).tokens == 10**9
     assert not clients._clients
+
+
+def test_clients_that_are_as_new_ones_are_forgotten(monkeypatch):
+    monkeypatch.setattr(limits, "MANY", 4)
+    clock = Clock()
+    clients = Clients(ClientLimits(tokens=600), clock, "client")
+    debtor, running = clients.begin("debtor", 600), clients.begin("running", 1)
+    debtor.tickets = [answer(clock, generated=600)]
+    for number in range(20):
+        clients.begin(str(number), 1).tickets = []
+    assert set(clients._clients) >= {"debtor", "running"}
+    assert len(clients._clients) < 8
+    with pytest.raises(LimitError, match="left of this client's 600 tokens"):
+        clients.begin("debtor", 1)
+    clock.now += 60
+    for number in range(20):
+        clients.begin(str(number), 1).tickets = []
+    assert "debtor" not in clients._clients
+    assert running.tickets is None
+    assert "running" in clients._clients

@@ -15,7 +15,7 @@ from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
 from vlkv.scheduler.worker import SCHEDULED_CHUNK
 from vlkv.serving.size import AUTO
-from vlkv.serving.triton.repository import Settings, write_repository
+from vlkv.serving.triton.repository import CLIENT, Settings, write_repository
 from vlkv.storage import manifest as manifests
 
 
@@ -47,6 +47,15 @@ def triton(
         str,
         typer.Option(help="Most of it for what was read of pictures and prompts; auto: a quarter, 0: none."),
     ] = AUTO,
+    client: Annotated[
+        str, typer.Option(metavar="NAME", help="Request parameter or forwarded header that names the client.")
+    ] = CLIENT,
+    client_requests: Annotated[
+        int | None, typer.Option(help="Most requests at once of a client.", show_default="no limit")
+    ] = None,
+    client_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens a minute of a client.", show_default="no limit")
+    ] = None,
     gpus: Annotated[str, typer.Option(help="Device numbers, such as 0,1; default: the CPU.")] = "",
     plugin: Annotated[
         str, typer.Option(help="Path of libvlkv_tensorrt.so on the server, for a TensorRT engine.")
@@ -62,7 +71,7 @@ def triton(
         raise VlkvError(f"gpus {gpus!r} is not a list of numbers, such as 0,1") from None
     settings = Settings(
         engine_path or str(engine.resolve()), name, slots, memory, queue, policy, threads, instances, devices,
-        plugin, prompt_tokens, capacity, chunk, reuse,
+        plugin, prompt_tokens, capacity, chunk, reuse, client, client_requests, client_tokens,
     )  # fmt: skip
     folder = write_repository(settings, engine, output)
     if not devices:

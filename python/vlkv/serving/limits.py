@@ -1,4 +1,4 @@
-"""Limits for each client of a server: requests at once, and tokens a minute. A client is an API key.
+"""Limits for each client of a server: requests at once, and tokens a minute. A client is an API key or another name.
 
 Tokens are counted with a bucket that holds a minute's tokens and fills steadily. A request takes the tokens that its
 answers may have before it begins. When they have ended, it has used its prompts and the tokens that were generated.
@@ -16,6 +16,8 @@ from vlkv.errors import LimitError
 from vlkv.scheduler import Ticket
 
 MINUTE = 60.0
+MANY = 1024
+"""Clients that are remembered before those are looked for that have nothing running and a full bucket."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,15 @@ class Clients:
     Args:
         limits: of every client.
         clock: as `time.monotonic`.
+        called: what errors call a client.
     """
 
-    def __init__(self, limits: ClientLimits, clock: Callable[[], float] = monotonic) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(
+        self, limits: ClientLimits, clock: Callable[[], float] = monotonic, called: str = "API key"
+    ) -> None:
+        self._limits, self._clock, self._called = limits, clock, called
         self._clients: dict[str, _Client] = {}
+        self._many = MANY
         self._lock = Lock()
 
     def begin(self, client: str, tokens: int) -> Running:
@@ -88,12 +94,23 @@ class Clients:
         if self._limits == ClientLimits():
             return Running(tokens)  # nothing to count; names of clients that nobody checks would pile up
         with self._lock:
+            self._forget()
             one = self._settled(client)
             self._check_requests(len(one.running))
             self._check_tokens(one.tokens, tokens)
             one.tokens -= tokens
             one.running.append(running := Running(tokens))
         return running
+
+    def _forget(self) -> None:
+        """Forgets clients that are as new ones. The next look is when there are twice as many as stayed."""
+        if len(self._clients) < self._many:
+            return
+        for name in list(self._clients):
+            one = self._settled(name)
+            if not one.running and one.tokens >= float(self._limits.tokens or 0):
+                del self._clients[name]
+        self._many = max(MANY, 2 * len(self._clients))
 
     def _settled(self, client: str) -> _Client:
         """The client's state as of now."""
@@ -116,7 +133,7 @@ class Clients:
         most = self._limits.requests
         if most is not None and running >= most:
             raise LimitError(
-                f"{running} requests of this API key are running, the limit is {most}: wait until one has ended",
+                f"{running} requests of this {self._called} are running, the limit is {most}: wait until one has ended",
                 "requests",
                 1,
             )
@@ -127,7 +144,7 @@ class Clients:
             return
         if tokens > most:
             raise LimitError(
-                f"the request asks for {tokens} new tokens, the limit of an API key is {most} tokens a minute: "
+                f"the request asks for {tokens} new tokens, the limit of one {self._called} is {most} tokens a minute: "
                 "ask for fewer",
                 "tokens",
                 None,
@@ -135,7 +152,7 @@ class Clients:
         if tokens > left:
             wait = max(1, ceil((tokens - left) * MINUTE / most))
             raise LimitError(
-                f"{tokens} new tokens are more than what is left of this API key's {most} tokens a minute: "
+                f"{tokens} new tokens are more than what is left of this {self._called}'s {most} tokens a minute: "
                 f"try again in {wait} s",
                 "tokens",
                 wait,

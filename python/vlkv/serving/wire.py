@@ -10,7 +10,7 @@ from enum import Enum
 
 import numpy as np
 
-from vlkv.errors import ImageError, PromptError, ServerFullError, ServerStoppedError, VlkvError
+from vlkv.errors import ImageError, LimitError, PromptError, ServerFullError, ServerStoppedError, VlkvError
 from vlkv.generation.result import Result
 
 MAX_IMAGES = 64
@@ -35,14 +35,14 @@ class ErrorKind(Enum):
     INVALID = "invalid"
     """The request is invalid; repeating it does not help."""
     FULL = "full"
-    """The server is full. The same request may succeed later."""
+    """The server is full, or its client is at a limit. The same request may succeed later."""
     INTERNAL = "internal"
     """The server is at fault."""
 
 
 def error_kind(error: BaseException) -> ErrorKind:
     """The kind of an error, from its type."""
-    if isinstance(error, ServerFullError):
+    if isinstance(error, ServerFullError) or (isinstance(error, LimitError) and error.wait is not None):
         return ErrorKind.FULL
     if isinstance(error, ServerStoppedError):
         return ErrorKind.INTERNAL

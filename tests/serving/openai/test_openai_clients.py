@@ -49,7 +49,7 @@ def test_tokens_a_minute_of_a_key(limited):
         # used tokens come back at 1000 a minute
         assert 1 <= int(found.value.response.headers["retry-after"]) <= used * 60 / 1000 + 2
         with pytest.raises(
-            openai.BadRequestError, match="asks for 1001 new tokens, the limit of an API key is 1000"
+            openai.BadRequestError, match="asks for 1001 new tokens, the limit of one API key is 1000"
         ):
             client.chat.completions.create(**ASKED, max_tokens=1001)
         refused = {"messages": [{"role": "user", "content": " "}]}

@@ -60,6 +60,9 @@ def test_the_shown_repository_is_what_is_written(shipped, graphs_of, tmp_path, c
         (["--policy", "none"], "unknown policy 'none'"),
         (["--queue", "0"], "queue 0 is under 1"),
         (["--chunk", "0"], "chunk 0 is under 1"),
+        (["--client-requests", "0"], "client_requests 0 is under 1"),
+        (["--client-tokens", "-1"], "client_tokens -1 is under 1"),
+        (["--client", "a b", "--client-tokens", "9"], "client parameter 'a b' may have"),
         (["--capacity", "0"], "capacity 0 is under 1"),
         (["--prompt-tokens", "0"], "prompt_tokens 0 is under 1"),
         (["--memory", "1MiB"], "no request of a picture and 64 tokens of text could ever run"),
@@ -74,6 +77,15 @@ def test_wrong_settings_are_one_line_and_leave_nothing(shipped, tmp_path, capsys
     assert words in said
     assert said.count("\n") == 1
     assert not (tmp_path / "models").exists()
+
+
+def test_limits_of_clients_are_written_where_there_are_some(shipped, tmp_path):
+    assert run(shipped, "-o", tmp_path / "one", "--client-tokens", 600, "--client", "x-client") == 0
+    text = (tmp_path / "one" / "vlkv" / "config.pbtxt").read_text()
+    for name, value in (("client", "x-client"), ("client_tokens", "600")):
+        assert f'key: "{name}" value: {{ string_value: "{value}" }}' in text
+    assert "client_requests" not in text
+    assert "client" not in config(Settings("/e"))
 
 
 def test_what_a_repository_allows_is_told_and_its_sizes_can_be_set(shipped, tmp_path, capsys):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
 from vlkv.errors import ServerFullError
+from vlkv.serving.limits import Running
 from vlkv.serving.triton.inputs import Tensors
 
 THREADS = 2
@@ -18,8 +20,22 @@ MOST = 64
 MOST_BYTES = 256 << 20
 """Of these pictures' files; one request may have more if no other waits."""
 
-Request = tuple[Tensors, float | None, Any]
-"""Its tensors, its deadline in seconds, and who sends its responses."""
+
+@dataclass(frozen=True)
+class Asked:
+    """A request.
+
+    Fields:
+        tensors: the given inputs.
+        deadline: seconds from now; None for none.
+        sender: who sends its responses.
+        running: what counts for its client.
+    """
+
+    tensors: Tensors
+    deadline: float | None
+    sender: Any
+    running: Running
 
 
 class Admission:
@@ -31,26 +47,24 @@ class Admission:
     """
 
     def __init__(
-        self,
-        submit: Callable[[Tensors, float | None, Any], None],
-        refuse: Callable[[Any, BaseException], None],
+        self, submit: Callable[[Asked], None], refuse: Callable[[Asked, BaseException], None]
     ) -> None:
         self._submit, self._refuse = submit, refuse
-        self._waiting: SimpleQueue[Request | None] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[Asked, float] | None] = SimpleQueue()
         self._ending = False
         self._lock, self._held = threading.Lock(), 0
         self._threads: list[threading.Thread] = []
 
-    def admit(self, tensors: Tensors, deadline: float | None, sender: Any) -> None:
+    def admit(self, asked: Asked) -> None:
         """Submits it now, or soon.
 
         Raises:
             ServerFullError: the pictures of too many wait to be decoded.
         """
-        images = tensors.get("images")
-        late = deadline is not None and not deadline > 0
+        images = asked.tensors.get("images")
+        late = asked.deadline is not None and not asked.deadline > 0
         if images is None or not images.size or late:
-            self._submit(tensors, deadline, sender)
+            self._submit(asked)
             return
         if self._waiting.qsize() >= MOST:
             raise ServerFullError(
@@ -64,7 +78,7 @@ class Admission:
                     f"{MOST_BYTES}; try again later"
                 )
             self._held += size
-        self._waiting.put((tensors, None if deadline is None else monotonic() + deadline, sender))
+        self._waiting.put((asked, monotonic()))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         while len(self._threads) < THREADS:
             thread = threading.Thread(target=self._run, name="vlkv-pictures", daemon=True)
@@ -82,14 +96,16 @@ class Admission:
 
     def _run(self) -> None:
         while (request := self._waiting.get()) is not None:
-            tensors, end, sender = request
-            size = sum(map(len, tensors["images"].reshape(-1)))
+            asked, came = request
+            size = sum(map(len, asked.tensors["images"].reshape(-1)))
             try:
                 if self._ending:
                     raise ServerFullError("the server is shutting down and takes no more requests")
-                self._submit(tensors, None if end is None else max(1e-6, end - monotonic()), sender)
+                if asked.deadline is not None:
+                    asked = replace(asked, deadline=max(1e-6, came + asked.deadline - monotonic()))
+                self._submit(asked)
             except BaseException as error:
-                self._refuse(sender, error)
+                self._refuse(asked, error)
                 if not isinstance(error, Exception):
                     raise
             finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,11 @@ from vlkv.generation.sampling import MAX_BIASES, MAX_STOPS, MAX_WORD, MAX_WORDS
 from vlkv.serving.wire import check_images, picture
 
 Tensors = Mapping[str, NDArray[Any]]
+
+MAX_CLIENT = 1024
+"""Characters of a client's name."""
+MAX_NEW_TOKENS = Question("a").max_new_tokens
+"""Of a request that names no number."""
 
 MOST = {"stop": MAX_STOPS, "suppress_tokens": MAX_BIASES, "bad_words_ids": MAX_WORDS * (MAX_WORD + 1)}
 """Values of a tensor; more are refused before they are looked at."""
@@ -74,6 +79,32 @@ def to_question(tensors: Tensors, policy: str, most_bytes: int) -> tuple[Questio
 def priority_of(tensors: Tensors) -> int:
     """The priority of a request; 0 if it names none."""
     return int(_one(tensors, "priority", 0))
+
+
+def client_of(parameters: Sequence[tuple[str, Any]], name: str) -> str:
+    """The client that a request's parameters name, "" if they name none.
+
+    Triton puts the forwarded headers after the parameters that the request itself has. The last one counts, in any
+    case: a header that a proxy sets can't be replaced in the body.
+
+    Raises:
+        SamplingError: the client's name is too long, or no text or whole number.
+    """
+    client = ""
+    for key, value in parameters:
+        if key.lower() == name.lower():
+            if isinstance(value, bool) or not isinstance(value, (str, int)):
+                raise SamplingError(f"{name} {value!a:.40} is not a text")
+            client = str(value)
+    if len(client) > MAX_CLIENT:
+        raise SamplingError(f"{name} has {len(client)} characters, the limit is {MAX_CLIENT}")
+    return client
+
+
+def new_tokens(tensors: Tensors) -> int:
+    """The new tokens that a request asks for, as far as its input can be read."""
+    values = tensors.get("max_tokens", np.empty(0)).reshape(-1)
+    return max(0, int(values[0])) if len(values) == 1 else MAX_NEW_TOKENS
 
 
 def _words(tokens: list[int]) -> list[list[int]]:

@@ -15,10 +15,11 @@ from vlkv.scheduler import Scheduler
 from vlkv.scheduler.allowance import lines
 from vlkv.scheduler.memory import default_memory
 from vlkv.scheduler.plan import SLOTS
+from vlkv.serving.limits import ClientLimits, Clients
 from vlkv.serving.size import AUTO, parse_memory
-from vlkv.serving.triton.admission import Admission
+from vlkv.serving.triton.admission import Admission, Asked
 from vlkv.serving.triton.exchange import Exchange
-from vlkv.serving.triton.inputs import Tensors, priority_of, to_question
+from vlkv.serving.triton.inputs import client_of, new_tokens, priority_of, to_question
 from vlkv.serving.triton.metrics import Metrics
 
 CHARACTERS_A_TOKEN = 32
@@ -60,6 +61,8 @@ class TritonPythonModel:
         except VlkvError as error:
             raise pb_utils.TritonModelException(f"vlkv: {error}") from None
         self._engine = engine
+        most = [int(given[name]) if name in given else None for name in ("client_requests", "client_tokens")]
+        self._clients, self._client = Clients(ClientLimits(*most), called="client"), given.get("client", "")
         self._longest = CHARACTERS_A_TOKEN * engine.manifest.text.max_positions
         labels = {"model": args["model_name"], "instance": args["model_instance_name"]}
         self._metrics = Metrics(pb_utils, labels)
@@ -79,25 +82,45 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                tensors = {}
-                for name in self._inputs:
-                    tensor = pb_utils.get_input_tensor_by_name(request, name)
-                    if tensor is not None:
-                        tensors[name] = tensor.as_numpy()
-                self._admission.admit(tensors, _deadline(request), sender)
+                asked = self._asked(request, sender)
             except Exception as error:
-                self._refuse(sender, error)
+                self._fail(sender, error)
+                continue
+            try:
+                self._admission.admit(asked)
+            except Exception as error:
+                self._refuse(asked, error)
 
-    def _submit(self, tensors: Tensors, deadline: float | None, sender: Any) -> None:
+    def _asked(self, request: Any, sender: Any) -> Asked:
+        """The request's inputs; it counts for its client from now on."""
+        tensors = {}
+        for name in self._inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:
+                tensors[name] = tensor.as_numpy()
+        parameters = json.loads(request.parameters() or "{}", object_pairs_hook=list)
+        deadline = _deadline(request, parameters)
+        running = self._clients.begin(client_of(parameters, self._client), new_tokens(tensors))
+        return Asked(tensors, deadline, sender, running)
+
+    def _submit(self, asked: Asked) -> None:
         """Puts a request into the queue; with pictures that takes as long as decoding them."""
         try:
-            question, stream = to_question(tensors, self._policy, self._longest)
-            ticket = self._scheduler.submit(question, deadline=deadline, priority=priority_of(tensors))
-            self._exchange.follow(ticket, sender, stream)
+            question, stream = to_question(asked.tensors, self._policy, self._longest)
+            priority = priority_of(asked.tensors)
+            ticket = self._scheduler.submit(question, deadline=asked.deadline, priority=priority)
         except Exception as error:
-            self._refuse(sender, error)
+            self._refuse(asked, error)
+            return
+        asked.running.tickets = [ticket]
+        self._exchange.follow(ticket, asked.sender, stream)
 
-    def _refuse(self, sender: Any, error: BaseException) -> None:
+    def _refuse(self, asked: Asked, error: BaseException) -> None:
+        if asked.running.tickets is None:
+            asked.running.tickets = []
+        self._fail(asked.sender, error)
+
+    def _fail(self, sender: Any, error: BaseException) -> None:
         if not isinstance(error, VlkvError):
             pb_utils.Logger.log_error(f"vlkv: {type(error).__name__}: {error}")
         self._exchange.fail(sender, error)
@@ -144,9 +167,9 @@ def _instances(config: dict[str, Any]) -> int:
     return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups)
 
 
-def _deadline(request: Any) -> float | None:
+def _deadline(request: Any, parameters: list[tuple[str, Any]]) -> float | None:
     """The deadline in seconds from the request's `timeout` in microseconds: a gRPC field or an HTTP parameter."""
-    timeout = request.timeout() or json.loads(request.parameters() or "{}").get("timeout", 0)
+    timeout = request.timeout() or dict(parameters).get("timeout", 0)
     try:
         return float(timeout) * MICRO if timeout else None
     except (TypeError, ValueError):

@@ -39,6 +39,8 @@ INPUTS = (
     ("priority", "INT32", "1", True),
 )
 """Name, type, number of values (-1 for any), and whether the input is optional. -1 separates `bad_words_ids`."""
+CLIENT = "client"
+"""The request parameter that names a request's client by default."""
 OUTPUTS = ("text", "finish_reason", "usage")
 MODEL = '''"""vlkv's model for Triton's Python backend; `pip install vlkv` in the server's Python."""
 
@@ -65,6 +67,8 @@ class Settings:
         capacity: the most tokens of a lane in each layer; None for what the memory allows.
         chunk: the most prompt tokens between two steps; None for the scheduler's default.
         reuse: the most memory of what was read of pictures and prompts; `auto` is a quarter of `memory`.
+        client: the request parameter, or the forwarded header, that names a request's client.
+        client_requests, client_tokens: limits of each client at each instance: requests at once, tokens a minute.
     """
 
     engine: str
@@ -81,6 +85,14 @@ class Settings:
     capacity: int | None = None
     chunk: int | None = None
     reuse: str = AUTO
+    client: str = CLIENT
+    client_requests: int | None = None
+    client_tokens: int | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether clients have limits."""
+        return self.client_requests is not None or self.client_tokens is not None
 
     def plan(self, manifest: Manifest) -> Plan:
         """How an instance on the CPU divides its memory, here; `MemoryLimitError` where it can't."""
@@ -107,7 +119,11 @@ def write_repository(settings: Settings, engine: Path, target: Path) -> Path:
         raise EngineError(f"{show(engine)} holds graphs; build an engine from them with `vlkv build`")
     text_path(Path(settings.engine))
     policy = resolve(settings.policy)
-    for name in ("queue", "instances", "chunk"):
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", settings.client) is None:
+        raise VlkvError(
+            f"client parameter {settings.client!a:.60} may have letters, digits, '_' and '-' only"
+        )
+    for name in ("queue", "instances", "chunk", "client_requests", "client_tokens"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise VlkvError(f"{name} {value} is under 1")
@@ -171,6 +187,7 @@ def config(settings: Settings) -> str:
         "reuse",
     ]
     names += ["plugin"] if settings.plugin else []
+    names += ["client", "client_requests", "client_tokens"] if settings.limited else []
     parameters = "\n".join(
         f'parameters {{ key: "{name}" value: {{ string_value: "{_quote(str(getattr(settings, name)))}" }} }}'
         for name in names
