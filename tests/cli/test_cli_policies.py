@@ -21,7 +21,8 @@ def run(capfd, *arguments):
 def test_table_has_every_field_of_every_policy(capfd):
     code, out, err = run(capfd, "policies")
     assert (code, err) == (0, "")
-    table, _, protected = out.partition("\n\n")
+    table, auto, protected = out.split("\n\n")
+    assert auto.startswith("auto takes one by the prompt: picture-once for")
     lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["field", *POLICIES]
     assert [line[0] for line in lines[1:]] == [field.name for field in fields(Policy) if field.name != "name"]

@@ -16,6 +16,7 @@ from vlkv.engine import Engine
 from vlkv.generation.result import Result
 from vlkv.generation.sampling import Sampling
 from vlkv.generation.sequence import Sequence as Prepared
+from vlkv.policies.auto import taken
 from vlkv.policies.builtin import resolve
 from vlkv.storage.manifest import token_bytes
 
@@ -95,9 +96,10 @@ class EngineArm:
 
     def request(self, one: Asked, new_tokens: int) -> Prepared:
         """Prepares the prompt under this budget, for a greedy answer."""
-        share = self.budget.of(len(one.prompt.token_ids))
+        share, model = self.budget.of(len(one.prompt.token_ids)), self.engine.model
+        policy = taken(self._policy, one.prompt, model.manifest, model.backend)
         sampling = Sampling(max_new_tokens=new_tokens)
-        return Prepared(one.prompt, one.pictures, self._policy, share, new_tokens, sampling)
+        return Prepared(one.prompt, one.pictures, policy, share, new_tokens, sampling)
 
     def forced(self, one: Asked, tokens: Sequence[int]) -> Iterator[Float32]:
         """Yields logits `[V]` at the prompt's end and after each of the given tokens."""

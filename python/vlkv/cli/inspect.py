@@ -51,6 +51,7 @@ def inspect(
     from vlkv.eval.inspection import inspect as look
     from vlkv.eval.settings import Setting
     from vlkv.generation.question import Question
+    from vlkv.policies.auto import taken
     from vlkv.policies.builtin import resolve
     from vlkv.policies.policy import check_budget, default_budget, with_recall
     from vlkv.pruning.methods import resolve_prune
@@ -73,6 +74,7 @@ def inspect(
             prune=prune,
         )
         whole = opened.prompt(asked)
+        found = taken(found, whole, opened.manifest, opened.model.backend)
         share = default_budget(found, len(whole.token_ids), not whole.pictures) if given is None else given
         seen = look(opened, asked, Setting(found, share))
         bar.step("drawing")

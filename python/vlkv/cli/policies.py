@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from vlkv.cli.console import answers, write_json
-from vlkv.policies.builtin import POLICIES
+from vlkv.policies.auto import SHORT_TEXT
+from vlkv.policies.builtin import DEFAULT_POLICY, POLICIES
 from vlkv.policies.policy import Policy
 from vlkv.policies.recall import Recall
 
@@ -34,6 +35,12 @@ def policies(
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum
     )
     console.print(table)
+    console.print(
+        "\nauto takes one by the prompt: picture-once for a conversation about a picture, vl-cache for a text of at "
+        f"most {SHORT_TEXT} tokens, {DEFAULT_POLICY} for all else.",
+        soft_wrap=True,
+        highlight=False,
+    )
     console.print("\nStays whatever its score:")
     for name, policy in POLICIES.items():
         console.print(f"  {name}: {policy.protected}", soft_wrap=True, highlight=False)

@@ -120,12 +120,13 @@ class Conversation:
         """
         self._settle()
         last, begin = (None if self._state is None else self._state.last), 0
-        # eviction continues under the budget that the first turn began with
-        budget = self.budget if last is None or self.keep == "reusable" else last.budget
-        question = Question(prompt, images, policy=self.policy, budget=budget, **settings)
+        # eviction continues under the policy and the budget that the first turn began with
+        anew = last is None or self.keep == "reusable"
+        policy, budget = (self.policy, self.budget) if last is None or anew else (last.policy, last.budget)
+        question = Question(prompt, images, policy=policy, budget=budget, **settings)
         turn = ChatTurn(prompt, len(question.images), videos=len(question.videos))
         if last is None:
-            sequence = prepare(self._model, question)
+            sequence = prepare(self._model, question, more=self.keep == "compressed")
         else:
             if (turn.images or turn.videos) and self.keep == "compressed":
                 raise PromptError("a new picture in a later turn needs a conversation of keep='reusable'")

@@ -21,6 +21,7 @@ from vlkv.generation.prefill import embed, observing, run_rows
 from vlkv.generation.result import Result
 from vlkv.generation.sequence import Sequence
 from vlkv.model import Model
+from vlkv.policies.auto import taken
 from vlkv.policies.observe import Observer, check_fit
 from vlkv.policies.policy import Policy, check_budget
 
@@ -83,10 +84,11 @@ class SharedPrompt:
 
     def _fork(self, variant: Variant, max_new_tokens: int) -> Sequence:
         """A copy of the sequence under the variant, prefilled; the prompt runs only if it has not run before."""
-        check_fit(variant.policy, self._model.manifest, self._model.backend)
-        check_budget(variant.budget, variant.policy)
+        policy = taken(variant.policy, self.prompt, self._model.manifest, self._model.backend)
+        check_fit(policy, self._model.manifest, self._model.backend)
+        check_budget(variant.budget, policy)
         sequence = replace(
-            self._sequence, policy=variant.policy, budget=variant.budget, max_new_tokens=max_new_tokens
+            self._sequence, policy=policy, budget=variant.budget, max_new_tokens=max_new_tokens
         )
         sequence.begin(self._model)
         sequence.prune_to(self._prompt_tokens.positions)

@@ -31,6 +31,7 @@ from vlkv.inputs.prompt import Medium, Prompt, build_prompt, media_of
 from vlkv.inputs.tokenizer import Tokenizer
 from vlkv.model import Model
 from vlkv.ops.recall import RecallStore
+from vlkv.policies.auto import taken
 from vlkv.policies.builtin import resolve
 from vlkv.policies.decode_eviction import Eviction
 from vlkv.policies.observe import check_fit
@@ -263,10 +264,12 @@ def prepare(
     prompt: Prompt | None = None,
     limits: Limits | None = None,
     read: Read = read_visuals,
+    more: bool = False,
 ) -> Sequence:
     """Checks a question and makes its sequence; `prompt` is the prompt if the caller has made it already.
 
-    `limits` applies to the pictures, which `read` decodes, one at a time.
+    `limits` applies to the pictures, which `read` decodes, one at a time. `more` says whether later questions are
+    answered from what this one leaves in the cache; the policy `auto` asks.
 
     Raises:
         PromptError, ImageError, PolicyError, SamplingError: the question is invalid.
@@ -309,6 +312,7 @@ def prepare(
     max_new_tokens = min(sampling.max_new_tokens, most - length)
     if max_new_tokens < 1:
         raise PromptError(f"the prompt's {length} tokens fill all {most} positions")
+    policy = taken(policy, prompt, model.manifest, model.backend, more)
     check_fit(policy, model.manifest, model.backend)
     budget = default_budget(policy, length, not prompt.pictures) if given is None else given
     clips = clips_of(model.manifest, question)

@@ -8,6 +8,8 @@ Sources: VL-Cache (arXiv 2410.23317), Elastic Cache (arXiv 2407.18121), H2O (arX
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vlkv.errors import PolicyError, quoted
 from vlkv.policies.policy import Policy
 from vlkv.policies.recall import Recall
@@ -70,11 +72,19 @@ POLICIES = {
 DEFAULT_POLICY = "shared-question"
 """The policy of a question that names none; `docs/policies.md` gives the reasons."""
 
+AUTO = replace(POLICIES[DEFAULT_POLICY], name="auto")
+"""Stands for the policy that `vlkv.policies.auto` takes once a prompt is known; until then it counts as the default."""
+
 
 def resolve(policy: str | Policy) -> Policy:
-    """The policy of that name, or the given policy. Raises `PolicyError`, which lists all names, if it is unknown."""
+    """The policy of that name, or the given policy. Raises `PolicyError`, which lists all names, if it is unknown.
+
+    `auto` gives `AUTO`.
+    """
     if isinstance(policy, Policy):
         return policy
+    if policy == AUTO.name:
+        return AUTO
     if not isinstance(policy, str) or policy not in POLICIES:
-        raise PolicyError(f"unknown policy {quoted(policy)}; known: {', '.join(POLICIES)}")
+        raise PolicyError(f"unknown policy {quoted(policy)}; known: {', '.join(POLICIES)}, {AUTO.name}")
     return POLICIES[policy]
