@@ -55,7 +55,7 @@ EXPORT_PARTS = {
     "targets": {"checkpoint", "ops", "passes", "watch", "weights"},
     "graphs": {"targets"},
     "engine": {"directory", "graphs", "targets", "watch", "weights"},
-    "adopt": {"checkpoint", "directory", "graph", "models", "ops", "passes", "weights"},
+    "adopt": {"checkpoint", "directory", "graph", "graphs", "models", "ops", "passes", "weights"},
     "cli": {"adopt", "directory", "engine", "quality", "targets", "watch"},
 }
 """Parts of `vlkv_export`, and the other parts that each may import."""
