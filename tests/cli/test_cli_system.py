@@ -96,6 +96,16 @@ def test_a_signal_leaves_nothing_half_written(checkpoint_of, graphs_of, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_commands_are_imported_is_no_traceback(number):
+    script = (
+        "import os, vlkv.cli.main as room\n"
+        f"room._add_commands = lambda: os.kill(os.getpid(), {int(number)})\nroom.main(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + number, b"")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_while_the_first_is_obeyed_leaves_nothing_either(checkpoint_of, tmp_path, number):
     script = (

@@ -133,9 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     SIGTERM and SIGHUP end it like Ctrl-C: no incomplete file is left behind.
     """
-    _add_commands()
     try:
         with _ended_by_signals(), whole_output():
+            _add_commands()
             code = app(arguments, standalone_mode=False) or 0
         sys.exit(code)
     except (typer.Abort, KeyboardInterrupt):
