@@ -152,3 +152,30 @@ def row_of_layer(lengths: ir.Value) -> tuple[ir.Value, int | None]:
     if gather is None or gather.attributes.get_int("axis", 0) != 0 or operand(gather, 1).const_value is None:
         return lengths, None
     return operand(gather, 0), int(numbers(operand(gather, 1)))
+
+
+def first_slots(graph: ir.Graph) -> ir.Value:
+    """The slots `[L,B]` int32 of the first new tokens: the graph input `length`."""
+    length = next(value for value in graph.inputs if value.name == "length")
+    first = ir.Value(name="first_slots", type=ir.TensorType(ir.DataType.INT32))
+    cast = new_node("Cast", [length], [first], {"to": ir.DataType.INT32}, name="first_slots/Cast")
+    graph.insert_before(next(iter(graph)), [cast])
+    return first
+
+
+def attend_instead(graph: ir.Graph, node: ir.Node, operator: str, first: ir.Value) -> bool:
+    """Replaces a GroupQueryAttention by a native operator for any number of tokens per prompt.
+
+    Returns:
+        Whether it was replaced; it is not where its lengths are not those of a layer.
+    """
+    last, layer = row_of_layer(operand(node, 5))
+    if layer is None:
+        return False
+    results = [like(value) for value in node.outputs]
+    attributes = {"scale": node.attributes.get_float("scale", 0.0), "layer": layer}
+    inputs = [*node.inputs[:5], last, first]
+    attend = new_node(operator, inputs, results, attributes, domain=NATIVE, name=node.name)
+    replace(graph, node, [attend], dict(zip(node.outputs, results, strict=True)))
+    graph.remove(node, safe=True)
+    return True

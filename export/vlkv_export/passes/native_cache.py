@@ -11,8 +11,7 @@ from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import cache_row
-from vlkv_export.passes.edit import MICROSOFT, NATIVE, sizes
-from vlkv_export.passes.native_attention import attend_instead, first_slots
+from vlkv_export.passes.edit import MICROSOFT, NATIVE, attend_instead, first_slots, sizes
 
 OPERATORS = {"float16": "AttendFloat16", "bfloat16": "AttendBFloat16", "int8": "AttendInt8"}
 TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "int8": ir.DataType.INT8}
