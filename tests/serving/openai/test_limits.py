@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import threading
@@ -38,6 +39,14 @@ def ask(app, body, path=CHAT, headers=()):
 
     status, answer = asyncio.run(run())
     return status, answer.get("error", {}).get("message", "")
+
+
+def test_a_compressed_body_is_refused_by_name(app):
+    data = json.dumps(asked()).encode()
+    coding = [(b"content-encoding", b"gzip")]
+    told = (415, "content-encoding 'gzip' is not supported: send the body as it is")
+    assert ask(app, gzip.compress(data), headers=coding) == told
+    assert ask(app, data, headers=[(b"content-encoding", b"identity")]) == (200, "")
 
 
 PIXELS = [

@@ -85,9 +85,14 @@ class Bodies:
         """Reads a body; its bytes count until the block ends.
 
         Raises:
-            RequestError: it is too large (413) or too slow (408).
+            RequestError: it is too large (413), too slow (408) or compressed (415).
             ServerFullError: others take too much memory.
         """
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() not in {"", "identity"}:
+            raise RequestError(
+                f"content-encoding {coding!a:.40} is not supported: send the body as it is", status=415
+            )
         said = request.headers.get("content-length", "")
         if said.isdecimal() and int(said) > self._limit:
             raise self._large()
