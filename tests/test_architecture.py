@@ -32,6 +32,8 @@ RUNTIME_ROOMS = (
 """Parts of `vlkv` by floor. Each imports only from floors below its own."""
 
 
+HARNESSES = ("vlkv_harness", "lmms_eval")
+
 EXPORT_SEES_OF_RUNTIME = {
     "vlkv.errors",
     "vlkv.inputs.embedding",
@@ -215,6 +217,20 @@ def test_peers_and_this_package_never_meet():
         assert not any(within(name, "vlkv_peers") for name in imports(path)), path
 
 
+def test_nothing_imports_a_harness():
+    """Adapters stand on the public names, errors and policies of the runtime; nothing stands on them."""
+    for path in sources("python") + sources("export") + sources("peers"):
+        bad = {name for name in imports(path) for module in HARNESSES if within(name, module)}
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+    seen = ("vlkv.Engine", "vlkv.Question", "vlkv.errors", "vlkv.policies.builtin")
+    for path in sources("harness"):
+        for name in imports(path):
+            if within(name, "vlkv") and name != "vlkv":
+                assert any(within(name, module) for module in seen), (
+                    f"{path.relative_to(ROOT)} imports {name}"
+                )
+
+
 def test_oracles_are_independent():
     for path in sources("tests/oracles"):
         assert foreign(path) <= {"numpy", "oracles"}
@@ -254,7 +270,7 @@ def test_plugin_and_bindings_never_meet():
         assert not any("plugin" in name for name in includes(path)), path
 
 
-@pytest.mark.parametrize("folder", ["python", "export", "peers"])
+@pytest.mark.parametrize("folder", ["python", "export", "peers", "harness"])
 def test_files_are_short(folder):
     for path in sources(folder):
         lines = len(path.read_text().splitlines())

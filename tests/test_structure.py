@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "structure.md"
-PACKAGES = ("python/vlkv", "export/vlkv_export", "peers/vlkv_peers")
+PACKAGES = ("python/vlkv", "export/vlkv_export", "peers/vlkv_peers", "harness/vlkv_harness")
 NATIVE = ("cpp", "plugin")
 LINE = re.compile(r"^\| `([^`]+)` \| .+ \|$")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +14,13 @@ from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Prune, Reca
 from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vlkv.eval.api import Report
+    from vlkv.eval.harness import HarnessReport
+    from vlkv.eval.text_api import TextReport
+
 BUDGETS = "0.5,0.2,0.1,0.05"
 
 
@@ -19,8 +28,18 @@ def evaluate(
     engine: EngineFolder,
     task: Annotated[
         str,
-        typer.Option(help="form-qa, form-list, two-forms, second-question, text, or folder with --data."),
+        typer.Option(
+            help="form-qa, form-list, two-forms, second-question, text, or folder with --data; with --harness, "
+            "comma-separated names of its tasks."
+        ),
     ] = "form-qa",
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the tasks of another harness, which has to be installed: lmms-eval.",
+            show_default=False,
+        ),
+    ] = None,
     policy: Annotated[
         str, typer.Option(help="Comma-separated names; vlkv policies lists them.")
     ] = f"full,{DEFAULT_POLICY}",
@@ -34,7 +53,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the forms or texts.")] = 0,
     turns: Annotated[int, typer.Option(help="2 asks a second question about each picture.")] = 1,
     data: Annotated[
-        Path | None, typer.Option(help="For task folder: a .jsonl file, or its folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="For task folder: a .jsonl file, or its folder. With --harness: a folder of its tasks "
+            "(YAML).",
+            show_default=False,
+        ),
     ] = None,
     question: Annotated[
         str | None,
@@ -72,6 +96,7 @@ def evaluate(
     from vlkv.eval.ablation import parts
     from vlkv.eval.api import Report
     from vlkv.eval.chart import available
+    from vlkv.eval.harness import run_harness
     from vlkv.eval.settings import split_names, split_numbers
     from vlkv.eval.table import terminal
     from vlkv.eval.text_api import TextReport, run_texts
@@ -86,6 +111,38 @@ def evaluate(
         None,
     ):
         raise EvalError("task text takes no --turns, --data, --question, --ablation, --prune or --recall")
+    if harness is not None:
+        if (seed, turns, question, ablation) != (0, 1, None, False):
+            raise EvalError("--harness takes no --seed, --turns, --question or --ablation")
+        options = {
+            "verify": not no_verify,
+            "threads": threads,
+            "device": device,
+            "plugin": None if plugin is None else str(plugin.absolute()),
+        }
+        with ExitStack() as stack:
+            if output is None:
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="vlkv-eval-")))
+            else:
+                output.mkdir(parents=True, exist_ok=True)
+                folder = output
+            judged = run_harness(
+                harness,
+                engine,
+                split_names(task),
+                folder=folder,
+                policies=split_names(policy),
+                budgets=split_numbers(budget),
+                samples=samples,
+                data=data,
+                max_new_tokens=max_new_tokens,
+                prune=prune,
+                recall=recall,
+                batch=batch,
+                **options,
+            )
+            _show(judged, [judged.table()], output, json)
+        return
     with progress(data=False, remaining=True) as bar:
 
         def opened() -> Engine:
@@ -130,20 +187,27 @@ def evaluate(
                 begin=begin,
                 progress=bar.advance,
             )
-    if output is not None:
-        written = report.write(output)
-        notes().print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
-        if not available() and isinstance(report, Report) and not ablation:
-            notes().print("no chart: it needs the packages of vlkv[bench]", style="dim")
-    if json:
-        write_json(report.json())
-        return
     if isinstance(report, TextReport):
         tables = text_tables(report.lines, report.title)
     elif ablation:
         tables = [terminal(part.lines(report.lines), part.title) for part in parts()]
     else:
         tables = [terminal(report.lines, report.title)]
+    if output is not None and not available() and isinstance(report, Report) and not ablation:
+        notes().print("no chart: it needs the packages of vlkv[bench]", style="dim")
+    _show(report, tables, output, json)
+
+
+def _show(
+    report: Report | TextReport | HarnessReport, tables: list[Table], output: Path | None, json: bool
+) -> None:
+    """Writes a report's files, and prints it."""
+    if output is not None:
+        written = report.write(output)
+        notes().print(f"written: {', '.join(map(str, written))}", style="dim", soft_wrap=True)
+    if json:
+        write_json(report.json())
+        return
     out = answers()
     # a pipe has no width: take that of the tables
     wide = out.options.update(width=1000)

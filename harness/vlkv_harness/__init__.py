@@ -1,0 +1,1 @@
+"""Adapters of evaluation harnesses: vlkv's engines as models of lmms-eval."""
