@@ -94,7 +94,9 @@ def _genai(folder: Path, graph: str | None) -> Source:
             files[part] = model.child(part).string("filename")
     for file in files.values():
         if not _is_plain(file):
-            raise CheckpointError(f"{folder / GENAI}: filename {file!a:.80} is not the name of a file beside it")
+            raise CheckpointError(
+                f"{folder / GENAI}: filename {file!a:.80} is not the name of a file beside it"
+            )
     apart = {part: _graph(folder, file) for part, file in files.items() if part != "decoder"}
     return Source(
         folder=folder,
