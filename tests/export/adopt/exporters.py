@@ -92,7 +92,7 @@ def llava(checkpoint: str, target: str, precision: str) -> None:
 
     _merge(Decoder(), OfEmbeddings, Path(target))
     _towers(model, target)
-    for path in Path(checkpoint).glob("*.json*"):
+    for path in Path(checkpoint).glob("*.j*"):
         shutil.copy(path, target)
 
 
@@ -141,7 +141,7 @@ def multimodal(checkpoint: str, target: str, precision: str) -> None:
     facts = json.loads(path.read_text())
     facts["model"] |= {"embedding": {"filename": "embedding.onnx"}, "vision": {"filename": "vision.onnx"}}
     path.write_text(json.dumps(facts))
-    for found in Path(checkpoint).glob("*.json*"):
+    for found in Path(checkpoint).glob("*.j*"):
         shutil.copy(found, target)
 
 
