@@ -38,7 +38,7 @@ def compare(source: Source, folder: Path, table: Floats, dtype: str, codes: bool
         CheckpointError: the logits differ by more than rounding.
     """
     ids = tokens(source, seed)
-    before, after = _original(source, ids), _adopted(source, folder, table, dtype)
+    before, after = _original(source, ids, table), _adopted(source, folder, table, dtype)
     largest = max(float(np.abs(one).max()) for one in before)
     worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)) / (largest or 1.0)
     most = max(TOLERANCE[dtype], CODES if codes else 0.0)
@@ -62,7 +62,7 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options)
 
 
-def _original(source: Source, ids: NDArray[np.int64]) -> list[Floats]:
+def _original(source: Source, ids: NDArray[np.int64], table: Floats) -> list[Floats]:
     session = _session(source.graph)
     inputs = {value.name: value for value in session.get_inputs()}
     names = [pattern % layer for layer in range(source.layers) for pattern in source.past]
@@ -71,10 +71,13 @@ def _original(source: Source, ids: NDArray[np.int64]) -> list[Floats]:
     empty = np.zeros((1, source.kv_heads, 0, source.head_dim), np.float16 if half else np.float32)
     caches = dict.fromkeys(names, empty)
     found, done = [], 0
-    for part in (ids[:PROMPT], ids[PROMPT:]):
+    for part, rows in ((ids[:PROMPT], table[:PROMPT]), (ids[PROMPT:], table[PROMPT:])):
         end = done + len(part)
         given = {
             "input_ids": part[np.newaxis],
+            "inputs_embeds": rows[np.newaxis].astype(
+                np.float16 if "float16" in getattr(inputs.get("inputs_embeds"), "type", "") else np.float32
+            ),
             "attention_mask": np.ones((1, end), np.int64),
             "position_ids": np.arange(done, end)[np.newaxis],
             "use_cache_branch": np.array([done > 0]),

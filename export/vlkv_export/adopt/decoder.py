@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import CheckpointError
-from vlkv_export.adopt.embedding import Lookup, find_lookup
+from vlkv_export.adopt.branches import take_branch
+from vlkv_export.adopt.embedding import Lookup, find_apart, find_lookup
 from vlkv_export.adopt.facts import Source
 from vlkv_export.adopt.forms import EXPECTED, FORMS, Attention
 from vlkv_export.adopt.forms.spec import Caches, refuse
@@ -24,6 +25,12 @@ from vlkv_export.graph.builder import Builder
 from vlkv_export.graph.decoder import last_row
 from vlkv_export.weights.convert import NAMES
 
+EMBEDS = "inputs_embeds"
+PLUGINS = {
+    "AttentionPlugin": "TensorRT-Edge-LLM's plugin, whose cache holds keys and values together and whose result no "
+    "other runtime can be asked for"
+}
+"""Operators of other runtimes alone, and what they are."""
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 ELEMENTWISE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
 """Operators allowed between the product with the vocabulary and the logits: they act on each logit separately."""
@@ -51,20 +58,32 @@ class Adopted:
     codes: bool
 
 
-def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
+def adopt_decoder(foreign: ir.Model, source: Source, apart: ir.Model | None = None) -> Adopted:
     """Converts a foreign decoder to vlkv's form; its nodes move to the new graph.
+
+    `apart` is the graph of the token embedding, for decoders whose input is `inputs_embeds`.
 
     Raises:
         CheckpointError: a node is not recognised; the message names it and what was expected.
     """
     graph = foreign.graph
+    for node in graph:
+        if node.op_type in PLUGINS:
+            raise refuse(node, f"{PLUGINS[node.op_type]}; expected {EXPECTED}")
+    branches = take_branch(foreign)
     raise_opset(foreign)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(foreign)
-    lookup = find_lookup(graph)
+    given = next((value for value in graph.inputs if value.name == EMBEDS), None)
+    if given is not None and apart is None:
+        raise CheckpointError(
+            f"{source.graph} reads {EMBEDS!r}, and its token embedding is not beside it; "
+            "expected embed_tokens.onnx, or an embedding in genai_config.json"
+        )
+    lookup = find_lookup(graph) if given is None or apart is None else find_apart(apart)
     attentions = [_attention(graph, source, layer) for layer in range(source.layers)]
     dtype = _dtype(attentions[0].caches.past[0])
     b = Builder("decoder", {}, dtype)
-    made = _move(b, graph, source, attentions, lookup)
+    made = _move(b, graph, source, attentions, given or lookup.output)
     common.RemoveUnusedNodesPass()(made)
     _check_inputs(made, graph)
     windows = {attention.window for attention in attentions}
@@ -73,7 +92,7 @@ def adopt_decoder(foreign: ir.Model, source: Source) -> Adopted:
             f"{source.graph}: layers see {sorted(map(str, windows))} tokens; expected one number for all"
         )
     codes = any(node.op_type == "MatMulNBits" for node in made.graph)
-    counts = {"attention": len(attentions), "embedding": 1, "last_logits": 1}
+    counts = {"attention": len(attentions), "embedding": 1, "last_logits": 1, "branch": branches}
     return Adopted(made, lookup, dtype, counts, windows.pop(), codes)
 
 
@@ -121,7 +140,7 @@ def _dtype(cache: ir.Value) -> Dtype:
 
 
 def _move(
-    b: Builder, graph: ir.Graph, source: Source, attentions: list[Attention], lookup: Lookup
+    b: Builder, graph: ir.Graph, source: Source, attentions: list[Attention], embedded: ir.Value
 ) -> ir.Model:
     """Moves all nodes to the builder's graph, and replaces attention and embedding."""
     b.graph.opset_imports.update({name: version for name, version in graph.opset_imports.items() if name})
@@ -146,7 +165,7 @@ def _move(
     _name_head(product, graph)
     _take_initializers(b, graph)
     given = {value.name: value for value in graph.inputs}
-    swaps = {lookup.output: embeds if b.dtype == FLOAT else b.op.Cast(embeds, to=b.dtype)}
+    swaps = {embedded: embeds if b.dtype == FLOAT else b.op.Cast(embeds, to=b.dtype)}
     if "position_ids" in given:
         swaps[given["position_ids"]] = positions
     for before, after in swaps.items():

@@ -12,7 +12,7 @@ from vlkv.errors import CheckpointError
 from vlkv.inputs.embedding import TokenEmbedding
 from vlkv.storage.directories import new_directory
 from vlkv.storage.files import copy_file
-from vlkv.storage.image_facts import text_alone
+from vlkv.storage.image_facts import ImageFacts, takes_pictures, text_alone
 from vlkv.storage.manifest import (
     Embedding,
     GenerationFacts,
@@ -26,6 +26,8 @@ from vlkv_export.adopt import weights as adopted_weights
 from vlkv_export.adopt.decoder import adopt_decoder
 from vlkv_export.adopt.facts import Source
 from vlkv_export.adopt.folder import GENAI, load_graph, read_folder
+from vlkv_export.adopt.vision import adopt_vision, save_vision
+from vlkv_export.adopt.vision import compare as compare_vision
 from vlkv_export.checkpoint import Checkpoint, generation, prompt
 from vlkv_export.checkpoint.fields import Fields, read_object
 from vlkv_export.checkpoint.layout import HEAD
@@ -33,7 +35,7 @@ from vlkv_export.checkpoint.tokenizer import NAME as TOKENIZER
 from vlkv_export.checkpoint.tokenizer import AddedTokens
 from vlkv_export.directory import compute_dtype, graph_manifest
 from vlkv_export.graph.builder import DTYPES as IR_DTYPES
-from vlkv_export.models import build_vision, read_checkpoint
+from vlkv_export.models import build_vision, read_checkpoint, read_image_facts
 from vlkv_export.ops import compress_model
 from vlkv_export.weights.convert import NAMES
 from vlkv_export.weights.files import write_weights
@@ -72,8 +74,10 @@ def adopt_folder(
     source = read_folder(folder, decoder)
     sight = None if vision is None else _sight(source, vision)
     texts = _texts(source) if sight is None else _texts_of(sight)
+    image = _image(source) if sight is None else sight.image
     report("rewriting the decoder")
-    adopted = adopt_decoder(load_graph(source), source)
+    apart = None if source.embedding is None else load_graph(source.embedding)
+    adopted = adopt_decoder(load_graph(source.graph), source, apart)
     turned = adopted_weights.turn_matrices(adopted.model)
     for name, count in {**adopted.counts, "matrix": turned}.items():
         tell(f"{name}: {count} rewritten")
@@ -87,6 +91,9 @@ def adopt_folder(
         if sight is not None:
             report("building the vision graph")
             ir.save(_vision(sight, made), made / "vision.onnx")
+        elif source.vision is not None and takes_pictures(image):
+            report("rewriting the vision graph")
+            save_vision(adopt_vision(source.vision, image, source.hidden), made)
         ir.save(adopted.model, made / "decoder.onnx")
         ir.save(
             compress_model(IR_DTYPES[adopted.dtype], source.kv_heads, source.head_dim), made / "compress.onnx"
@@ -106,7 +113,7 @@ def adopt_folder(
                 max_positions=min(source.max_positions, window or source.max_positions),
                 sliding_window=window,
             ),
-            image=text_alone(source.vocab) if sight is None else sight.image,
+            image=image,
             tokens=texts.tokens,
             generation=texts.settings,
             embedding=Embedding(
@@ -123,6 +130,9 @@ def adopt_folder(
             rows = TokenEmbedding(made, manifest.embedding).rows(check.tokens(source))
             worst = check.compare(source, made, rows, adopted.dtype, adopted.codes)
             tell(f"logits differ from the original's by {worst:.1e} of the largest")
+            if sight is None and source.vision is not None and takes_pictures(image):
+                worst = compare_vision(source.vision, made, image)
+                tell(f"pictures' features differ from the original's by {worst:.1e} of the largest")
     return manifest
 
 
@@ -172,6 +182,18 @@ def _texts_of(checkpoint: Checkpoint) -> _Texts:
         checkpoint.generation,
         checkpoint.chat_template,
     )
+
+
+def _image(source: Source) -> ImageFacts:
+    """How pictures become tokens, where the folder has a vision tower; else text alone."""
+    if source.vision is None:
+        return text_alone(source.vocab)
+    if not (source.folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{source.folder} has {source.vision.name}, and no config.json that says how pictures become tokens; "
+            "copy config.json and the processor's file of the checkpoint into it, or give the checkpoint with --vision"
+        )
+    return read_image_facts(source.folder)
 
 
 def _sight(source: Source, vision: Path) -> Checkpoint:

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from vlkv.errors import CheckpointError
+from vlkv_export.adopt.forms.spec import refuse
 
+PLACING = {
+    *("Cast", "Expand", "Flatten", "GatherND", "Identity", "Reshape", "Shape", "Where"),
+    *("ScatterElements", "ScatterND"),
+}
+"""Operators of embedding graphs that put pictures' features in the place of tokens: they change no embedding."""
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 
 
@@ -52,6 +59,27 @@ def find_lookup(graph: ir.Graph) -> Lookup:
     return Lookup(
         node.outputs[0], table if plain else None, turned, ir.convenience.extract(graph, [ids], node.outputs)
     )
+
+
+def find_apart(model: ir.Model) -> Lookup:
+    """Finds the table of a graph that maps `input_ids` to embeddings, with pictures' features put in or without.
+
+    What such a graph does with features is the runtime's work. Between the lookup and its output may stand only nodes
+    that put features in the place of tokens. Raises `CheckpointError`, which names any other node.
+    """
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    lookup = find_lookup(model.graph)
+    outputs, waiting, seen = set(model.graph.outputs), [lookup.output], set[ir.Value]()
+    while waiting:
+        value = waiting.pop()
+        seen.add(value)
+        for node in value.consumers():
+            if node.op_type not in PLACING or node.domain != "":
+                raise refuse(node, f"reads the embeddings; expected {', '.join(sorted(PLACING))}")
+            waiting += [made for made in node.outputs if made not in seen] if node.op_type != "Shape" else []
+    if not outputs & seen:
+        raise CheckpointError("the embedding graph's output is not what it looks up")
+    return lookup
 
 
 def all_rows(lookup: Lookup, vocab: int) -> ir.TensorProtocol:

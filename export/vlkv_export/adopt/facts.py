@@ -18,6 +18,7 @@ class Source:
         logits: the name of the output with logits `[B,S,V]`.
         sizes: layers, query heads, key/value heads, head dimension, hidden size, vocabulary, positions.
         sliding_window: the sliding window in tokens, or None.
+        embedding, vision: the files of the token embedding and of the vision tower, where they are apart; or None.
     """
 
     folder: Path
@@ -35,3 +36,5 @@ class Source:
     vocab: int
     max_positions: int
     sliding_window: int | None
+    embedding: Path | None = None
+    vision: Path | None = None

@@ -49,27 +49,27 @@ def read_folder(folder: Path, graph: str | None = None) -> Source:
     )
 
 
-def load_graph(source: Source) -> ir.Model:
-    """Loads the decoder's graph with weights by reference. Raises `CheckpointError` if it is not an ONNX model."""
+def load_graph(path: Path) -> ir.Model:
+    """Loads a graph with weights by reference. Raises `CheckpointError` if it is not an ONNX model."""
     try:
-        model = ir.load(source.graph)
+        model = ir.load(path)
     except Exception as error:  # protobuf and onnx-ir raise any exception on damaged bytes
-        raise CheckpointError(f"{source.graph}: not an ONNX model: {reason(error)}") from None
+        raise CheckpointError(f"{path}: not an ONNX model: {reason(error)}") from None
     if not model.graph.outputs:
-        raise CheckpointError(f"{source.graph}: not an ONNX model: it has no outputs")
-    _check_files(model, source)
+        raise CheckpointError(f"{path}: not an ONNX model: it has no outputs")
+    _check_files(model, path)
     return model
 
 
-def _check_files(model: ir.Model, source: Source) -> None:
+def _check_files(model: ir.Model, graph: Path) -> None:
     """Checks that all weights are in plain files beside the graph, and within their sizes."""
     for tensor in external_tensors(model):
         name = str(tensor.location)
         if not _is_plain(name):
             raise CheckpointError(
-                f"{source.graph}: weight {show(tensor.name)} lies in {name!a:.80}, not beside the graph"
+                f"{graph}: weight {show(tensor.name)} lies in {name!a:.80}, not beside the graph"
             )
-        path = source.graph.parent / name
+        path = graph.parent / name
         size = path.stat().st_size if path.is_file() else -1
         begin = tensor.offset or 0
         end = begin + (tensor.nbytes if tensor.length is None else tensor.length)
@@ -88,12 +88,19 @@ def _genai(folder: Path, graph: str | None) -> Source:
     model = config.child("model")
     decoder = model.child("decoder")
     names, made = decoder.child("inputs"), decoder.child("outputs")
-    file = decoder.string("filename", "model.onnx")
-    if not _is_plain(file):
-        raise CheckpointError(f"{folder / GENAI}: filename {file!a:.80} is not the name of a file beside it")
+    files = {"decoder": decoder.string("filename", "model.onnx")}
+    for part in ("embedding", "vision"):
+        if part in model and "filename" in model.child(part):
+            files[part] = model.child(part).string("filename")
+    for file in files.values():
+        if not _is_plain(file):
+            raise CheckpointError(
+                f"{folder / GENAI}: filename {file!a:.80} is not the name of a file beside it"
+            )
+    apart = {part: _graph(folder, file) for part, file in files.items() if part != "decoder"}
     return Source(
         folder=folder,
-        graph=_graph(folder, graph or file),
+        graph=_graph(folder, graph or files["decoder"]),
         exporter="onnxruntime-genai",
         architecture=model.string("type", "llama"),
         past=(names.string("past_key_names", PAST[0]), names.string("past_value_names", PAST[1])),
@@ -110,6 +117,7 @@ def _genai(folder: Path, graph: str | None) -> Source:
         vocab=model.integer("vocab_size", low=1),
         max_positions=model.integer("context_length", low=1),
         sliding_window=None,
+        **apart,
     )
 
 
@@ -119,9 +127,10 @@ def _transformers(folder: Path, graph: str | None) -> Source:
     heads, hidden = text.integer("num_attention_heads", low=1), text.integer("hidden_size", low=1)
     positions = text.integer("max_position_embeddings", low=1)
     window = text.integer("sliding_window", 0, low=0) if text.get("use_sliding_window") is not False else 0
+    found = _graph(folder, graph)
     return Source(
         folder=folder,
-        graph=_graph(folder, graph),
+        graph=found,
         exporter="Optimum or onnx-community",
         architecture=text.string("model_type", "llama"),
         past=PAST,
@@ -135,7 +144,16 @@ def _transformers(folder: Path, graph: str | None) -> Source:
         vocab=text.integer("vocab_size", low=1),
         max_positions=min(positions, window or positions),
         sliding_window=window or None,
+        embedding=_beside(found, "embed_tokens"),
+        vision=_beside(found, "vision_encoder"),
     )
+
+
+def _beside(decoder: Path, name: str) -> Path | None:
+    """The part of that name beside a decoder, of the decoder's precision (`_fp16`, `_q4`) if there is one."""
+    ending = decoder.stem.removeprefix("decoder_model_merged")
+    wanted = (f"{name}{ending}.onnx", f"{name}.onnx")
+    return next((decoder.parent / one for one in wanted if (decoder.parent / one).is_file()), None)
 
 
 def _graph(folder: Path, name: str | None) -> Path:

@@ -6,7 +6,7 @@ Float matrices are written as `[outputs, inputs]` and multiplied by their transp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from vlkv_export.adopt.facts import Source
 from vlkv_export.passes.edit import new_node
 from vlkv_export.weights.convert import NAMES, TABLE
 from vlkv_export.weights.files import SAFETENSORS
-from vlkv_export.weights.header import lay_out
+from vlkv_export.weights.header import Place, lay_out
 
 FILE = "weights.safetensors"
 SMALL = 1024
@@ -78,7 +78,20 @@ def write(
     """
     graph = adopted.model.graph
     table = _table(adopted.lookup, source)
-    tensors = {} if isinstance(table, str) else {TABLE: table}
+    tensors = ({} if isinstance(table, str) else {TABLE: table}) | _large(graph)
+    places = _save(graph, tensors, folder / FILE, advance)
+    name = table if isinstance(table, str) else TABLE
+    return places[name].offset, tensors[name].dtype
+
+
+def write_graph(graph: ir.Graph, path: Path) -> None:
+    """Writes a graph's large weights into a file; the graph then refers to it."""
+    _save(graph, _large(graph), path)
+
+
+def _large(graph: ir.Graph) -> dict[str, ir.TensorProtocol]:
+    """The large weights by name; small ones of other files are taken into the graph."""
+    tensors = {}
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -87,20 +100,28 @@ def write(
             tensors[name] = tensor
         elif isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+    return tensors
+
+
+def _save(
+    graph: ir.Graph,
+    tensors: Mapping[str, ir.TensorProtocol],
+    path: Path,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, Place]:
     header, places = lay_out((name, *_described(tensor), tensor.nbytes) for name, tensor in tensors.items())
-    with (folder / FILE).open("wb") as out:
+    with path.open("wb") as out:
         out.write(header)
         for tensor in tensors.values():
             out.write(tensor.tobytes())
             advance(tensor.nbytes)
     for name, tensor in tensors.items():
         if name != TABLE:
-            place = (FILE, places[name].offset, places[name].length)
+            place = (path.name, places[name].offset, places[name].length)
             graph.initializers[name].const_value = ir.ExternalTensor(
                 *place, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
             )
-    name = table if isinstance(table, str) else TABLE
-    return places[name].offset, tensors[name].dtype
+    return places
 
 
 def _described(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...]]:

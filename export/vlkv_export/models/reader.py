@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from vlkv.errors import CheckpointError
-from vlkv.storage.image_facts import VideoFacts
+from vlkv.storage.image_facts import ImageFacts, VideoFacts
 from vlkv_export.checkpoint import generation, layout, processor, prompt, weights
 from vlkv_export.checkpoint.adapter import base_folder, find_adapter, read_merges
 from vlkv_export.checkpoint.facts import Checkpoint, Coded, Projector, Tensor, TextConfig, VisionConfig
@@ -155,6 +155,23 @@ def _read(folder: Path, tower: Path | None) -> Checkpoint:
         elsewhere=elsewhere,
         written={} if added.written is None else {NAME: added.written},
     )
+
+
+def read_image_facts(folder: Path) -> ImageFacts:
+    """Reads how pictures become tokens from a folder without weights: `config.json`, processor and tokenizer.
+
+    Raises `CheckpointError` as `read_checkpoint` does.
+    """
+    config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
+    name = registry.find_family(config)
+    family = registry.FAMILIES[name]
+    given = _described(family, config, None)
+    parts = _parts(name, given)
+    added = AddedTokens(folder)
+    token = _image_token(config, parts.text, family, added)
+    single, combined = _processor(folder, None, parts.vision, family)
+    read_image = registry.TOWERS[parts.vision.architecture].read_image or family.read_image
+    return read_image(ImageSource(given.config, single, combined, parts.vision, token, added))
 
 
 def _image_token(

@@ -35,7 +35,12 @@ EXPORTED = {
         ("llama-tied", "int4"),
     ],
     "optimum": [("llama", "fp32"), ("mistral", "fp32"), ("qwen2", "fp32")],
+    "merged": [("llama", "fp32")],
 }
+PICTURES = {"llava": [("tiny_vlm", "fp32")], "multimodal": [("tiny_vlm", "fp32")]}
+"""LLaVAs in ONNX files alone: onnx-community's files and onnxruntime-genai's."""
+PACKAGES = {"merged": "optimum", "llava": "optimum", "multimodal": "genai"}
+TINY = ROOT / "examples" / "tiny_vlm" / "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,17 @@ def checkpoint(kind: str, folder: Path) -> Path:
 def exported(tmp_path_factory):
     """Folders by exporter, text model and precision."""
     base = tmp_path_factory.mktemp("exported")
-    checkpoints = {kind: checkpoint(kind, base / kind) for kind in TEXTS}
+    checkpoints = {kind: checkpoint(kind, base / kind) for kind in TEXTS} | {"tiny_vlm": TINY}
     made: dict[str, dict[tuple[str, str], Exported]] = {}
 
     def get(exporter: str, kind: str, precision: str) -> Exported:
-        packages = EXPORTERS / exporter
+        packages = EXPORTERS / PACKAGES.get(exporter, exporter)
         if not packages.is_dir():
             pytest.skip(f"no {packages}: `make test` installs it")
         if exporter not in made:
-            wanted = {one: base / f"{exporter}-{one[0]}-{one[1]}" for one in EXPORTED[exporter]}
+            wanted: dict[tuple[str, str], Path] = {
+                one: base / f"{exporter}-{one[0]}-{one[1]}" for one in (EXPORTED | PICTURES)[exporter]
+            }
             words = [
                 word for (name, p), to in wanted.items() for word in (str(checkpoints[name]), str(to), p)
             ]

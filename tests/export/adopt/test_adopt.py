@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -142,6 +143,35 @@ def test_what_is_not_recognised_is_refused_by_name(exported, tmp_path, name, cha
     with pytest.raises(CheckpointError, match=message) as refused:
         changed(one, tmp_path, lambda model: change(node(model, "GroupQueryAttention")))
     assert "layers.0/attn/GroupQueryAttention" in str(refused.value)
+    assert not (tmp_path / "graphs").exists()
+
+
+def test_edge_llms_plugin_is_refused_by_name(tmp_path):
+    """A graph by hand, with the plugin's published inputs and attributes: no exporter of it can be installed here."""
+    folder = tmp_path / "edge"
+    folder.mkdir()
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config |= {"hidden_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 256}
+    (folder / "config.json").write_text(json.dumps(config))
+    names = ("qkv", "past_key_values.0", "context_lengths", "rope_rotary_cos_sin", "kvcache_start_index")
+    inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names]
+    numbers = {"num_q_heads": 4, "num_kv_heads": 2, "head_size": 16, "enable_tree_attention": 0}
+    attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
+    node = ir.Node("trt", "AttentionPlugin", inputs, attributes, num_outputs=2, name="layers.0/attention")
+    for value, name in zip(node.outputs, ("logits", "present_key_values.0"), strict=True):
+        value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+    imports = {"": 17, "trt": 1}
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=imports, name="edge")
+    ir.save(ir.Model(graph, ir_version=9), folder / "model.onnx")
+    with pytest.raises(
+        CheckpointError, match=r"layers.0/attention' \(AttentionPlugin\): .*Edge-LLM.*; expected com"
+    ):
+        adopt_folder(folder, tmp_path / "graphs")
     assert not (tmp_path / "graphs").exists()
 
 

@@ -63,11 +63,11 @@ def test_weights_elsewhere(tmp_path, place, location, offset, message):
     path = folder / "model.onnx"
     given = SimpleNamespace(graph=path)
     path.write_bytes(helper.make_model(place(external("w", INSIDE))).SerializeToString())
-    load_graph(given)
+    load_graph(given.graph)
     tensor = external("w", location.format(tmp_path), offset)
     path.write_bytes(helper.make_model(place(tensor)).SerializeToString())
     with pytest.raises(CheckpointError, match=message):
-        load_graph(given)
+        load_graph(given.graph)
 
 
 @pytest.mark.parametrize("file", ["../model.onnx", "/model.onnx", "..", "onnx/../../model.onnx"])
