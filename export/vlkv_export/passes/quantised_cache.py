@@ -2,8 +2,7 @@
 
 The operator rounds new keys and values as it writes them: `round(x / scale)`, within -128 to 127, or float8 E4M3,
 within -448 to 448. Score reads keys too; its body gets them times their scale, in float32, and only where rows are
-observed. Evict moves codes. Where it averages them, their mean is rounded: the scales are constant, so that the mean of
-the codes times the scale is the mean of the values.
+observed. `quantised_evict` is the pass for the graph that evicts.
 """
 
 from __future__ import annotations
@@ -60,41 +59,6 @@ def apply(model: ir.Model, *, dtype: ir.DataType, scales: Sequence[Scales]) -> i
         for score, _ in list(results[1].uses()):
             if score.op_type == "Score":
                 _observe(graph, score, key)
-    return len(found)
-
-
-def apply_to_compress(model: ir.Model, *, dtype: ir.DataType) -> int:
-    """Changes the keys and values that Evict takes and gives: it computes with the codes in float16, which holds them.
-
-    Applies to: the Evict node of `compress`, whose keys and values are graph inputs and outputs.
-    Requires: `fixed_flag` ran before.
-
-    Returns:
-        The number of nodes changed.
-    """
-    graph = model.graph
-    found = [node for node in graph if (node.domain, node.op_type) == (DOMAIN, "Evict")]
-    for node in found:
-        before, wide = [], []
-        for cache in (operand(node, 0), operand(node, 1)):
-            cache.type = ir.TensorType(dtype)
-            wide.append(ir.Value(name=f"{cache.name}.codes", type=ir.TensorType(FLOAT16), shape=cache.shape))
-            before.append(new_node("Cast", [cache], [wide[-1]], {"to": FLOAT16}, name=f"{cache.name}/Cast"))
-        results = [like(result) for result in node.outputs]
-        after, given = [], list(results)
-        for place, result in enumerate(results[:2]):
-            codes = ir.Value(name=f"{result.name}.codes", type=ir.TensorType(FLOAT16), shape=result.shape)
-            given[place], result.type = codes, ir.TensorType(dtype)
-            if dtype == INT8:
-                rounded = ir.Value(name=f"{result.name}.rounded", type=codes.type, shape=result.shape)
-                after.append(new_node("Round", [codes], [rounded], name=f"{result.name}/Round"))
-                codes = rounded
-            after.append(new_node("Cast", [codes], [result], {"to": dtype}, name=f"{result.name}/Cast"))
-        inputs = [*wide, *node.inputs[2:]]
-        attributes = node.attributes.values()
-        made = ir.Node(DOMAIN, "Evict", inputs, attributes, outputs=given, name=node.name)
-        replace(graph, node, [*before, made, *after], dict(zip(node.outputs, results, strict=True)))
-        graph.remove(node, safe=True)
     return len(found)
 
 

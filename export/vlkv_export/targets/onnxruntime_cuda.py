@@ -28,6 +28,7 @@ from vlkv_export.passes import (
     half,
     multi_head_attention,
     quantised_cache,
+    quantised_evict,
     transposed_weights,
     within_window,
 )
@@ -133,7 +134,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 scales = [(ONE, ONE)] * manifest.text.layers
             quantised_cache.apply(models["decoder"], dtype=stored, scales=scales)
             for name in MERGING:
-                quantised_cache.apply_to_compress(models[name], dtype=stored)
+                quantised_evict.apply(models[name], dtype=stored)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
         return {
