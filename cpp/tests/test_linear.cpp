@@ -317,32 +317,19 @@ TEST(Linear, RefusesWhatDoesNotFit) {
     }
   };
   using enum WeightFormat;
-  refused(
-      kInt8, [](Case& c) { c.p.block = 48; }, "[linear] block is 48, not a multiple of 32");
-  refused(
-      kInt4, [](Case& c) { c.p.block = 0; }, "block is 0, not in [32,");
-  refused(
-      kFloat16, [](Case& c) { c.p.block = 32; }, "weights that are floats have no block, not one of 32");
-  refused(
-      kInt4, [](Case& c) { c.p.scale_type = DType::kBFloat16; }, "scales have dtype 2");
-  refused(
-      kInt4, [](Case& c) { c.products[0].scales = nullptr; }, "scales is null");
-  refused(
-      kInt8, [](Case& c) { c.products[0].zeros = c.own[0].weight.data(); }, "have no zeros");
-  refused(
-      kFloat32, [](Case& c) { c.p.depth = 0; }, "depth is 0");
-  refused(
-      kFloat32, [](Case& c) { c.p.rows = -1; }, "rows is -1");
-  refused(
-      kFloat32, [](Case& c) { c.p.input = nullptr; }, "input is null");
-  refused(
-      kFloat32, [](Case& c) { c.products[0].weight = nullptr; }, "weight is null");
-  refused(
-      kFloat32, [](Case& c) { c.products[0].result = nullptr; }, "result is null");
-  refused(
-      kFloat32, [](Case& c) { c.p.format = static_cast<WeightFormat>(7); }, "format is 7");
-  refused(
-      kFloat32, [](Case& c) { c.p.threads = -1; }, "threads is -1");
+  refused(kInt8, [](Case& c) { c.p.block = 48; }, "[linear] block is 48, not a multiple of 32");
+  refused(kInt4, [](Case& c) { c.p.block = 0; }, "block is 0, not in [32,");
+  refused(kFloat16, [](Case& c) { c.p.block = 32; }, "weights that are floats have no block, not one of 32");
+  refused(kInt4, [](Case& c) { c.p.scale_type = DType::kBFloat16; }, "scales have dtype 2");
+  refused(kInt4, [](Case& c) { c.products[0].scales = nullptr; }, "scales is null");
+  refused(kInt8, [](Case& c) { c.products[0].zeros = c.own[0].weight.data(); }, "have no zeros");
+  refused(kFloat32, [](Case& c) { c.p.depth = 0; }, "depth is 0");
+  refused(kFloat32, [](Case& c) { c.p.rows = -1; }, "rows is -1");
+  refused(kFloat32, [](Case& c) { c.p.input = nullptr; }, "input is null");
+  refused(kFloat32, [](Case& c) { c.products[0].weight = nullptr; }, "weight is null");
+  refused(kFloat32, [](Case& c) { c.products[0].result = nullptr; }, "result is null");
+  refused(kFloat32, [](Case& c) { c.p.format = static_cast<WeightFormat>(7); }, "format is 7");
+  refused(kFloat32, [](Case& c) { c.p.threads = -1; }, "threads is -1");
 }
 
 }  // namespace
