@@ -117,7 +117,7 @@ def replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], values: dict[ir
         ir.convenience.replace_all_uses_with(before, after)
 
 
-def constant(graph: ir.Graph, name: str, values: int | list[int], dtype: ir.DataType) -> ir.Value:
+def constant(graph: ir.Graph, name: str, values: float | list[int], dtype: ir.DataType) -> ir.Value:
     """The initializer `name`; it is made if the graph lacks it."""
     if name not in graph.initializers:
         add_initializer(graph, ir.tensor(np.array(values, dtype.numpy()), dtype=dtype, name=name))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from export.adopt.conftest import EXPORTED, VOCAB
+from export.adopt.conftest import EXPORTED, TINY, VOCAB
 from small_disk import needs_mount, small_disk
 from vlkv import Engine, Question
 from vlkv.errors import CheckpointError, EngineError, ImageError
@@ -158,6 +158,8 @@ def test_edge_llms_plugin_is_refused_by_name(tmp_path):
     }
     config |= {"hidden_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 256}
     (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, folder)
     names = ("qkv", "past_key_values.0", "context_lengths", "rope_rotary_cos_sin", "kvcache_start_index")
     inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names]
     numbers = {"num_q_heads": 4, "num_kv_heads": 2, "head_size": 16, "enable_tree_attention": 0}

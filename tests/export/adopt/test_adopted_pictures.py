@@ -16,7 +16,7 @@ from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
 
 EXAMPLE = TINY.parent / "example.png"
-ASKED = ("what is the total", "name")
+ASKED = ("what is the total?", "what is the type?")
 
 
 @pytest.fixture(scope="module")
