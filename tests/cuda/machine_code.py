@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,18 @@ def tile_loop(code: list[tuple[int, str, str]]) -> Loop | None:
 
 def kernels(objects: list[Path], program: str) -> dict[tuple[str, str], Loop | None]:
     """Reads {(mangled name, architecture): its loop over tiles} from object files."""
-    found = {}
+    return {key: tile_loop(code) for key, code in instructions(objects, program)}
+
+
+def sizes(objects: list[Path], program: str) -> dict[tuple[str, str], int]:
+    """Reads {(mangled name, architecture): its instructions}, without the padding after the last one."""
+    return {key: sum(op != "NOP" for _, op, _ in code) for key, code in instructions(objects, program)}
+
+
+def instructions(
+    objects: list[Path], program: str
+) -> Iterator[tuple[tuple[str, str], list[tuple[int, str, str]]]]:
+    """Reads each kernel's mangled name and architecture, and its (address, operation, rest of the line)."""
     for path in objects:
         text = subprocess.check_output([program, "-sass", str(path)], text=True)
         for part in re.split(r"(?=^Fatbin )", text, flags=re.MULTILINE):
@@ -79,22 +91,7 @@ def kernels(objects: list[Path], program: str) -> dict[tuple[str, str], Loop | N
             for name, following in zip(names, [*names[1:], None], strict=False):
                 body = part[name.end() : following.start() if following else None]
                 code = [(int(at, 16), op, rest) for at, op, rest in INSTRUCTION.findall(body)]
-                found[name[1], architecture[1]] = tile_loop(code)
-    return found
-
-
-def sizes(objects: list[Path], program: str) -> dict[tuple[str, str], int]:
-    """Reads {(mangled name, architecture): its instructions}, without the padding after the last one."""
-    found = {}
-    for path in objects:
-        text = subprocess.check_output([program, "-sass", str(path)], text=True)
-        for part in re.split(r"(?=^Fatbin )", text, flags=re.MULTILINE):
-            architecture = ARCHITECTURE.search(part)
-            names = list(FUNCTION.finditer(part))
-            for name, following in zip(names, [*names[1:], None], strict=False):
-                body = part[name.end() : following.start() if following else None]
-                found[name[1], architecture[1]] = sum(op != "NOP" for _, op, _ in INSTRUCTION.findall(body))
-    return found
+                yield (name[1], architecture[1]), code
 
 
 def shown(mangled: str) -> str:

@@ -15,11 +15,12 @@ __device__ __forceinline__ int64_t sum_of_lanes(int64_t value) {
 }
 
 // The sum of the values of this lane and all before it.
-__device__ __forceinline__ int32_t running_sum_of_lanes(int32_t value) {
+template <class Sum>
+__device__ __forceinline__ Sum running_sum_of_lanes(Sum value) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int distance = 1; distance < kWarp; distance *= 2) {
-    const int32_t before = __shfl_up_sync(kAllLanes, value, distance);
+    const Sum before = __shfl_up_sync(kAllLanes, value, distance);
     value += lane >= distance ? before : 0;
   }
   return value;

@@ -35,17 +35,6 @@ __device__ __forceinline__ uint64_t wide_sum_of_lanes(uint64_t value) {
   return static_cast<uint64_t>(sum_of_lanes(static_cast<int64_t>(value)));
 }
 
-// The sum of the values of this lane and all before it.
-__device__ __forceinline__ uint64_t wide_running_sum(uint64_t value) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const uint64_t before = __shfl_up_sync(kAllLanes, value, distance);
-    value += lane >= distance ? before : 0;
-  }
-  return value;
-}
-
 // Calls use(id, logit) for ids begin + thread, + step, ...; four loads are in flight at a time.
 template <class Use>
 __device__ __forceinline__ void for_each_logit(const float* row, uint32_t begin, uint32_t end,
@@ -96,7 +85,7 @@ __device__ __forceinline__ uint32_t place(DrawMemory& memory, const float* row, 
     if (stretch == kWarp) break;
   }
   const uint64_t mine = begin + lane < end ? weigh(begin + lane, row[begin + lane]) : 0;
-  const uint32_t over = __ballot_sync(kAllLanes, wide_running_sum(mine) > left);
+  const uint32_t over = __ballot_sync(kAllLanes, running_sum_of_lanes(mine) > left);
   return begin + static_cast<uint32_t>(__popc((over & (0U - over)) - 1));
 }
 
@@ -145,7 +134,7 @@ __device__ __forceinline__ Nucleus find_nucleus(DrawMemory& memory, const float*
         sum[i] += uint64_t{high[at]} << 32 | low[at];
       }
     }
-    const uint64_t running = wide_running_sum(sum[0] + sum[1]);
+    const uint64_t running = running_sum_of_lanes(sum[0] + sum[1]);
     if (lane == kWarp - 1) memory.warps[warp] = running;
     __syncthreads();
     uint64_t before = running - sum[0] - sum[1], total = 0;

@@ -29,17 +29,18 @@ def rows_of(rng, rows, columns):
     return (rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-3, 2, (rows, 1))).astype(np.float32)
 
 
+@pytest.mark.parametrize(("format_", "bits"), [(int8, 8), (int4, 4)])
 @pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
-def test_8_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
-    weights = rows_of(rng, rows, columns)
-    codes, scales, minimums = int8.quantize(weights)
+def test_codes_are_no_worse_than_the_whole_range(format_, bits, rows, columns, rng):
+    weights, steps = rows_of(rng, rows, columns), 2**bits - 1
+    codes, scales, minimums = format_.quantize(weights)
     blocks = -(-columns // 32)
-    assert codes.shape == (rows, blocks, 32) and scales.shape == minimums.shape == (rows, blocks)
+    assert codes.shape == (rows, blocks, 4 * bits) and scales.shape == minimums.shape == (rows, blocks)
     parts = in_blocks(weights)
     low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
-    wide = oracle.widen(codes, scales, minimums, bits=8).reshape(parts.shape)
-    # each is within half a step of the range, plus the rounding of 255 scales and of the minimum
-    bound = (high - low) / 255 * (0.5 + 255 * 2.0**-11) + np.abs(low) * 2.0**-11 + 256 * 2.0**-24
+    wide = oracle.widen(codes, scales, minimums, bits=bits).reshape(parts.shape)
+    # each is within half a step of the range, plus the rounding of that many scales and of the minimum
+    bound = (high - low) / steps * (0.5 + steps * 2.0**-11) + np.abs(low) * 2.0**-11 + (steps + 1) * 2.0**-24
     assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 
 
@@ -67,20 +68,6 @@ def in_blocks(weights):
     padded = np.zeros((rows, -(-columns // 32) * 32))
     padded[:, :columns] = weights
     return padded.reshape(rows, -1, 32)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(5, 256), (3, 40), (1, 1)])
-def test_4_bits_are_no_worse_than_the_whole_range(rows, columns, rng):
-    weights = rows_of(rng, rows, columns)
-    codes, scales, minimums = int4.quantize(weights)
-    blocks = -(-columns // 32)
-    assert codes.shape == (rows, blocks, 16) and scales.shape == minimums.shape == (rows, blocks)
-    parts = in_blocks(weights)
-    low, high = parts.min(axis=2, keepdims=True), parts.max(axis=2, keepdims=True)
-    wide = oracle.widen(codes, scales, minimums, bits=4).reshape(parts.shape)
-    # each is within half a step of the range, plus the rounding of 15 scales and of the minimum
-    bound = (high - low) / 15 * (0.5 + 15 * 2.0**-11) + np.abs(low) * 2.0**-11 + 16 * 2.0**-24
-    assert (np.square(wide - parts).sum(axis=2) <= 32 * np.square(bound[..., 0])).all()
 
 
 def test_4_bits_keep_a_block_of_q4_1(rng):
