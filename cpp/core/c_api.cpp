@@ -185,7 +185,6 @@ vlkv::PickParams checked(const vlkv_pick_params* params) {
 
 vlkv::DrawParams checked(const vlkv_draw_params* params) {
   Check("draw").require(params != nullptr, "params is null");
-  static_assert(sizeof(vlkv::DrawSettings) == 4 * sizeof(double));
   vlkv::DrawParams p;
   p.batch = params->batch, p.vocab = params->vocab, p.logits = params->logits;
   p.settings = reinterpret_cast<const vlkv::DrawSettings*>(params->settings);

@@ -49,8 +49,8 @@ class AttendMany {
 
   const AttendParams& p_;
   const Kernels& kernels_;
-  int64_t group_, block_, blocks_,
-      workers_;           // query heads of a KV head; rows of a block; blocks of a KV head
+  // Query heads of a KV head; rows of a block; blocks of a KV head; threads.
+  int64_t group_, block_, blocks_, workers_;
   int64_t width_, most_;  // queries of AttendQueries, and of a block in whole ones
   int64_t floats_ = 0;    // of a worker's memory
   Array<float> memory_;

@@ -3,6 +3,7 @@
 
 #include "core/check.h"
 #include "cuda/device/types.cuh"
+#include "vlkv/cuda.h"
 
 namespace vlkv::cuda {
 
@@ -31,8 +32,8 @@ void require_elements_aligned(const Check& check, const char* name, const V& vie
 
 inline void require_workspace(const Check& check, const void* workspace, size_t size) {
   check.require(workspace != nullptr || size == 0, "workspace is null, ", size, " bytes are needed");
-  check.require(reinterpret_cast<uintptr_t>(workspace) % 256 == 0 || size == 0,
-                "workspace's address is not a multiple of 256 bytes");
+  check.require(reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment == 0 || size == 0,
+                "workspace's address is not a multiple of ", kWorkspaceAlignment, " bytes");
 }
 
 template <class T>

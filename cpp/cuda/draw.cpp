@@ -8,7 +8,6 @@ namespace vlkv {
 void run_cuda(const DrawParams& p, CudaStream stream) {
   validate(p);
   if (p.batch == 0) return;
-  static_assert(sizeof(DrawSettings) == 4 * sizeof(double));
   cuda::launch_draw({p.vocab, p.logits, &p.settings->temperature, p.token, p.best}, p.batch, stream);
 }
 

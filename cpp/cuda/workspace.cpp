@@ -9,8 +9,6 @@
 namespace vlkv {
 namespace {
 
-constexpr size_t kAlignment = 256;
-
 // Assigns offsets, and saturates at the largest size_t.
 class Offsets {
  public:
@@ -21,17 +19,18 @@ class Offsets {
       if (__builtin_mul_overflow(bytes, count, &bytes)) bytes = kMost;
     }
     const size_t start = end_;
-    if (bytes > kMost - kAlignment - end_) {
-      end_ = kMost - kAlignment;
+    if (bytes > kMost - kWorkspaceAlignment - end_) {
+      end_ = kMost - kWorkspaceAlignment;
     } else {
-      end_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+      end_ += (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
     }
     return start;
   }
   size_t end() const { return end_; }
 
  private:
-  static constexpr size_t kMost = std::numeric_limits<size_t>::max() / kAlignment * kAlignment;
+  static constexpr size_t kMost =
+      std::numeric_limits<size_t>::max() / kWorkspaceAlignment * kWorkspaceAlignment;
   size_t end_ = 0;
 };
 

@@ -18,7 +18,6 @@ struct DrawMemory {
   SelectMemory select;
   uint64_t warps[kDrawWarps];
   uint64_t below;
-  uint32_t bin;
   DrawWeight weight;
 };
 
@@ -146,13 +145,13 @@ __device__ __forceinline__ Nucleus find_nucleus(DrawMemory& memory, const float*
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       if (before <= left && left < before + sum[i]) {
-        memory.bin = static_cast<uint32_t>(thread * kMine + i);
+        memory.select.bin = static_cast<uint32_t>(thread * kMine + i);
         memory.below = before;
       }
       before += sum[i];
     }
     __syncthreads();
-    key_found |= memory.bin << shift;
+    key_found |= memory.select.bin << shift;
     known |= (uint32_t{kBins} - 1) << shift;
     left -= memory.below;
     if (shift == 0) break;
