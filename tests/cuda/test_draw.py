@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import numpy as np
 import pytest
 
 from oracles.draw import allowed, drawn
+from vlkv.backend.kernels import Library
 from vlkv.generation.sampling import Sampler, Sampling, kept_tokens
-
-
-class Parameters(ctypes.Structure):
-    _fields_ = (
-        ("batch", ctypes.c_int64),
-        ("vocab", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("logits", "settings", "token", "best")),
-    )
 
 
 @pytest.fixture(scope="module")
 def draw(emulated):
     """Returns the kernel: logits `[B,V]` and settings `[B,4]` to tokens and largest logits `[B]`."""
-    call = ctypes.CDLL(str(emulated)).vlkv_draw_cuda
-    call.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
+    library = Library(emulated)
 
     def run(logits, settings):
         logits, settings = (
@@ -34,10 +25,7 @@ def draw(emulated):
         batch, vocab = logits.shape
         assert settings.shape == (batch, 4)
         token, best = np.full(batch, -7, np.int32), np.zeros(batch, np.float32)
-        arrays = [array.ctypes.data for array in (logits, settings, token, best)]
-        said = ctypes.create_string_buffer(200)
-        code = call(ctypes.byref(Parameters(batch, vocab, *arrays)), None, said, len(said))
-        assert code == 0, said.value
+        library.draw(batch, vocab, *(array.ctypes.data for array in (logits, settings, token, best)), 0)
         return token, best
 
     return run
