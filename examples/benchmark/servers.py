@@ -69,10 +69,10 @@ def write_trace(target: Path, requests: int, rate: float, pictures: int, new: in
 def command(name: str, arguments: argparse.Namespace, port: int) -> list[str]:
     """The command of a server, such as `vlkv:full`."""
     folder, threads = arguments.output, str(arguments.threads)
+    engine = str(make(arguments.size, folder))  # and the checkpoint, which the peers read
     checkpoint, peers = str(folder / arguments.size), arguments.peers or folder / "peers"
     program, _, mode = name.partition(":")
     if program == "vlkv":
-        engine = str(make(arguments.size, folder))
         options = ["--policy", mode, "--port", str(port), "--threads", threads, "--memory", arguments.memory]
         return [*VLKV, "serve", engine, "--log", "off", *options]
     if program not in PEERS:
