@@ -1,11 +1,11 @@
-"""Questions of a harness, made into those of vlkv and answered in batches."""
+"""Questions of a harness, made into those of vlkv."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlkv import Engine, Question
+from vlkv import Question
 from vlkv.errors import EvalError
 
 PLACE = "<image>"
@@ -48,14 +48,3 @@ def _is_video(visual: Any) -> bool:
     return isinstance(visual, str) and visual.lower().endswith(
         (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
     )
-
-
-def answered(engine: Engine, questions: Sequence[Question], batch: int) -> list[str]:
-    """The answers' texts, in the questions' order; `batch` questions decode together."""
-    device = engine.manifest.device
-    size = batch if device is None else min(batch, device.batch)
-    return [
-        result.text
-        for first in range(0, len(questions), size)
-        for result in engine.generate_batch(questions[first : first + size])
-    ]

@@ -17,7 +17,7 @@ from vlkv_export.ops import DOMAIN
 from vlkv_export.passes.edit import MICROSOFT, add_initializer, constant, like, new_node, operand, replace
 
 INT8, FLOAT8 = ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN
-FLOAT, FLOAT16, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 Scales = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of a layer's keys and values: `[1]` for all, or `[Hkv,1,D]`, one per channel."""
 
@@ -108,9 +108,7 @@ def _scored(score: ir.Node, scale: ir.Value, results: list[ir.Value]) -> list[ir
 
 def _nothing(graph: ir.Graph, score: ir.Node, results: list[ir.Value]) -> list[ir.Node]:
     """Zeros: `score [B,Hkv,C]` and `sparsity [B]`."""
-    if "no_score" not in graph.initializers:
-        add_initializer(graph, ir.tensor(np.zeros((), np.float32), dtype=FLOAT, name="no_score"))
-    zero, name, nodes = graph.initializers["no_score"], score.name, []
+    zero, name, nodes = constant(graph, "no_score", 0.0, FLOAT), score.name, []
     for result, axes in zip(results, (3, 1), strict=True):
         shape = ir.Value(name=f"{result.name}/shape", type=ir.TensorType(INT64))
         keys = operand(score, 1)

@@ -104,13 +104,15 @@ def device_backend(
         record = False
         notes.append(f"{UNRECORDED}: {UNRECORDABLE[manifest.operators]}")
     for path in sorted(directory.glob("*.onnx")):
-        session, recorded = None, record and path.stem == RECORDED
-        if recorded:
+        session = recordings = None
+        if record and path.stem == RECORDED:
             session, said = _recordable(path, options, providers)
             if session is None:
                 notes.append(f"{UNRECORDED}: {said}")
+            else:
+                recordings = Recordings(device, notes)
         if session is None:
-            recorded, session = False, open_session(path, options, providers)
+            session = open_session(path, options, providers)
         found = session.get_providers()
         if wanted not in found:
             device.close()
@@ -118,7 +120,6 @@ def device_backend(
                 f"ONNX Runtime {ort.__version__} opened {path.name} with {', '.join(found)}, not {wanted}: "
                 "a library that it needs is missing; pip install 'vlkv[gpu]' brings CUDA's and cuDNN's"
             )
-        recordings = Recordings(device, notes) if recorded else None
         graphs[path.stem] = SessionGraph(session, device, where, recordings)
     return DeviceBackend(device, graphs, manifest, notes)
 

@@ -47,18 +47,18 @@ class Recordings:
     def __init__(self, device: Device, notes: list[str]) -> None:
         self._device, self._notes = device, notes
         self._numbers: dict[Signature, int] = {}
-        self._failed = False
+        self.failed = False
 
     def number(self, bound: Signature) -> int:
         """The recording of what is bound, or `UNRECORDED`: there are too many, or one has failed."""
         signature = (threading.get_ident(), *bound)
-        if self._failed or (signature not in self._numbers and len(self._numbers) == MOST):
+        if self.failed or (signature not in self._numbers and len(self._numbers) == MOST):
             return UNRECORDED
         return self._numbers.setdefault(signature, len(self._numbers) + 1)
 
     def fail(self, reason: str) -> None:
         """No run is recorded any more. The device's stream takes work again."""
-        self._failed = True
+        self.failed = True
         self._device.recover()
         self._notes.append(f"decode steps are not recorded as CUDA graphs any more: {reason}")
 
@@ -131,25 +131,31 @@ class SessionBound:
     ) -> None:
         self._session, self._binding, self._alive = session, binding, alive
         self._recordings, self._places = recordings, places
-        self._calls = 0
+        self._warm = False
         self._plain = self._options(UNRECORDED)
-        self._recorded: tuple[int, Any] | None = None
+        self._chosen: dict[int, Any] = {}  # options by thread
 
     def __call__(self) -> None:
         """See `Bound`."""
-        self._calls += 1
-        number = UNRECORDED
-        if self._recordings is not None and self._calls > 1:
-            number = self._recordings.number(self._places)
-        if number != UNRECORDED and self._recordings is not None:
-            if self._recorded is None or self._recorded[0] != number:
-                self._recorded = number, self._options(number)
-            try:
-                self._run(self._recorded[1])
-                return
-            except EngineError as error:
-                self._recordings.fail(str(error))
-        self._run(self._plain)
+        options = self._plain
+        if self._recordings is not None and self._warm and not self._recordings.failed:
+            options = self._recorded(self._recordings)
+        self._warm = True
+        try:
+            self._run(options)
+        except EngineError as error:
+            if self._recordings is None or options is self._plain:
+                raise
+            self._recordings.fail(str(error))
+            self._run(self._plain)
+
+    def _recorded(self, recordings: Recordings) -> Any:
+        """The options of this thread, which are found once: a number is never given away."""
+        thread = threading.get_ident()
+        if thread not in self._chosen:
+            number = recordings.number(self._places)
+            self._chosen[thread] = self._plain if number == UNRECORDED else self._options(number)
+        return self._chosen[thread]
 
     def close(self) -> None:
         """See `Bound.close`."""

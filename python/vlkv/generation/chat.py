@@ -120,9 +120,10 @@ class Conversation:
         """
         self._settle()
         last, begin = (None if self._state is None else self._state.last), 0
-        # eviction continues under the policy and the budget that the first turn began with
-        anew = last is None or self.keep == "reusable"
-        policy, budget = (self.policy, self.budget) if last is None or anew else (last.policy, last.budget)
+        policy, budget = self.policy, self.budget
+        if last is not None and self.keep != "reusable":
+            # eviction continues under the policy and the budget that the first turn began with
+            policy, budget = last.policy, last.budget
         question = Question(prompt, images, policy=policy, budget=budget, **settings)
         turn = ChatTurn(prompt, len(question.images), videos=len(question.videos))
         if last is None:

@@ -35,9 +35,9 @@ def taken(policy: Policy, prompt: Prompt, manifest: Manifest, backend: Backend, 
     if replace(policy, recall=None) != AUTO:
         return policy
     name = DEFAULT_POLICY
-    if not prompt.pictures:
-        name = "vl-cache" if len(prompt.token_ids) <= SHORT_TEXT else DEFAULT_POLICY
-    elif more and _fits("picture-once", manifest, backend):
+    if not prompt.pictures and len(prompt.token_ids) <= SHORT_TEXT:
+        name = "vl-cache"
+    elif prompt.pictures and more and _fits("picture-once", manifest, backend):
         name = "picture-once"
     return replace(POLICIES[name], recall=policy.recall)
 

@@ -26,9 +26,9 @@ from vlkv.scheduler.worker import SCHEDULED_CHUNK, Worker
 
 QUEUE = 64
 MOST_PRIORITY = 10
+"""The highest priority of a request; the lowest is its negative, and 0 is the default."""
 FOREVER = 1e9
 """Seconds of the longest deadline; a longer one, such as infinity, is as long."""
-"""The highest priority of a request; the lowest is its negative, and 0 is the default."""
 REUSED = 0.25
 """The share of the memory that contents may take which later requests can reuse."""
 CLOSE_SECONDS = 60.0

@@ -135,7 +135,7 @@ class Ticket:
         self._tell(None)
 
     def _tell(self, piece: str | None) -> None:
-        """Keeps a piece for later listeners, and passes it to the present one."""
+        """Keeps a piece for later listeners and readers, and passes it to the present ones."""
         with self._lock:
             self._pieces.append(piece)
             for listener in self._readers if self._listener is None else (self._listener, *self._readers):

@@ -32,8 +32,10 @@ READ_VERSIONS = (1, FORMAT_VERSION)
 NAME = "manifest.json"
 MAX_BYTES = 16 << 20
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
-BYTES |= {"int8-channel": 1, "float8": 1}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int64": 8, "int32": 4, "bool": 1} | {
+    "int8-channel": 1,
+    "float8": 1,
+}
 """Bytes of one element, by dtype. Two are of caches on devices: int8 with the engine's scales, and float8 E4M3."""
 
 MAX_LAYERS = 1024

@@ -44,9 +44,7 @@ def fault(data: bytes) -> str | None:
 def _fault(data: bytes) -> str | None:
     if data[:6] != b"\x7fELF\x02\x01":
         return "the library is no 64-bit ELF file"
-    offset, size, count, names = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HHH", data, 58)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
-    strings = sections[names][4]
+    sections, strings = _sections(data)
     by_name = {}
     for section in sections:
         name = _text(data, strings + section[0])
@@ -72,13 +70,19 @@ def _fault(data: bytes) -> str | None:
     return None
 
 
+def _sections(data: bytes) -> tuple[list[tuple[int, ...]], int]:
+    """The section headers, and the place of their names."""
+    offset, size, count, names = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HHH", data, 58)
+    found = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
+    return found, found[names][4]
+
+
 def writable(data: bytes) -> dict[str, int]:
     """Returns the bytes of an object file's writable sections by name, without tables that the loader writes."""
     found: dict[str, int] = {}
-    offset, size, count, names = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HHH", data, 58)
-    sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
+    sections, strings = _sections(data)
     for section in sections:
-        name = _text(data, sections[names][4] + section[0])
+        name = _text(data, strings + section[0])
         if section[2] & WRITABLE and section[2] & ALLOCATED and not name.startswith(LOADER_WRITES):
             found[name] = found.get(name, 0) + section[5]
     return {name: length for name, length in found.items() if length}
@@ -89,8 +93,7 @@ def symbols(data: bytes) -> tuple[set[str], set[str]]:
     defined: set[str] = set()
     needed: set[str] = set()
     try:
-        offset, size, count = *struct.unpack_from("<Q", data, 40), *struct.unpack_from("<HH", data, 58)
-        sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * size) for n in range(count)]
+        sections, _ = _sections(data)
         for section in sections:
             if section[1] != SYMBOLS:
                 continue

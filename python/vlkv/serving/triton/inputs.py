@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.errors import PromptError, SamplingError
-from vlkv.generation.question import Question
+from vlkv.generation.question import MAX_NEW_TOKENS, Question
 from vlkv.generation.sampling import MAX_BIASES, MAX_STOPS, MAX_WORD, MAX_WORDS
 from vlkv.serving.wire import check_images, picture
 
@@ -17,8 +17,6 @@ Tensors = Mapping[str, NDArray[Any]]
 
 MAX_CLIENT = 1024
 """Characters of a client's name."""
-MAX_NEW_TOKENS = Question("a").max_new_tokens
-"""Of a request that names no number."""
 
 MOST = {"stop": MAX_STOPS, "suppress_tokens": MAX_BIASES, "bad_words_ids": MAX_WORDS * (MAX_WORD + 1)}
 """Values of a tensor; more are refused before they are looked at."""
