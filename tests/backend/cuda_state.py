@@ -139,14 +139,19 @@ class State:
         """The stream that records, where one does."""
         return next((stream for stream in self.streams.values() if stream.capture is not None), None)
 
-    def touch(self, pointer: int, size: int, what: str, kinds: tuple[str, ...] = ("device",)) -> bool:
-        """Whether bytes lie inside one living piece of memory; where they do not, a rule is broken."""
+    def touch(
+        self, pointer: int, size: int, what: str, kinds: tuple[str, ...] = ("device",), running: bool = False
+    ) -> bool:
+        """Whether bytes lie inside one living piece of memory; where they do not, a rule is broken.
+
+        `running` work may touch what a later call has freed: the stream frees it after the work.
+        """
         if size <= 0:
             return True
         block = self._block(pointer)
         if block is None or pointer + size > block.pointer + block.size:
             return self._break(f"{what}: {size} bytes at {pointer:#x} lie outside any allocation")
-        if not block.live:
+        if not (block.there if running else block.live):
             return self._break(f"{what}: use after free of {size} bytes at {pointer:#x}")
         if block.kind not in kinds:
             return self._break(f"{what}: memory is {block.kind}, wanted {' or '.join(kinds)}")

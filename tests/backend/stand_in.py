@@ -118,7 +118,7 @@ class Kernels:
                 for array in (places[layer], places[layers + layer]):
                     begin = int(array) + (row * heads + head) * int(most[layer]) * size
                     target = begin + int(slot) * size
-                    assert self.driver.touch(target, size, "move_slots")
+                    assert self.driver.touch(target, size, "move_slots", running=True)
                     ctypes.memmove(target, begin + int(source) * size, size)
 
         touches = [(arrays, 16 * layers, "device"), (capacity, 8 * layers, "device")]

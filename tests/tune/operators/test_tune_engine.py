@@ -35,7 +35,7 @@ ASKED = {"prompt": "what is this", "policy": "vl-cache", "budget": 0.5, "max_new
 BEGIN = "void run_cpu(const EvictParams& p) {\n"
 CHANGES = (
     ("slots[i + run] == slots[i] + run", "slots[i + run] >= slots[i] + run"),  # wrong: gaps are copied too
-    ("i + kAhead < end", "i + kAhead <= end"),  # reads a slot past the end
+    ("static_cast<size_t>(run));", "static_cast<size_t>(run + 1));"),  # writes a row past the end
     ("const size_t bytes", "static size_t calls = 0; calls += 1; const size_t bytes"),  # keeps state
     ("int64_t run = 1;", "int64_t run = 1;;"),  # the same machine code
 )
@@ -115,8 +115,7 @@ def test_a_wrong_function_of_the_source_is_refused(run):
     lines = (out / "evict" / "ledger.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines[5:]]
     gates = [r.get("gate") for r in found]
-    # what is read past the end may be wrong on a shape of the gate before, by chance
-    assert gates in [["inputs", past, "compile", "time"] for past in ("inputs", "held-out", "sanitizer")]
+    assert gates == ["inputs", "inputs", "compile", "time"]
     assert "state between calls" in found[2]["reason"] and "earlier candidate" in found[3]["reason"]
     assert report.functions[0].by_level["functions"]["candidates"] == 4
 
