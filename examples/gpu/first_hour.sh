@@ -4,12 +4,12 @@
 #
 #     examples/gpu/first_hour.sh [-o DIR] [--only NAME,NAME] [--list]
 #
-# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON needs PyTorch and pytest for the kernels' tests.
-# `make` installs vlkv with the extras gpu, tensorrt or tensorrt-rtx, if the machine has room for them.
+# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON needs PyTorch for CUDA and pytest for the kernels'
+# tests. The step `install` needs a network and several GB; without it, the steps after it use the .venv that is there.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 
-out=out/first_hour only= list=
+out=out/first_hour only="" list=""
 while [ $# -gt 0 ]; do
   case $1 in
     -o) out=$2; shift 2 ;;
@@ -35,6 +35,7 @@ step() {
   code=$?
   case $code in
     0) result=passed ;;
+    77) result=skipped ;;
     124) result="no end after $seconds s" ;;
     *) result="failed ($code)" ;;
   esac
@@ -46,16 +47,19 @@ step() {
   } >>"$out/report.md"
 }
 
-# engine NAME OPTIONS...: builds an engine, asks it with the full cache and with 10%, compares with the CPU's answer.
+# engine NAME WHERE OPTIONS [BEFORE]: runs the command BEFORE, builds an engine, asks it with the full cache and with 10%,
+# compares with the CPU's answer.
 engine() {
-  local name=$1 where=$2 options=$3
-  step "$name" "rm -rf $out/$name
+  local name=$1 where=$2 options=$3 before=${4:-}
+  step "$name" "${before:+$before
+    }rm -rf $out/$name
     $VLKV build $out/graphs -o $out/$name $options
     for policy in full vl-cache; do
       $VLKV run $out/$name --image $picture --prompt '$question' --policy \$policy --max-new-tokens 32 --json $where \
         >$out/$name.\$policy.json
-      $PYTHON examples/gpu/same_answer.py $out/reference.\$policy.json $out/$name.\$policy.json
-    done"
+      $PYTHON examples/gpu/same_answer.py $out/reference.\$policy.json $out/$name.\$policy.json || differs=1
+    done
+    exit \${differs:-0}"
 }
 
 if [ -z "$list" ]; then
@@ -67,6 +71,13 @@ step test-gpu "make test-gpu PYTHON=$PYTHON"
 step sanitizer "for tool in memcheck racecheck initcheck synccheck; do
     compute-sanitizer --tool \$tool --error-exitcode 9 build/gpu/cpp/tests/cuda/vlkv_cuda_check 30; done"
 step bench-gpu "make bench-gpu PYTHON=$PYTHON"
+# vlkv requires onnxruntime, and onnxruntime-gpu writes the same files: the latter has to come last
+step install "make .venv/tested .venv/served
+    for extra in gpu tensorrt tensorrt-rtx; do
+      .venv/bin/python -m pip install -q --no-build-isolation -e .[\$extra] || echo no \$extra
+    done
+    .venv/bin/python -m pip uninstall -q -y onnxruntime
+    .venv/bin/python -m pip install -q --force-reinstall --no-deps onnxruntime-gpu"
 step export "rm -rf $out/graphs; $VLKV export $checkpoint -o $out/graphs"
 step reference "rm -rf $out/cpu; $VLKV build $out/graphs -o $out/cpu
     for policy in full vl-cache; do
@@ -76,11 +87,11 @@ step reference "rm -rf $out/cpu; $VLKV build $out/graphs -o $out/cpu
 step install-cuda ".venv/bin/python -m pip install -q --no-build-isolation --no-deps -C cmake.define.VLKV_CUDA=ON -C cmake.define.VLKV_CUDA_ARCHITECTURES=native -e ."
 for dtype in float16 bfloat16; do
   for operators in native functions; do
-    engine "onnxruntime-cuda-$dtype-$operators" "--device cuda" "--dtype $dtype --operators $operators --capacity 2048"
+    engine "onnxruntime-cuda-$dtype-$operators" "--device cuda" "--dtype $dtype --operators $operators"
   done
 done
 for kv in int8 float8; do
-  engine "onnxruntime-cuda-$kv" "--device cuda" "--dtype float16 --operators functions --kv-dtype $kv --capacity 2048"
+  engine "onnxruntime-cuda-$kv" "--device cuda" "--dtype float16 --operators functions --kv-dtype $kv"
 done
 # steps that ONNX Runtime records: no note says that they are not; and drawn tokens, which are the CPU's for a seed
 step recorded "$VLKV -v run $out/onnxruntime-cuda-float16-native --device cuda --image $picture --prompt '$question' \
@@ -90,25 +101,28 @@ drawn="--image $picture --prompt '$question' --temperature 0.7 --top-k 50 --top-
 step drawn "$VLKV run $out/cpu $drawn >$out/drawn.cpu.json
     $VLKV run $out/onnxruntime-cuda-float16-native --device cuda $drawn >$out/drawn.cuda.json
     $PYTHON examples/gpu/same_answer.py $out/drawn.cpu.json $out/drawn.cuda.json"
-step bench-engines "$VLKV bench $out/onnxruntime-cuda-float16-native --device cuda --prompt-tokens 1k --batch 1,4 \
+step bench-engines "$VLKV bench $out/onnxruntime-cuda-float16-native --device cuda --prompt-tokens 640,900 --batch 1,4 \
       --new-tokens 64 --also functions=$out/onnxruntime-cuda-float16-functions --also int8=$out/onnxruntime-cuda-int8 \
-      --also float8=$out/onnxruntime-cuda-float8 -o $out/bench"
+      -o $out/bench"
+step bench-float8 "$VLKV bench $out/onnxruntime-cuda-float8 --device cuda --prompt-tokens 640,900 --batch 1,4 \
+      --new-tokens 64 -o $out/bench-float8"
 capability="\$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1)"
+known_to_rtx="case $capability in 9.* | 10.*) echo TensorRT for RTX has no engines for $capability; exit 77 ;; esac"
 for dtype in float32 float16 bfloat16; do
-  engine "tensorrt-$dtype" "" "--backend tensorrt --dtype $dtype --capacity 2048"
-  engine "tensorrt-rtx-$dtype" "" "--backend tensorrt-rtx --compute-capability $capability --dtype $dtype --capacity 2048"
+  engine "tensorrt-$dtype" "" "--backend tensorrt --dtype $dtype"
+  engine "tensorrt-rtx-$dtype" "" "--backend tensorrt-rtx --compute-capability $capability --dtype $dtype" "$known_to_rtx"
 done
 for dtype in float16 bfloat16; do
   for cache in in-place dynamic; do
     engine "tensorrt-plugin-$dtype-$cache" "--plugin $plugin" \
-      "--backend tensorrt --plugin $plugin --dtype $dtype --cache $cache --capacity 2048"
+      "--backend tensorrt --plugin $plugin --dtype $dtype --cache $cache"
   done
 done
 engine tensorrt-rtx-plugin "--plugin $plugin" \
-  "--backend tensorrt-rtx --compute-capability $capability --plugin $plugin --capacity 2048"
+  "--backend tensorrt-rtx --compute-capability $capability --plugin $plugin" "$known_to_rtx"
 step backends "OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q tests/backend"
 step polygraphy "rm -rf $out/lowered
-    $VLKV build $out/graphs -o $out/lowered --backend tensorrt --operators native --lower-only --dtype float16 --capacity 2048
+    $VLKV build $out/graphs -o $out/lowered --backend tensorrt --operators native --lower-only --dtype float16
     .venv/bin/polygraphy run $out/lowered/decoder.onnx --trt --onnxrt --plugins $plugin \
       --preview-features ALIASED_PLUGIN_IO_10_03 --val-range 'length:[0,0]' 'row_index:[0,0]' --atol 0.05 --rtol 0.05"
 step cuda-python "make cuda-python CUDA_ARCHITECTURES=native"

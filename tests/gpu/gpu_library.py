@@ -88,19 +88,14 @@ class Library:
         self._calls = ctypes.CDLL(str(path))
         self._poison = poison
         self._workspace: torch.Tensor | None = None
+        texts = [ctypes.c_char_p, ctypes.c_size_t]
         for op in ("score", "evict", "attend"):
             getattr(self._calls, f"vlkv_{op}_cuda_workspace").restype = _bytes
-            texts = [ctypes.c_char_p, ctypes.c_size_t]
             if op != "attend":
                 getattr(self._calls, f"vlkv_{op}_cpu").argtypes = [_pointer, *texts]
             getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, _bytes, _pointer, *texts]
         for op in ("pick", "draw"):
-            getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [
-                _pointer,
-                _pointer,
-                ctypes.c_char_p,
-                ctypes.c_size_t,
-            ]
+            getattr(self._calls, f"vlkv_{op}_cuda").argtypes = [_pointer, _pointer, *texts]
 
     @property
     def has_cuda(self) -> bool:
@@ -119,18 +114,24 @@ class Library:
             self._workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
         return self._workspace
 
-    def _run(self, op: str, params: ctypes.Structure) -> None:
+    def _call(self, name: str, params: ctypes.Structure, *more: int) -> None:
         message = ctypes.create_string_buffer(500)
-        texts = (message, len(message))
-        if self.device == "cpu":
-            code = getattr(self._calls, f"vlkv_{op}_cpu")(ctypes.byref(params), *texts)
-        else:
-            size = getattr(self._calls, f"vlkv_{op}_cuda_workspace")(ctypes.byref(params))
-            memory, stream = self._memory(size), torch.cuda.current_stream().cuda_stream
-            call = getattr(self._calls, f"vlkv_{op}_cuda")
-            code = call(ctypes.byref(params), memory.data_ptr(), size, stream, *texts)
+        code = getattr(self._calls, name)(ctypes.byref(params), *more, message, len(message))
         if code:
             raise (ValueError if code == 1 else RuntimeError)(message.value.decode())
+
+    @property
+    def _stream(self) -> int:
+        return torch.cuda.current_stream().cuda_stream
+
+    def _run(self, op: str, params: ctypes.Structure) -> None:
+        if self.device == "cpu":
+            self._call(f"vlkv_{op}_cpu", params)
+            return
+        size = getattr(self._calls, f"vlkv_{op}_cuda_workspace")(ctypes.byref(params))
+        # named, so that it lives until the work is queued
+        memory = self._memory(size)
+        self._call(f"vlkv_{op}_cuda", params, memory.data_ptr(), size, self._stream)
 
     def score(self, query, key, row_position, score, pairs, below, sparsity, *, scale=0.0, threshold=0.01,
               accumulate=False):  # fmt: skip
@@ -169,16 +170,12 @@ class Library:
         p.scale = scale
         self._run("attend", p)
 
-    def _choose(self, op: str, params: ctypes.Structure) -> None:
-        message = ctypes.create_string_buffer(500)
-        stream = torch.cuda.current_stream().cuda_stream
-        if getattr(self._calls, f"vlkv_{op}_cuda")(ctypes.byref(params), stream, message, len(message)):
-            raise RuntimeError(message.value.decode())
-
     def pick(self, logits, token, best):
         """Writes each prompt's token and largest logit, [B], of logits [B, V] float32; see vlkv/pick.h. CUDA only."""
-        self._choose("pick", _Pick(*logits.shape, *(t.data_ptr() for t in (logits, token, best))))
+        params = _Pick(*logits.shape, *(t.data_ptr() for t in (logits, token, best)))
+        self._call("vlkv_pick_cuda", params, self._stream)
 
     def draw(self, logits, settings, token, best):
         """As pick, with settings [B, 4] float64: temperature, top_k, top_p, uniform; see vlkv/draw.h. CUDA only."""
-        self._choose("draw", _Draw(*logits.shape, *(t.data_ptr() for t in (logits, settings, token, best))))
+        params = _Draw(*logits.shape, *(t.data_ptr() for t in (logits, settings, token, best)))
+        self._call("vlkv_draw_cuda", params, self._stream)

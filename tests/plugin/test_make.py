@@ -1,5 +1,6 @@
 """`make test-gpu` starts: its commands run on the native build. Without a GPU, tests that need one are skipped."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -23,3 +24,15 @@ def test_test_gpu_starts(driver):
     passed = [int(count) for count in re.findall(r"(\d+) passed", done.stdout)]
     assert len(passed) == 2, done.stdout
     assert passed[1] >= 6, "the plugin's and the kernels' tests ran"
+
+
+def test_test_gpu_needs_pytorch_numpy_and_pytest_alone():
+    tests = ROOT / "tests"
+    own = [*tests.glob("gpu/*.py"), *tests.glob("cuda/test_*.py"), tests / "cuda" / "machine_code.py"]
+    for path in [*own, tests / "plugin" / "test_plugin.py", tests / "native_build.py"]:
+        nodes = ast.parse(path.read_text()).body
+        taken = {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        taken |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        roots = {name.split(".")[0] for name in taken} - sys.stdlib_module_names
+        local = {"native_build", "machine_code", "gpu_library", "gpu_oracles", "gpu_bench"}
+        assert roots <= {"numpy", "pytest", "torch", *local}, path.name

@@ -50,8 +50,7 @@ def first_uniform(sampling):
     return np.random.Generator(np.random.Philox(sampling.seed)).random()
 
 
-def test_the_definition_is_the_hosts_sampler():
-    rng = np.random.default_rng()
+def test_the_definition_is_the_hosts_sampler(rng):
     for logits, sampling in cases(rng, 300):
         weights = allowed(logits, sampling.temperature, sampling.top_k, sampling.top_p)
         ids, weight = kept_tokens(logits, sampling)
@@ -65,8 +64,7 @@ def test_the_definition_is_the_hosts_sampler():
         assert best == logits.max()
 
 
-def test_the_kernel_takes_the_hosts_token_for_the_same_seed(draw):
-    rng = np.random.default_rng()
+def test_the_kernel_takes_the_hosts_token_for_the_same_seed(draw, rng):
     for logits, sampling in cases(rng, 40):
         uniform = first_uniform(sampling)
         settings = [[sampling.temperature, sampling.top_k, sampling.top_p, uniform]]
@@ -75,8 +73,7 @@ def test_the_kernel_takes_the_hosts_token_for_the_same_seed(draw):
         assert best[0] == logits.max()
 
 
-def test_the_kernel_follows_the_definition_where_the_host_refuses(draw):
-    rng = np.random.default_rng()
+def test_the_kernel_follows_the_definition_where_the_host_refuses(draw, rng):
     logits = rng.normal(size=(6, 77)).astype(np.float32)
     logits[1, 5], logits[2, 9], logits[3], logits[4, :70] = np.nan, np.inf, -np.inf, -np.inf
     settings = np.array(
