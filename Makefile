@@ -147,11 +147,11 @@ lowest: $(VENV)/installed
 bench-ops: test-native
 	@$(BIN)/python examples/benchmark/bench_ops.py $(BUILD)/cpp/bench/vlkv_bench -o $(OUT)/bench
 
-# Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too if TENSORRT_ROOT
-# names TensorRT's headers. The plugin's tests also need TensorRT's runtime.
+# Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too, with TensorRT's
+# headers from TENSORRT_ROOT, the system or the network, if any has them. The plugin's tests also need TensorRT's runtime.
 $(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
 	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
-		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=$(if $(TENSORRT_ROOT),ON,OFF) >/dev/null
+		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=ON >/dev/null
 	@cmake --build $(GPU_BUILD) --parallel
 	@touch $@
 

@@ -16,12 +16,18 @@ from vlkv_export.engine import build_engine
 
 
 def make(size: str, folder: Path, weights: str | None = None) -> Path:
-    """Returns the engine directory `SIZE-engine` or `SIZE-int8-engine`, which lies beside the checkpoint `SIZE`."""
+    """Returns the engine directory `SIZE-engine` or, say, `SIZE-int8-engine`, which lies beside the checkpoint `SIZE`.
+
+    With weights of 16 bits or fewer the cache is bfloat16.
+    """
     engine = folder / "-".join(part for part in (size, weights, "engine") if part)
     if not (engine / "manifest.json").exists():
         make_checkpoint.make(size, folder / size)
-        export_checkpoint(folder / size, folder / f"{size}-graphs")
-        build_engine(folder / f"{size}-graphs", engine, weights=weights or "float32")
+        graphs = folder / f"{size}-graphs"
+        export_checkpoint(folder / size, graphs)
+        build_engine(
+            graphs, engine, weights=weights or "float32", kv_dtype="bfloat16" if weights else "float32"
+        )
     return engine
 
 
@@ -33,7 +39,7 @@ def engine_of(size: str, folder: Path) -> Engine:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("size", choices=("20m", "150m"))
-    parser.add_argument("--weights", choices=("int8",), help="format of the text model's matrices")
+    parser.add_argument("--weights", choices=("bfloat16", "int8", "int4"), help="default: float32")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     make(arguments.size, arguments.output, arguments.weights)

@@ -4,8 +4,9 @@
 #
 #     examples/gpu/first_hour.sh [-o DIR] [--only NAME,NAME] [--list]
 #
-# TENSORRT_ROOT names TensorRT's headers (plugin/README.md). PYTHON needs PyTorch for CUDA and pytest for the kernels'
-# tests. The step `install` needs a network and several GB; without it, the steps after it use the .venv that is there.
+# TENSORRT_ROOT names TensorRT's headers, which are else downloaded (plugin/README.md). PYTHON needs PyTorch for CUDA and
+# pytest for the kernels' tests. The step `install` needs a network and several GB; without it, the steps after it use
+# the .venv that is there.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
@@ -47,8 +48,8 @@ step() {
   } >>"$out/report.md"
 }
 
-# engine NAME WHERE OPTIONS [BEFORE]: runs the command BEFORE, builds an engine, asks it with the full cache and with 10%,
-# compares with the CPU's answer.
+# engine NAME WHERE OPTIONS [BEFORE]: runs the command BEFORE, builds an engine, asks it with the full cache and with
+# 10%, compares with the CPU's answer.
 engine() {
   local name=$1 where=$2 options=$3 before=${4:-}
   step "$name" "${before:+$before
