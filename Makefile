@@ -19,7 +19,7 @@
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
 # make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
-#                     Neither `make test` nor CI runs it.
+#                     `make test` does so for SM 8.0; CI runs it with CUDA_ARCHITECTURES='$(CUDA_ALL)'
 # make cuda-python    installs the native module with the CUDA kernels, for SM 8.0, into a folder of its own, and loads it.
 #                     It takes minutes and needs no GPU; neither `make test` nor CI runs it.
 # make soak           SOAK_REQUESTS mixed requests in process, at vlkv serve and at tritonserver, with time limits

@@ -25,6 +25,7 @@ double log2_factor(const AttendParams& p) {
 AttendMany::AttendMany(const AttendParams& p)
     : p_(p),
       kernels_(kernels()),
+      factor_(log2_factor(p)),
       group_(p.query_heads / p.kv_heads),
       block_(std::min(p.rows, std::max(int64_t{1}, kBlockQueries / group_))),
       blocks_((p.rows + block_ - 1) / block_),
@@ -101,14 +102,13 @@ int64_t AttendMany::offset(int64_t i) const {
 void AttendMany::pack(const Memory& memory, const float* from, int64_t first, int64_t count) const {
   const AttendQueries queries = queries_of(memory, first, count);
   const int64_t width = int64_t{queries.vectors} * kernels_.lanes, dim = p_.head_dim;
-  const double factor = log2_factor(p_);
   float* to = memory.query + first * dim;
   float* line = memory.tile;
   for (int64_t i = 0; i < width; ++i) {
     std::fill_n(line, dim, 0.0F);
     if (i < count) {
       const float* query = from + offset(first + i);
-      for (int64_t d = 0; d < dim; ++d) line[d] = static_cast<float>(factor * query[d]);
+      for (int64_t d = 0; d < dim; ++d) line[d] = static_cast<float>(factor_ * query[d]);
       if (p_.cache == DType::kInt8) rotate(line, 1, dim);
     }
     for (int64_t d = 0; d < dim; ++d) to[d * width + i] = line[d];

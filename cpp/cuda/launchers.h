@@ -15,9 +15,9 @@ namespace vlkv::cuda {
 // differ.
 struct AnyType;
 template <class Type>
-void launch_score_rows(const ScoreArgs& args, CudaStream stream);
+void launch_score_rows(ScoreArgs args, CudaStream stream);
 template <class Type>
-void launch_score_columns(const ScoreArgs& args, CudaStream stream);
+void launch_score_columns(ScoreArgs args, CudaStream stream);
 void launch_score_combine(const ScoreArgs& args, CudaStream stream);
 void launch_score_clear(const ScoreArgs& args, CudaStream stream);
 void launch_score_counts(const ScoreArgs& args, CudaStream stream);

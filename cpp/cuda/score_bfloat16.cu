@@ -2,7 +2,7 @@
 
 namespace vlkv::cuda {
 
-template void launch_score_rows<BFloat16>(const ScoreArgs& args, CudaStream stream);
-template void launch_score_columns<BFloat16>(const ScoreArgs& args, CudaStream stream);
+template void launch_score_rows<BFloat16>(ScoreArgs args, CudaStream stream);
+template void launch_score_columns<BFloat16>(ScoreArgs args, CudaStream stream);
 
 }  // namespace vlkv::cuda

@@ -10,22 +10,22 @@
 
 namespace vlkv::cuda {
 
-template <class Product>
-void launch_rows(const ScoreArgs& args, CudaStream stream) {
-  const int64_t blocks = args.row_blocks * args.splits * args.batch * args.kv_heads;
-  launch("score", score_rows<Product>, blocks, kScoreThreads, args, stream);
-}
+// A product's kernels, and the rows of its walks' steps; 0 if it does not walk.
+struct ScoreKernels {
+  void (*rows)(ScoreArgs);
+  void (*columns)(ScoreArgs);
+  int64_t walk_step;
+};
 
 template <class Product>
-void launch_columns(const ScoreArgs& args, CudaStream stream) {
-  launch("score", score_columns<Product>, args.tiles * args.batch * args.kv_heads, kScoreThreads, args,
-         stream);
+ScoreKernels kernels_of(int64_t walk_step = 0) {
+  return {score_rows<Product>, score_columns<Product>, walk_step};
 }
 
-template <class Product>
-ScoreArgs walking(ScoreArgs args) {
-  set_walk(args, Product::kAtOnce);
-  return args;
+template <class Type, int kDepth>
+ScoreKernels walking() {
+  using Product = TensorProduct<Type, kDepth, true>;
+  return kernels_of<Product>(Product::kAtOnce);
 }
 
 template <class Type>
@@ -36,29 +36,29 @@ template <>
 inline constexpr bool kOnMatrixUnits<BFloat16> = true;
 
 template <class Type>
-void launch_score_rows(const ScoreArgs& args, CudaStream stream) {
+ScoreKernels score_kernels(const ScoreArgs& args) {
   if constexpr (!kOnMatrixUnits<Type>) {
-    launch_rows<FloatProduct<Type>>(args, stream);
+    return kernels_of<FloatProduct<Type>>();
   } else if (!args.copies_16 || args.head_dim > 128 || args.group_rows > INT32_MAX - kTileRows) {
-    launch_rows<TensorProduct<Type, 128, false>>(args, stream);
-  } else if (args.head_dim > 64) {
-    launch_rows<TensorProduct<Type, 128, true>>(walking<TensorProduct<Type, 128, true>>(args), stream);
+    return kernels_of<TensorProduct<Type, 128, false>>();
   } else {
-    launch_rows<TensorProduct<Type, 64, true>>(walking<TensorProduct<Type, 64, true>>(args), stream);
+    return args.head_dim > 64 ? walking<Type, 128>() : walking<Type, 64>();
   }
 }
 
 template <class Type>
-void launch_score_columns(const ScoreArgs& args, CudaStream stream) {
-  if constexpr (!kOnMatrixUnits<Type>) {
-    launch_columns<FloatProduct<Type>>(args, stream);
-  } else if (!args.copies_16 || args.head_dim > 128 || args.group_rows > INT32_MAX - kTileRows) {
-    launch_columns<TensorProduct<Type, 128, false>>(args, stream);
-  } else if (args.head_dim > 64) {
-    launch_columns<TensorProduct<Type, 128, true>>(walking<TensorProduct<Type, 128, true>>(args), stream);
-  } else {
-    launch_columns<TensorProduct<Type, 64, true>>(walking<TensorProduct<Type, 64, true>>(args), stream);
-  }
+void launch_score_rows(ScoreArgs args, CudaStream stream) {
+  const ScoreKernels kernels = score_kernels<Type>(args);
+  if (kernels.walk_step != 0) set_walk(args, kernels.walk_step);
+  const int64_t blocks = args.row_blocks * args.splits * args.batch * args.kv_heads;
+  launch("score", kernels.rows, blocks, kScoreThreads, args, stream);
+}
+
+template <class Type>
+void launch_score_columns(ScoreArgs args, CudaStream stream) {
+  const ScoreKernels kernels = score_kernels<Type>(args);
+  if (kernels.walk_step != 0) set_walk(args, kernels.walk_step);
+  launch("score", kernels.columns, args.tiles * args.batch * args.kv_heads, kScoreThreads, args, stream);
 }
 
 }  // namespace vlkv::cuda

@@ -2,7 +2,7 @@
 
 namespace vlkv::cuda {
 
-template void launch_score_rows<AnyType>(const ScoreArgs& args, CudaStream stream);
-template void launch_score_columns<AnyType>(const ScoreArgs& args, CudaStream stream);
+template void launch_score_rows<AnyType>(ScoreArgs args, CudaStream stream);
+template void launch_score_columns<AnyType>(ScoreArgs args, CudaStream stream);
 
 }  // namespace vlkv::cuda

@@ -34,19 +34,11 @@ __device__ __forceinline__ uint64_t wide_sum_of_lanes(uint64_t value) {
   return static_cast<uint64_t>(sum_of_lanes(static_cast<int64_t>(value)));
 }
 
-// Calls use(id, logit) for ids begin + thread, + step, ...; four loads are in flight at a time.
+// Calls use(id, logit) for ids first, first + step, ... below end.
 template <class Use>
-__device__ __forceinline__ void for_each_logit(const float* row, uint32_t begin, uint32_t end,
-                                               uint32_t thread, uint32_t step, Use use) {
-  uint32_t id = begin + thread;
-  for (; id + 3 * step < end; id += 4 * step) {
-    float logit[4];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) logit[i] = row[id + i * step];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) use(id + i * step, logit[i]);
-  }
-  for (; id < end; id += step) use(id, row[id]);
+__device__ __forceinline__ void for_each_logit(const float* row, uint32_t first, uint32_t end, uint32_t step,
+                                               Use use) {
+  for_each_float<4>(row, first, end, step, use);
 }
 
 __device__ __forceinline__ uint32_t logit_key(float logit) { return ordered(__float_as_uint(logit)); }
@@ -67,7 +59,7 @@ __device__ __forceinline__ uint32_t place(DrawMemory& memory, const float* row, 
     const uint32_t stretch = ((end - begin - 1) / (kDrawWarps * kWarp) + 1) * kWarp;
     const uint32_t from = begin + warp * stretch, to = from + stretch < end ? from + stretch : end;
     uint64_t sum = 0;
-    for_each_logit(row, from, to, lane, kWarp, [&](uint32_t id, float logit) { sum += weigh(id, logit); });
+    for_each_logit(row, from + lane, to, kWarp, [&](uint32_t id, float logit) { sum += weigh(id, logit); });
     sum = wide_sum_of_lanes(sum);
     __syncthreads();
     if (lane == 0) memory.warps[warp] = sum;
@@ -113,7 +105,7 @@ __device__ __forceinline__ Nucleus find_nucleus(DrawMemory& memory, const float*
   for (int shift = 32 - kDigitBits;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
     for (int i = thread; i < kBins * kCopies; i += kDrawThreads) memory.select.bins[i] = 0;
     __syncthreads();
-    for_each_logit(row, 0, vocab, static_cast<uint32_t>(thread), kDrawThreads, [&](uint32_t, float logit) {
+    for_each_logit(row, static_cast<uint32_t>(thread), vocab, kDrawThreads, [&](uint32_t, float logit) {
       const uint32_t key = logit_key(logit);
       if (key < least || (key & known) != key_found) return;
       const uint64_t mine = weight.of(logit);
@@ -165,7 +157,7 @@ __global__ void __launch_bounds__(kDrawThreads, 1) draw(const DrawArgs args) {
   const float* const row = args.logits + int64_t{blockIdx.x} * args.vocab;
   const double* const settings = args.settings + int64_t{blockIdx.x} * 4;
   uint64_t top = 0;
-  for_each_logit(row, 0, vocab, threadIdx.x, kDrawThreads,
+  for_each_logit(row, threadIdx.x, vocab, kDrawThreads,
                  [&](uint32_t id, float logit) { top = larger(top, pick_key(logit, id)); });
   top = largest_of_lanes(top);
   if (threadIdx.x % kWarp == 0) memory.warps[threadIdx.x / kWarp] = top;

@@ -43,7 +43,7 @@ __device__ __forceinline__ void count_stretches(SelectMemory& memory, const floa
                                                 const Stretch& stretch, uint32_t threshold) {
   const int thread = static_cast<int>(threadIdx.x);
   int32_t above = 0, equal = 0;
-  for_each_key(score, stretch.first, stretch.last, thread % kWarp, kWarp, [&](int64_t, uint32_t key) {
+  for_each_key(score, stretch.first + thread % kWarp, stretch.last, kWarp, [&](int64_t, uint32_t key) {
     above += key > threshold ? 1 : 0;
     equal += key == threshold ? 1 : 0;
   });
@@ -121,7 +121,7 @@ __device__ __forceinline__ void write_slots(SelectMemory& memory, const float* s
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const Stretch stretch = stretch_of_warp(begin, end);
   count_digits<kCopies>(memory, [&](auto add) {
-    for_each_key(score, begin, end, thread, kSelectThreads,
+    for_each_key(score, begin + thread, end, kSelectThreads,
                  [&](int64_t, uint32_t key) { add(key >> kRankBits); });
   });
   find_bin<kCopies>(memory, rank);

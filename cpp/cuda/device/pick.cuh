@@ -1,6 +1,7 @@
 // Pick: a block for each prompt; its threads keep the largest of every 512th logit each.
 #pragma once
 
+#include "cuda/device/loads.cuh"
 #include "cuda/device/pick_args.cuh"
 #include "cuda/device/pick_key.cuh"
 
@@ -15,15 +16,8 @@ __global__ void __launch_bounds__(kPickThreads) pick(const PickArgs args) {
   const auto thread = static_cast<uint32_t>(threadIdx.x), vocab = static_cast<uint32_t>(args.vocab);
   const float* const row = args.logits + int64_t{blockIdx.x} * args.vocab;
   uint64_t best = 0;
-  uint32_t id = thread;
-  for (; id + (kPickLoads - 1) * kPickThreads < vocab; id += kPickLoads * kPickThreads) {
-    float logit[kPickLoads];
-#pragma unroll
-    for (uint32_t i = 0; i < kPickLoads; ++i) logit[i] = row[id + i * kPickThreads];
-#pragma unroll
-    for (uint32_t i = 0; i < kPickLoads; ++i) best = larger(best, pick_key(logit[i], id + i * kPickThreads));
-  }
-  for (; id < vocab; id += kPickThreads) best = larger(best, pick_key(row[id], id));
+  for_each_float<kPickLoads>(row, thread, vocab, uint32_t{kPickThreads},
+                             [&](uint32_t id, float logit) { best = larger(best, pick_key(logit, id)); });
   best = largest_of_lanes(best);
   if (thread % kWarp == 0) warps[thread / kWarp] = best;
   __syncthreads();

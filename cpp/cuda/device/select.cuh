@@ -3,6 +3,7 @@
 
 #include "cuda/device/block.cuh"
 #include "cuda/device/evict_args.cuh"
+#include "cuda/device/loads.cuh"
 
 namespace vlkv::cuda {
 
@@ -20,19 +21,12 @@ struct SelectMemory {
   uint32_t candidates;
 };
 
-// Calls use(slot, key) for slots begin + thread, + step, + 2 * step, ...; four loads are in flight at a time.
+// Calls use(slot, key) for slots first, first + step, ... below end.
 template <class Use>
-__device__ __forceinline__ void for_each_key(const float* score, int64_t begin, int64_t end, int64_t thread,
-                                             int64_t step, Use use) {
-  int64_t slot = begin + thread;
-  for (; slot + 3 * step < end; slot += 4 * step) {
-    uint32_t key[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) key[i] = ordered(__float_as_uint(score[slot + i * step]));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) use(slot + i * step, key[i]);
-  }
-  for (; slot < end; slot += step) use(slot, ordered(__float_as_uint(score[slot])));
+__device__ __forceinline__ void for_each_key(const float* score, int64_t first, int64_t end, int64_t step,
+                                             Use use) {
+  for_each_float<4>(score, first, end, step,
+                    [&](int64_t slot, float value) { use(slot, ordered(__float_as_uint(value))); });
 }
 
 // Counts in memory.bins what for_each() gives: it is called with a function that takes a digit. kUsed: copies
@@ -83,7 +77,7 @@ __device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const f
                                                    uint32_t known = 0, int shift = 32 - kDigitBits) {
   for (;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
     count_digits<kCopies>(memory, [&](auto count) {
-      for_each_key(score, begin, end, threadIdx.x, kSelectThreads, [&](int64_t, uint32_t key) {
+      for_each_key(score, begin + threadIdx.x, end, kSelectThreads, [&](int64_t, uint32_t key) {
         if ((key & known) == threshold) count(key >> shift);
       });
     });

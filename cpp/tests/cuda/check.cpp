@@ -1,6 +1,6 @@
 // vlkv_cuda_check [CASES]: random small cases of Score and Evict on the device against the CPU's kernels,
-// whose oracle is elsewhere, and of Attend against its definition. Exits 1 where they differ, 77 without a
-// device. Small, for compute-sanitizer.
+// whose oracle is elsewhere, and of Attend, MoveSlots, Pick and Draw against their definitions. Exits 1 where
+// they differ, 77 without a device. Small, for compute-sanitizer.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -8,11 +8,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "next_token.h"
 #include "vlkv/cuda.h"
 
 namespace {
@@ -55,6 +58,8 @@ class Random {
   int64_t integer(int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(engine_);
   }
+  // In [0, 1).
+  double uniform() { return static_cast<double>(integer(0, (int64_t{1} << 53) - 1)) * 0x1p-53; }
   float normal() { return std::normal_distribution<float>()(engine_); }
   // Elements of a cache: float32, or 16 bits that both types read as numbers of moderate size.
   std::vector<unsigned char> cache(vlkv::DType type, int64_t count) {
@@ -281,6 +286,119 @@ void check_attend(Random& random) {
   }
 }
 
+void check_move_slots(Random& random) {
+  vlkv::MoveSlotsParams p;
+  p.layers = random.integer(1, 4), p.batch = random.integer(1, 3), p.kv_heads = random.integer(1, 5);
+  p.slot_bytes = 2 * random.integer(1, 200);
+  const int64_t heads = p.batch * p.kv_heads;
+  std::vector<int64_t> capacity, slots, last;
+  for (int64_t layer = 0; layer < p.layers; ++layer) {
+    capacity.push_back(random.integer(1, 40));
+    for (int64_t b = 0; b < p.batch; ++b) last.push_back(random.integer(-1, capacity.back()));
+    for (int64_t head = 0; head < heads; ++head) slots.push_back(random.integer(-1, capacity.back()));
+  }
+  std::vector<std::vector<unsigned char>> wanted;
+  std::vector<std::unique_ptr<Device>> there;
+  std::vector<void*> arrays;
+  for (int64_t array = 0; array < 2 * p.layers; ++array) {
+    const auto layer = array % p.layers;
+    const int64_t most = capacity[static_cast<size_t>(layer)];
+    std::vector<unsigned char> bytes(static_cast<size_t>(heads * most * p.slot_bytes));
+    for (unsigned char& byte : bytes) byte = static_cast<unsigned char>(random.integer(0, 255));
+    there.push_back(std::make_unique<Device>(bytes));
+    arrays.push_back(there.back()->as<void>());
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t from = last[static_cast<size_t>(layer * p.batch + head / p.kv_heads)];
+      const int64_t to = slots[static_cast<size_t>(layer * heads + head)];
+      if (from < 0 || from >= most || to < 0 || to >= most) continue;
+      unsigned char* const first = bytes.data() + head * most * p.slot_bytes;
+      std::memmove(first + to * p.slot_bytes, first + from * p.slot_bytes, static_cast<size_t>(p.slot_bytes));
+    }
+    wanted.push_back(std::move(bytes));
+  }
+  const Device arrays_there(arrays), capacity_there(capacity), slots_there(slots), last_there(last);
+  p.arrays = arrays_there.as<void*>(), p.capacity = capacity_there.as<int64_t>();
+  p.slots = slots_there.as<int64_t>(), p.last = last_there.as<int64_t>();
+  run_cuda(p, nullptr);
+  require(cudaDeviceSynchronize());
+  for (size_t array = 0; array < wanted.size(); ++array) {
+    require(there[array]->read<unsigned char>() == wanted[array], "moved slots differ");
+  }
+}
+
+// Logits of a batch, which are whole numbers or not, and the tokens that a kernel chose.
+struct Choice {
+  int64_t batch, vocab;
+  std::vector<float> logits;
+  Device logits_there, token_there, best_there;
+
+  Choice(Random& random, int64_t b, int64_t v)
+      : batch(b),
+        vocab(v),
+        logits(drawn_logits(random, b * v)),
+        logits_there(logits),
+        token_there(static_cast<size_t>(b) * sizeof(int32_t)),
+        best_there(static_cast<size_t>(b) * sizeof(float)) {}
+
+  static std::vector<float> drawn_logits(Random& random, int64_t count) {
+    const bool whole = random.integer(0, 1) == 1;
+    std::vector<float> all;
+    for (int64_t i = 0; i < count; ++i) {
+      const float logit = 4 * random.normal();
+      all.push_back(whole ? std::round(logit) : logit);
+    }
+    if (random.integer(0, 3) == 0) {
+      all[static_cast<size_t>(random.integer(0, count - 1))] = random.integer(0, 1) == 0 ? NAN : INFINITY;
+    }
+    return all;
+  }
+
+  template <class Params>
+  void run(Params p) const {
+    p.batch = batch, p.vocab = vocab;
+    p.logits = logits_there.as<float>(), p.token = token_there.as<int32_t>(), p.best = best_there.as<float>();
+    run_cuda(p, nullptr);
+    require(cudaDeviceSynchronize());
+  }
+
+  // wanted(logits of a prompt, its number): the token.
+  template <class Wanted>
+  void check(const char* what, Wanted wanted) const {
+    const auto token = token_there.read<int32_t>();
+    const auto best = best_there.read<float>();
+    for (int64_t b = 0; b < batch; ++b) {
+      const std::vector<float> row(logits.begin() + b * vocab, logits.begin() + (b + 1) * vocab);
+      const int32_t right = wanted(row, static_cast<size_t>(b)), is = token[static_cast<size_t>(b)];
+      require(is == right, std::string(what) + " " + std::to_string(is) + ", not " + std::to_string(right));
+      const float largest = row[static_cast<size_t>(vlkv::test::picked(row))];
+      require(std::memcmp(&best[static_cast<size_t>(b)], &largest, sizeof largest) == 0,
+              std::string(what) + ": the largest logit differs");
+    }
+  }
+};
+
+void check_pick(Random& random) {
+  const Choice choice(random, random.integer(1, 4), random.integer(1, 9000));
+  choice.run(vlkv::PickParams{});
+  choice.check("picked", [](const auto& row, size_t) { return vlkv::test::picked(row); });
+}
+
+void check_draw(Random& random) {
+  const Choice choice(random, random.integer(1, 4), random.integer(1, 9000));
+  std::vector<vlkv::DrawSettings> settings;
+  for (int64_t b = 0; b < choice.batch; ++b) {
+    const double temperature = random.integer(0, 4) == 0 ? 0 : 0.1 + 2 * random.uniform();
+    const double top_k = static_cast<double>(random.integer(0, 1) == 0 ? 0 : random.integer(1, choice.vocab));
+    settings.push_back(
+        {temperature, top_k, random.integer(0, 1) == 0 ? 1 : random.uniform(), random.uniform()});
+  }
+  const Device settings_there(settings);
+  vlkv::DrawParams p;
+  p.settings = settings_there.as<vlkv::DrawSettings>();
+  choice.run(p);
+  choice.check("drawn", [&](const auto& row, size_t b) { return vlkv::test::drawn(row, settings[b]); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -296,6 +414,9 @@ int main(int argc, char** argv) {
       check_score(random);
       check_evict(random);
       check_attend(random);
+      check_move_slots(random);
+      check_pick(random);
+      check_draw(random);
     }
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());

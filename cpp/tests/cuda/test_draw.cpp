@@ -1,11 +1,11 @@
-// Draw's kernel on the host, against its definition with sorted tokens and float64 weights.
+// Draw's kernel on the host, against its definition.
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "backend.h"
 #include "cases.h"
+#include "next_token.h"
 #include "vlkv/c_api.h"
 
 namespace vlkv::test::draw {
@@ -15,49 +15,6 @@ constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numer
 
 double uniform(Random& random) {
   return static_cast<double>(random.integer(0, (int64_t{1} << 53) - 1)) * 0x1p-53;
-}
-
-// The ids that may be drawn, from the least likely on; of equal logits the lower id is the less likely one.
-std::vector<int32_t> allowed(const std::vector<float>& logits, const std::vector<double>& weight,
-                             const DrawSettings& s) {
-  std::vector<int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const auto logit = [&](int32_t id) { return logits[static_cast<size_t>(id)]; };
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return logit(a) < logit(b); });
-  if (s.top_k >= 1 && s.top_k < static_cast<double>(ids.size())) {
-    const float lowest = logit(ids[ids.size() - static_cast<size_t>(s.top_k)]);
-    ids.erase(ids.begin(),
-              std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return logit(id) >= lowest; }));
-  }
-  if (s.top_p < 1) {
-    double total = 0, sum = 0;
-    for (const int32_t id : ids) total += weight[static_cast<size_t>(id)];
-    const auto first = std::find_if(ids.begin(), ids.end() - 1, [&](int32_t id) {
-      return (sum += weight[static_cast<size_t>(id)]) > (1 - s.top_p) * total;
-    });
-    ids.erase(ids.begin(), first);
-  }
-  return ids;
-}
-
-int32_t wanted(const std::vector<float>& logits, const DrawSettings& s) {
-  int32_t best = 0;
-  for (int32_t id = 0; id < static_cast<int32_t>(logits.size()); ++id) {
-    if (std::isnan(logits[static_cast<size_t>(id)])) return id;
-    if (logits[static_cast<size_t>(id)] > logits[static_cast<size_t>(best)]) best = id;
-  }
-  const double largest = logits[static_cast<size_t>(best)];
-  if (!(s.temperature > 0) || std::isinf(largest)) return best;
-  std::vector<double> weight;
-  for (const float logit : logits) weight.push_back(std::exp((logit - largest) / s.temperature));
-  std::vector<int32_t> ids = allowed(logits, weight, s);
-  std::sort(ids.begin(), ids.end());
-  double total = 0, sum = 0;
-  for (const int32_t id : ids) total += weight[static_cast<size_t>(id)];
-  for (const int32_t id : ids) {
-    if ((sum += weight[static_cast<size_t>(id)]) > s.uniform * total) return id;
-  }
-  return ids.back();
 }
 
 struct Case {
@@ -99,10 +56,10 @@ struct Case {
     run_cuda(params(), nullptr);
     for (int64_t b = 0; b < batch; ++b) {
       const DrawSettings& s = settings[static_cast<size_t>(b)];
-      ASSERT_EQ(token[static_cast<size_t>(b)], wanted(row(b), s))
+      ASSERT_EQ(token[static_cast<size_t>(b)], drawn(row(b), s))
           << vocab << " logits, temperature " << s.temperature << ", top_k " << s.top_k << ", top_p "
           << s.top_p << ", uniform " << s.uniform;
-      const int32_t largest = wanted(row(b), {});
+      const int32_t largest = picked(row(b));
       const float logit = logits[static_cast<size_t>(b * vocab + largest)];
       ASSERT_EQ(__builtin_memcmp(&best[static_cast<size_t>(b)], &logit, sizeof logit), 0);
     }
@@ -153,8 +110,8 @@ TEST(CudaDraw, OrdersWhatIsNoUsualNumber) {
 TEST(CudaDraw, SettingsOutsideTheirRange) {
   Random random(273);
   Case c(random, 1, 50, 0);
-  const int32_t largest = wanted(c.logits, {}), first = wanted(c.logits, {1, 0, 1, 0}),
-                last = wanted(c.logits, {1, 0, 1, std::nextafter(1.0, 0.0)});
+  const int32_t largest = picked(c.logits), first = drawn(c.logits, {1, 0, 1, 0}),
+                last = drawn(c.logits, {1, 0, 1, std::nextafter(1.0, 0.0)});
   const double nan = std::nan(""), inf = std::numeric_limits<double>::infinity();
   const auto drawn = [&](double temperature, double top_k, double top_p, double uniform) {
     c.settings[0] = {temperature, top_k, top_p, uniform};
@@ -216,7 +173,7 @@ TEST(CudaDraw, HasACEntryPoint) {
   vlkv_draw_params given{2, 40, c.logits.data(), &c.settings[0].temperature, c.token.data(), c.best.data()};
   char text[200];
   ASSERT_EQ(vlkv_draw_cuda(&given, nullptr, text, sizeof text), VLKV_OK) << text;
-  EXPECT_EQ(c.token[1], wanted(c.row(1), c.settings[1]));
+  EXPECT_EQ(c.token[1], drawn(c.row(1), c.settings[1]));
   given.vocab = int64_t{1} << 23;
   EXPECT_EQ(vlkv_draw_cuda(&given, nullptr, text, sizeof text), VLKV_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(text), "[draw] vocab is 8388608, not in [1, 4194304]");
