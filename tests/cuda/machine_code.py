@@ -21,7 +21,10 @@ PRODUCTS = ("HMMA", "FFMA")
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions of one pass of a loop, by the first part of their names. Both sides of a branch count."""
+    """The instructions of one pass of a loop, by the first part of their names. Both sides of a branch count.
+
+    Padding (NOP), which SM 12.0 has between products, does not.
+    """
 
     counts: Counter
 
@@ -55,7 +58,7 @@ def tile_loop(code: list[tuple[int, str, str]]) -> Loop | None:
         target = re.search(r"0x([0-9a-f]+)", operands)
         if name.split(".")[0] == "BRA" and target and int(target[1], 16) < address:
             first = int(target[1], 16)
-            inside = Counter(op.split(".")[0] for at, op, _ in code if first <= at <= address)
+            inside = Counter(op.split(".")[0] for at, op, _ in code if first <= at <= address and op != "NOP")
             loops.append((first, address, Loop(inside)))
     for product in PRODUCTS:
         with_products = [loop for loop in loops if loop[2].of(product) > 7]

@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kDrawThreads, 1) draw(const DrawArgs args) {
     uint32_t least = 0, first_tie = 0;
     if (top_k >= 1 && top_k < static_cast<double>(vocab)) {
       auto rank = static_cast<int32_t>(top_k);
-      least = find_threshold(memory.select, row, 0, args.vocab, rank);
+      least = find_threshold(memory.select, row, 0, vocab, rank);
     }
     if (top_p < 1) {
       const Nucleus nucleus = find_nucleus(memory, row, vocab, least, weight, top_p);

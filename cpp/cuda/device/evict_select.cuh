@@ -11,30 +11,32 @@ inline constexpr int kRankBits = 32 - kDigitBits;  // of a key, after its first 
 inline constexpr int kMostCandidates = kBins * (kCopies - 1);
 static_assert(kSelectWarps <= 1 << kDigitBits, "a candidate's warp lies above its key");
 
-// The slots of [begin, end) that a warp goes through.
+// The slots of [begin, end) that a warp goes through. Slots have 32 bits: 64 took registers that ptxas
+// spilled.
 struct Stretch {
-  int64_t first, last;
+  uint32_t first, last;
 };
-__device__ __forceinline__ Stretch stretch_of_warp(int64_t begin, int64_t end) {
-  const int64_t each = parts(parts(end - begin, kSelectWarps), kWarp) * kWarp;
-  const int64_t first = clamped(begin + threadIdx.x / kWarp * each, begin, end);
-  return {first, clamped(first + each, begin, end)};
+__device__ __forceinline__ Stretch stretch_of_warp(uint32_t begin, uint32_t end) {
+  const uint32_t each = ((end - begin) / (kSelectWarps * kWarp) + 1) * kWarp;
+  const uint32_t offset = threadIdx.x / kWarp * each;
+  const uint32_t first = offset < end - begin ? begin + offset : end;
+  return {first, each < end - first ? first + each : end};
 }
 
 // Calls use(slot, key, valid) for a stretch's slots, with all lanes of the warp at a time; four loads are in
 // flight.
 template <class Use>
 __device__ __forceinline__ void for_each_in_step(const float* score, const Stretch& stretch, Use use) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int64_t slot = stretch.first + lane; slot - lane < stretch.last; slot += 4 * kWarp) {
+  const uint32_t lane = threadIdx.x % kWarp;
+  for (uint32_t slot = stretch.first + lane; slot - lane < stretch.last; slot += 4 * kWarp) {
     uint32_t key[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t at = slot + i * kWarp;
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t at = slot + i * kWarp;
       key[i] = at < stretch.last ? ordered(__float_as_uint(score[at])) : 0;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) use(slot + i * kWarp, key[i], slot + i * kWarp < stretch.last);
+    for (uint32_t i = 0; i < 4; ++i) use(slot + i * kWarp, key[i], slot + i * kWarp < stretch.last);
   }
 }
 
@@ -43,7 +45,7 @@ __device__ __forceinline__ void count_stretches(SelectMemory& memory, const floa
                                                 const Stretch& stretch, uint32_t threshold) {
   const int thread = static_cast<int>(threadIdx.x);
   int32_t above = 0, equal = 0;
-  for_each_key(score, stretch.first + thread % kWarp, stretch.last, kWarp, [&](int64_t, uint32_t key) {
+  for_each_key(score, stretch.first + threadIdx.x % kWarp, stretch.last, kWarp, [&](uint32_t, uint32_t key) {
     above += key > threshold ? 1 : 0;
     equal += key == threshold ? 1 : 0;
   });
@@ -69,7 +71,7 @@ __device__ __forceinline__ uint32_t find_among_candidates(SelectMemory& memory, 
   if (thread == 0) memory.candidates = 0;
   __syncthreads();
   int32_t above = 0;
-  for_each_in_step(score, stretch, [&](int64_t, uint32_t key, bool valid) {
+  for_each_in_step(score, stretch, [&](uint32_t, uint32_t key, bool valid) {
     const uint32_t digit = key >> kRankBits;
     above += valid && digit > first_digit ? 1 : 0;
     const bool candidate = valid && digit == first_digit;
@@ -116,13 +118,13 @@ __device__ __forceinline__ uint32_t find_among_candidates(SelectMemory& memory, 
 
 // Writes the `rank` slots of [begin, end) with the highest keys, ascending; of equal keys the first ones.
 // Each warp has a stretch of slots, whose kept ones are counted before any is written.
-__device__ __forceinline__ void write_slots(SelectMemory& memory, const float* score, int64_t begin,
-                                            int64_t end, int32_t rank, int32_t* out) {
+__device__ __forceinline__ void write_slots(SelectMemory& memory, const float* score, uint32_t begin,
+                                            uint32_t end, int32_t rank, int32_t* out) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const Stretch stretch = stretch_of_warp(begin, end);
   count_digits<kCopies>(memory, [&](auto add) {
-    for_each_key(score, begin + thread, end, kSelectThreads,
-                 [&](int64_t, uint32_t key) { add(key >> kRankBits); });
+    for_each_key(score, begin + threadIdx.x, end, kSelectThreads,
+                 [&](uint32_t, uint32_t key) { add(key >> kRankBits); });
   });
   find_bin<kCopies>(memory, rank);
   const uint32_t first_digit = memory.bin;
@@ -141,7 +143,7 @@ __device__ __forceinline__ void write_slots(SelectMemory& memory, const float* s
     above_before += memory.warps[other];
     equal_before += memory.ties[other];
   }
-  for_each_in_step(score, stretch, [&](int64_t slot, uint32_t key, bool valid) {
+  for_each_in_step(score, stretch, [&](uint32_t slot, uint32_t key, bool valid) {
     const bool is_above = valid && key > threshold, is_equal = valid && key == threshold;
     const uint32_t lanes_above = __ballot_sync(kAllLanes, is_above);
     const uint32_t lanes_equal = __ballot_sync(kAllLanes, is_equal);
@@ -187,7 +189,10 @@ __global__ void __launch_bounds__(kSelectThreads, 1) evict_select(const EvictArg
       out[k.keep - k.recent + i] = static_cast<int32_t>(k.length - k.recent + i);
     }
     const auto rank = static_cast<int32_t>(k.keep - k.sinks - k.recent);
-    if (rank > 0) write_slots(memory, score, k.sinks, k.length - k.recent, rank, out + k.sinks);
+    if (rank > 0) {
+      const auto begin = static_cast<uint32_t>(k.sinks), end = static_cast<uint32_t>(k.length - k.recent);
+      write_slots(memory, score, begin, end, rank, out + k.sinks);
+    }
   }
   if (args.zero_tail) {
     for (int64_t i = k.keep + thread; i < args.capacity; i += kSelectThreads) out[i] = -1;

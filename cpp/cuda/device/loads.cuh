@@ -18,6 +18,7 @@ __device__ __forceinline__ void for_each_float(const float* data, Index first, I
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) use(i + load * step, value[load]);
   }
+#pragma unroll 1
   for (; i < end; i += step) use(i, data[i]);
 }
 

@@ -23,10 +23,10 @@ struct SelectMemory {
 
 // Calls use(slot, key) for slots first, first + step, ... below end.
 template <class Use>
-__device__ __forceinline__ void for_each_key(const float* score, int64_t first, int64_t end, int64_t step,
+__device__ __forceinline__ void for_each_key(const float* score, uint32_t first, uint32_t end, uint32_t step,
                                              Use use) {
   for_each_float<4>(score, first, end, step,
-                    [&](int64_t slot, float value) { use(slot, ordered(__float_as_uint(value))); });
+                    [&](uint32_t slot, float value) { use(slot, ordered(__float_as_uint(value))); });
 }
 
 // Counts in memory.bins what for_each() gives: it is called with a function that takes a digit. kUsed: copies
@@ -72,12 +72,12 @@ __device__ __forceinline__ void find_bin(SelectMemory& memory, int32_t rank) {
 // Returns the `rank`-th highest key of [begin, end), from 1, in every thread; `rank` becomes the rank among
 // equal keys, which is the number of them to keep. Of the keys whose bits in `known` are those of
 // `threshold`; the next digit begins at bit `shift`.
-__device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, int64_t begin,
-                                                   int64_t end, int32_t& rank, uint32_t threshold = 0,
+__device__ __forceinline__ uint32_t find_threshold(SelectMemory& memory, const float* score, uint32_t begin,
+                                                   uint32_t end, int32_t& rank, uint32_t threshold = 0,
                                                    uint32_t known = 0, int shift = 32 - kDigitBits) {
   for (;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
     count_digits<kCopies>(memory, [&](auto count) {
-      for_each_key(score, begin + threadIdx.x, end, kSelectThreads, [&](int64_t, uint32_t key) {
+      for_each_key(score, begin + threadIdx.x, end, kSelectThreads, [&](uint32_t, uint32_t key) {
         if ((key & known) == threshold) count(key >> shift);
       });
     });
