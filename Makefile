@@ -14,7 +14,7 @@
 # make quality        how each weight format and cache dtype changes the answers of a real language model; installs gguf and accelerate
 # make real-reader    joins the shipped delta with a real language model's package (90 MB) and evaluates it on forms
 # make real           the same, then evaluates every policy and budget on prose, code, chats and documents
-# make harness        installs lmms-eval, and runs `vlkv eval --harness` on tiny tasks; not part of make test
+# make harness        installs lmms-eval and VLMEvalKit (5 GB), and runs `vlkv eval --harness` on tiny tasks; not part of make test
 # make lowest         runs the demo with the lowest versions of packages that pyproject.toml permits
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
@@ -218,7 +218,7 @@ harness: $(VENV)/harnessed
 $(VENV)/harnessed: $(VENV)/tested constraints-harness.txt
 	@echo "installing harnesses"; grep -v "^\#" constraints-harness.txt | while read -r folder packages; do \
 		rm -rf $(VENV)/harness/$$folder; \
-		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/harness/$$folder $$packages \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --target $(VENV)/harness/$$folder $$packages \
 			|| { rm -rf $(VENV)/harness/$$folder; echo "no $$folder for this platform: its tests are skipped"; }; done
 	@touch $@
 

@@ -32,7 +32,7 @@ RUNTIME_ROOMS = (
 """Parts of `vlkv` by floor. Each imports only from floors below its own."""
 
 
-HARNESSES = ("vlkv_harness", "lmms_eval")
+HARNESSES = ("vlkv_harness", "lmms_eval", "vlmeval")
 
 EXPORT_SEES_OF_RUNTIME = {
     "vlkv.errors",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlkv.eval.chart import COLOURS
+from vlkv.eval.layout import as_markdown
 
 Results = dict[tuple[str, float], float]
 
@@ -21,7 +22,7 @@ def settings(results: Mapping[str, Results]) -> Iterator[tuple[str, float, list[
 def table(results: Mapping[str, Results]) -> str:
     """Returns a table with one row per setting."""
     header = ["policy", "budget", "mean", "range", *results]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for policy, budget, shares in settings(results):
         spread = f"{100 * min(shares):.1f}-{100 * max(shares):.1f}%"
         rows.append(
@@ -33,7 +34,7 @@ def table(results: Mapping[str, Results]) -> str:
                 *(f"{100 * share:.1f}" for share in shares),
             ]
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return as_markdown(header, rows)
 
 
 def chart(results: Mapping[str, Results], path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Adapters of evaluation harnesses: vlkv's engines as models of lmms-eval."""
+"""Adapters of evaluation harnesses: vlkv's engines answer the tasks of lmms-eval and VLMEvalKit."""

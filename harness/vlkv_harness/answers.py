@@ -1,11 +1,12 @@
-"""Questions of a harness, made into those of vlkv."""
+"""Questions of a harness, made into those of vlkv and answered in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
-from vlkv import Question
+from vlkv import Engine, Question
 from vlkv.errors import EvalError
 
 PLACE = "<image>"
@@ -42,6 +43,17 @@ def question(text: str, visuals: Sequence[Any], limits: Mapping[str, Any], **set
         stop=(until,) if isinstance(until, str) else tuple(until),
         **settings,
     )
+
+
+def answers(engine: Engine, questions: Iterable[Question], batch: int) -> list[str]:
+    """The answers in the order of the questions, `batch` at a time, or as many as the engine's device takes."""
+    facts = engine.manifest.device
+    size = batch if facts is None else min(batch, facts.batch)
+    rest = iter(questions)
+    texts: list[str] = []
+    while asked := list(islice(rest, size)):
+        texts += [result.text for result in engine.generate_batch(asked)]
+    return texts
 
 
 def _is_video(visual: Any) -> bool:

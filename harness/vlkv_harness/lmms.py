@@ -18,7 +18,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from vlkv import Engine
 from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
-from vlkv_harness.answers import question
+from vlkv_harness.answers import answers, question
 from vlkv_harness.request import Request, Score, serve
 
 
@@ -63,16 +63,11 @@ class Vlkv(lmms):  # type: ignore[misc]
         )
         self._settings = {"policy": policy, "budget": budget, "prune": prune, "recall": recall}
         self._most = max_new_tokens
-        device_facts = self._engine.manifest.device
-        self._batch = int(batch_size) if device_facts is None else min(int(batch_size), device_facts.batch)
+        self._batch = int(batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answers of all requests, in their order."""
-        texts: list[str] = []
-        for first in range(0, len(requests), self._batch):
-            asked = [self._question(request) for request in requests[first : first + self._batch]]
-            texts += [result.text for result in self._engine.generate_batch(asked)]
-        return texts
+        return answers(self._engine, map(self._question, requests), self._batch)
 
     def _question(self, request: Any) -> Any:
         text, limits, visual_of, number, task, split = request.args

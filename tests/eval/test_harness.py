@@ -1,10 +1,11 @@
-"""lmms-eval asks an engine: its own program on tiny tasks, and what this side checks by itself.
+"""lmms-eval and VLMEvalKit ask an engine: their own code on tiny tasks, and what this side checks by itself.
 
-`make harness` installs it and runs these tests; without it those of the program are skipped.
+`make harness` installs them and runs these tests; without them those of the programs are skipped.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.harness_tasks import lmms_tasks
+from eval.harness_tasks import lmms_tasks, vlmevalkit_tasks
 from vlkv import Engine, Question
 from vlkv.errors import EngineError, EvalError, PolicyError
 from vlkv.eval import harness as module
@@ -22,6 +23,7 @@ from vlkv.eval.harness import HARNESSES, Score, _call, run_harness
 from vlkv.eval.tasks import make_samples
 from vlkv_harness import request as theirs
 from vlkv_harness.answers import question
+from vlkv_harness.vlmevalkit import figures, message
 
 ROOT = Path(__file__).parents[2]
 COUNT = 6
@@ -125,13 +127,72 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(reader, tmp_path):
     assert "forms_tiny" in done.stdout and "exact_match" in done.stdout
 
 
+def test_vlmevalkit_scores_what_the_engine_answers(reader, tmp_path):
+    expected = vlmevalkit_tasks(tmp_path / "data", COUNT)
+    settings = ("--policy", "full,streaming-llm", "--budget", 0.1, "--max-new-tokens", 8)
+    words = ("--task", "forms_GQA,forms_options", "--data", tmp_path / "data", *settings)
+    done = vlkv("vlmevalkit", reader.directory, tmp_path / "out", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    got = json.loads(done.stdout)["scores"]
+    assert [(one["policy"], one["task"], one["metric"], one["samples"]) for one in got] == [
+        (policy, task, "Overall", COUNT)
+        for policy in ("full", "streaming-llm")
+        for task in ("forms_GQA", "forms_options")
+    ]
+    shares = []
+    for policy, budget in (("full", 1.0), ("streaming-llm", 0.1)):
+        own = answers(reader, policy, budget)
+        with (tmp_path / "out" / f"forms_GQA-{policy}-{budget:g}.tsv").open() as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        assert [(row["answer"], row["prediction"]) for row in rows] == list(zip(expected, own, strict=True))
+        shares.append(100 * sum(map(str.__eq__, own, expected)) / COUNT)
+    assert [one["value"] for one in got if one["task"] == "forms_GQA"] == pytest.approx(shares)
+    assert shares[0] > shares[1], "the policy reaches the engine"
+
+
+def test_vlmevalkit_refuses_in_one_line(reader, tmp_path):
+    words = ("--task", "no_such", "--data", tmp_path, "--policy", "full", "--budget", 1)
+    done = vlkv("vlmevalkit", reader.directory, tmp_path / "out", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("vlkv: VLMEvalKit has no data set 'no_such'")
+
+
+def test_a_message_of_vlmevalkit():
+    picture, text = {"type": "image", "value": "a.png"}, {"type": "text", "value": "what?"}
+    first = message([picture, text], {"max_new_tokens": 3}, policy="full")
+    assert (first.prompt, first.images, first.max_new_tokens, first.policy) == (
+        "what?",
+        ("a.png",),
+        3,
+        "full",
+    )
+    between = message([text, picture, text], {})
+    assert (between.prompt, between.images) == ("what?\n<image>\nwhat?", ("a.png",))
+    with pytest.raises(EvalError, match="asks about video"):
+        message([{"type": "video", "value": "a.mp4"}], {})
+
+
+def test_the_figures_of_vlmevalkit():
+    class Table(list):
+        def to_dict(self, kind):
+            assert kind == "records"
+            return self
+
+    one = {"split": "none", "Overall": 0.5, "empty": float("nan")}
+    assert figures(Table([one])) == [("Overall", 0.5)]
+    two = Table([{"split": "val", "Overall": 1}, {"split": "test", "Overall": 0}])
+    assert figures(two) == [("val Overall", 1.0), ("test Overall", 0.0)]
+    assert figures({"Bleu": [0.1, 0.2], "all right": True, "note": "7"}) == [("Bleu 1", 0.1), ("Bleu 2", 0.2)]
+    assert figures(None) == []
+
+
 def test_what_is_wrong_is_said_before_anything_runs(reader, tmp_path, monkeypatch):
     def run(harness="lmms-eval", engine=reader.directory, tasks=("a",), **settings):
         settings = {"policies": ["full"], "budgets": [1.0], "folder": tmp_path} | settings
         return run_harness(harness, engine, tasks, **settings)
 
     for given, error, says in (
-        ({"harness": "other"}, EvalError, "unknown harness 'other'; known: lmms-eval"),
+        ({"harness": "other"}, EvalError, "unknown harness 'other'; known: lmms-eval, vlmevalkit"),
         ({"tasks": ()}, EvalError, "needs --task"),
         ({"samples": 0}, EvalError, "0 samples are under 1"),
         ({"data": tmp_path / "none"}, EvalError, "none is not a folder"),

@@ -36,7 +36,7 @@ def evaluate(
     harness: Annotated[
         str | None,
         typer.Option(
-            help="Run the tasks of another harness, which has to be installed: lmms-eval.",
+            help="Run the tasks of another harness, which has to be installed: lmms-eval or vlmevalkit.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="For task folder: a .jsonl file, or its folder. With --harness: a folder of its tasks "
-            "(YAML).",
+            "(lmms-eval: YAML, vlmevalkit: TSV).",
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Evaluates an engine by the tasks of another harness, lmms-eval, which runs in a process of its own.
+"""Evaluates an engine by the tasks of another harness, lmms-eval or VLMEvalKit, which runs in a process of its own.
 
 The programs are in `harness/vlkv_harness`; `request.py` there describes the two JSON files that both sides exchange.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich import box
 from rich.table import Table
 
 from vlkv.errors import EvalError
+from vlkv.eval.layout import as_console, as_markdown
 from vlkv.eval.settings import Setting, make_settings
 from vlkv.pruning.methods import resolve_prune
 from vlkv.storage import manifest as manifests
@@ -38,6 +38,7 @@ class Harness:
 
 HARNESSES = {
     "lmms-eval": Harness("lmms_eval", "pip install lmms-eval", "vlkv_harness.lmms"),
+    "vlmevalkit": Harness("vlmeval", "pip install ms-vlmeval", "vlkv_harness.vlmevalkit"),
 }
 
 
@@ -103,20 +104,12 @@ class HarnessReport:
 
     def table(self) -> Table:
         """The table for the console."""
-        names, rows = self.rows()
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for name in names:
-            table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
+        return as_console(self.title, *self.rows())
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the table and the JSON. Returns their paths."""
-        names, rows = self.rows()
-        text = "".join(f"| {' | '.join(row)} |\n" for row in [names, ["---"] * len(names), *rows])
         paths = [folder / "table.md", folder / "summary.json"]
-        write_bytes(paths[0], f"{self.title}\n\n{text}".encode())
+        write_bytes(paths[0], f"{self.title}\n\n{as_markdown(*self.rows())}".encode())
         write_bytes(paths[1], self.json())
         return paths
 
@@ -147,7 +140,7 @@ def run_harness(
         policies: names of policies.
         budgets: shares of the cache, in (0, 1].
         samples: the most samples of a task; None for all.
-        data: a folder of tasks of the user's own, YAML files of lmms-eval.
+        data: a folder of tasks of the user's own: YAML files of lmms-eval, or TSV files of VLMEvalKit.
         max_new_tokens: the most tokens of an answer; None for the task's own limit.
         prune: see `vlkv.eval.run`.
         recall: see `vlkv.eval.run`.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-from rich import box
 from rich.table import Table
 
+from vlkv.eval.layout import as_console, as_markdown
 from vlkv.eval.metrics import Mean
 from vlkv.eval.summary import Line
 
@@ -46,30 +47,22 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], Rows]:
 def terminal(lines: Sequence[Line], title: str) -> Table:
     """The table for the console."""
     names, rows = cells(lines)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in names:
-        table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    several = len({row[0] for row in rows}) < len(rows)
-    for number, row in enumerate(rows):
-        ends = number + 1 < len(rows) and rows[number + 1][0] != row[0]
-        table.add_row(*row, end_section=several and ends)
-    return table
+    policies = [row[0] for row in rows]
+    ends = [number for number, (own, following) in enumerate(pairwise(policies)) if own != following]
+    return as_console(title, names, rows, ends if len(set(policies)) < len(rows) else ())
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """The table as Markdown."""
-    names, rows = cells(lines)
-    text = [names, ["---"] * len(names), *rows]
-    return "".join(f"| {' | '.join(row)} |\n" for row in text)
+    return as_markdown(*cells(lines))
 
 
 def grid(lines: Sequence[Line]) -> str:
     """A Markdown table of exact answers, with one row per policy and one column per budget."""
     budgets = sorted({line.budget for line in lines if line.budget < 1}, reverse=True)
-    header = ["policy", *(f"{budget:.4g}" for budget in budgets)]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for label in dict.fromkeys(line.label for line in lines):
         own = {line.budget: line.exact.value for line in lines if line.label == label}
         whole = own.get(1.0) if set(own) == {1.0} else None
         rows.append([label, *(share(own.get(budget, whole)) for budget in budgets)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return as_markdown(["policy", *(f"{budget:.4g}" for budget in budgets)], rows)

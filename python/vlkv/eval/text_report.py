@@ -8,9 +8,9 @@ from math import exp
 from pathlib import Path
 
 import msgspec
-from rich import box
 from rich.table import Table
 
+from vlkv.eval.layout import as_console, as_markdown
 from vlkv.eval.metrics import Mean, average
 from vlkv.eval.records import Record
 from vlkv.eval.table import percent
@@ -98,16 +98,11 @@ def _interval(mean: Mean) -> str:
 
 def text_tables(lines: Sequence[TextLine], title: str) -> list[Table]:
     """The tables for the console, one per kind."""
-    tables = []
-    for kind in dict.fromkeys(line.kind for line in lines):
-        table = Table(title=f"{title}, {kind}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for name in NAMES:
-            table.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-        for line in lines:
-            if line.kind == kind:
-                table.add_row(*_cells(line))
-        tables.append(table)
-    return tables
+    kinds = dict.fromkeys(line.kind for line in lines)
+    return [
+        as_console(f"{title}, {kind}", NAMES, [_cells(line) for line in lines if line.kind == kind])
+        for kind in kinds
+    ]
 
 
 def text_markdown(lines: Sequence[TextLine], title: str) -> str:
@@ -116,15 +111,13 @@ def text_markdown(lines: Sequence[TextLine], title: str) -> str:
     for kind in dict.fromkeys(line.kind for line in lines):
         own = [line for line in lines if line.kind == kind]
         text += f"\n## {kind}: {own[0].texts} texts, {own[0].tokens} tokens\n\n{_grid(own)}\n"
-        rows = [list(NAMES), ["---"] * len(NAMES), *(_cells(line) for line in own)]
-        text += _markdown(rows)
+        text += as_markdown(NAMES, [_cells(line) for line in own])
     return text
 
 
 def _grid(lines: Sequence[TextLine]) -> str:
     budgets = sorted({line.budget for line in lines if line.budget < 1}, reverse=True)
-    rows = [["perplexity, agreement", *(f"{budget:.4g}" for budget in budgets)]]
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     for policy in dict.fromkeys(line.policy for line in lines):
         found = {line.budget: line for line in lines if line.policy == policy}
         shown = [found.get(budget, found.get(1.0)) for budget in budgets]
@@ -134,11 +127,7 @@ def _grid(lines: Sequence[TextLine]) -> str:
                 *("" if one is None else f"{one.perplexity:.3g}, {one.agreement.value:.0%}" for one in shown),
             ]
         )
-    return _markdown(rows)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return as_markdown(["perplexity, agreement", *(f"{budget:.4g}" for budget in budgets)], rows)
 
 
 def text_json(title: str, lines: Sequence[TextLine]) -> bytes:
