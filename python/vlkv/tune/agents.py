@@ -43,21 +43,18 @@ class Agents:
         self.ask, self.harness, self.processor = ask, harness, processor
         self.calls, self.rounds = calls, rounds
         self.probes: list[Sizes] = []
-        self.waiting: list[Proposal] = []
         self._history: list[str] = []
         self._level = ""
         self._left = 0
         self._feedback = ""
         self._tested = False
 
-    def propose(self, state: State) -> Proposal:
-        """Asks one agent, or returns a further sample of the last call."""
-        if self.waiting:
-            return self.waiting.pop(0)
+    def propose(self, state: State) -> list[Proposal]:
+        """Asks one agent."""
         if not self._tested:
-            return self._test(state)
+            return [self._test(state)]
         if not self._left:
-            return self._guide(state)
+            return [self._guide(state)]
         self._left -= 1
         return self._work(state)
 
@@ -121,7 +118,7 @@ class Agents:
             facts_of("guide", reply) | {"chosen": self._level, "named": bool(named)},
         )
 
-    def _work(self, state: State) -> Proposal:
+    def _work(self, state: State) -> list[Proposal]:
         start = state.start(self._level)
         reply = self.ask(
             prompt_of(
@@ -135,8 +132,7 @@ class Agents:
                 probe=f"Sizes that are easy to get wrong: {json.dumps(self.probes)}\n" if self.probes else "",
             )
         )
-        self.waiting = sampled(self._level, reply, lambda text: self._candidate(text, start.flags))
-        return self.waiting.pop(0)
+        return sampled(self._level, reply, lambda text: self._candidate(text, start.flags))
 
     def _candidate(self, text: str, flags: tuple[str, ...]) -> Candidate | None:
         block = block_of(text)
@@ -166,7 +162,6 @@ def sampled(
     made = []
     for number, text in enumerate((reply.text, *reply.more)):
         record = facts_of(agent, reply) if not number else {"agent": agent, "answer": text}
-        record |= {"sample": number} if number else {}
         found = candidate(text)
         made.append(Proposal(found, "" if found else without, record))
     return made

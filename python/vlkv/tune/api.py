@@ -41,6 +41,11 @@ class Budget:
         if self.minutes is not None and not 0 < self.minutes <= 10_000:
             raise TuneError(f"--minutes is {self.minutes:g}; above 0, at most 10000")
 
+    def spent(self, calls: int, seconds: float) -> bool:
+        """Whether the calls or the minutes are used up."""
+        over = self.minutes is not None and seconds > 60 * self.minutes
+        return over or (self.calls is not None and calls >= self.calls)
+
 
 def pairs_of(source: Path, harness: Path | None) -> list[tuple[Path, Path]]:
     """Returns sources with their harnesses: one, or every source of a folder that has a `.py` of its name beside it."""
@@ -170,9 +175,8 @@ def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None
     for record in ledger.records:
         state.calls += not record.get("sample")
         for proposer in proposers:
-            remember = getattr(proposer, "remember", None)
-            if remember is not None and record.get("proposer") == proposer.name:
-                remember(record)
+            if record.get("proposer") == proposer.name:
+                proposer.remember(record)
         if record.get("admitted"):
             candidate = ledger.candidate(record)
             built = state.toolchain.build(candidate)
@@ -190,34 +194,26 @@ def _spend(
     progress: Callable[[Verdict | None], None],
 ) -> None:
     begin = time.perf_counter()
-    while True:
-        # samples of a call that was made are judged, whatever the budget
-        proposer = next((one for one in proposers if getattr(one, "waiting", ())), None)
-        if proposer is None:
-            if budget.calls is not None and state.calls >= budget.calls:
-                break
-            if budget.minutes is not None and time.perf_counter() - begin > 60 * budget.minutes:
-                break
-            proposer = proposers[state.calls % len(proposers)]
-        proposal = proposer.propose(state)
-        further = bool(proposal.record.get("sample"))
-        number = state.calls - further
-        record: dict[str, Any] = {"call": number, "proposer": proposer.name, **proposal.record}
-        verdict = None
-        judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
-        if proposal.candidate is None:
-            record["reason"] = proposal.reason
-        else:
-            verdict, library = judge.judge(proposal.candidate, state.library)
-            state.note(proposal.candidate, verdict, library)
-            record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
-            record |= {"admitted": verdict.admitted, "relative": state.relative}
-            if proposal.candidate.level in ("constants", "functions"):
-                record["choice"] = proposal.candidate.text
-            proposer.learn(proposal, verdict)
-        ledger.add(record, proposal.candidate)
-        state.calls += not further
-        progress(verdict)
+    while not budget.spent(state.calls, time.perf_counter() - begin):
+        proposer = proposers[state.calls % len(proposers)]
+        for sample, proposal in enumerate(proposer.propose(state)):
+            record: dict[str, Any] = {"call": state.calls, "proposer": proposer.name, **proposal.record}
+            record |= {"sample": sample} if sample else {}
+            verdict = None
+            judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
+            if proposal.candidate is None:
+                record["reason"] = proposal.reason
+            else:
+                verdict, library = judge.judge(proposal.candidate, state.library)
+                state.note(proposal.candidate, verdict, library)
+                record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
+                record |= {"admitted": verdict.admitted, "relative": state.relative}
+                if proposal.candidate.level in ("constants", "functions"):
+                    record["choice"] = proposal.candidate.text
+                proposer.learn(proposal, verdict)
+            ledger.add(record, proposal.candidate)
+            progress(verdict)
+        state.calls += 1
 
 
 def _write(folder: Path, state: State, report: FunctionReport, facts: dict[str, Any]) -> None:

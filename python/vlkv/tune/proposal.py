@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,7 +48,7 @@ class State:
 
 @dataclass(frozen=True)
 class Proposal:
-    """One call's result: a candidate, or None and the reason; `record` is written to the ledger."""
+    """A candidate, or None and the reason; `record` is written to the ledger."""
 
     candidate: Candidate | None
     reason: str = ""
@@ -59,10 +60,14 @@ class Proposer(Protocol):
 
     name: str
 
-    def propose(self, state: State) -> Proposal:
-        """Returns the result of one call."""
+    def propose(self, state: State) -> Sequence[Proposal]:
+        """Makes one call; returns its samples, at least one."""
         ...
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Takes in what became of the proposal."""
+        ...
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Takes in a record of an earlier run."""
         ...

@@ -50,7 +50,7 @@ class Search:
         self._genes = np.zeros(len(CHOICES), dtype=int)
         self._seen: set[tuple[int, ...]] = {tuple(self._genes)}
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Draws the level, then a version of it. Call n of a seed draws from a generator of its own: a run resumes."""
         rng = np.random.default_rng((self.seed, state.calls))
         level = str(rng.choice(state.levels, p=_shares(state.levels)))
@@ -60,14 +60,12 @@ class Search:
                 flag for gene, options in zip(genes, CHOICES, strict=True) for flag in options[gene]
             )
             text = state.at["source"][0].text
-            return Proposal(
-                Candidate(level, text, (*flags, *self.base), self.name),
-                record={"genes": [int(g) for g in genes]},
-            )
+            made = Candidate(level, text, (*flags, *self.base), self.name)
+            return [Proposal(made, record={"genes": [int(g) for g in genes]})]
         start = state.start(level)
         if level == "ir":
-            return Proposal(Candidate(level, start.text, (pipeline(rng),), self.name))
-        return Proposal(Candidate(level, aligned(start.text, rng), start.flags, self.name))
+            return [Proposal(Candidate(level, start.text, (pipeline(rng),), self.name))]
+        return [Proposal(Candidate(level, aligned(start.text, rng), start.flags, self.name))]
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Moves to flags that were admitted."""

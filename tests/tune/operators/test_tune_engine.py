@@ -63,11 +63,15 @@ class Listed:
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
 
-    def propose(self, state) -> Proposal:
+    def propose(self, state) -> list[Proposal]:
         text = self.texts[state.calls]
-        return Proposal(Candidate("functions" if "functions" in text else "constants", text, (), self.name))
+        level = "functions" if "functions" in text else "constants"
+        return [Proposal(Candidate(level, text, (), self.name))]
 
     def learn(self, proposal, verdict) -> None:
+        pass
+
+    def remember(self, record) -> None:
         pass
 
 
@@ -207,5 +211,5 @@ def test_the_search_draws_nothing_twice_and_learns():
     class State:
         relative = 1.0
 
-    texts = [search.propose(State()).candidate.text for _ in range(12)]
+    texts = [search.propose(State())[0].candidate.text for _ in range(12)]
     assert len(set(texts)) == 12 and all(json.loads(t) != json.loads(text) for t in texts)

@@ -29,13 +29,10 @@ class ConstantAgent:
 
     def __init__(self, ask: Ask, operator: Operator, harness: Harness, processor: str) -> None:
         self.ask, self.operator, self.harness, self.processor = ask, operator, harness, processor
-        self.waiting: list[Proposal] = []
         self._history: list[str] = []
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Asks the model; the choice is the first JSON object of its answer, in a fenced block or not."""
-        if self.waiting:
-            return self.waiting.pop(0)
         names = {name: sorted(values) for name, values in self.operator.constants.items()}
         prompt = prompt_of(
             LEVEL,
@@ -48,8 +45,7 @@ class ConstantAgent:
             best=state.best.text.strip(),
             history="\n".join(self._history[-MOST_HISTORY:]) or "nothing yet",
         )
-        self.waiting = sampled(LEVEL, self.ask(prompt), self._candidate, "the answer has no JSON object")
-        return self.waiting.pop(0)
+        return sampled(LEVEL, self.ask(prompt), self._candidate, "the answer has no JSON object")
 
     def _candidate(self, text: str) -> Candidate | None:
         found = OBJECT.search((FENCE.findall(text) or [text])[0])
@@ -81,15 +77,12 @@ class FunctionAgent:
 
     def __init__(self, ask: Ask, operator: Operator, sources: Path) -> None:
         self.ask, self.operator, self.sources = ask, operator, sources
-        self.waiting: list[Proposal] = []
         self._told: dict[str, str] = {}
         self._calls = 0
         self._name = ""
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Asks the model for one function, in a fenced block."""
-        if self.waiting:
-            return self.waiting.pop(0)
         functions = FUNCTIONS[self.operator.name]
         function = functions[self._calls % len(functions)]
         self._calls += 1
@@ -110,8 +103,7 @@ class FunctionAgent:
             replaced = {**best.functions, function.name: block}
             return Candidate(SOURCE, Choice(best.constants, best.flags, replaced).text(), (), self.name)
 
-        self.waiting = sampled(SOURCE, self.ask(prompt), candidate)
-        return self.waiting.pop(0)
+        return sampled(SOURCE, self.ask(prompt), candidate)
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Notes what became of the function. What held-out inputs said is not told."""

@@ -42,7 +42,7 @@ class ConstantSearch:
         self._trial: Any = None
         self._relative = 1.0
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Draws a choice."""
         for _ in range(TRIES):
             self._trial = self._study.ask(self._space)
@@ -52,10 +52,10 @@ class ConstantSearch:
             self._study.tell(self._trial, state=self._optuna.trial.TrialState.FAIL)
         else:
             self._trial = None
-            return Proposal(None, "the search finds no choice that was not tried")
+            return [Proposal(None, "the search finds no choice that was not tried")]
         self._seen.add(choice.text())
         self._relative = state.relative
-        return Proposal(Candidate(LEVEL, choice.text(), (), self.name))
+        return [Proposal(Candidate(LEVEL, choice.text(), (), self.name))]
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Tells the sampler the time over the installed operators', or that the choice failed."""
