@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tune.candidates import WRONG, after, generated
+from vlkv.tune import judge as judging
 from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge
@@ -35,7 +36,7 @@ class Bench:
         source = EXAMPLES / f"{name}.c"
         self.text = source.read_text()
         self.toolchain = Toolchain(Harness.load(EXAMPLES / f"{name}.py"), source, folder)
-        self.judge = Judge(self.toolchain.harness, self.toolchain, pairs=12)
+        self.judge = Judge(self.toolchain.harness, self.toolchain, pairs=12, fuzz=0)
         self.built = self.toolchain.build(Candidate("source", self.text))
         assert self.built.path
 
@@ -88,6 +89,20 @@ def test_a_wrong_candidate_is_refused(saxpy: Bench, fault: str):
     assert why and "Traceback" not in why
     expected, words = SAID.get(fault, (gate, ""))
     assert gate == expected and words in why, why
+
+
+def test_random_inputs_for_a_time_are_a_gate_of_their_own(saxpy: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Without the inputs of other gates, the fuzz sees wrong results at every level, and undefined behaviour."""
+    for name in ("draw", "draw_held_out"):
+        monkeypatch.setattr(judging, name, lambda harness, rng: [dict.fromkeys(harness.sizes, 8)])
+    assert saxpy.gate(WRONG["only multiples of eight"])[0] is None
+    monkeypatch.setattr(saxpy.judge, "fuzz", 0.01)
+    assert saxpy.gate(after("")) == (None, "")
+    assert saxpy.gate(WRONG["only multiples of eight"])[0] == "fuzz"
+    assembly = saxpy.toolchain.lower(Candidate("source", WRONG["only multiples of eight"]), "assembly")
+    assert saxpy.gate(assembly, "assembly")[0] == "fuzz"
+    gate, why = saxpy.gate(after("volatile int64_t big = INT64_MAX - 8; big = big + n;"))
+    assert gate == "fuzz" and "signed integer overflow" in why
 
 
 def test_hundreds_of_wrong_candidates_are_refused_without_running_on(saxpy: Bench):

@@ -16,11 +16,11 @@ from vlkv.errors import TuneError
 from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
 from vlkv.tune.harness import Harness
-from vlkv.tune.judge import Judge, Verdict
+from vlkv.tune.judge import FUZZ_SECONDS, Judge, Verdict
 from vlkv.tune.ledger import ENDINGS, Ledger
 from vlkv.tune.limits import network_is_cut
 from vlkv.tune.proposal import Proposer, State
-from vlkv.tune.report import FunctionReport, Report
+from vlkv.tune.report import FunctionReport, Report, speedup
 from vlkv.tune.toolchain import BASE_FLAGS, Candidate, Toolchain
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
@@ -28,10 +28,14 @@ SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a function may cost: calls of proposers, or minutes; whichever ends first."""
+    """What a function may cost: calls of proposers, or minutes; whichever ends first.
+
+    `fuzz` is for how many seconds each candidate gets random inputs; see `Judge`.
+    """
 
     calls: int | None = None
     minutes: float | None = None
+    fuzz: float = FUZZ_SECONDS
 
     def __post_init__(self) -> None:
         if self.calls is None and self.minutes is None:
@@ -40,6 +44,8 @@ class Budget:
             raise TuneError(f"--calls is {self.calls}; at least 1")
         if self.minutes is not None and not 0 < self.minutes <= 10_000:
             raise TuneError(f"--minutes is {self.minutes:g}; above 0, at most 10000")
+        if not 0 <= self.fuzz <= 3600:
+            raise TuneError(f"--fuzz-seconds is {self.fuzz:g}; 0 (no fuzzing) to 3600")
 
     def spent(self, calls: int, seconds: float) -> bool:
         """Whether the calls or the minutes are used up."""
@@ -145,7 +151,7 @@ def tune_subject(
     }
     with tempfile.TemporaryDirectory(prefix="vlkv-tune-") as place:
         toolchain = subject.toolchain(Path(place))
-        judge = Judge(subject.harness, toolchain)
+        judge = Judge(subject.harness, toolchain, fuzz=budget.fuzz)
         first = subject.first
         built = toolchain.build(first)
         if built.path is None:
@@ -166,6 +172,10 @@ def tune_subject(
                 raise TuneError(f"{subject.shown}: the best version fails when timed again: {why}")
         report = FunctionReport.of(subject.name, ledger.records, final, network_is_cut())
         report.best_level, report.best_flags = state.best.level, list(state.best.flags)
+        report.source_seconds = built.seconds
+        if final is not None and subject.harness.elsewhere:
+            other, _ = judge.compare(built.path, state.library, subject.harness.elsewhere)
+            report.elsewhere = None if other is None else speedup(other)
         _write(folder, state, report, facts)
         return report
 

@@ -16,7 +16,8 @@ class State:
     """The state of a run. `relative` is the best's time over the source's at BASE_FLAGS, as far as it is known.
 
     `at` holds each level's fastest right version with its relative time, admitted or not: the next of its level starts
-    from there. Libraries of held-out inputs and their sizes are not in it: proposers read nothing else.
+    from there. `lowered` holds the source's version that a lower level was made of last. Libraries of held-out inputs
+    and their sizes are not in it: proposers read nothing else.
     """
 
     toolchain: Toolchain
@@ -26,6 +27,7 @@ class State:
     relative: float = 1.0
     at: dict[str, tuple[Candidate, float]] = field(default_factory=dict)
     calls: int = 0
+    lowered: dict[str, Candidate] = field(default_factory=dict)
 
     def note(self, candidate: Candidate, verdict: Verdict, library: Path | None) -> None:
         """Takes in a verdict."""
@@ -38,9 +40,10 @@ class State:
             self.best, self.library, self.relative = candidate, library, relative
 
     def start(self, level: str) -> Candidate:
-        """Returns the version of a level to begin with: its fastest, or what the compiler makes of the source's."""
-        if level not in self.at:
-            source, relative = self.at["source"]
+        """Returns the version of a level to begin with: its fastest, or what the compiler makes of a faster source."""
+        source, relative = self.at["source"]
+        if level not in self.at or (relative < self.at[level][1] and self.lowered.get(level) is not source):
+            self.lowered[level] = source
             flags = ("-O3",) if level == "ir" else source.flags
             self.at[level] = Candidate(level, self.toolchain.lower(source, level), flags), relative
         return self.at[level][0]

@@ -12,14 +12,17 @@ import json
 import mmap
 import os
 import platform
+import random
 import struct
 import sys
+import time
 from typing import Any, ClassVar
 
 PAGE = mmap.PAGESIZE
 FILL = 0xA5
 LEAK_CALLS = 256
 LEAK_ROUNDS = 3
+FUZZED_BYTES, LEAST_FUZZED = 600, 2000
 MALLINFO = (
     "arena",
     "ordblks",
@@ -273,6 +276,22 @@ def timed(job: Job, answer: Any) -> None:
         answer({"case": index}, out)
 
 
+def fuzzed(job: Job, answer: Any) -> None:
+    """Gives random bytes to the library's fuzz target for some seconds, LEAST_FUZZED times at least.
+
+    A fault ends the process.
+    """
+    target = getattr(job.held[-1], job.head["target"])
+    target.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    drawn = random.Random(job.head["seed"])
+    end, count = time.monotonic() + job.head["seconds"], 0
+    while count < LEAST_FUZZED or time.monotonic() < end:
+        data = drawn.randbytes(drawn.randrange(FUZZED_BYTES))
+        target(data, len(data))
+        count += 1
+    answer({"count": count}, [])
+
+
 def main() -> None:
     """Does the job of file IN and answers in file OUT."""
     file, out = int(sys.argv[1]), int(sys.argv[2])
@@ -292,6 +311,8 @@ def main() -> None:
 
     if job.head["kind"] == "time":
         timed(job, answer)
+    elif job.head["kind"] == "fuzz":
+        fuzzed(job, answer)
     else:
         check(job, answer, status)
     answer({"end": True}, [])

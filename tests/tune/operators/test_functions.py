@@ -82,7 +82,7 @@ def test_an_agent_gives_every_sample_and_takes_functions_in_turn():
     """One call of two samples is two proposals; a fence that the answer's end left open counts."""
     prompts: list[str] = []
 
-    def ask(prompt: str) -> Reply:
+    def ask(prompt: str, _: str) -> Reply:
         prompts.append(prompt)
         return Reply("```cpp\nvoid gather() {}\n```\n", 10, 20, 1.0, ("no fence", "```\nvoid clear() {"))
 

@@ -45,7 +45,7 @@ class ConstantAgent:
             best=state.best.text.strip(),
             history="\n".join(self._history[-MOST_HISTORY:]) or "nothing yet",
         )
-        return sampled(LEVEL, self.ask(prompt), self._candidate, "the answer has no JSON object")
+        return sampled(LEVEL, self.ask(prompt, LEVEL), self._candidate, "the answer has no JSON object")
 
     def _candidate(self, text: str) -> Candidate | None:
         found = OBJECT.search((FENCE.findall(text) or [text])[0])
@@ -103,7 +103,7 @@ class FunctionAgent:
             replaced = {**best.functions, function.name: block}
             return Candidate(SOURCE, Choice(best.constants, best.flags, replaced).text(), (), self.name)
 
-        return sampled(SOURCE, self.ask(prompt), candidate)
+        return sampled(SOURCE, self.ask(prompt, SOURCE), candidate)
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Notes what became of the function. What held-out inputs said is not told."""
