@@ -26,6 +26,13 @@ def tune(
             help="A C or C++ file with one function, or a folder of such files.", show_default=False
         ),
     ] = None,
+    graphs: Annotated[
+        Path | None,
+        typer.Option(
+            help="The engine's graph directory: its lowering passes are tuned, not its operators.",
+            show_default=False,
+        ),
+    ] = None,
     harness: Annotated[
         Path | None,
         typer.Option(help="Its inputs and oracle, a Python file.", show_default="SOURCE's name with .py"),
@@ -91,6 +98,8 @@ def tune(
     from vlkv.tune.api import tune as run
     from vlkv.tune.compare import compare
     from vlkv.tune.endpoint import endpoint as asking
+    from vlkv.tune.graph.api import tune_graph
+    from vlkv.tune.graph.choices import DESCRIPTION, PASSES
     from vlkv.tune.harness import Harness
     from vlkv.tune.limits import network_is_cut
     from vlkv.tune.operators.agent import ConstantAgent, FunctionAgent
@@ -106,6 +115,8 @@ def tune(
     if off:
         switch_off(output)
         return
+    if graphs is not None and engine is None:
+        raise TuneError("--graphs goes with an ENGINE that was built from them")
     if source is None and (comparing or carried is not None or transcripts is not None):
         raise TuneError("--compare, --transfer and --transcripts go with --source")
     if carried is not None:
@@ -142,10 +153,14 @@ def tune(
         proposed: list[Proposer] = [Search(seed, turns=turns)] if "search" in names else []
         return proposed + ([Agents(asked, found, processor(), calls, turns=turns)] if asked else [])
 
+    def of_passes() -> list[Proposer]:
+        searched: list[Proposer] = [ConstantSearch(PASSES, seed)] if "search" in names else []
+        return searched + ([ConstantAgent(ask, PASSES, DESCRIPTION, (), processor())] if ask else [])
+
     def chosen_for(operator: Operator, found: Harness) -> list[Proposer]:
         agents: list[Proposer] = []
         if ask:
-            agents = [ConstantAgent(ask, operator, found, processor())]
+            agents = [ConstantAgent(ask, operator, found.description, found.timed, processor())]
             agents.append(FunctionAgent(ask, operator, sources_folder()))
         return [
             one
@@ -162,6 +177,9 @@ def tune(
 
         if comparing:
             rows = compare(pairs, output, made, budget, begin, lambda _: bar.advance(1))
+        elif engine is not None and graphs is not None:
+            begin("the graphs")
+            report = tune_graph(engine, graphs, output, of_passes(), budget, lambda _: bar.advance(1))
         elif engine is not None:
             report = tune_engine(engine, output, chosen_for, budget, begin, lambda _: bar.advance(1))
         else:

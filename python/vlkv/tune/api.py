@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlkv.errors import TuneError
 from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
-from vlkv.tune.harness import Harness
+from vlkv.tune.harness import Harness, Sizes
 from vlkv.tune.judge import FUZZ_SECONDS, Judge, Verdict
 from vlkv.tune.ledger import ENDINGS, Ledger
 from vlkv.tune.limits import network_is_cut
@@ -163,8 +163,8 @@ def tune_subject(
         ledger = Ledger(folder, facts)
         state = State(toolchain, first, built.path, toolchain.levels())
         state.at[first.level] = first, 1.0
-        _resume(ledger, state, proposers)
-        _spend(state, judge, ledger, proposers, budget, progress)
+        resume(ledger, state, proposers)
+        spend(state, judge, ledger, proposers, budget, progress)
         final = None
         if state.library != built.path:
             final, why = judge.compare(built.path, state.library)
@@ -180,7 +180,7 @@ def tune_subject(
         return report
 
 
-def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
+def resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
     """Takes in the records of an earlier run: nothing is timed again but the best, which is built anew."""
     for record in ledger.records:
         state.calls += not record.get("sample")
@@ -195,14 +195,25 @@ def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None
                 state.at[candidate.level] = candidate, state.relative
 
 
-def _spend(
+class Judging(Protocol):
+    """Judges candidates; `probes` are sizes that proposers ask to be tried as well."""
+
+    probes: list[Sizes]
+
+    def judge(self, candidate: Candidate, best: Path) -> tuple[Verdict, Path | None]:
+        """Returns the verdict on a candidate and what was built; `best` is what to be faster than."""
+        ...
+
+
+def spend(
     state: State,
-    judge: Judge,
+    judge: Judging,
     ledger: Ledger,
     proposers: Sequence[Proposer],
     budget: Budget,
     progress: Callable[[Verdict | None], None],
 ) -> None:
+    """Asks the proposers in turn, judges what they give, and keeps the records, until the budget is spent."""
     begin = time.perf_counter()
     while not budget.spent(state.calls, time.perf_counter() - begin):
         proposer = proposers[state.calls % len(proposers)]

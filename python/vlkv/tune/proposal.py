@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlkv.tune.judge import Verdict
-from vlkv.tune.toolchain import Candidate, Toolchain
+from vlkv.tune.toolchain import Built, Candidate
+
+
+class Builder(Protocol):
+    """Makes what is judged of a candidate: a library, or at the graph level an engine."""
+
+    def build(self, candidate: Candidate) -> Built:
+        """Returns what was built, or why nothing was."""
+        ...
+
+    def lower(self, candidate: Candidate, level: str) -> str:
+        """Returns a candidate of level source as the text of a lower level."""
+        ...
 
 
 @dataclass
@@ -20,7 +32,7 @@ class State:
     and their sizes are not in it: proposers read nothing else.
     """
 
-    toolchain: Toolchain
+    toolchain: Builder
     best: Candidate
     library: Path
     levels: tuple[str, ...]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlkv.tune.agents import FENCE, MOST_HISTORY, block_of, prompt_of, sampled
 from vlkv.tune.endpoint import Ask
-from vlkv.tune.harness import Harness
+from vlkv.tune.harness import Sizes
 from vlkv.tune.judge import Verdict
-from vlkv.tune.operators.constants import FLAGS, Choice, Operator, parse
+from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.functions import FUNCTIONS, installed
 from vlkv.tune.operators.functions import LEVEL as SOURCE
 from vlkv.tune.operators.library import LEVEL
@@ -27,8 +28,11 @@ class ConstantAgent:
 
     name = "agents"
 
-    def __init__(self, ask: Ask, operator: Operator, harness: Harness, processor: str) -> None:
-        self.ask, self.operator, self.harness, self.processor = ask, operator, harness, processor
+    def __init__(
+        self, ask: Ask, operator: Operator, description: str, timed: Sequence[Sizes], processor: str
+    ) -> None:
+        self.ask, self.operator, self.processor = ask, operator, processor
+        self.description, self.timed = description, list(timed)
         self._history: list[str] = []
 
     def propose(self, state: State) -> list[Proposal]:
@@ -37,11 +41,11 @@ class ConstantAgent:
         prompt = prompt_of(
             LEVEL,
             operator=self.operator.name,
-            description=self.harness.description,
+            description=self.description,
             processor=self.processor,
-            timed=json.dumps(list(self.harness.timed)),
+            timed=json.dumps(self.timed),
             constants="\n".join(f"- {name}: {', '.join(map(str, v))}" for name, v in names.items()),
-            flags="\n".join(f"- {', or '.join(options)}" for options in FLAGS.values()),
+            flags="\n".join(f"- {', or '.join(options)}" for options in self.operator.flags.values()),
             best=state.best.text.strip(),
             history="\n".join(self._history[-MOST_HISTORY:]) or "nothing yet",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkv.errors import TuneError
 from vlkv.tune.judge import Verdict
-from vlkv.tune.operators.constants import FLAGS, Choice, Operator, parse
+from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
@@ -37,7 +37,7 @@ class ConstantSearch:
         self._study = optuna.create_study(sampler=sampler)
         category = optuna.distributions.CategoricalDistribution
         self._space: dict[str, Any] = {name: category(values) for name, values in operator.constants.items()}
-        self._space |= {group: category((NONE, *options)) for group, options in FLAGS.items()}
+        self._space |= {group: category((NONE, *options)) for group, options in operator.flags.items()}
         self._seen = {Choice().text()}
         self._trial: Any = None
         self._relative = 1.0
@@ -79,10 +79,11 @@ class ConstantSearch:
 
     def _choice(self, params: dict[str, Any]) -> Choice:
         constants = self.operator.constants
-        flags = tuple(sorted(params[group] for group in FLAGS if params[group] != NONE))
+        flags = tuple(sorted(params[group] for group in self.operator.flags if params[group] != NONE))
         return Choice({n: params[n] for n in constants if params[n] != constants[n][0]}, flags)
 
     def _params(self, choice: Choice) -> dict[str, Any]:
         values = {n: choice.constants.get(n, allowed[0]) for n, allowed in self.operator.constants.items()}
-        flags = {g: next((f for f in choice.flags if f in options), NONE) for g, options in FLAGS.items()}
+        groups = self.operator.flags.items()
+        flags = {g: next((f for f in choice.flags if f in options), NONE) for g, options in groups}
         return values | flags
