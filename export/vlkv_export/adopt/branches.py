@@ -23,7 +23,5 @@ def take_branch(model: ir.Model) -> int:
     count = fixed_flag.apply(model, name=FLAG, value=True)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "If":
-            raise refuse(
-                node, f"expected none, or one of the main graph that the input {FLAG!r} alone decides"
-            )
+            raise refuse(node, f"expected none, or one that the input {FLAG!r} alone decides")
     return count

@@ -151,7 +151,12 @@ def tune(
         if transcripts is not None and (recorded := transcripts / f"{found.path.stem}.jsonl").is_file():
             asked = transcript(recorded)
         proposed: list[Proposer] = [Search(seed, turns=turns)] if "search" in names else []
-        return proposed + ([Agents(asked, found, processor(), calls, turns=turns)] if asked else [])
+        proposed += [Agents(asked, found, processor(), calls, turns=turns)] if asked else []
+        if not proposed:
+            raise TuneError(
+                f"--transcripts has no {found.path.stem}.jsonl; --proposers search,agents does without"
+            )
+        return proposed
 
     def of_passes() -> list[Proposer]:
         searched: list[Proposer] = [ConstantSearch(PASSES, seed)] if "search" in names else []
