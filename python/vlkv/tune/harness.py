@@ -97,7 +97,7 @@ class Harness:
             tolerance=found.get("tolerance", lambda _: {}),
             special=special,
             description=(found.get("__doc__") or "").strip(),
-            elsewhere=tuple({name: size // 3 | 1 for name, size in item.items()} for item in timed),
+            elsewhere=tuple({n: _third(size, sizes[n][0]) for n, size in item.items()} for item in timed),
         )
 
     def case(self, sizes: Mapping[str, int], rng: np.random.Generator, special: bool = False) -> Values:
@@ -211,6 +211,11 @@ def _difference(got: np.ndarray, wanted: np.ndarray, bound: Any) -> str:
         return ""
     at = int(where[0])
     return f"[{at}] is {got[at]!s}, the oracle says {wanted[at]!s} ({where.size} of {got.size} differ)"
+
+
+def _third(size: int, low: int) -> int:
+    """An odd third of a size, at least the least; sizes of one or two stay, as they may be flags."""
+    return size if size < 3 else max(size // 3 | 1, low)
 
 
 def _argument(path: Path, item: Any) -> Argument:
