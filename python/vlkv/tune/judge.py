@@ -81,7 +81,7 @@ class Judge:
         self._known: dict[str, str] = {}
         self.probes: list[Sizes] = []
         self._sanitizer = toolchain.sanitizer()
-        if not Path(self._sanitizer).is_absolute():
+        if not all(Path(path).is_absolute() for path in self._sanitizer):
             raise TuneError("gcc has no address sanitizer here; vlkv tune needs libasan and libubsan")
 
     def judge(self, candidate: Candidate, best: Path) -> tuple[Verdict, Path | None]:
@@ -286,7 +286,7 @@ class Judge:
             limits = Limits(seconds=8, memory=4096, file=1024)
             if job["sanitized"]:
                 environment = {
-                    "LD_PRELOAD": self._sanitizer,
+                    "LD_PRELOAD": " ".join(self._sanitizer),
                     "ASAN_OPTIONS": "detect_leaks=0:symbolize=0:allocator_may_return_null=1:hard_rss_limit_mb=4096",
                     "UBSAN_OPTIONS": "print_stacktrace=0",
                 }

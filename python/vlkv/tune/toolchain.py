@@ -155,10 +155,14 @@ class Toolchain:
         why = failed(self._run(command, folder))
         return (None, why) if why else (folder / "sanitized.so", "")
 
-    def sanitizer(self) -> str:
-        """Returns the path of the address sanitizer's library."""
-        done = run_limited([self.compiler, "-print-file-name=libasan.so"], self.folder)
-        return done.text.strip()
+    def sanitizer(self) -> list[str]:
+        """Returns what a process loads first to run sanitized code: the address sanitizer's library, and C++'s.
+
+        The sanitizer looks for C++'s exceptions when it is loaded, and not again.
+        """
+        names = ["libasan.so"] + (["libstdc++.so"] if self.language == "c++" else [])
+        asked = [[self.compiler, f"-print-file-name={name}"] for name in names]
+        return [run_limited(command, self.folder).text.strip() for command in asked]
 
     def _caller(self) -> Path:
         (self.folder / "caller.c").write_text(caller(self.harness))
