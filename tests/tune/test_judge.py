@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune.candidates import WRONG, after, generated
+from tune.candidates import LOOP, WRONG, after, generated
 from vlkv.tune import judge as judging
 from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge
 from vlkv.tune.ratio import ratio
-from vlkv.tune.toolchain import Built, Candidate, Toolchain
+from vlkv.tune.toolchain import SANITIZERS, Built, Candidate, Toolchain
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tune"
 pytestmark = pytest.mark.skipif(
@@ -193,3 +193,15 @@ def test_the_interval_covers_equal_times(rng: np.random.Generator):
 def test_no_library_is_no_candidate(saxpy: Bench):
     built = saxpy.toolchain.build(Candidate("source", "int", ("-O1",)))
     assert isinstance(built, Built) and built.path is None
+
+
+def test_exceptions_of_c_plus_plus_pass_the_sanitizer(tmp_path: Path):
+    """The operators throw on bad shapes, which the fuzz target gives them."""
+    harness = Harness.load(EXAMPLES / "saxpy.py")
+    toolchain = Toolchain(harness, Path("saxpy.cpp"), tmp_path)
+    text = after("").replace(LOOP, f"try {{ if (n > 2) throw 1; }} catch (int) {{}}\n{LOOP}")
+    (tmp_path / "f.cpp").write_text(text.replace("void saxpy", 'extern "C" void saxpy'))
+    words = [*SANITIZERS, "-shared", "-fPIC", "-w", "f.cpp", "-o", "f.so"]
+    subprocess.run(["g++", *words], cwd=tmp_path, check=True)
+    judge = Judge(harness, toolchain, fuzz=0)
+    assert judge.check(tmp_path / "f.so", [{"n": 2}, {"n": 3}], ("heap",), sanitized=True) == ""
