@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tune.candidates import LOOP, WRONG, after, generated
+from tune.candidates import WRONG, after, generated
 from vlkv.tune import judge as judging
 from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
@@ -195,13 +195,37 @@ def test_no_library_is_no_candidate(saxpy: Bench):
     assert isinstance(built, Built) and built.path is None
 
 
-def test_exceptions_of_c_plus_plus_pass_the_sanitizer(tmp_path: Path):
-    """The operators throw on bad shapes, which the fuzz target gives them."""
+FUZZED = """#include <cstdint>
+#include <cstdlib>
+#include <thread>
+extern "C" void saxpy(float, const float*, const float*, float*, int64_t) {}
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  try {
+    if (size > 2) throw 1;
+  } catch (int) {
+  }
+  if (size > 0 && data[0] == 0) std::thread([] {}).join();
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("", "", ""),
+        ("return 0;", "return static_cast<volatile char*>(std::malloc(size))[size];", "heap-buffer-overflow"),
+        ("return 0;", "if (size > 300) std::abort(); return 0;", "SIGABRT"),
+        ("return 0;", 'return size > 300 ? std::system("true") : 0;', "asks the system"),
+    ],
+)
+def test_a_fuzz_target_may_throw_and_start_threads(tmp_path: Path, before: str, after: str, says: str):
+    """As the operators do, which the target gives bad shapes and several threads."""
     harness = Harness.load(EXAMPLES / "saxpy.py")
     toolchain = Toolchain(harness, Path("saxpy.cpp"), tmp_path)
-    text = after("").replace(LOOP, f"try {{ if (n > 2) throw 1; }} catch (int) {{}}\n{LOOP}")
-    (tmp_path / "f.cpp").write_text(text.replace("void saxpy", 'extern "C" void saxpy'))
-    words = [*SANITIZERS, "-shared", "-fPIC", "-w", "f.cpp", "-o", "f.so"]
+    (tmp_path / "f.cpp").write_text(FUZZED.replace(before, after) if before else FUZZED)
+    words = [*SANITIZERS, "-shared", "-fPIC", "-w", "f.cpp", "-lpthread", "-o", "f.so"]
     subprocess.run(["g++", *words], cwd=tmp_path, check=True)
-    judge = Judge(harness, toolchain, fuzz=0)
-    assert judge.check(tmp_path / "f.so", [{"n": 2}, {"n": 3}], ("heap",), sanitized=True) == ""
+    judge = Judge(harness, toolchain)
+    why = judge._run_target(tmp_path / "f.so", "LLVMFuzzerTestOneInput", 0.0)
+    assert says in why if says else why == ""

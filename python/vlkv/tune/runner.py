@@ -63,7 +63,7 @@ FORBIDDEN = {
     ),
     "aarch64": (220, 221, 435, 281, 198, 203, 200, 129, 130, 131, 117, 35, 38, 276, 34, 45, 36, 37),
 }  # fmt: skip
-THREADS = {"x86_64": (56, 435), "aarch64": (220, 435)}  # clone, clone3
+THREADS = {"x86_64": (56, 435, 234), "aarch64": (220, 435, 131)}  # clone, clone3, and tgkill for abort
 WRITE = {"x86_64": 1, "aarch64": 64}
 READ_AT = {"x86_64": 17, "aarch64": 67}
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -98,7 +98,8 @@ def filtered(rules: list[tuple[int, int, int, int]]) -> None:
 def forbid(threads: bool) -> None:
     """Ends the process at a new process, a socket, a signal to others, or a changed name of a file.
 
-    With `threads`, new threads are allowed, and with them what the kernel does not tell from them; programs are not.
+    With `threads`, new threads and abort are allowed, and with them what the kernel does not tell from them; programs
+    are not.
     """
     machine, rules = platform.machine(), []
     for number in FORBIDDEN[machine]:
