@@ -26,7 +26,8 @@ RUNTIME_ROOMS = (
     {"generation"},
     {"scheduler"},
     {"engine"},
-    {"bench", "eval", "serving", "tune"},
+    {"bench", "eval", "serving"},
+    {"tune"},
     {"cli"},
 )
 """Parts of `vlkv` by floor. Each imports only from floors below its own."""
@@ -42,6 +43,7 @@ EXPORT_SEES_OF_RUNTIME = {
     "vlkv.storage.manifest",
     "vlkv.storage.image_facts",
     "vlkv.storage.directories",
+    "vlkv.storage.passes",
     "vlkv.cli.console",
 }
 EXPORT_PARTS = {

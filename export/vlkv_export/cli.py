@@ -119,6 +119,14 @@ def build(
             show_default="float32",
         ),
     ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: the optional lowering passes that run, in their order (onnxruntime on CPUs); see "
+            "docs/tune.md.",
+            show_default="all",
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="A GPU to build for, such as 8.9; repeat it for several.", rich_help_panel=DEVICE),
@@ -175,7 +183,17 @@ def build(
     with progress() as bar:
         watch = Watch(bar.step, bar.advance, bar.total)
         build_engine(
-            graphs, output, backend, operators, watch, settings, weights, prompt_precision, link, kv_dtype
+            graphs,
+            output,
+            backend,
+            operators,
+            watch,
+            settings,
+            weights,
+            prompt_precision,
+            link,
+            kv_dtype,
+            None if passes is None else [name.strip() for name in passes.split(",") if name.strip()],
         )
         bar.done(f"wrote {output}")
     if backend == "onnxruntime" and operators != "functions":

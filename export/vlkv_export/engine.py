@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ from vlkv.errors import EngineError
 from vlkv.storage.directories import check_apart, check_target, new_directory
 from vlkv.storage.files import copy_file
 from vlkv.storage.manifest import Manifest, read, verify, write
+from vlkv.storage.passes import check_passes
 from vlkv_export.directory import WEIGHTS, file_facts
 from vlkv_export.graphs import load_graphs
 from vlkv_export.targets.registry import TARGETS
@@ -32,6 +33,7 @@ def build_engine(
     prompt_precision: str | None = None,
     link: bool = False,
     kv_dtype: str | None = None,
+    passes: Sequence[str] | None = None,
 ) -> Manifest:
     """Writes the engine directory of a graph directory; `target` appears whole or not at all.
 
@@ -51,13 +53,16 @@ def build_engine(
             files then changes the engine. Else they are copies, or clones where the file system has them.
         kv_dtype: one of `KV_DTYPES`, of the KV cache; native operators on ONNX Runtime only if not float32. None
             is float32; on TensorRT the dtype of `settings`.
+        passes: those of `vlkv.storage.passes.OPTIONAL_PASSES` that run, in their order; ONNX Runtime on CPUs only. None
+            is all.
 
     Raises:
         EngineError: `source` is not a graph directory or has a missing or changed file, the backend or a setting is
             unknown, `target` exists and is not vlkv's, or TensorRT's builder is missing or failed.
     """
     watch = watch or Watch()
-    options = Options(operators, weights, prompt_precision, kv_dtype, settings or Settings(), link)
+    chosen = None if passes is None else check_passes(passes)
+    options = Options(operators, weights, prompt_precision, kv_dtype, settings or Settings(), link, chosen)
     _known("backend", backend, TARGETS)
     if operators is not None:
         _known("operators", operators, OPERATORS)

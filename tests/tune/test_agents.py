@@ -37,9 +37,9 @@ def test_a_transcript_written_by_hand(tmp_path: Path):
     asked: list[str] = []
     answers = transcript(DATA / "dot.jsonl")
 
-    def ask(prompt: str) -> Reply:
+    def ask(prompt: str, agent: str) -> Reply:
         asked.append(prompt)
-        return answers(prompt)
+        return answers(prompt, agent)
 
     agents = Agents(ask, harness, "a processor", 7)
     report = tune_one(EXAMPLES / "dot.c", harness, tmp_path / "out", [agents], Budget(calls=7))
@@ -58,7 +58,7 @@ def test_a_transcript_written_by_hand(tmp_path: Path):
     # the next run goes on: its model is asked for one call only, by the agent whose turn it is
     rest = transcript(DATA / "dot.jsonl")
     for _ in range(7):
-        rest("")
+        rest("", "")
     again = Agents(rest, harness, "a processor", 8)
     report = tune_one(EXAMPLES / "dot.c", harness, tmp_path / "out", [again], Budget(calls=8))
     found = records(tmp_path / "out")
@@ -72,7 +72,7 @@ def test_wrong_answers_are_never_admitted(tmp_path: Path):
         WRONG[name] for name in ("only even sizes", "only small sizes", "prints", "keeps state", "prose")
     ]
     answers = iter(["nonsense", "source", *(f"```c\n{text}\n```" for text in texts[:4]), "source", texts[4]])
-    agents = Agents(lambda _: Reply(next(answers), 1, 1, 0.0), harness, "a processor")
+    agents = Agents(lambda *_: Reply(next(answers), 1, 1, 0.0), harness, "a processor")
     report = tune_one(EXAMPLES / "saxpy.c", harness, tmp_path, [agents], Budget(calls=8))
     assert (report.correct, report.admitted, report.speedup) == (0, 0, 1.0)
     assert json.loads((tmp_path / "best.json").read_text())["best"]["origin"] == "source"
@@ -81,7 +81,7 @@ def test_wrong_answers_are_never_admitted(tmp_path: Path):
 def test_a_short_transcript_says_so(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text("")
     with pytest.raises(TuneError, match="only 0 answers"):
-        transcript(tmp_path / "t.jsonl")("")
+        transcript(tmp_path / "t.jsonl")("", "source")
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -146,4 +146,4 @@ def test_bad_endpoints_are_one_line():
     with pytest.raises(TuneError, match="http"):
         endpoint("ftp://x", "m")
     with pytest.raises(TuneError, match=r"127\.0\.0\.1:9"):
-        endpoint("http://127.0.0.1:9/v1", "m", seconds=1)("")
+        endpoint("http://127.0.0.1:9/v1", "m", seconds=1)("", "source")

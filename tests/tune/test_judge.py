@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from tune.candidates import WRONG, after, generated
+from vlkv.tune import judge as judging
 from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge
 from vlkv.tune.ratio import ratio
-from vlkv.tune.toolchain import Built, Candidate, Toolchain
+from vlkv.tune.toolchain import SANITIZERS, Built, Candidate, Toolchain
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tune"
 pytestmark = pytest.mark.skipif(
@@ -35,7 +36,7 @@ class Bench:
         source = EXAMPLES / f"{name}.c"
         self.text = source.read_text()
         self.toolchain = Toolchain(Harness.load(EXAMPLES / f"{name}.py"), source, folder)
-        self.judge = Judge(self.toolchain.harness, self.toolchain, pairs=12)
+        self.judge = Judge(self.toolchain.harness, self.toolchain, pairs=12, fuzz=0)
         self.built = self.toolchain.build(Candidate("source", self.text))
         assert self.built.path
 
@@ -88,6 +89,20 @@ def test_a_wrong_candidate_is_refused(saxpy: Bench, fault: str):
     assert why and "Traceback" not in why
     expected, words = SAID.get(fault, (gate, ""))
     assert gate == expected and words in why, why
+
+
+def test_random_inputs_for_a_time_are_a_gate_of_their_own(saxpy: Bench, monkeypatch: pytest.MonkeyPatch):
+    """Without the inputs of other gates, the fuzz sees wrong results at every level, and undefined behaviour."""
+    for name in ("draw", "draw_held_out"):
+        monkeypatch.setattr(judging, name, lambda harness, rng: [dict.fromkeys(harness.sizes, 8)])
+    assert saxpy.gate(WRONG["only multiples of eight"])[0] is None
+    monkeypatch.setattr(saxpy.judge, "fuzz", 0.01)
+    assert saxpy.gate(after("")) == (None, "")
+    assert saxpy.gate(WRONG["only multiples of eight"])[0] == "fuzz"
+    assembly = saxpy.toolchain.lower(Candidate("source", WRONG["only multiples of eight"]), "assembly")
+    assert saxpy.gate(assembly, "assembly")[0] == "fuzz"
+    gate, why = saxpy.gate(after("volatile int64_t big = INT64_MAX - 8; big = big + n;"))
+    assert gate == "fuzz" and "signed integer overflow" in why
 
 
 def test_hundreds_of_wrong_candidates_are_refused_without_running_on(saxpy: Bench):
@@ -178,3 +193,39 @@ def test_the_interval_covers_equal_times(rng: np.random.Generator):
 def test_no_library_is_no_candidate(saxpy: Bench):
     built = saxpy.toolchain.build(Candidate("source", "int", ("-O1",)))
     assert isinstance(built, Built) and built.path is None
+
+
+FUZZED = """#include <cstdint>
+#include <cstdlib>
+#include <thread>
+extern "C" void saxpy(float, const float*, const float*, float*, int64_t) {}
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  try {
+    if (size > 2) throw 1;
+  } catch (int) {
+  }
+  if (size > 0 && data[0] == 0) std::thread([] {}).join();
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("", "", ""),
+        ("return 0;", "return static_cast<volatile char*>(std::malloc(size))[size];", "heap-buffer-overflow"),
+        ("return 0;", "if (size > 300) std::abort(); return 0;", "SIGABRT"),
+        ("return 0;", 'return size > 300 ? std::system("true") : 0;', "asks the system"),
+    ],
+)
+def test_a_fuzz_target_may_throw_and_start_threads(tmp_path: Path, before: str, after: str, says: str):
+    """As the operators do, which the target gives bad shapes and several threads."""
+    harness = Harness.load(EXAMPLES / "saxpy.py")
+    toolchain = Toolchain(harness, Path("saxpy.cpp"), tmp_path)
+    (tmp_path / "f.cpp").write_text(FUZZED.replace(before, after) if before else FUZZED)
+    words = [*SANITIZERS, "-shared", "-fPIC", "-w", "f.cpp", "-lpthread", "-o", "f.so"]
+    subprocess.run(["g++", *words], cwd=tmp_path, check=True)
+    judge = Judge(harness, toolchain)
+    why = judge._run_target(tmp_path / "f.so", "LLVMFuzzerTestOneInput", 0.0)
+    assert says in why if says else why == ""

@@ -163,7 +163,7 @@ def _move(
         raise CheckpointError(f"{source.graph}: no output {source.logits!r}")
     product = _vocabulary(logits)
     _name_head(product, graph)
-    _take_initializers(b, graph)
+    take_weights(b, graph)
     given = {value.name: value for value in graph.inputs}
     swaps = {embedded: embeds if b.dtype == FLOAT else b.op.Cast(embeds, to=b.dtype)}
     if "position_ids" in given:
@@ -275,7 +275,7 @@ def _name_head(product: ir.Node, graph: ir.Graph) -> None:
         graph.register_initializer(weight)
 
 
-def _take_initializers(b: Builder, graph: ir.Graph) -> None:
+def take_weights(b: Builder, graph: ir.Graph) -> None:
     """Moves the weights to the builder's graph."""
     for name, value in list(graph.initializers.items()):
         del graph.initializers[name]

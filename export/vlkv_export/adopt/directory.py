@@ -75,6 +75,7 @@ def adopt_folder(
     sight = None if vision is None else _sight(source, vision)
     texts = _texts(source) if sight is None else _texts_of(sight)
     image = _image(source) if sight is None else sight.image
+    tower = source.vision if sight is None and takes_pictures(image) else None
     report("rewriting the decoder")
     apart = None if source.embedding is None else load_graph(source.embedding)
     adopted = adopt_decoder(load_graph(source.graph), source, apart)
@@ -91,9 +92,9 @@ def adopt_folder(
         if sight is not None:
             report("building the vision graph")
             ir.save(_vision(sight, made), made / "vision.onnx")
-        elif source.vision is not None and takes_pictures(image):
+        elif tower is not None:
             report("rewriting the vision graph")
-            save_vision(adopt_vision(source.vision, image, source.hidden), made)
+            save_vision(adopt_vision(tower, image, source.hidden), made)
         ir.save(adopted.model, made / "decoder.onnx")
         ir.save(
             compress_model(IR_DTYPES[adopted.dtype], source.kv_heads, source.head_dim), made / "compress.onnx"
@@ -130,8 +131,8 @@ def adopt_folder(
             rows = TokenEmbedding(made, manifest.embedding).rows(check.tokens(source))
             worst = check.compare(source, made, rows, adopted.dtype, adopted.codes)
             tell(f"logits differ from the original's by {worst:.1e} of the largest")
-            if sight is None and source.vision is not None and takes_pictures(image):
-                worst = compare_vision(source.vision, made, image)
+            if tower is not None:
+                worst = compare_vision(tower, made, image)
                 tell(f"pictures' features differ from the original's by {worst:.1e} of the largest")
     return manifest
 

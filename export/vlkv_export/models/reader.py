@@ -90,19 +90,12 @@ def _read(folder: Path, tower: Path | None) -> Checkpoint:
     adapter = find_adapter(folder)
     if adapter is not None:
         folder = base_folder(adapter)
-    config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
-    name = registry.find_family(config)
-    family = registry.FAMILIES[name]
-    given = _described(family, config, tower)
-    parts = _parts(name, given)
-    scheme = read_scheme(config, config.child("text_config"), given.vision)
-    vision, text = parts.vision, parts.text
+    read = _read_pictures(folder, tower)
+    config, parts, added = read.config, read.parts, read.added
+    family = registry.FAMILIES[parts.family]
+    vision, text, image = parts.vision, parts.text, read.image
+    scheme = read_scheme(config, config.child("text_config"), read.given.vision)
     text_model = registry.TEXT_MODELS[text.architecture]
-    added = AddedTokens(folder)
-    token = _image_token(config, text, family, added)
-    single, combined = _processor(folder, tower, vision, family)
-    read_image = registry.TOWERS[vision.architecture].read_image or family.read_image
-    image = read_image(ImageSource(given.config, single, combined, vision, token, added))
     video, untaken = _read_video(folder, config, parts, added)
     if video is not None and video.graph == "vision":
         image = msgspec.structs.replace(image, tile_features=video.frame.tile_features)
@@ -129,7 +122,7 @@ def _read(folder: Path, tower: Path | None) -> Checkpoint:
         *left_out,
         *untaken,
         *(scheme.notes if scheme is not None else ()),
-        *_notes((config, single, combined, added.config), added, text.vocab),
+        *_notes((config, *read.processors, added.config), added, text.vocab),
     ]
     if added.vocabulary > text.vocab:
         raise CheckpointError(
@@ -138,7 +131,7 @@ def _read(folder: Path, tower: Path | None) -> Checkpoint:
         )
     return Checkpoint(
         folder,
-        name,
+        parts.family,
         vision,
         parts.projector,
         text,
@@ -162,16 +155,33 @@ def read_image_facts(folder: Path) -> ImageFacts:
 
     Raises `CheckpointError` as `read_checkpoint` does.
     """
+    return _read_pictures(folder, None).image
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """What a folder says without its weights: configuration, parts, both processor files, tokens, and pictures."""
+
+    config: Fields
+    given: Described
+    parts: Parts
+    added: AddedTokens
+    processors: tuple[Fields, Fields]
+    image: ImageFacts
+
+
+def _read_pictures(folder: Path, tower: Path | None) -> _Pictures:
     config = Fields(read_object(_config_path(folder)), str(folder / "config.json"))
     name = registry.find_family(config)
     family = registry.FAMILIES[name]
-    given = _described(family, config, None)
+    given = _described(family, config, tower)
     parts = _parts(name, given)
     added = AddedTokens(folder)
     token = _image_token(config, parts.text, family, added)
-    single, combined = _processor(folder, None, parts.vision, family)
+    single, combined = _processor(folder, tower, parts.vision, family)
     read_image = registry.TOWERS[parts.vision.architecture].read_image or family.read_image
-    return read_image(ImageSource(given.config, single, combined, parts.vision, token, added))
+    image = read_image(ImageSource(given.config, single, combined, parts.vision, token, added))
+    return _Pictures(config, given, parts, added, (single, combined), image)
 
 
 def _image_token(

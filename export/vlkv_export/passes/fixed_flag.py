@@ -6,7 +6,9 @@ import onnx_ir as ir
 
 
 def apply(model: ir.Model, *, name: str, value: bool) -> int:
-    """Replaces each If that the flag decides by one of its branches, and removes the flag.
+    """Replaces each If that the flag decides by one of its branches, and removes the flag and the other branch.
+
+    The branch's weights move to the graph; one whose name is taken there gets the If's name before its own.
 
     Applies to: a boolean graph input `name` whose only uses are conditions of If nodes of the main graph.
 
@@ -25,6 +27,8 @@ def apply(model: ir.Model, *, name: str, value: bool) -> int:
         return 0
     for node in users:
         branch = node.attributes["then_branch" if value else "else_branch"].as_graph()
+        _take_weights(graph, branch, node)
+        _release(node.attributes["else_branch" if value else "then_branch"].as_graph())
         results = list(branch.outputs)
         nodes = list(branch)
         branch.outputs.clear()
@@ -38,3 +42,18 @@ def apply(model: ir.Model, *, name: str, value: bool) -> int:
         graph.remove(node, safe=True)
     graph.inputs.remove(flags[0])
     return len(users)
+
+
+def _take_weights(graph: ir.Graph, branch: ir.Graph, node: ir.Node) -> None:
+    for name, weight in list(branch.initializers.items()):
+        del branch.initializers[name]
+        if name in graph.initializers:
+            weight.name = f"{node.name}.{name}"
+        graph.register_initializer(weight)
+
+
+def _release(branch: ir.Graph) -> None:
+    """Lets a branch that is dropped read nothing: what both branches read has one reader less."""
+    for node in ir.traversal.RecursiveGraphIterator(branch):
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)

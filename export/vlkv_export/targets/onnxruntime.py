@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
 from vlkv.storage.manifest import Manifest, vision_graphs
+from vlkv.storage.passes import OPTIONAL_PASSES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes import (
     float32,
@@ -84,7 +85,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         watch.step("lowering the graphs")
         wide = {name: convert.external(tensor) for name, tensor in placed.items()}
         matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices | codes
-        lower_for_onnxruntime(models, wide, operators, matrices, precision, kv_dtype)
+        passes = OPTIONAL_PASSES if options.passes is None else options.passes
+        lower_for_onnxruntime(models, wide, operators, matrices, precision, kv_dtype, passes)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
         scale = manifest.embedding.scale
@@ -141,6 +143,7 @@ def lower_for_onnxruntime(
     stored: Mapping[str, Stored] = MappingProxyType({}),
     prompt_precision: str = "float32",
     kv_dtype: str = "float32",
+    passes: Sequence[str] = OPTIONAL_PASSES,
 ) -> dict[str, dict[str, int]]:
     """Lowers the three graphs in place.
 
@@ -152,6 +155,7 @@ def lower_for_onnxruntime(
         stored: for native operators, replacements of matrices, by name. Other matrices are read in their dtype.
         prompt_precision: for native operators, the precision of products of many rows.
         kv_dtype: for native operators, the dtype of the caches.
+        passes: those of `OPTIONAL_PASSES` that run, in their order.
 
     Returns:
         The counts that the passes returned, by graph and pass.
@@ -163,7 +167,7 @@ def lower_for_onnxruntime(
         if native:
             done["native_linear"] = native_linear.apply(model, stored=stored, many=many)
         done["float32"] = float32.apply(model, converted=converted, kept=stored_weights(model))
-        if name in ("vision", "video"):
+        if name in ("vision", "video") and "multi_head_attention" in passes:
             done["multi_head_attention"] = multi_head_attention.apply(model)
         if name == "decoder":
             if not native or kv_dtype != "float32":
@@ -178,13 +182,16 @@ def lower_for_onnxruntime(
                         f"--kv-dtype {kv_dtype}: this decoder's attention is of a form that vlkv does not replace; "
                         "leave it out for a cache in float32"
                     )
-            elif native:
-                done["native_attention"] = native_attention.apply(model)
-            if native:
-                done["recall"] = recall.apply(model)
+        fitting: dict[str, Callable[[ir.Model], int]] = {"transposed_weights": transposed_weights.apply}
         if native:
-            done["fused_linear"] = fused_linear.apply(model)
-        done["transposed_weights"] = transposed_weights.apply(model)
+            fitting["fused_linear"] = fused_linear.apply
+        if native and name == "decoder" and kv_dtype == "float32":
+            fitting["native_attention"] = native_attention.apply
+        for one in passes:
+            if one in fitting:
+                done[one] = fitting[one](model)
+        if native and name == "decoder":
+            done["recall"] = recall.apply(model)
         model.graph.opset_imports[MICROSOFT] = 1
         common.RemoveUnusedNodesPass()(model)
         remove_unused_functions(model)

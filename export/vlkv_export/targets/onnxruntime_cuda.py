@@ -80,6 +80,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     cpu = {
         "--weights": options.weights,
         "--prompt-precision": options.prompt_precision,
+        "--passes": None if options.passes is None else ",".join(options.passes),
     }
     for option in [name for name, given in tensorrt.items() if given]:
         raise EngineError(f"{option} is TensorRT's; --backend {backend} on a GPU takes --dtype and sizes")

@@ -62,6 +62,7 @@ class Options:
         kv_dtype: one of `KV_DTYPES`, of the KV cache; None leaves the choice to the target.
         settings: the options of a device.
         link: whether weights that are taken as they are may be hard links, not copies of the engine's own.
+        passes: those of `vlkv.storage.passes.OPTIONAL_PASSES` that run, in their order; None is all in the usual one.
     """
 
     operators: str | None = None
@@ -70,6 +71,7 @@ class Options:
     kv_dtype: str | None = None
     settings: Settings = field(default_factory=Settings)
     link: bool = False
+    passes: tuple[str, ...] | None = None
 
 
 Write = Callable[[Path, Path, dict[str, ir.Model], Watch], dict[str, Any]]

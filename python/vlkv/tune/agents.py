@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +32,45 @@ class Agents:
     """All agents of a run; each `propose` is one call of the model. Call 0 is the tester's.
 
     After it, a turn is the guide's call and up to `rounds` calls of the level's agent, which hears what became of its
-    last version. `processor` and the harness's description stand in prompts; held-out sizes never do.
+    last version. With `turns`, levels, there is no guide: the agents of these levels work in turn. `processor` and the
+    harness's description stand in prompts; held-out sizes never do.
     """
 
     name = "agents"
 
     def __init__(
-        self, ask: Ask, harness: Harness, processor: str, calls: int | None = None, rounds: int = ROUNDS
+        self,
+        ask: Ask,
+        harness: Harness,
+        processor: str,
+        calls: int | None = None,
+        rounds: int = ROUNDS,
+        turns: Sequence[str] = (),
     ) -> None:
         self.ask, self.harness, self.processor = ask, harness, processor
-        self.calls, self.rounds = calls, rounds
+        self.calls, self.rounds, self.turns = calls, rounds, tuple(turns)
         self.probes: list[Sizes] = []
-        self.waiting: list[Proposal] = []
         self._history: list[str] = []
         self._level = ""
         self._left = 0
         self._feedback = ""
         self._tested = False
 
-    def propose(self, state: State) -> Proposal:
-        """Asks one agent, or returns a further sample of the last call."""
-        if self.waiting:
-            return self.waiting.pop(0)
+    def propose(self, state: State) -> list[Proposal]:
+        """Asks one agent."""
         if not self._tested:
-            return self._test(state)
-        if not self._left:
-            return self._guide(state)
+            return [self._test(state)]
+        if not self._left and not self.turns:
+            return [self._guide(state)]
+        self._begin_turn()
         self._left -= 1
         return self._work(state)
+
+    def _begin_turn(self) -> None:
+        """Goes to the next of `turns` when the calls of a level are used up."""
+        if not self._left:
+            at = self.turns.index(self._level) + 1 if self._level else 0
+            self._level, self._left, self._feedback = self.turns[at % len(self.turns)], self.rounds, ""
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Tells the level's agent what became of its version. What held-out inputs said is not told."""
@@ -81,7 +92,9 @@ class Agents:
         elif agent == "guide":
             self._level, self._left, self._feedback = record["chosen"], self.rounds, ""
         else:
-            self._left = max(self._left - 1, 0)
+            if self.turns:
+                self._begin_turn()
+            self._left = max(self._left - (not record.get("sample")), 0)
             told = record.get("shown") or record.get("reason", "")
             self._history.append(
                 f"{self._level}: {'right' if record.get('correct') else 'wrong'}, {told[:120]}"
@@ -91,9 +104,10 @@ class Agents:
         self._tested = True
         sizes = {name: list(ends) for name, ends in self.harness.sizes.items()}
         example = json.dumps([{name: low for name, (low, _) in self.harness.sizes.items()}])
-        reply = self.ask(
-            prompt_of("tester", source=state.at["source"][0].text, sizes=json.dumps(sizes), example=example)
+        prompt = prompt_of(
+            "tester", source=state.at["source"][0].text, sizes=json.dumps(sizes), example=example
         )
+        reply = self.ask(prompt, "tester")
         self.probes = _probes(reply.text, self.harness)
         record = facts_of("tester", reply) | {"probes": self.probes}
         return Proposal(None, f"{len(self.probes)} sizes to probe", record)
@@ -108,7 +122,8 @@ class Agents:
                 source=state.at["source"][0].text,
                 history=history,
                 left=left,
-            )
+            ),
+            "guide",
         )
         named = [level for level in state.levels if re.search(rf"\b{level}\b", reply.text[:400].lower())]
         tried = sum(line.startswith(level) for level in state.levels for line in self._history)
@@ -121,7 +136,7 @@ class Agents:
             facts_of("guide", reply) | {"chosen": self._level, "named": bool(named)},
         )
 
-    def _work(self, state: State) -> Proposal:
+    def _work(self, state: State) -> list[Proposal]:
         start = state.start(self._level)
         reply = self.ask(
             prompt_of(
@@ -133,10 +148,10 @@ class Agents:
                 text=start.text[:MOST_SHOWN],
                 feedback=self._feedback,
                 probe=f"Sizes that are easy to get wrong: {json.dumps(self.probes)}\n" if self.probes else "",
-            )
+            ),
+            self._level,
         )
-        self.waiting = sampled(self._level, reply, lambda text: self._candidate(text, start.flags))
-        return self.waiting.pop(0)
+        return sampled(self._level, reply, lambda text: self._candidate(text, start.flags))
 
     def _candidate(self, text: str, flags: tuple[str, ...]) -> Candidate | None:
         block = block_of(text)
@@ -166,7 +181,6 @@ def sampled(
     made = []
     for number, text in enumerate((reply.text, *reply.more)):
         record = facts_of(agent, reply) if not number else {"agent": agent, "answer": text}
-        record |= {"sample": number} if number else {}
         found = candidate(text)
         made.append(Proposal(found, "" if found else without, record))
     return made
@@ -210,15 +224,21 @@ def _probes(text: str, harness: Harness) -> list[Sizes]:
 
 
 def transcript(path: Path) -> Ask:
-    """Returns a function that answers from a file of JSON lines with `text`, in order, instead of a model."""
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    replies = iter(lines)
+    """Returns a function that answers from a file of JSON lines with `text`, in order, instead of a model.
 
-    def ask(_: str) -> Reply:
-        try:
-            line = next(replies)
-        except StopIteration:
-            raise TuneError(f"{path}: the transcript has only {len(lines)} answers") from None
+    A line with `agent` answers that agent only. Lines that name agents may be fewer than the calls: an agent without
+    further lines gets an empty answer.
+    """
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+    left = list(lines)
+
+    def ask(_: str, agent: str) -> Reply:
+        line = next((one for one in left if one.get("agent", agent) == agent), None)
+        if line is None:
+            if any("agent" in one for one in lines):
+                return Reply("", 0, 0, 0.0)
+            raise TuneError(f"{path}: the transcript has only {len(lines)} answers")
+        left.remove(line)
         return Reply(line["text"], line.get("tokens_in", 0), line.get("tokens_out", 0), 0.0)
 
     return ask

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vlkv.errors import TuneError
 from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
-from vlkv.tune.harness import Harness
-from vlkv.tune.judge import Judge, Verdict
+from vlkv.tune.harness import Harness, Sizes
+from vlkv.tune.judge import FUZZ_SECONDS, Judge, Verdict
 from vlkv.tune.ledger import ENDINGS, Ledger
 from vlkv.tune.limits import network_is_cut
 from vlkv.tune.proposal import Proposer, State
-from vlkv.tune.report import FunctionReport, Report
+from vlkv.tune.report import FunctionReport, Report, speedup
 from vlkv.tune.toolchain import BASE_FLAGS, Candidate, Toolchain
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
@@ -28,10 +28,14 @@ SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a function may cost: calls of proposers, or minutes; whichever ends first."""
+    """What a function may cost: calls of proposers, or minutes; whichever ends first.
+
+    `fuzz` is for how many seconds each candidate gets random inputs; see `Judge`.
+    """
 
     calls: int | None = None
     minutes: float | None = None
+    fuzz: float = FUZZ_SECONDS
 
     def __post_init__(self) -> None:
         if self.calls is None and self.minutes is None:
@@ -40,6 +44,13 @@ class Budget:
             raise TuneError(f"--calls is {self.calls}; at least 1")
         if self.minutes is not None and not 0 < self.minutes <= 10_000:
             raise TuneError(f"--minutes is {self.minutes:g}; above 0, at most 10000")
+        if not 0 <= self.fuzz <= 3600:
+            raise TuneError(f"--fuzz-seconds is {self.fuzz:g}; 0 (no fuzzing) to 3600")
+
+    def spent(self, calls: int, seconds: float) -> bool:
+        """Whether the calls or the minutes are used up."""
+        over = self.minutes is not None and seconds > 60 * self.minutes
+        return over or (self.calls is not None and calls >= self.calls)
 
 
 def pairs_of(source: Path, harness: Path | None) -> list[tuple[Path, Path]]:
@@ -140,7 +151,7 @@ def tune_subject(
     }
     with tempfile.TemporaryDirectory(prefix="vlkv-tune-") as place:
         toolchain = subject.toolchain(Path(place))
-        judge = Judge(subject.harness, toolchain)
+        judge = Judge(subject.harness, toolchain, fuzz=budget.fuzz)
         first = subject.first
         built = toolchain.build(first)
         if built.path is None:
@@ -152,8 +163,8 @@ def tune_subject(
         ledger = Ledger(folder, facts)
         state = State(toolchain, first, built.path, toolchain.levels())
         state.at[first.level] = first, 1.0
-        _resume(ledger, state, proposers)
-        _spend(state, judge, ledger, proposers, budget, progress)
+        resume(ledger, state, proposers)
+        spend(state, judge, ledger, proposers, budget, progress)
         final = None
         if state.library != built.path:
             final, why = judge.compare(built.path, state.library)
@@ -161,18 +172,21 @@ def tune_subject(
                 raise TuneError(f"{subject.shown}: the best version fails when timed again: {why}")
         report = FunctionReport.of(subject.name, ledger.records, final, network_is_cut())
         report.best_level, report.best_flags = state.best.level, list(state.best.flags)
+        report.source_seconds = built.seconds
+        if final is not None and subject.harness.elsewhere:
+            other, _ = judge.compare(built.path, state.library, subject.harness.elsewhere)
+            report.elsewhere = None if other is None else speedup(other)
         _write(folder, state, report, facts)
         return report
 
 
-def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
+def resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None:
     """Takes in the records of an earlier run: nothing is timed again but the best, which is built anew."""
     for record in ledger.records:
         state.calls += not record.get("sample")
         for proposer in proposers:
-            remember = getattr(proposer, "remember", None)
-            if remember is not None and record.get("proposer") == proposer.name:
-                remember(record)
+            if record.get("proposer") == proposer.name:
+                proposer.remember(record)
         if record.get("admitted"):
             candidate = ledger.candidate(record)
             built = state.toolchain.build(candidate)
@@ -181,43 +195,46 @@ def _resume(ledger: Ledger, state: State, proposers: Sequence[Proposer]) -> None
                 state.at[candidate.level] = candidate, state.relative
 
 
-def _spend(
+class Judging(Protocol):
+    """Judges candidates; `probes` are sizes that proposers ask to be tried as well."""
+
+    probes: list[Sizes]
+
+    def judge(self, candidate: Candidate, best: Path) -> tuple[Verdict, Path | None]:
+        """Returns the verdict on a candidate and what was built; `best` is what to be faster than."""
+        ...
+
+
+def spend(
     state: State,
-    judge: Judge,
+    judge: Judging,
     ledger: Ledger,
     proposers: Sequence[Proposer],
     budget: Budget,
     progress: Callable[[Verdict | None], None],
 ) -> None:
+    """Asks the proposers in turn, judges what they give, and keeps the records, until the budget is spent."""
     begin = time.perf_counter()
-    while True:
-        # samples of a call that was made are judged, whatever the budget
-        proposer = next((one for one in proposers if getattr(one, "waiting", ())), None)
-        if proposer is None:
-            if budget.calls is not None and state.calls >= budget.calls:
-                break
-            if budget.minutes is not None and time.perf_counter() - begin > 60 * budget.minutes:
-                break
-            proposer = proposers[state.calls % len(proposers)]
-        proposal = proposer.propose(state)
-        further = bool(proposal.record.get("sample"))
-        number = state.calls - further
-        record: dict[str, Any] = {"call": number, "proposer": proposer.name, **proposal.record}
-        verdict = None
-        judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
-        if proposal.candidate is None:
-            record["reason"] = proposal.reason
-        else:
-            verdict, library = judge.judge(proposal.candidate, state.library)
-            state.note(proposal.candidate, verdict, library)
-            record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
-            record |= {"admitted": verdict.admitted, "relative": state.relative}
-            if proposal.candidate.level in ("constants", "functions"):
-                record["choice"] = proposal.candidate.text
-            proposer.learn(proposal, verdict)
-        ledger.add(record, proposal.candidate)
-        state.calls += not further
-        progress(verdict)
+    while not budget.spent(state.calls, time.perf_counter() - begin):
+        proposer = proposers[state.calls % len(proposers)]
+        for sample, proposal in enumerate(proposer.propose(state)):
+            record: dict[str, Any] = {"call": state.calls, "proposer": proposer.name, **proposal.record}
+            record |= {"sample": sample} if sample else {}
+            verdict = None
+            judge.probes = [sizes for one in proposers for sizes in getattr(one, "probes", ())]
+            if proposal.candidate is None:
+                record["reason"] = proposal.reason
+            else:
+                verdict, library = judge.judge(proposal.candidate, state.library)
+                state.note(proposal.candidate, verdict, library)
+                record |= {key: value for key, value in asdict(verdict).items() if value not in ("", None)}
+                record |= {"admitted": verdict.admitted, "relative": state.relative}
+                if proposal.candidate.level in ("constants", "functions"):
+                    record["choice"] = proposal.candidate.text
+                proposer.learn(proposal, verdict)
+            ledger.add(record, proposal.candidate)
+            progress(verdict)
+        state.calls += 1
 
 
 def _write(folder: Path, state: State, report: FunctionReport, facts: dict[str, Any]) -> None:

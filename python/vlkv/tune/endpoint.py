@@ -30,8 +30,8 @@ class Reply:
     more: tuple[str, ...] = ()
 
 
-Ask = Callable[[str], Reply]
-"""Asks a model: takes the prompt, returns its reply. Raises `TuneError` if there is none."""
+Ask = Callable[[str, str], Reply]
+"""Asks a model: takes the prompt and the agent's name, returns the reply. Raises `TuneError` if there is none."""
 
 
 def endpoint(
@@ -50,7 +50,7 @@ def endpoint(
         raise TuneError(f"--endpoint needs the packages of vlkv[tune]: {error}") from None
     client = openai.OpenAI(base_url=url, api_key=os.environ.get(KEY, "x"), timeout=seconds, max_retries=2)
 
-    def ask(prompt: str) -> Reply:
+    def ask(prompt: str, _agent: str) -> Reply:
         begin = time.perf_counter()
         try:
             done = client.chat.completions.create(

@@ -42,6 +42,7 @@ class Harness:
     `tolerance(values)` returns bounds of the absolute error by the same names; what it leaves out must be equal.
     `repeatable`: a second call with what the first left in "inout" arrays gives the same, so that calls can be timed
     together.
+    `elsewhere` are sizes at which the best version is timed once at the end, to see whether its gain holds there.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Harness:
     special: tuple[float, ...] = ()
     description: str = ""
     repeatable: bool = False
+    elsewhere: tuple[Sizes, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Harness:
@@ -95,6 +97,7 @@ class Harness:
             tolerance=found.get("tolerance", lambda _: {}),
             special=special,
             description=(found.get("__doc__") or "").strip(),
+            elsewhere=tuple({n: _third(size, sizes[n][0]) for n, size in item.items()} for item in timed),
         )
 
     def case(self, sizes: Mapping[str, int], rng: np.random.Generator, special: bool = False) -> Values:
@@ -168,7 +171,13 @@ def draw(harness: Harness, rng: np.random.Generator, count: int = 28) -> list[Si
     drawn: list[Sizes] = [{name: low for name, (low, _) in harness.sizes.items()}]
     for small in range(18):
         drawn.append({n: min(max(small, low), high) for n, (low, high) in harness.sizes.items()})
-    while len(drawn) < count:
+    return drawn + draw_random(harness, rng, count - len(drawn))
+
+
+def draw_random(harness: Harness, rng: np.random.Generator, count: int) -> list[Sizes]:
+    """Draws sizes: each is near a power of two, or odd and from a range whose logarithm is uniform."""
+    drawn = []
+    for _ in range(count):
         made = {}
         for name, (low, high) in harness.sizes.items():
             near = (1 << int(rng.integers(0, max(high, 1).bit_length() + 1))) + int(rng.integers(-1, 2))
@@ -202,6 +211,11 @@ def _difference(got: np.ndarray, wanted: np.ndarray, bound: Any) -> str:
         return ""
     at = int(where[0])
     return f"[{at}] is {got[at]!s}, the oracle says {wanted[at]!s} ({where.size} of {got.size} differ)"
+
+
+def _third(size: int, low: int) -> int:
+    """An odd third of a size, at least the least; sizes of one or two stay, as they may be flags."""
+    return size if size < 3 else max(size // 3 | 1, low)
 
 
 def _argument(path: Path, item: Any) -> Argument:

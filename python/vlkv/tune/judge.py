@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import signal
@@ -18,7 +19,7 @@ import numpy as np
 
 from vlkv.errors import TuneError
 from vlkv.storage.files import hash_file
-from vlkv.tune.harness import Harness, Sizes, Values, draw, draw_held_out
+from vlkv.tune.harness import Harness, Sizes, Values, draw, draw_held_out, draw_random
 from vlkv.tune.limits import Limits, run_limited
 from vlkv.tune.ratio import Ratio, ratio
 from vlkv.tune.runner import ARCHITECTURES, LEAK_CALLS
@@ -27,6 +28,8 @@ from vlkv.tune.toolchain import Built, Candidate, Toolchain
 PAIRS = 24
 SAMPLE = 5e-4
 TIMED_INPUTS = 3
+FUZZ_SECONDS = 2.0
+FUZZ_BATCH = 32
 BROKEN = {1: "a register that a function must keep", 2: "the floating-point mode", 4: "the direction flag"}
 RUNNER = Path(__file__).parent / "runner.py"
 
@@ -57,22 +60,28 @@ class Judge:
 
     `probes` are sizes that proposers ask to be tried as well.
     `secret` seeds the inputs; None draws a seed of the system, so that nobody knows the next inputs.
+    `fuzz` is for how many seconds a candidate that passed the other gates gets random inputs; 0 leaves the gate out.
     """
 
     def __init__(
-        self, harness: Harness, toolchain: Toolchain, pairs: int = PAIRS, secret: int | None = None
+        self,
+        harness: Harness,
+        toolchain: Toolchain,
+        pairs: int = PAIRS,
+        secret: int | None = None,
+        fuzz: float = FUZZ_SECONDS,
     ) -> None:
         if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
             raise TuneError(
                 f"vlkv tune needs Linux on {' or '.join(ARCHITECTURES)} for its sandbox, "
                 f"this is {sys.platform} on {platform.machine()}"
             )
-        self.harness, self.toolchain, self.pairs = harness, toolchain, pairs
+        self.harness, self.toolchain, self.pairs, self.fuzz = harness, toolchain, pairs, fuzz
         self.rng = np.random.default_rng(secret)
         self._known: dict[str, str] = {}
         self.probes: list[Sizes] = []
         self._sanitizer = toolchain.sanitizer()
-        if not Path(self._sanitizer).is_absolute():
+        if not all(Path(path).is_absolute() for path in self._sanitizer):
             raise TuneError("gcc has no address sanitizer here; vlkv tune needs libasan and libubsan")
 
     def judge(self, candidate: Candidate, best: Path) -> tuple[Verdict, Path | None]:
@@ -123,8 +132,40 @@ class Judge:
             why = self.check(built.sanitized, shown, ("heap",), sanitized=True)
             if why:
                 return "sanitizer", why
+        why = self._fuzzed(built)
+        if why:
+            return "fuzz", why
         why = self.check(built.path, draw_held_out(self.harness, self.rng), ("end", "start"))
         return ("held-out", why) if why else (None, "")
+
+    def _fuzzed(self, built: Built) -> str:
+        """Gives random inputs for `fuzz` seconds in all; returns the first fault, or "".
+
+        They go to the sanitized library, to the candidate's own between guard pages, and as bytes to the toolchain's
+        fuzz target if there is one.
+        """
+        if built.path is None or not self.fuzz:
+            return ""
+        targets: list[tuple[Path, tuple[str, ...], bool]] = [(built.path, ("end", "start"), False)]
+        targets += [(built.sanitized, ("heap",), True)] if built.sanitized else []
+        named = self.toolchain.fuzz_target
+        seconds = self.fuzz / (len(targets) + bool(named))
+        for library, places, sanitized in targets:
+            end = time.perf_counter() + seconds
+            while True:
+                why = self.check(library, draw_random(self.harness, self.rng, FUZZ_BATCH), places, sanitized)
+                if why or time.perf_counter() >= end:
+                    break
+            if why:
+                return why
+        return self._run_target(built.sanitized, named, seconds) if built.sanitized and named else ""
+
+    def _run_target(self, library: Path, name: str, seconds: float) -> str:
+        """Gives random bytes to a function of libFuzzer's signature in a sanitized library."""
+        seed = int(self.rng.integers(1 << 31))
+        job = {"kind": "fuzz", "libraries": [str(library)], "target": name, "seconds": seconds, "seed": seed}
+        _, ended = self._run(job | {"sanitized": True, "leaks": False}, [])
+        return f"the fuzz target {name}, seed {seed}: {ended}" if ended else ""
 
     def check(
         self,
@@ -160,14 +201,15 @@ class Judge:
             return f"it keeps memory: {kept} bytes after {LEAK_CALLS} calls"
         return ""
 
-    def compare(self, best: Path, candidate: Path) -> tuple[Ratio | None, str]:
+    def compare(self, best: Path, candidate: Path, timed: Sequence[Sizes] = ()) -> tuple[Ratio | None, str]:
         """Times a candidate against the best in interleaved pairs; every timed output passes the oracle too.
 
-        The ratio is that of all timed sizes together, or of one of them if it is slower there.
+        The ratio is that of all timed sizes together, or of one of them if it is slower there. `timed` takes the place
+        of the harness's sizes.
         """
         logs: list[tuple[float, float]] = []
         slower: Ratio | None = None
-        for sizes in self.harness.timed:
+        for sizes in timed or self.harness.timed:
             cases = [self.harness.case(sizes, self.rng) for _ in range(TIMED_INPUTS)]
             order = [bool(value) for value in self.rng.permutation(self.pairs) % 2]
             job = {"kind": "time", "libraries": [str(best), str(candidate)], "order": order, "sample": SAMPLE}
@@ -244,11 +286,11 @@ class Judge:
             limits = Limits(seconds=8, memory=4096, file=1024)
             if job["sanitized"]:
                 environment = {
-                    "LD_PRELOAD": self._sanitizer,
+                    "LD_PRELOAD": " ".join(self._sanitizer),
                     "ASAN_OPTIONS": "detect_leaks=0:symbolize=0:allocator_may_return_null=1:hard_rss_limit_mb=4096",
                     "UBSAN_OPTIONS": "print_stacktrace=0",
                 }
-                limits = Limits(seconds=16, memory=0, file=1024)
+                limits = Limits(seconds=16 + math.ceil(job.get("seconds", 0)), memory=0, file=1024)
             command = [sys.executable, "-I", "-S", str(RUNNER), str(given), str(out)]
             ended = run_limited(command, self.toolchain.folder, limits, environment, (given, out))
             size = os.lseek(out, 0, os.SEEK_END)

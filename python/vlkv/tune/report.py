@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ class FunctionReport:
     """One function. `speedup` is 1 / ratio of fresh pairs at the end, against the source at BASE_FLAGS.
 
     `by_level` holds calls, candidates, right and admitted ones, compile seconds, tokens and the share of right ones;
-    `gates` holds the number of candidates that each gate refused.
+    `gates` holds the number of candidates that each gate refused. `elsewhere` is the speedup at other sizes, with its
+    interval; None if it was not timed there. `source_seconds` are the compilers' for the source itself.
     """
 
     name: str
@@ -38,6 +40,8 @@ class FunctionReport:
     by_level: dict[str, dict[str, float]] = field(default_factory=dict)
     gates: dict[str, int] = field(default_factory=dict)
     network_cut: bool = False
+    elsewhere: tuple[float, float, float] | None = None
+    source_seconds: float = 0.0
 
     @classmethod
     def of(
@@ -73,8 +77,13 @@ class FunctionReport:
             n: made.by_level[n] for n in sorted(made.by_level, key=lambda n: (n not in LEVELS, n))
         }
         if final is not None:
-            made.speedup, made.low, made.high = 1 / final.value, 1 / final.high, 1 / final.low
+            made.speedup, made.low, made.high = speedup(final)
         return made
+
+
+def speedup(ratio: Ratio) -> tuple[float, float, float]:
+    """Returns a ratio of times as a speedup: its value, and the ends of its interval."""
+    return 1 / ratio.value, 1 / ratio.high, 1 / ratio.low
 
 
 @dataclass
@@ -85,13 +94,9 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """Returns the report as one object."""
-        speedups = np.array([function.speedup for function in self.functions])
         return {
             "functions": [asdict(function) for function in self.functions],
-            "geometric_mean": float(np.exp(np.mean(np.log(speedups)))),
-            "p50": float(np.percentile(speedups, 50)),
-            "p90": float(np.percentile(speedups, 90)),
-            "best": float(speedups.max()),
+            **summary([function.speedup for function in self.functions]),
             "calls": sum(function.calls for function in self.functions),
             "candidates": sum(function.candidates for function in self.functions),
             "correct": sum(function.correct for function in self.functions),
@@ -99,3 +104,14 @@ class Report:
             "compile_seconds": sum(function.compile_seconds for function in self.functions),
             "tokens": sum(function.tokens for function in self.functions),
         }
+
+
+def summary(speedups: Sequence[float]) -> dict[str, float]:
+    """Returns the geometric mean, the median, the 90th percentile and the best of speedups."""
+    values = np.array(speedups)
+    return {
+        "geometric_mean": float(np.exp(np.mean(np.log(values)))),
+        "p50": float(np.percentile(values, 50)),
+        "p90": float(np.percentile(values, 90)),
+        "best": float(values.max()),
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,45 +43,65 @@ FRESH = 0.25
 
 
 class Search:
-    """Mutates the fastest right choice of flags, with a share of fresh ones; at lower levels, passes and alignments."""
+    """Mutates the fastest right choice of flags, with a share of fresh ones; at lower levels, passes and alignments.
+
+    The level is drawn: its chance is its share of the search space times the share of its versions that were admitted.
+    With `turns`, levels, they are taken in turn instead.
+    """
 
     name = "search"
 
-    def __init__(self, seed: int = 0, base: tuple[str, ...] = ("-march=native",)) -> None:
-        self.seed, self.base = seed, base
+    def __init__(
+        self, seed: int = 0, base: tuple[str, ...] = ("-march=native",), turns: Sequence[str] = ()
+    ) -> None:
+        self.seed, self.base, self.turns = seed, base, tuple(turns)
+        self._tried: Counter[str] = Counter()
+        self._admitted: Counter[str] = Counter()
         self._genes = np.zeros(len(CHOICES), dtype=int)
         self._seen: set[tuple[int, ...]] = {tuple(self._genes)}
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Draws the level, then a version of it. Call n of a seed draws from a generator of its own: a run resumes."""
         rng = np.random.default_rng((self.seed, state.calls))
-        level = str(rng.choice(state.levels, p=_shares(state.levels)))
+        level = self._level(state.levels, rng)
         if level == "source":
             genes = self._draw(rng)
             flags = tuple(
                 flag for gene, options in zip(genes, CHOICES, strict=True) for flag in options[gene]
             )
             text = state.at["source"][0].text
-            return Proposal(
-                Candidate(level, text, (*flags, *self.base), self.name),
-                record={"genes": [int(g) for g in genes]},
-            )
+            made = Candidate(level, text, (*flags, *self.base), self.name)
+            return [Proposal(made, record={"genes": [int(g) for g in genes]})]
         start = state.start(level)
         if level == "ir":
-            return Proposal(Candidate(level, start.text, (pipeline(rng),), self.name))
-        return Proposal(Candidate(level, aligned(start.text, rng), start.flags, self.name))
+            return [Proposal(Candidate(level, start.text, (pipeline(rng),), self.name))]
+        return [Proposal(Candidate(level, aligned(start.text, rng), start.flags, self.name))]
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Moves to flags that were admitted."""
+        if proposal.candidate is not None:
+            self._count(proposal.candidate.level, verdict.admitted)
         if verdict.admitted and "genes" in proposal.record:
             self._genes = np.array(proposal.record["genes"])
 
     def remember(self, record: dict[str, Any]) -> None:
         """Takes in a record of an earlier run: its flags are not drawn again, and are the parent's if admitted."""
+        self._count(record["level"], record["admitted"])
         if "genes" in record:
             self._seen.add(tuple(record["genes"]))
             if record.get("admitted"):
                 self._genes = np.array(record["genes"])
+
+    def _count(self, level: str, admitted: bool) -> None:
+        self._tried[level] += 1
+        self._admitted[level] += admitted
+
+    def _level(self, levels: Sequence[str], rng: np.random.Generator) -> str:
+        if self.turns:
+            return self.turns[self._tried.total() % len(self.turns)]
+        weights = np.array([_share(level, levels) for level in levels])
+        weights *= [(self._admitted[level] + 1) / (self._tried[level] + 2) for level in levels]
+        return str(rng.choice(levels, p=weights / weights.sum()))
 
     def _draw(self, rng: np.random.Generator) -> Any:
         sizes = np.array([len(options) for options in CHOICES])
@@ -117,6 +139,6 @@ def pipeline(rng: np.random.Generator) -> str:
     return f"-passes={','.join(wrapped)}"
 
 
-def _shares(levels: tuple[str, ...]) -> list[float]:
-    lower = len(levels) - 1
-    return [1.0] if not lower else [0.8] + [0.2 / lower] * lower
+def _share(level: str, levels: Sequence[str]) -> float:
+    """Most of what there is to choose are flags of the source."""
+    return 0.8 if level == "source" else 0.2 / (len(levels) - 1)

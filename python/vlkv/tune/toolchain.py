@@ -50,7 +50,12 @@ class Built:
 
 
 class Toolchain:
-    """The compilers for one harness and one source file (C or C++). Files are made in `folder`."""
+    """The compilers for one harness and one source file (C or C++). Files are made in `folder`.
+
+    `fuzz_target` is the name of a function of libFuzzer's signature in the sanitized libraries, or "".
+    """
+
+    fuzz_target = ""
 
     def __init__(self, harness: Harness, source: Path, folder: Path) -> None:
         self.harness, self.folder = harness, folder
@@ -60,8 +65,8 @@ class Toolchain:
         self.caller = self._caller()
 
     def levels(self) -> tuple[str, ...]:
-        """Returns the levels that this machine can work at: IR needs LLVM, see `vlkv.tune.llvm`."""
-        return tuple(level for level in LEVELS if level != "ir" or llvm.kind())
+        """Returns the levels of this toolchain's candidates."""
+        return levels()
 
     def build(self, candidate: Candidate, sanitize: bool = True) -> Built:
         """Compiles in processes under limits, checks what the compiler read and what the library would do at load."""
@@ -150,10 +155,14 @@ class Toolchain:
         why = failed(self._run(command, folder))
         return (None, why) if why else (folder / "sanitized.so", "")
 
-    def sanitizer(self) -> str:
-        """Returns the path of the address sanitizer's library."""
-        done = run_limited([self.compiler, "-print-file-name=libasan.so"], self.folder)
-        return done.text.strip()
+    def sanitizer(self) -> list[str]:
+        """Returns what a process loads first to run sanitized code: the address sanitizer's library, and C++'s.
+
+        The sanitizer looks for C++'s exceptions when it is loaded, and not again.
+        """
+        names = ["libasan.so"] + (["libstdc++.so"] if self.language == "c++" else [])
+        asked = [[self.compiler, f"-print-file-name={name}"] for name in names]
+        return [run_limited(command, self.folder).text.strip() for command in asked]
 
     def _caller(self) -> Path:
         (self.folder / "caller.c").write_text(caller(self.harness))
@@ -173,6 +182,11 @@ class Toolchain:
 
     def _run(self, command: list[str], folder: Path | None) -> Ended:
         return run_limited(command, folder or self.folder, Limits(seconds=10, memory=2048, file=64))
+
+
+def levels() -> tuple[str, ...]:
+    """Returns the levels that this machine can work at: IR needs LLVM, see `vlkv.tune.llvm`."""
+    return tuple(level for level in LEVELS if level != "ir" or llvm.kind())
 
 
 def caller(harness: Harness) -> str:

@@ -82,19 +82,19 @@ def test_an_agent_gives_every_sample_and_takes_functions_in_turn():
     """One call of two samples is two proposals; a fence that the answer's end left open counts."""
     prompts: list[str] = []
 
-    def ask(prompt: str) -> Reply:
+    def ask(prompt: str, _: str) -> Reply:
         prompts.append(prompt)
         return Reply("```cpp\nvoid gather() {}\n```\n", 10, 20, 1.0, ("no fence", "```\nvoid clear() {"))
 
     agent = FunctionAgent(ask, OPERATORS["evict"], SOURCES)
     best = Candidate("constants", '{"VLKV_EVICT_AHEAD": 16}', ())
     state = State(None, best, Path("x"), ("constants", "functions"))  # type: ignore[arg-type]
-    first, second, third = (agent.propose(state) for _ in range(3))
+    first, second, third = agent.propose(state)
     assert len(prompts) == 1 and "void gather(const HeadRows& rows" in prompts[0]
     assert first.candidate and parse(OPERATORS["evict"], first.candidate.text).constants == {
         "VLKV_EVICT_AHEAD": 16
     }
-    assert second.candidate is None and second.record["sample"] == 1
+    assert second.candidate is None and second.reason == "the answer has no fenced block"
     assert third.candidate and "void clear() {" in third.candidate.text
     agent.propose(state)
     assert "void clear(const HeadRows& rows" in prompts[1]

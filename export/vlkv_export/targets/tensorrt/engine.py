@@ -51,6 +51,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     for option, value in products.items():
         if value not in (None, "float32"):
             raise EngineError(f"{option} {value} goes with --backend onnxruntime; for {backend} use --dtype")
+    if options.passes is not None:
+        raise EngineError(f"--passes goes with --backend onnxruntime on CPUs; {backend} has none to choose")
     # neither the parser's layers nor the plugin's know of windows
     manifest = msgspec.structs.replace(manifest, text=inside_window(manifest.text))
     target = resolve(backend, options.settings, options.operators, manifest)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vlkv.tune.agents import FENCE, MOST_HISTORY, block_of, prompt_of, sampled
 from vlkv.tune.endpoint import Ask
-from vlkv.tune.harness import Harness
+from vlkv.tune.harness import Sizes
 from vlkv.tune.judge import Verdict
-from vlkv.tune.operators.constants import FLAGS, Choice, Operator, parse
+from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.functions import FUNCTIONS, installed
 from vlkv.tune.operators.functions import LEVEL as SOURCE
 from vlkv.tune.operators.library import LEVEL
@@ -27,29 +28,28 @@ class ConstantAgent:
 
     name = "agents"
 
-    def __init__(self, ask: Ask, operator: Operator, harness: Harness, processor: str) -> None:
-        self.ask, self.operator, self.harness, self.processor = ask, operator, harness, processor
-        self.waiting: list[Proposal] = []
+    def __init__(
+        self, ask: Ask, operator: Operator, description: str, timed: Sequence[Sizes], processor: str
+    ) -> None:
+        self.ask, self.operator, self.processor = ask, operator, processor
+        self.description, self.timed = description, list(timed)
         self._history: list[str] = []
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Asks the model; the choice is the first JSON object of its answer, in a fenced block or not."""
-        if self.waiting:
-            return self.waiting.pop(0)
         names = {name: sorted(values) for name, values in self.operator.constants.items()}
         prompt = prompt_of(
             LEVEL,
             operator=self.operator.name,
-            description=self.harness.description,
+            description=self.description,
             processor=self.processor,
-            timed=json.dumps(list(self.harness.timed)),
+            timed=json.dumps(self.timed),
             constants="\n".join(f"- {name}: {', '.join(map(str, v))}" for name, v in names.items()),
-            flags="\n".join(f"- {', or '.join(options)}" for options in FLAGS.values()),
+            flags="\n".join(f"- {', or '.join(options)}" for options in self.operator.flags.values()),
             best=state.best.text.strip(),
             history="\n".join(self._history[-MOST_HISTORY:]) or "nothing yet",
         )
-        self.waiting = sampled(LEVEL, self.ask(prompt), self._candidate, "the answer has no JSON object")
-        return self.waiting.pop(0)
+        return sampled(LEVEL, self.ask(prompt, LEVEL), self._candidate, "the answer has no JSON object")
 
     def _candidate(self, text: str) -> Candidate | None:
         found = OBJECT.search((FENCE.findall(text) or [text])[0])
@@ -81,15 +81,12 @@ class FunctionAgent:
 
     def __init__(self, ask: Ask, operator: Operator, sources: Path) -> None:
         self.ask, self.operator, self.sources = ask, operator, sources
-        self.waiting: list[Proposal] = []
         self._told: dict[str, str] = {}
         self._calls = 0
         self._name = ""
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Asks the model for one function, in a fenced block."""
-        if self.waiting:
-            return self.waiting.pop(0)
         functions = FUNCTIONS[self.operator.name]
         function = functions[self._calls % len(functions)]
         self._calls += 1
@@ -110,8 +107,7 @@ class FunctionAgent:
             replaced = {**best.functions, function.name: block}
             return Candidate(SOURCE, Choice(best.constants, best.flags, replaced).text(), (), self.name)
 
-        self.waiting = sampled(SOURCE, self.ask(prompt), candidate)
-        return self.waiting.pop(0)
+        return sampled(SOURCE, self.ask(prompt, SOURCE), candidate)
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Notes what became of the function. What held-out inputs said is not told."""

@@ -27,12 +27,16 @@ FLAGS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator: allowed values of its constants (the default first), its kernels' part, and its other files."""
+    """One operator: allowed values of its constants (the default first), its kernels' part, and its other files.
+
+    `flags` are groups of compiler flags, as in FLAGS.
+    """
 
     name: str
     constants: Mapping[str, tuple[int, ...]]
-    part: int
-    files: tuple[str, ...]
+    part: int = 0
+    files: tuple[str, ...] = ()
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FLAGS)
 
 
 OPERATORS = {
@@ -119,13 +123,13 @@ def parse(operator: Operator, text: str) -> Choice:
             raise TuneError(f"{operator.name} has no {name!a:.60}; known: {', '.join(operator.constants)}")
         if type(value) is not int or value not in allowed:
             raise TuneError(f"{name} is {value!a:.40}; allowed are {', '.join(map(str, sorted(allowed)))}")
-    for group, options in FLAGS.items():
+    for group, options in operator.flags.items():
         if sum(flag in options for flag in flags) > 1:
             raise TuneError(f"flags has two of {group}: {', '.join(options)}")
-    known = [flag for options in FLAGS.values() for flag in options]
+    known = [flag for options in operator.flags.values() for flag in options]
     for flag in flags:
         if flag not in known:
-            raise TuneError(f"flags has {flag!a:.60}; allowed are {', '.join(known)}")
+            raise TuneError(f"flags has {flag!a:.60}; allowed are {', '.join(known) or 'none'}")
     constants = {n: v for n, v in values.items() if v != operator.constants[n][0]}
     return Choice(constants, tuple(sorted(flags)), replaced)
 
@@ -133,7 +137,7 @@ def parse(operator: Operator, text: str) -> Choice:
 def _functions(operator: Operator, found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise TuneError("functions is no object of texts")
-    known = [function.name for function in FUNCTIONS[operator.name]]
+    known = [function.name for function in FUNCTIONS.get(operator.name, ())]
     for name, text in found.items():
         if name not in known:
             raise TuneError(f"{operator.name} has no function {name!a:.60}; known: {', '.join(known)}")

@@ -27,7 +27,7 @@ from vlkv.tune.operators.library import LEVEL, Core, OperatorToolchain
 from vlkv.tune.operators.shapes import Shapes, read
 from vlkv.tune.proposal import Proposer
 from vlkv.tune.ratio import Ratio
-from vlkv.tune.report import Report
+from vlkv.tune.report import Report, speedup
 from vlkv.tune.toolchain import Built, Candidate, tool
 
 HARNESSES: dict[str, Callable[[Shapes], Harness]] = {
@@ -75,11 +75,10 @@ def tune_engine(
             if best != Choice():
                 choices[name] = best
         begin("the library")
-        library, confirmed = _confirmed(core, shapes, choices, _folder(Path(place) / "final"))
+        library, confirmed = _confirmed(core, shapes, choices, _folder(Path(place) / "final"), budget.fuzz)
         for name, report in reports.items():
             found = confirmed.get(name)
-            ratios = (1.0, 1.0, 1.0) if found is None else (1 / found.value, 1 / found.high, 1 / found.low)
-            report.speedup, report.low, report.high = ratios
+            report.speedup, report.low, report.high = (1.0, 1.0, 1.0) if found is None else speedup(found)
             report.best_flags = choices[name].arguments if name in confirmed else []
             if name not in confirmed:
                 report.best_level = LEVEL
@@ -122,7 +121,7 @@ def _share(budget: Budget, number: int, count: int) -> Budget | None:
 
 
 def _confirmed(
-    core: Core, shapes: Shapes, choices: dict[str, Choice], place: Path
+    core: Core, shapes: Shapes, choices: dict[str, Choice], place: Path, fuzz: float
 ) -> tuple[Path | None, dict[str, Ratio]]:
     """Builds the library of all choices and judges it whole; what is not faster in it is left out, and so on."""
     plain, why = core.library({}, _folder(place / "plain"))
@@ -141,7 +140,7 @@ def _confirmed(
                 continue
             harness = make(shapes)
             toolchain = OperatorToolchain(OPERATORS[name], harness, core, _folder(folder / f"judge-{name}"))
-            judge = Judge(harness, toolchain)
+            judge = Judge(harness, toolchain, fuzz=fuzz)
             gate, why = judge.right(Built(path, sanitized=sanitized))
             if gate:
                 raise TuneError(f"the library of all choices is wrong ({name}, {gate}): {why}")
@@ -175,9 +174,7 @@ def _write(
         operators: dict[str, Any] = {
             operator: {
                 "choice": json.loads(choice.text()),
-                "speedup": 1 / ratio.value,
-                "low": 1 / ratio.high,
-                "high": 1 / ratio.low,
+                **dict(zip(("speedup", "low", "high"), speedup(ratio), strict=True)),
             }
             for operator, (choice, ratio) in confirmed.items()
         }

@@ -50,6 +50,14 @@ COMMON = (
     "tuned/table.cpp",
     "tuned/functions.cpp",
 )
+FUZZED = (
+    *(f"core/{name}.cpp" for name in ("attend_rows", "c_api", "draw", "move_slots", "pick")),
+    *(f"no_cuda/{name}.cpp" for name in ("attend", "draw", "evict", "move_slots", "pick", "score")),
+    "cuda/workspace.cpp",
+)
+"""The C entry points, which the fuzz target calls."""
+FUZZ_TARGET = Path("fuzz/ops.cpp"), "LLVMFuzzerTestOneInput"
+FUZZED_OPERATORS = ("score", "evict")
 PARTS = {1: "kScorePart", 2: "kAttendPart", 4: "kLinearPart"}
 SECONDS = Limits(seconds=120, memory=4096, file=64)
 
@@ -79,6 +87,15 @@ def units(simd: str, bfloat16: bool) -> list[Unit]:
     return made + [Unit(_name(file), file, extra if file == "tuned/table.cpp" else ()) for file in COMMON]
 
 
+def fuzz_units() -> list[Unit]:
+    """Returns the files that a library with sanitizers has beside: the fuzz target, and what it calls."""
+    file = str(FUZZ_TARGET[0])
+    return [
+        Unit(_name(file), file, ("-fvisibility=default",)),
+        *(Unit(_name(one), one, ()) for one in FUZZED),
+    ]
+
+
 class Core:
     """The sources and the objects of the library without any choice, with and without sanitizers, in `folder`."""
 
@@ -99,11 +116,14 @@ class Core:
         if sanitize not in self._objects:
             place = self.folder / ("sanitized" if sanitize else "plain")
             place.mkdir()
-            made, why = self.compile(self.units, (), place, sanitize)
+            made, why = self.compile(self._all(sanitize), (), place, sanitize)
             if why:
                 raise TuneError(f"the native operators do not compile here: {why}")
             self._objects[sanitize] = made
         return self._objects[sanitize]
+
+    def _all(self, sanitize: bool) -> list[Unit]:
+        return self.units + (fuzz_units() if sanitize else [])
 
     def compile(
         self,
@@ -156,7 +176,7 @@ class Core:
             objects |= made
         made_file = place / ("sanitized.so" if sanitize else "operators.so")
         command = [self.compiler, "-shared", "-Wl,-z,defs,-z,noexecstack,-Bsymbolic,--build-id=none"]
-        command += [str(objects[unit.name]) for unit in self.units]
+        command += [str(objects[unit.name]) for unit in self._all(sanitize)]
         command += ["-fsanitize=address,undefined"] if sanitize else []
         why = failed(run_limited([*command, "-lpthread", "-o", made_file.name], place, SECONDS))
         return (None, why) if why else (made_file, "")
@@ -168,6 +188,7 @@ class OperatorToolchain(Toolchain):
     def __init__(self, operator: Operator, harness: Harness, core: Core, folder: Path) -> None:
         super().__init__(harness, Path("operator.cpp"), folder)
         self.operator, self.core = operator, core
+        self.fuzz_target = FUZZ_TARGET[1] if operator.name in FUZZED_OPERATORS else ""
 
     def levels(self) -> tuple[str, ...]:
         """Returns the two levels: choices of constants, and functions of the source."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlkv.errors import TuneError
 from vlkv.tune.judge import Verdict
-from vlkv.tune.operators.constants import FLAGS, Choice, Operator, parse
+from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
@@ -37,12 +37,12 @@ class ConstantSearch:
         self._study = optuna.create_study(sampler=sampler)
         category = optuna.distributions.CategoricalDistribution
         self._space: dict[str, Any] = {name: category(values) for name, values in operator.constants.items()}
-        self._space |= {group: category((NONE, *options)) for group, options in FLAGS.items()}
+        self._space |= {group: category((NONE, *options)) for group, options in operator.flags.items()}
         self._seen = {Choice().text()}
         self._trial: Any = None
         self._relative = 1.0
 
-    def propose(self, state: State) -> Proposal:
+    def propose(self, state: State) -> list[Proposal]:
         """Draws a choice."""
         for _ in range(TRIES):
             self._trial = self._study.ask(self._space)
@@ -52,10 +52,10 @@ class ConstantSearch:
             self._study.tell(self._trial, state=self._optuna.trial.TrialState.FAIL)
         else:
             self._trial = None
-            return Proposal(None, "the search finds no choice that was not tried")
+            return [Proposal(None, "the search finds no choice that was not tried")]
         self._seen.add(choice.text())
         self._relative = state.relative
-        return Proposal(Candidate(LEVEL, choice.text(), (), self.name))
+        return [Proposal(Candidate(LEVEL, choice.text(), (), self.name))]
 
     def learn(self, proposal: Proposal, verdict: Verdict) -> None:
         """Tells the sampler the time over the installed operators', or that the choice failed."""
@@ -79,10 +79,11 @@ class ConstantSearch:
 
     def _choice(self, params: dict[str, Any]) -> Choice:
         constants = self.operator.constants
-        flags = tuple(sorted(params[group] for group in FLAGS if params[group] != NONE))
+        flags = tuple(sorted(params[group] for group in self.operator.flags if params[group] != NONE))
         return Choice({n: params[n] for n in constants if params[n] != constants[n][0]}, flags)
 
     def _params(self, choice: Choice) -> dict[str, Any]:
         values = {n: choice.constants.get(n, allowed[0]) for n, allowed in self.operator.constants.items()}
-        flags = {g: next((f for f in choice.flags if f in options), NONE) for g, options in FLAGS.items()}
+        groups = self.operator.flags.items()
+        flags = {g: next((f for f in choice.flags if f in options), NONE) for g, options in groups}
         return values | flags

@@ -1,0 +1,1 @@
+"""Tuning of the graph level: the optional lowering passes of an engine."""
