@@ -119,7 +119,6 @@ class Service:
         """`POST /v1/completions`."""
         async with self.bodies.reading(request) as data:
             asked = decode(data, CompletionRequest)
-            assert isinstance(asked, CompletionRequest)
             self._check_model(asked)
             tickets = await self._submit(request, asked, of_completion(asked, self.settings.policy))
         return await self._answer(request, asked, tickets, Completion(self.settings.model, self.word))

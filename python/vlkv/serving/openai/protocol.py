@@ -5,7 +5,7 @@ Source: OpenAI's API reference, Chat Completions and Completions.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -174,9 +174,10 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
     echo: bool = False
 
 
-def decode(
-    data: bytes | bytearray, kind: type[ChatRequest] | type[CompletionRequest]
-) -> ChatRequest | CompletionRequest:
+Asked = TypeVar("Asked", bound=Common)
+
+
+def decode(data: bytes | bytearray, kind: type[Asked]) -> Asked:
     """Parses a request's body. Raises `RequestError`, which names the field, for an invalid one."""
     values = sum(map(data.count, (b",", b"[", b"{")))
     if values > MAX_VALUES:
