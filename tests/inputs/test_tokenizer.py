@@ -155,6 +155,25 @@ def test_pieces_of_a_text_are_whole_characters(kind: str, text: str) -> None:
         assert "".join(pieces) == text
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@settings(max_examples=60, deadline=None)
+@given(text=st.text("aé€😀 日\n~\u00a1", max_size=30))
+def test_the_bytes_of_tokens_are_those_of_the_text(kind: str, text: str) -> None:
+    subject = tokenizer(kind)
+    ids = subject.encode(text, add_special_tokens=False)
+    joined = b"".join(map(subject.token_bytes, ids)).decode()
+    assert joined in {text, f" {text}"}, "some put a blank before each text"
+
+
+def test_the_bytes_of_special_tokens_and_of_no_token() -> None:
+    subject = tokenizer("byte-level")
+    special = subject.token_id(SPECIAL[1]) or 0
+    assert subject.token_bytes(special) == subject.token_bytes(10**6) == b""
+    assert subject.piece(special) == SPECIAL[1] and subject.piece(10**6) == ""
+    accent = subject.encode("é", add_special_tokens=False)[0]
+    assert subject.piece(accent) == ("é" if subject.token_bytes(accent) == "é".encode() else "Ã")
+
+
 def test_text_comes_as_soon_as_it_is_complete() -> None:
     ids = tokenizer("byte-level").encode("a 😀 b", add_special_tokens=False)
     detokenizer = tokenizer("byte-level").detokenizer()

@@ -32,6 +32,14 @@ WORDS = (
     *"abcdefgh",
 )
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
+NAMES: dict[str, Any] = {
+    "unk_token": "<unk>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "extra_special_tokens": {"image_token": "<image>"},
+}
+"""What the special tokens are, as transformers takes it."""
 VOCAB = 64
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: "
@@ -53,6 +61,7 @@ class Shape:
     processor: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     style: str = "saved"
+    byte_level: bool = False
 
 
 _SHAPES = {
@@ -109,7 +118,12 @@ _SHAPES = {
     "llama-old": Shape(5, {"model_type": "llama", "num_key_value_heads": 2}, dtype="float16", style="2024"),
 }
 SHAPES = tuple(_SHAPES)
-"""The names that `build` accepts."""
+"""The shapes that differ in what they compute."""
+BYTES = "bytes"
+"""The name of a shape whose tokens are bytes, so that it can write any text."""
+_SHAPES[BYTES] = Shape(
+    6, {"model_type": "llama", "num_key_value_heads": 2, "vocab_size": 264}, byte_level=True
+)
 
 
 def build(name: str, folder: Path) -> Path:
@@ -179,14 +193,21 @@ def tokenizer() -> Any:
     )
     inner.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **NAMES)
+
+
+def byte_tokenizer() -> Any:
+    """Returns a fast byte-level BPE tokenizer without merges, with the special tokens of `tokenizer`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **NAMES)
 
 
 def _write(shape: Shape, folder: Path) -> None:
@@ -218,7 +239,7 @@ def _write(shape: Shape, folder: Path) -> None:
                 | shape.processor
             )
         ),
-        tokenizer(),
+        byte_tokenizer() if shape.byte_level else tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy=model_config.vision_feature_select_strategy,
         num_additional_image_tokens=1,

@@ -15,7 +15,7 @@ from vlkv import Question
 from vlkv.generation.chunks import GRAIN, chunk_bounds
 from vlkv.policies.builtin import POLICIES
 from vlkv.scheduler.lanes import LaneCache
-from vlkv.scheduler.prefills import AGEING, MOST, PASSES, SHARE, Prefills
+from vlkv.scheduler.prefills import AGEING, BRIEF_SECONDS, BRIEF_STEPS, MOST, PASSES, SHARE, Prefills
 
 WAIT = 120
 
@@ -27,7 +27,7 @@ def engine(engine_of):
 
 def pending(left, size=0, submitted=0.0, priority=0):
     one = SimpleNamespace(
-        left=left, lane_bytes=size, prefill_bytes=size, passed=0, token_seconds=0.0, lane=-1
+        left=left, lane_bytes=size, prefill_bytes=size, passed=0, token_seconds=0.0, lane=-1, brief=False
     )
     one.held_bytes, one.step_bytes, one.priority = size, 0, priority
     one.ticket = SimpleNamespace(submitted=submitted)
@@ -205,6 +205,57 @@ def test_a_short_prompt_waits_for_the_part_that_runs_and_no_other(parts):
     queue.extend(pending(20) for _ in range(3))
     found.choose(queue, answers)
     assert found.tokens(long, 0.01) == 256, "many short ones are prefilled first"
+
+
+def experienced(step=0.02, token=0.001):
+    """Prefills that know how long a step and a token of a prompt take; the prompt owes the steps nothing."""
+    found, queue = prefills(), deque([pending(100)])
+    one = found.choose(queue, [])
+    assert not one.brief, "nothing is known yet"
+    one.token_seconds = token
+    found.spent(one, 0.1, False)
+    found.remove(one)
+    found.stepped(step)
+    return found
+
+
+def test_a_brief_prompt_does_not_wait_for_its_share():
+    found, answers = experienced(), [pending(1)]
+    brief = found.choose(deque([pending(int(BRIEF_STEPS * 0.02 / 0.001))]), answers)
+    assert brief.brief
+    parts = steps = 0
+    while parts < 100:
+        while found.steps_wait(answers):
+            assert found.next() is brief
+            assert found.tokens(brief, 0.02) == GRAIN, (
+                "a prompt that comes waits no longer than when nothing runs"
+            )
+            found.spent(brief, 0.05, True)
+            parts += 1
+        found.stepped(0.02)
+        steps += 1
+    assert steps * BRIEF_SECONDS <= parts * 0.05 <= steps * (BRIEF_SECONDS + 0.05)
+    found.remove(brief)
+    assert not found.steps_wait(answers)
+    long = found.choose(deque([pending(4000)]), answers)
+    assert found.next() is long, "and the next prompt does not pay for it"
+
+
+def test_a_long_prompt_is_not_brief_when_little_is_left():
+    found, answers = experienced(), [pending(1)]
+    long = found.choose(deque([pending(int(BRIEF_STEPS * 0.02 / 0.001) + 1)]), answers)
+    long.left = 64
+    found.spent(long, 0.05, True)
+    assert not long.brief and not found.steps_wait(answers) and found.next() is None
+
+
+def test_a_brief_prompt_of_low_priority_does_not_hold_up_the_steps():
+    found, answers = experienced(), [pending(1)]
+    brief = found.choose(deque([pending(100)]), answers)
+    urgent = found.choose(deque([pending(4000, priority=1)]), answers)
+    assert brief.brief and not urgent.brief
+    found.spent(urgent, 0.05, True)
+    assert found.next() is None and not found.steps_wait(answers), "or nothing would run at all"
 
 
 def test_parts_follow_the_time_that_tokens_take():

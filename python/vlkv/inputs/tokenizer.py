@@ -50,6 +50,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._byte_ids = _byte_ids(backend)
+        self._alphabet = _alphabet(backend)
 
     @classmethod
     def load(
@@ -124,14 +125,24 @@ class Tokenizer:
             if (index := self.token_id(text.strip())) in self._special_ids and index is not None
         }
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text, maybe a part of a character; none for special tokens."""
+        if self.is_silent(token):
+            return b""
+        text: str = self._backend.id_to_token(token)
+        if token in self._byte_ids:
+            return bytes([self._byte_ids[token]])
+        if self._alphabet and self._alphabet.keys() >= set(text):
+            return bytes(self._alphabet[letter] for letter in text)
+        return text.replace("\u2581", " ").encode()
+
     def piece(self, token: int) -> str:
-        """The text of a token for display; special tokens show their names."""
-        text: str = self._backend.id_to_token(token) or ""
-        if token in self._special_ids:
-            return text
-        for mark, meant in (("\u2581", " "), ("\u0120", " "), ("\u010a", "\n"), ("<0x0A>", "\n")):
-            text = text.replace(mark, meant)
-        return text
+        """The text of a token for display; special tokens, and those that are parts of characters, show their names."""
+        name: str = self._backend.id_to_token(token) or ""
+        try:
+            return self.token_bytes(token).decode() or name
+        except UnicodeDecodeError:
+            return name
 
     def detokenizer(self) -> Detokenizer:
         """Make a streaming decoder for one answer."""
@@ -248,3 +259,19 @@ def _byte_ids(backend: tokenizers.Tokenizer) -> dict[int, int]:
         return {}
     ids: list[int | None] = [backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
     return {} if None in ids else {index: byte for byte, index in enumerate(ids) if index is not None}
+
+
+def _alphabet(backend: tokenizers.Tokenizer) -> dict[str, int]:
+    """Return the bytes by the letters that stand for them in byte-level tokens; empty for other tokenizers.
+
+    A byte that is a printable character of Latin-1 is its own letter; the others have those from U+0100 on.
+    """
+    decoder = backend.decoder
+    if decoder is None or "ByteLevel" not in decoder.__getstate__().decode():
+        return {}
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    known = {letter: ord(letter) for letter in letters if ord(letter) < 256}
+    others = sorted(set(range(256)) - set(known.values()))
+    return known | dict(zip(letters[len(known) :], others, strict=True))

@@ -24,6 +24,7 @@ class Pending:
         lane: the lane that receives its cache; -1 before the first token is written to it.
         view: that lane as a cache; None before that.
         left: prompt tokens that are not prefilled yet.
+        brief: whether its prefill is expected to take no longer than some decode steps; known when it begins.
         passed: the number of later requests that began before this one.
         lane_bytes: the most bytes of its answer's cache.
         prefill_bytes: the bytes that its prefill needs in addition.
@@ -52,6 +53,7 @@ class Pending:
         self.view: Cache | None = None
         self.left = len(sequence.prompt.token_ids)
         self.passed = 0
+        self.brief = False
         self.lane_bytes, self.prefill_bytes = plan.lane_bytes(sequence), plan.prefill_bytes(sequence)
         self.prefill_seconds = self.token_seconds = 0.0
         self._base_bytes, self.step_bytes = plan.held_bytes(sequence)

@@ -5,6 +5,11 @@ steps, averaged over more than one part, for each prompt that is in prefill or c
 takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
 answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
 
+A prompt is brief if it takes no longer than `BRIEF_STEPS` steps. It does not wait for its share, and there is a step
+every `BRIEF_SECONDS` while it is in prefill: so many tokens of an answer take at most about twice as long beside it. To
+slow it down would delay its answer, and those behind it, without a gain for the running ones, whose later tokens would
+wait instead.
+
 The oldest and the shortest prompt take turns, and one that begins beside others has the next turn, unless another one
 has jumped in since the oldest one's last part. So a short prompt waits for the part that runs, seldom for one more, and
 a long one goes on whatever arrives. Another prompt begins only if it is less than half as long as what is left of each
@@ -37,6 +42,10 @@ SHARE = 1.5
 """Seconds of prefill per second of decode steps, for each prompt that waits, while answers run."""
 IDLE_SECONDS = 0.05
 """Duration of a part if no answer runs: a prompt that arrives then waits that long."""
+BRIEF_STEPS = 50
+"""A prompt that takes no longer than so many steps is brief."""
+BRIEF_SECONDS = 0.15
+"""The most seconds between two steps while a brief prompt is in prefill, but for the part that runs then."""
 MOST = 4
 """Prompts in prefill at once."""
 PASSES = 16
@@ -65,7 +74,7 @@ class Prefills:
         self._share = SHARE
         self._turn = 0
         self._jumped = False
-        self._token_seconds = self._step_seconds = 0.0
+        self._token_seconds = self._step_seconds = self._since = 0.0
         self._full = False
 
     def choose(self, queue: deque[Pending], answers: list[Pending]) -> Pending | None:
@@ -93,6 +102,7 @@ class Prefills:
         if self.running and not self._jumped:  # the next part is the shortest prompt's
             self._turn -= self._turn % 2
             self._jumped = True
+        found.brief = 0 < found.left * self._token_seconds <= BRIEF_STEPS * self._step_seconds
         queue.remove(found)
         self.running.append(found)
         return found
@@ -126,17 +136,26 @@ class Prefills:
         return self._plan.room - used
 
     def steps_wait(self, answers: list[Pending]) -> bool:
-        """Whether the next step of the answers needs memory that the prompts in prefill hold. These then run on."""
+        """Whether prefill runs on before the next step of the answers.
+
+        So it is while that step needs memory that the prompts in prefill hold, and while one of them is brief.
+        """
         self._full = bool(self.running) and self.free(answers) < 0
-        return self._full
+        return self._full or (self._since < BRIEF_SECONDS and any(one.brief for one in self._first()))
+
+    def _first(self) -> list[Pending]:
+        """The prompts of the highest priority."""
+        most = max((one.priority for one in self.running), default=0)
+        return [one for one in self.running if one.priority == most]
 
     def next(self) -> Pending | None:
         """The prompt whose part runs now; None if decode steps come first."""
-        if not self.running or (self._debt > 0 and not self._full):
+        if not self.running:
             return None
+        first = self._first()
+        if self._debt > 0 and not self._full:
+            return min((one for one in first if one.brief), key=lambda one: one.left, default=None)
         self._turn = (self._turn + 1) % 4
-        most = max(one.priority for one in self.running)
-        first = [one for one in self.running if one.priority == most]
         if self._turn % 2:
             return min(first, key=lambda one: one.left)
         self._jumped = False
@@ -149,17 +168,22 @@ class Prefills:
         known = one.token_seconds or self._token_seconds
         if not known:
             return min(GRAIN, self._chunk)
-        wanted = int((self._share * step_seconds or IDLE_SECONDS) / known)
+        seconds = 0.0 if one.brief else self._share * step_seconds
+        wanted = int((seconds or IDLE_SECONDS) / known)
         return min(max(wanted - wanted % GRAIN, GRAIN), self._chunk)
 
     def spent(self, one: Pending, seconds: float, answers: bool) -> None:
         """Counts a part that has run; while answers run, their steps have to pay for it."""
         self._token_seconds = one.token_seconds or self._token_seconds
-        self._debt = self._debt + seconds if answers else 0.0
+        self._since += seconds
+        if not answers:
+            self._debt = 0.0
+        elif not one.brief:
+            self._debt += seconds
 
     def stepped(self, seconds: float) -> None:
         """Counts a decode step."""
-        self._step_seconds = seconds
+        self._step_seconds, self._since = seconds, 0.0
         self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
 
     def idle(self) -> None:

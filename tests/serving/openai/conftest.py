@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from models import tiny
+
 openai = pytest.importorskip("openai", reason="openai is not installed: make .venv/tested")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: make .venv/tested")
 
@@ -62,6 +64,15 @@ def served(shipped, tmp_path_factory):
         "--memory",
         "32MiB",
     )
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def writer(built_of, tmp_path_factory):
+    """Runs a server whose model writes any text: its tokens are bytes."""
+    log = tmp_path_factory.mktemp("writer") / "log"
+    running = Served(built_of(tiny.BYTES), log, "--threads", "1", "--slots", "4", "--memory", "32MiB")
     yield running
     assert running.stop() == 0, running.log.read_text()
 

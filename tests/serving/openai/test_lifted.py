@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from vlkv.serving.openai.lifted import LONG, lift, read_chat
-from vlkv.serving.openai.pictures import from_data_uri
+from vlkv.serving.openai.lifted import lift, read_chat
+from vlkv.serving.openai.pictures import LONG_URI, from_data_uri
 from vlkv.serving.openai.protocol import ChatRequest, RequestError, decode
 
-FILE = bytes(range(256)) * (LONG // 128)
+FILE = bytes(range(256)) * (LONG_URI // 128)
 URI = "data:image/png;base64," + base64.b64encode(FILE).decode()
 
 
@@ -53,14 +53,14 @@ def test_a_request_is_the_same(separators):
     [
         body({"type": "text", "text": URI}),
         body({"type": "text", "text": f'a "url": "{URI}" b'}),
-        body({"type": "text", "text": f'"url"{"x" * LONG}'}),
+        body({"type": "text", "text": f'"url"{"x" * LONG_URI}'}),
         body(picture(), metadata={"url": URI}),
         body(picture(), metadata={'a"url': URI}),
         body(
             picture(),
             response_format={"type": "json_schema", "json_schema": {"schema": {"properties": {"url": URI}}}},
         ),
-        body(picture(URI[:LONG])),
+        body(picture(URI[:LONG_URI])),
         body({"type": "image_url", "image_url": {"url": URI, "detail": URI}}),
     ],
 )
@@ -77,7 +77,7 @@ def test_what_is_no_pictures_stays(given):
 
 
 @pytest.mark.parametrize(
-    "cut", [b'"url"', b'"url":', b'"url": "data:', b'"url": "data:' + b"A" * LONG, b'"url"' * LONG]
+    "cut", [b'"url"', b'"url":', b'"url": "data:', b'"url": "data:' + b"A" * LONG_URI, b'"url"' * LONG_URI]
 )
 def test_bodies_that_break_off(cut):
     assert lift(cut) == (cut, {})
@@ -95,10 +95,10 @@ def test_an_escape_is_read_by_the_parser():
 @pytest.mark.parametrize(
     "uri, told",
     [
-        ("data:image/png;base64" + "A" * LONG, "without a comma"),
-        ("data:text/html;base64," + "A" * LONG, "a picture has a type such as image/png"),
-        ("data:image/png;base64," + "\xe9" * LONG, "characters are not base64"),
-        ("data:image/png;base64," + "A" * LONG + "A", "damaged"),
+        ("data:image/png;base64" + "A" * LONG_URI, "without a comma"),
+        ("data:text/html;base64," + "A" * LONG_URI, "a picture has a type such as image/png"),
+        ("data:image/png;base64," + "\xe9" * LONG_URI, "characters are not base64"),
+        ("data:image/png;base64," + "A" * LONG_URI + "A", "damaged"),
     ],
 )
 def test_wrong_uris_are_told(uri, told):

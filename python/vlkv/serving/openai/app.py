@@ -31,13 +31,13 @@ from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler import Scheduler, Ticket
 from vlkv.serving.limits import ClientLimits, Clients
 from vlkv.serving.maps import kept_maps
-from vlkv.serving.openai.answers import Chat, Completion
+from vlkv.serving.openai.answers import Chat, Completion, word_of
 from vlkv.serving.openai.connections import Bodies
 from vlkv.serving.openai.lifted import read_chat
 from vlkv.serving.openai.metrics import Metrics
 from vlkv.serving.openai.pictures import Pictures
 from vlkv.serving.openai.protocol import Common, CompletionRequest, RequestError, decode
-from vlkv.serving.openai.questions import of_chat, of_completion, priority_of
+from vlkv.serving.openai.questions import SETTINGS, of_chat, of_completion, priority_of
 from vlkv.serving.openai.records import Records, log_to_stderr, tracer_to
 from vlkv.serving.wire import ErrorKind, error_kind, error_text
 
@@ -95,15 +95,12 @@ class Service:
     def __init__(self, engine: Engine, scheduler: Scheduler, settings: Settings) -> None:
         self.engine, self.scheduler, self.settings = engine, scheduler, settings
         self.metrics = Metrics(scheduler.stats)
+        self.word = partial(word_of, engine.model.tokenizer)
         self.pictures = Pictures(settings.image_hosts)
         self.bodies = Bodies(settings.max_body)
         self.started = int(time())
         self._clients = Clients(settings.client)
         self._decoders: CapacityLimiter | None = None
-
-    def word(self, token: int) -> str:
-        """The text of a token."""
-        return self.engine.words([token])[0]
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
@@ -119,10 +116,10 @@ class Service:
         """`POST /v1/completions`."""
         async with self.bodies.reading(request) as data:
             asked = decode(data, CompletionRequest)
-            assert isinstance(asked, CompletionRequest)
             self._check_model(asked)
             tickets = await self._submit(request, asked, of_completion(asked, self.settings.policy))
-        return await self._answer(request, asked, tickets, Completion(self.settings.model, self.word))
+        form = Completion(self.settings.model, self.word, asked.n or 1)
+        return await self._answer(request, asked, tickets, form)
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -187,7 +184,7 @@ class Service:
             facts = self.engine.manifest
             form.maps = partial(kept_maps, pictures=tickets[0].pictures, manifest=facts)
         if asked.stream:
-            include = asked.stream_options is not None and asked.stream_options.include_usage
+            include = asked.stream_options is not None and bool(asked.stream_options.include_usage)
             return StreamingResponse(self._stream(tickets, form, include), media_type="text/event-stream")
         ended = asyncio.create_task(_gone(request))
         waits = asyncio.gather(*(_text(ticket) for ticket in tickets))
@@ -331,7 +328,8 @@ def failed(error: BaseException) -> RequestError:
     if isinstance(error, ServerStoppedError):
         return RequestError(error_text(error), status=503, kind="server_error", code="server_stopped")
     if kind is ErrorKind.INVALID and not isinstance(error, EngineError):
-        return RequestError(error_text(error))
+        text = error_text(error)
+        return RequestError(text, param=next((word for word in text.split()[:2] if word in SETTINGS), None))
     return RequestError(f"the server failed: {type(error).__name__}", status=500, kind="server_error")
 
 

@@ -6,17 +6,15 @@ stood still for a quarter of a second. The copy's place holds a name that nobody
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 
+from vlkv.serving.openai.pictures import LONG_URI
 from vlkv.serving.openai.protocol import ChatRequest, ImagePart, decode
 
-LONG = 1 << 18
-"""Bytes of a URI that is lifted."""
-_KEY = b'"url"'
-_BEGIN = b'"data:'
-_BLANK = b" \t\r\n"
-_MOST_BLANKS = 64
+_HEAD = re.compile(rb'"url"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"(?=data:)')
+"""What stands before a data URI. The URI's end is found without the expression, which would take 6 ns a byte."""
 
 
 def read_chat(data: bytes | bytearray) -> tuple[ChatRequest, Mapping[str, memoryview]]:
@@ -27,10 +25,8 @@ def read_chat(data: bytes | bytearray) -> tuple[ChatRequest, Mapping[str, memory
     """
     rest, lifted = lift(data)
     asked = decode(rest, ChatRequest)
-    assert isinstance(asked, ChatRequest)
     if not _names(asked).issuperset(lifted):  # a field of that name was no picture's
-        asked, lifted = decode(data, ChatRequest), {}
-        assert isinstance(asked, ChatRequest)
+        return decode(data, ChatRequest), {}
     return asked, lifted
 
 
@@ -41,22 +37,14 @@ def lift(data: bytes | bytearray) -> tuple[bytes | bytearray, dict[str, memoryvi
     """
     found: dict[str, memoryview] = {}
     kept, done, at = bytearray(), 0, 0
-    while (at := data.find(_KEY, at)) >= 0:
-        at += len(_KEY)
-        between = bytes(data[at : at + _MOST_BLANKS]).lstrip(_BLANK)
-        if not between.startswith(b":"):
-            continue
-        between = between[1:].lstrip(_BLANK)
-        begin = data.find(b'"', at, at + _MOST_BLANKS) + 1
-        if not between.startswith(_BEGIN):
-            continue
+    while head := _HEAD.search(data, at):
+        at = begin = head.end()
         end = data.find(b'"', begin)
-        if end - begin >= LONG and data.find(b"\\", begin, end) < 0:
+        if end - begin >= LONG_URI and data.find(b"\\", begin, end) < 0:
             name = f"data:{secrets.token_hex(16)}"
             found[name] = memoryview(data)[begin:end]
             kept += data[done:begin] + name.encode()
-            done = end
-        at = max(at, end)
+            at = done = end
     return (kept + data[done:], found) if found else (data, found)
 
 

@@ -17,7 +17,7 @@ from vlkv.serving.wire import from_base64, from_percent
 MAX_URL_BYTES = 32 << 20
 """The most bytes of a file fetched from a URL."""
 LONG_URI = 1 << 18
-"""Characters of a data URI that is decoded in another thread, so that other requests need not wait for it."""
+"""Characters of a data URI that is read in another thread and beside the body, so that others need not wait for it."""
 MOST_HEAD = 256
 """Characters of a data URI before its comma."""
 FETCH_SECONDS = 20.0
@@ -39,7 +39,7 @@ def from_data_uri(uri: str | memoryview) -> bytes:
     body = data[len(head) + 1 :]
     try:
         if "base64" not in options:
-            return from_percent(uri.partition(",")[2].encode() if isinstance(uri, str) else bytes(body))
+            return from_percent(bytes(body))
         decoded = from_base64(body)
     except ImageError as error:
         raise RequestError(f"image_url: {error}", param="image_url") from None

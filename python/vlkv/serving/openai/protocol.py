@@ -1,11 +1,13 @@
 """Requests of OpenAI's API as records, and its format of errors. Unsupported fields are refused by name.
 
+A field of type None is not supported either, but some clients send it with null.
+
 Source: OpenAI's API reference, Chat Completions and Completions.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -86,11 +88,19 @@ Part = TextPart | ImagePart | VideoPart
 
 
 class ChatMessage(_Record):
-    """One turn of a chat. `content` is a text, or parts in their order."""
+    """One turn of a chat. `content` is a text, or parts in their order.
+
+    The last fields stand empty in an answer that a client sends back as it got it.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], msgspec.Meta(max_length=MAX_PARTS)]
     name: str | None = None
+    annotations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    refusal: None = None
+    tool_calls: None = None
 
 
 class JsonSchema(_Record):
@@ -112,8 +122,8 @@ class ResponseFormat(_Record):
 class StreamOptions(_Record):
     """`include_usage` adds a last chunk with the usage."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -125,7 +135,7 @@ class Common(msgspec.Struct, kw_only=True):
     """
 
     model: str = ""
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -142,7 +152,7 @@ class Common(msgspec.Struct, kw_only=True):
     budget: float | None = None
     prune: str | None = None
     recall: float | None = None
-    kept: bool = False
+    kept: bool | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     min_new_tokens: int | None = None
@@ -164,6 +174,17 @@ class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    parallel_tool_calls: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    tool_choice: None = None
+    tools: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
@@ -171,12 +192,15 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
     prompt: str | list[str]
     logprobs: int | None = None
-    echo: bool = False
+    echo: bool | None = None
+    best_of: None = None
+    suffix: None = None
 
 
-def decode(
-    data: bytes | bytearray, kind: type[ChatRequest] | type[CompletionRequest]
-) -> ChatRequest | CompletionRequest:
+Asked = TypeVar("Asked", bound=Common)
+
+
+def decode(data: bytes | bytearray, kind: type[Asked]) -> Asked:
     """Parses a request's body. Raises `RequestError`, which names the field, for an invalid one."""
     values = sum(map(data.count, (b",", b"[", b"{")))
     if values > MAX_VALUES:
@@ -187,11 +211,12 @@ def decode(
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         text = str(error)
-        if "unknown field" in text:
-            name = text.split("`")[1][:100]
+        where = text.rsplit("`", 2)[1].removeprefix("$.")[:200] if " - at `$" in text else None
+        unknown = text.split("`")[1][:100] if "unknown field" in text else None
+        name = where if text.startswith("Expected `null`") else unknown
+        if name is not None:
             text = f"parameter {name!r} is not supported"
             raise RequestError(text, param=name, code="unsupported_parameter") from None
-        where = text.rsplit("`", 2)[1].removeprefix("$.")[:200] if " - at `$" in text else None
         raise RequestError(text, param=where) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise RequestError(f"the body is not valid JSON: {error}") from None

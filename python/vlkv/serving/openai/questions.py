@@ -39,6 +39,8 @@ SAME = (
     "bad_words_ids",
 )
 """Fields that a question has by the same name."""
+SETTINGS = frozenset({*SAME, "policy", "stop", "seed", "logit_bias", "priority", "max_tokens"})
+"""Fields that the engine's own errors name at their beginning."""
 TIERS = {"flex": -5, "priority": 5}
 """The priority of each `service_tier`; 0 for the others."""
 MAX_TOKENS = 16
@@ -77,10 +79,11 @@ async def of_chat(request: ChatRequest, read: Read, policy: str) -> list[Questio
     check_images(len(urls) + sum(map(len, clips)))
     images = tuple([await read(url) for url in urls])
     videos = [[await read(url) for url in frames] for frames in clips]
-    limit = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     settings = _settings(request, policy)
-    if limit is not None:
-        settings["max_new_tokens"] = _positive(limit, "max_tokens")
+    for name in ("max_tokens", "max_completion_tokens"):
+        limit = getattr(request, name)
+        if limit is not None:
+            settings["max_new_tokens"] = _positive(limit, name)
     if request.logprobs:
         settings["logprobs"] = _top(request.top_logprobs or 0, "top_logprobs")
     elif request.top_logprobs is not None:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from secrets import token_hex
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -210,8 +211,17 @@ def tracer_to(endpoint: str) -> Tracer:
     """A tracer that sends spans to an endpoint of OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`.
 
     Raises:
-        VlkvError: the packages are missing.
+        VlkvError: the endpoint is no http(s) URL, or the packages are missing.
     """
+    try:
+        parts = urlsplit(endpoint)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise VlkvError(
+            f"--traces {endpoint!a:.80} is no http(s) URL; a collector's is such as http://127.0.0.1:4318/v1/traces"
+        )
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

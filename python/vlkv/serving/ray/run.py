@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 
 from vlkv.errors import ServerStoppedError, VlkvError
 from vlkv.serving.listening import listen, url
@@ -21,6 +23,8 @@ NAME = "vlkv"
 LOCAL = "local"
 STARTS = 4
 """How often a local cluster's start is tried."""
+PROXY_SECONDS = 60
+"""How long the HTTP proxy may take to be ready before it is killed. Ray's 5 s are too few on a busy machine."""
 REACH_SECONDS = 10.0
 """How long a cluster's address may take to answer; Ray itself would try for many minutes."""
 
@@ -37,7 +41,7 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
 
     Raises:
         VlkvError: the port is taken, or there is no such cluster.
-        ServerStoppedError: the replicas did not start; with the last line of Ray's reason.
+        ServerStoppedError: the proxy or the replicas did not start; with the last line of Ray's reason.
     """
     with listen(host, port) as one:
         port = int(one.getsockname()[1])
@@ -46,12 +50,14 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
     most = cluster.replicas if cluster.most is None else cluster.most
     _join(address, {"num_cpus": ceil(most * cluster.cpus), "include_dashboard": False} if local else {})
     try:
-        serve.start(http_options={"host": host, "port": port})
+        try:
+            serve.start(http_options={"host": host, "port": port})
+        except (RayError, TimeoutError) as error:
+            raise _stopped("the cluster's HTTP proxy", error) from None
         try:
             serve.run(build(cluster), name=NAME, route_prefix="/")
         except RuntimeError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ServerStoppedError(f"the replicas did not start: {lines[-1].strip()}") from None
+            raise _stopped("the replicas", error) from None
         yield url(host, port)
     finally:
         with suppress(Exception):  # what has failed is told above
@@ -59,8 +65,15 @@ def running(cluster: Cluster, host: str, port: int, address: str = LOCAL) -> Ite
         ray.shutdown()
 
 
+def _stopped(what: str, error: Exception) -> ServerStoppedError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ServerStoppedError(f"{what} did not start: {lines[-1].strip()}")
+
+
 def _join(address: str, given: dict[str, Any]) -> None:
     """Connects to a cluster, or starts one. A busy machine may miss the 30 s that Ray gives its start."""
+    if address == LOCAL:  # its controller has this process's environment
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(PROXY_SECONDS))
     for left in reversed(range(STARTS if address == LOCAL else 1)):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **given)

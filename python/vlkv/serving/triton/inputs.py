@@ -100,9 +100,8 @@ def client_of(parameters: Sequence[tuple[str, Any]], name: str) -> str:
 
 
 def new_tokens(tensors: Tensors) -> int:
-    """The new tokens that a request asks for, as far as its input can be read."""
-    values = tensors.get("max_tokens", np.empty(0)).reshape(-1)
-    return max(0, int(values[0])) if len(values) == 1 else MAX_NEW_TOKENS
+    """The new tokens that a request asks for; 0 if it asks for fewer. Raises `SamplingError` for several numbers."""
+    return max(0, int(_one(tensors, "max_tokens", MAX_NEW_TOKENS)))
 
 
 def _words(tokens: list[int]) -> list[list[int]]:
