@@ -42,6 +42,7 @@ EXPORT_SEES_OF_RUNTIME = {
     "vlkv.storage.manifest",
     "vlkv.storage.image_facts",
     "vlkv.storage.directories",
+    "vlkv.storage.protobuf",
     "vlkv.cli.console",
 }
 EXPORT_PARTS = {

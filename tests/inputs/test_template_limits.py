@@ -50,7 +50,7 @@ DOUBLED = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n
         "{{ ('\n' * 100000)|indent(100000) }}",
         "{{ ([[1]] * 100000)|sum(start=[]) }}",
         "{{ (range(100000)|list * 150)|sort|length }}",
-        f"{{{{ (['a'] * 100000)|map('center', 1000000)|list|length }}}}",
+        "{{ (['a'] * 100000)|map('center', 1000000)|list|length }}",
         f"{{% set a = {M} %}}{{% for i in range(100000) %}}{{{{ a }}}}{{% endfor %}}",
         f"{{% set a = {M} %}}{{% set b %}}{{% for i in range(100000) %}}{{{{ a }}}}{{% endfor %}}{{% endset %}}",
         f"{{% set n = namespace(x=[]) %}}{{% for i in {R} %}}{{% set n.x = n.x + [{M} ~ i] %}}{{% endfor %}}",
