@@ -44,6 +44,7 @@ EXPORT_SEES_OF_RUNTIME = {
     "vlkv.storage.image_facts",
     "vlkv.storage.directories",
     "vlkv.storage.passes",
+    "vlkv.storage.protobuf",
     "vlkv.cli.console",
 }
 EXPORT_PARTS = {

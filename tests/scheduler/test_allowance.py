@@ -97,12 +97,42 @@ def test_impossible_plans_are_refused(llava_7b):
         ({"memory.max": "5\n", "memory.current": "9\n"}, 0),
         ({"memory/memory.limit_in_bytes": "700", "memory/memory.usage_in_bytes": "100"}, 600),
         ({"memory/memory.limit_in_bytes": str(1 << 62), "memory/memory.usage_in_bytes": "100"}, 0),
+        (
+            {"memory.max": "900", "memory.current": "850", "memory.stat": "anon 5\ninactive_file 300\n"},
+            350,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "850",
+                "memory/memory.stat": "inactive_file 7\ntotal_inactive_file 200\n",
+            },
+            250,
+        ),
+        (
+            {
+                "self/cgroup": "0::/a.slice/b.service\n",
+                "a.slice/memory.max": "600",
+                "a.slice/memory.current": "100",
+                "a.slice/b.service/memory.max": "400",
+                "a.slice/b.service/memory.current": "100",
+            },
+            300,
+        ),
+        (
+            {
+                "self/cgroup": "3:cpu,cpuacct:/x\n2:memory:/docker/1\n",
+                "memory/docker/1/memory.limit_in_bytes": "700",
+                "memory/docker/1/memory.usage_in_bytes": "100",
+            },
+            600,
+        ),
         ({}, 0),
     ],
 )
 def test_memory_at_hand(tmp_path, files, count):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert memory_at_hand(tmp_path, tmp_path) == count
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlkv.errors import CheckpointError
-from vlkv_export.checkpoint.fields import Fields, read_bytes, show
+from vlkv.storage.protobuf import byte_fields, fields
+from vlkv_export.checkpoint.fields import Fields, read_bytes, read_object, show
 
 NAME = "tokenizer.model"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 BPE = 2
 MARK = "\u2581"
 """What stands for a space."""
+LONGEST = 1024
+"""The most characters of a usual piece; sentencepiece makes 16. All its halves are compared with the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _added(folder: Path, pieces: list[Piece], config: Fields) -> list[dict[str, 
     }
     path = folder / "added_tokens.json"
     if path.is_file():
-        for text, index in Fields(json.loads(read_bytes(path)), str(path)).values.items():
+        for text, index in read_object(path).items():
             if isinstance(index, int):
                 found[index] = _token(index, {"content": text})
     listed = config.child("added_tokens_decoder")
@@ -178,47 +180,24 @@ def _token(index: int, values: Any) -> dict[str, Any]:
 
 def _read(data: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
     """Pieces, and the fields of the trainer's and the normaliser's settings."""
-    pieces, trainer, normalizer = [], b"", b""
-    for number, value in _fields(data):
+    pieces, trainer, normalizer = [], memoryview(b""), memoryview(b"")
+    for number, value in byte_fields(memoryview(data)):
         if number == 1:
-            piece = dict(_fields(value))
-            score = struct.unpack("<f", piece.get(2, b"\0\0\0\0"))[0]
-            pieces.append(Piece(piece[1].decode(), score, piece.get(3, NORMAL)))
+            pieces.append(_piece(dict(fields(value))))
         elif number == 2:
             trainer = value
         elif number == 3:
             normalizer = value
     if not pieces:
         raise ValueError("it holds no pieces")
-    return pieces, dict(_fields(trainer)), dict(_fields(normalizer))
+    return pieces, dict(fields(trainer)), dict(fields(normalizer))
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message: whole numbers, or bytes."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if kind not in (1, 2, 5):
-            raise ValueError(f"field {number} has wire type {kind}")
-        size, at = _varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
-        if at + size > len(data):
-            raise ValueError(f"field {number} ends behind the file's end")
-        yield number, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-        if shift > 63:
-            raise ValueError("a number is too long")
+def _piece(found: dict[int, int | memoryview]) -> Piece:
+    text, score, kind = found.get(1), found.get(2, memoryview(bytes(4))), found.get(3, NORMAL)
+    if isinstance(text, int | None) or isinstance(score, int) or not isinstance(kind, int):
+        raise ValueError("a piece has no text, or a score or a kind of another type")
+    piece = Piece(str(text, "utf-8"), struct.unpack("<f", score)[0], kind)
+    if kind == NORMAL and len(piece.text) > LONGEST:
+        raise ValueError(f"a piece has {len(piece.text)} characters, the limit is {LONGEST}")
+    return piece

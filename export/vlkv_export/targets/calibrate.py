@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.errors import EngineError
+from vlkv.storage.files import reason
 from vlkv.storage.manifest import TextFacts
 
 TOKENS = 256
@@ -59,9 +60,8 @@ def measured_scales(
         session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         found = session.run([f"new_{name}" for name in names], given)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
         raise EngineError(
-            f"--kv-dtype int8: the decoder can't be run to measure its caches: {first}"
+            f"--kv-dtype int8: the decoder can't be run to measure its caches: {reason(error)}"
         ) from None
     largest = [np.abs(array.astype(np.float32)).max(axis=(0, 2), keepdims=True)[0] for array in found]
     if not all(np.isfinite(array).all() for array in largest):

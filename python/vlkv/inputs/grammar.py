@@ -16,6 +16,9 @@ from vlkv.storage.files import reason
 
 MAX_SCHEMA = 1 << 18
 """The longest schema, in characters of its JSON."""
+MAX_MEMBERS, MAX_VALUES = 1000, 10_000
+"""The most members of one object, or objects of one array, and the most other values: more take seconds to compile, and
+each token of the answer takes as long as hundreds of usual ones, for all answers that run."""
 COMPACT = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]?"}
 """At most one blank or line break in a row: otherwise a small model may write blanks until the answer's limit."""
 
@@ -67,9 +70,10 @@ class Grammars:
         if len(schema) > MAX_SCHEMA:
             raise SamplingError(f"the JSON schema has {len(schema)} characters, the limit is {MAX_SCHEMA}")
         try:
-            json.loads(schema)
+            parsed = json.loads(schema)
         except (ValueError, RecursionError) as error:
             raise SamplingError(f"the JSON schema is not JSON: {reason(error)}") from None
+        _check_widths(parsed)
         library = _library()
         with self._lock:
             if self._tokenizer is None:
@@ -91,6 +95,24 @@ class Grammars:
             raise SamplingError(
                 f"answers of this engine can't follow a schema: llguidance does not read its tokenizer: {reason(error)}"
             ) from None
+
+
+def _check_widths(schema: Any) -> None:
+    """Raises `SamplingError` for an object or array with too many members."""
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, dict | list):
+            continue
+        inner = [
+            one
+            for one in (value.values() if isinstance(value, dict) else value)
+            if isinstance(one, dict | list)
+        ]
+        for count, limit in ((len(inner), MAX_MEMBERS), (len(value), MAX_VALUES)):
+            if count > limit:
+                raise SamplingError(f"the JSON schema has {count} members in one place, the limit is {limit}")
+        waiting += inner
 
 
 def _library() -> Any:

@@ -16,11 +16,13 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from vlkv.errors import ImageError
+from vlkv.inputs.picture_bytes import check_parts, stream_of
 from vlkv.storage.files import reason, show
 
 MAX_PIXELS = 100_000_000
 ORIENTATION = 0x0112
 TIFF_WIDTH, TIFF_HEIGHT = 0x0100, 0x0101
+TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 0x0142, 0x0143
 BAND = 1 << 20
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
@@ -53,7 +55,7 @@ def open_image(source: Source, *, limit: int = MAX_PIXELS, least: int | None = N
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return _read(source, name, limit)
-        with Image.open(source_stream(source, name), formats=_formats()) as image:
+        with _opened(source, name) as image:
             _check_size(image, name, limit, least)
             return _read(image, name, limit)
 
@@ -64,7 +66,7 @@ def picture_size(source: Source) -> tuple[int, int]:
     with _as_image_error(name), _QUIET:
         if isinstance(source, Image.Image):
             return _size(source, name)
-        with Image.open(source_stream(source, name), formats=_formats()) as image:
+        with _opened(source, name) as image:
             return _size(image, name)
 
 
@@ -75,7 +77,7 @@ def decoded_pixels(source: Source, *, limit: int = MAX_PIXELS, least: int | None
         if isinstance(source, Image.Image):
             check_pixels(*source.size, name, limit)
             return source.width * source.height
-        with Image.open(source_stream(source, name), formats=_formats()) as image:
+        with _opened(source, name) as image:
             return _check_size(image, name, limit, least)
 
 
@@ -108,6 +110,17 @@ def animation_frames(
             yield _to_rgb(image.copy(), name)
 
 
+@contextmanager
+def _opened(source: Source, name: str) -> Iterator[Image.Image]:
+    """A picture whose header was read, and whose parts are few enough to decode it."""
+    with (
+        stream_of(source_stream(source, name), name) as stream,
+        Image.open(stream, formats=_formats()) as image,
+    ):
+        check_parts(image, stream)
+        yield image
+
+
 def _check_size(image: Image.Image, name: str, limit: int, least: int | None) -> int:
     """Check the size, and make a large picture decode at a fraction of it; returns the pixels to decode."""
     check_pixels(*image.size, name, MAX_PIXELS)
@@ -122,6 +135,15 @@ def _check_size(image: Image.Image, name: str, limit: int, least: int | None) ->
             image.reduce = halvings  # type: ignore[assignment,method-assign]
             width, height = -(-width >> halvings), -(-height >> halvings)
     check_pixels(width, height, name, limit)
+    return max(width * height, _tile_pixels(image, name, limit))
+
+
+def _tile_pixels(image: Image.Image, name: str, limit: int) -> int:
+    """The pixels of a tile of a TIFF, which may be larger than the picture; a whole one is decoded at a time."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or TIFF_TILE_WIDTH not in image.tag_v2:
+        return 0
+    width, height = (int(image.tag_v2.get(tag, 0)) for tag in (TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT))
+    check_pixels(width, height, f"{name}, a tile", limit)
     return width * height
 
 

@@ -30,6 +30,8 @@ CHARACTERS = 16
 """Characters for each position of a model that a prompt may have; English text has four or five a token."""
 LEAST_CHARACTERS = 1 << 16
 """Characters that a prompt of any model may have."""
+TEMPLATE = 1 << 18
+"""The longest chat template, in characters; compiling a longer one takes seconds."""
 _LISTED = "{'type': 'text'"
 
 
@@ -255,10 +257,11 @@ def render(template: str, messages: list[dict[str, Any]], special: dict[str, str
 
     `special` holds the texts of `bos_token` and similar tokens. Every failure is a `PromptError` of one line.
     """
+    if len(template) > TEMPLATE:
+        raise PromptError(f"chat template: it has {len(template)} characters, the limit is {TEMPLATE}")
     try:
-        compiled = _compiled(template)
-        with counted():
-            return compiled.render(
+        with counted():  # constant parts run while it is compiled
+            return _compiled(template).render(
                 messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
             )
     except Exception as error:  # a template can raise any exception
@@ -308,6 +311,7 @@ def _environment() -> jinja2.Environment:
     )
     del environment.globals["lipsum"]
     environment.filters["tojson"] = tojson
+    environment.limit_filters("tojson")  # type: ignore[attr-defined]
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now
     return environment

@@ -45,8 +45,8 @@ def cpu_facts() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _quotas(groups: Path, membership: Path) -> list[float]:
-    """Cores of every quota that holds for this process, its groups' parents included."""
+def own_groups(kind: str, groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
+    """The folders of the control groups that this process is in, parents included, for `kind`: `cpu` or `memory`."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -54,16 +54,22 @@ def _quotas(groups: Path, membership: Path) -> list[float]:
     found = []
     for line in lines:
         _, kinds, path = line.split(":", 2) if line.count(":") >= 2 else ("", "none", "")
-        if kinds and "cpu" not in kinds.split(","):
+        if kinds and kind not in kinds.split(","):
             continue
-        roots = [groups / kind for kind in (kinds, "cpu")] if kinds else [groups, groups / "unified"]
+        roots = [groups / each for each in (kinds, kind)] if kinds else [groups, groups / "unified"]
         for root in roots:
             folder = root / path.lstrip("/")
             for place in (folder, *folder.parents):
                 if place == root.parent:
                     break
-                found.append(_quota(place))
-    return [cores for cores in found if cores is not None]
+                found.append(place)
+    return found
+
+
+def _quotas(groups: Path, membership: Path) -> list[float]:
+    """Cores of every quota that holds for this process, its groups' parents included."""
+    quotas = [_quota(place) for place in own_groups("cpu", groups, membership)]
+    return [cores for cores in quotas if cores is not None]
 
 
 def _quota(place: Path) -> float | None:

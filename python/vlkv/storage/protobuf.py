@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT = 0
+_SIZES = {1: 8, 2: 0, 5: 4}
+"""Bytes of a value by its wire type; 0 where the size stands before it."""
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields number and value of a message's integers and byte fields, in their order; others are skipped.
+    """Yields number and value of a message's fields, in their order: integers, or bytes; numbers of 4 and 8 bytes too.
 
     Raises:
         IndexError, ValueError: this is no message.
@@ -20,20 +22,18 @@ def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         if kind == _VARINT:
             value, place = varint(data, place)
             yield tag >> 3, value
-        elif kind == _BYTES:
-            size, place = varint(data, place)
+        elif kind in _SIZES:
+            size, place = (_SIZES[kind], place) if _SIZES[kind] else varint(data, place)
             if place + size > len(data):
                 raise ValueError("a field ends after the end of the file")
             yield tag >> 3, data[place : place + size]
             place += size
-        elif kind in (_FIXED32, _FIXED64):
-            place += 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"wire type {kind}")
 
 
 def byte_fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yields the byte fields alone, see `fields`."""
+    """Yields the fields that are bytes alone, see `fields`."""
     for number, value in fields(data):
         if not isinstance(value, int):
             yield number, value

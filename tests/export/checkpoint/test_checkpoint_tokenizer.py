@@ -206,6 +206,31 @@ def test_models_that_are_damaged(keep: int, tmp_path: Path) -> None:
     assert "tokenizer.model" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "piece, message",
+    [
+        (b"\x18\x01", "a piece has no text"),
+        (b"\x08\x01", "a piece has no text"),
+        (b"\x0a\x01x\x10\x01", "or a score or a kind of another type"),
+        (b"\x0a\x01x\x1a\x01x", "or a score or a kind of another type"),
+        (b"\x0a\x01x\x15\0\0", "ends after the end"),
+        (b"\x0a\x90\x4e" + b"x" * 10_000, "a piece has 10000 characters, the limit is 1024"),
+    ],
+)
+def test_pieces_that_are_damaged(piece: bytes, message: str, tmp_path: Path) -> None:
+    path = pieces(tmp_path) / "tokenizer.model"
+    size = bytes([len(piece) & 127 | 128, len(piece) >> 7])
+    path.write_bytes(path.read_bytes() + b"\x0a" + size + piece)
+    with pytest.raises(CheckpointError, match=message):
+        AddedTokens(tmp_path)
+
+
+def test_added_tokens_that_are_damaged(tmp_path: Path) -> None:
+    (pieces(tmp_path) / "added_tokens.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json"):
+        AddedTokens(tmp_path)
+
+
 def test_a_pointer_in_the_models_place(tmp_path: Path) -> None:
     (pieces(tmp_path) / "tokenizer.model").write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
