@@ -65,7 +65,7 @@ def test_the_options_of_every_build_and_benchmark_suit_the_checkpoint(tmp_path, 
     export_checkpoint(ROOT / "examples" / "tiny_vlm" / "checkpoint", tmp_path)
     manifest, checked = read(tmp_path), []
 
-    def check(source, target, backend, operators, watch, settings, weights, precision, link, kv_dtype):
+    def check(source, target, backend, operators, watch, settings, weights, precision, link, kv_dtype, *_):
         if backend != "onnxruntime":  # neither a builder nor the plugin is here
             operators = "native" if settings.plugin else operators
             settings = dataclasses.replace(settings, plugin=None, lower_only=True)
