@@ -132,7 +132,7 @@ def tune(
         raise TuneError("--graphs goes with an ENGINE that was built from them")
     if source is None and (comparing or carried is not None or transcripts is not None):
         raise TuneError("--compare, --transfer and --transcripts go with --source")
-    if carried is not None:
+    if carried is not None and source is not None:
         found = transfer(pairs_of(source, harness), carried, fuzz_seconds)
         if json:
             write_json(found)
