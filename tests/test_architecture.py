@@ -46,6 +46,7 @@ EXPORT_SEES_OF_RUNTIME = {
     "vlkv.storage.passes",
     "vlkv.storage.protobuf",
     "vlkv.cli.console",
+    "vlkv.cli.paths",
 }
 EXPORT_PARTS = {
     "ops": set(),

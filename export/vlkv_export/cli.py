@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress
+from vlkv.cli.paths import path
 
-Source = Annotated[Path, typer.Argument(show_default=False)]
-Target = Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The directory to write.")]
+Source = Annotated[Path, typer.Argument(show_default=False, parser=path)]
+Target = Annotated[
+    Path, typer.Option("-o", "--output", show_default=False, help="The directory to write.", parser=path)
+]
 DEVICE = "TensorRT"
 
 
@@ -22,6 +25,7 @@ def export(
         typer.Option(
             show_default=False,
             help="The folder of the vision tower, for checkpoints of the original LLaVA, which name it only.",
+            parser=path,
         ),
     ] = None,
     copy: Annotated[
@@ -56,6 +60,7 @@ def adopt(
         typer.Option(
             help="A LLaVA checkpoint with the same text model, for its vision tower.",
             show_default="text alone",
+            parser=path,
         ),
     ] = None,
     check: Annotated[
@@ -161,7 +166,7 @@ def build(
     ] = None,
     plugin: Annotated[
         Path | None,
-        typer.Option(help="libvlkv_tensorrt.so, to score and evict.", rich_help_panel=DEVICE),
+        typer.Option(help="libvlkv_tensorrt.so, to score and evict.", rich_help_panel=DEVICE, parser=path),
     ] = None,
     lower_only: Annotated[
         bool,

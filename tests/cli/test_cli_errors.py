@@ -9,11 +9,13 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from vlkv.cli import console
-from vlkv.cli.main import main
+from vlkv.cli.main import app, main
+from vlkv.cli.paths import path
 
 PROMPT = "what is the total"
 
@@ -70,6 +72,45 @@ def checkpoint(checkpoint_of, tmp_path):
 
 def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["export", "", "-o", "x"], "'checkpoint'"),
+        (["export", "x", "-o", ""], "'-o' / '--output'"),
+        (["build", "x", "--output="], "'-o' / '--output'"),
+        (["adopt", "", "-o", "x"], "'folder'"),
+        (["run", "", "--prompt", "x"], "'engine'"),
+        (["run", "x", "--image", "a.png", "--image", ""], "'--image'"),
+        (["run", "x", "--video", ""], "'--video'"),
+        (["run", "x", "--prompt-file", ""], "'--prompt-file'"),
+        (["run", "x", "--tuned", ""], "'--tuned'"),
+        (["inspect", "x", "-o", ""], "'-o' / '--output'"),
+        (["triton", "x", "-o", ""], "'-o' / '--output'"),
+        (["eval", "x", "--data", ""], "'--data'"),
+        (["eval", "x", "-o", ""], "'-o' / '--output'"),
+        (["bench", "x", "-o", ""], "'-o' / '--output'"),
+        (["tune", "x", "-o", ""], "'-o' / '--output'"),
+        (["load", "x", "--image", ""], "'--image'"),
+        (["load", "x", "--trace", ""], "'--trace'"),
+        (["serve", ""], "'engine'"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(refused, arguments, name):
+    assert f"{name}: the path is empty; . is the current folder" in refused(*arguments)
+
+
+def test_every_path_of_a_command_is_checked(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = [command.callback for command in app.registered_commands]
+    assert len(commands) > 10
+    for command in commands:
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            kinds = {hint.__origin__, *get_args(hint.__origin__)} if hasattr(hint, "__metadata__") else {hint}
+            if kinds & {Path, list[Path]}:
+                assert hint.__metadata__[0].parser is path, (command.__name__, name)
 
 
 def test_export_no_folder(refused):

@@ -241,6 +241,22 @@ def test_a_brief_prompt_does_not_wait_for_its_share():
     assert found.next() is long, "and the next prompt does not pay for it"
 
 
+def test_steps_make_up_for_a_brief_prompt_before_another_is_brief():
+    found, answers, most = experienced(), [pending(1)], int(BRIEF_STEPS * 0.02 / 0.001)
+    first = found.choose(deque([pending(most)]), answers)
+    for _ in range(BRIEF_STEPS):
+        found.spent(first, 0.02, True)
+    found.remove(first)
+    brief, steps = False, 0
+    while not brief:
+        second = found.choose(deque([pending(most // 2)]), answers)
+        brief = second.brief
+        found.remove(second)
+        found.stepped(0.02)
+        steps += 1
+    assert steps - 1 == -(-BRIEF_STEPS // 2 // SHARE), "half of it, at the rate of one share"
+
+
 def test_a_long_prompt_is_not_brief_when_little_is_left():
     found, answers = experienced(), [pending(1)]
     long = found.choose(deque([pending(int(BRIEF_STEPS * 0.02 / 0.001) + 1)]), answers)

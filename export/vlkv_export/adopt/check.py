@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlkv.errors import CheckpointError
+from vlkv.storage.files import reason
 from vlkv_export.adopt.facts import Source
 
 PROMPT = 24
@@ -59,7 +60,10 @@ def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_reuse = False  # onnxruntime-genai's float16 graphs name equal sizes that are not
-    return ort.InferenceSession(str(path), options)
+    try:
+        return ort.InferenceSession(str(path), options)
+    except Exception as error:  # of several classes in ONNX Runtime
+        raise CheckpointError(f"{path}: ONNX Runtime does not open it: {reason(error)}") from None
 
 
 def _original(source: Source, ids: NDArray[np.int64], table: Floats) -> list[Floats]:

@@ -23,6 +23,7 @@ from vlkv_export.checkpoint.layout import HEAD as HEAD_NAME
 from vlkv_export.graph.attention import Heads, Rows, attend_over_cache, call_rows
 from vlkv_export.graph.builder import Builder
 from vlkv_export.graph.decoder import last_row
+from vlkv_export.passes.edit import MICROSOFT
 from vlkv_export.weights.convert import NAMES
 
 EMBEDS = "inputs_embeds"
@@ -31,6 +32,7 @@ PLUGINS = {
     "other runtime can be asked for"
 }
 """Operators of other runtimes alone, and what they are."""
+DOMAINS = ("", "ai.onnx", MICROSOFT)
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 ELEMENTWISE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity"}
 """Operators allowed between the product with the vocabulary and the logits: they act on each logit separately."""
@@ -70,6 +72,8 @@ def adopt_decoder(foreign: ir.Model, source: Source, apart: ir.Model | None = No
     for node in graph:
         if node.op_type in PLUGINS:
             raise refuse(node, f"{PLUGINS[node.op_type]}; expected {EXPECTED}")
+        if node.domain not in DOMAINS and node.op_identifier() not in foreign.functions:
+            raise refuse(node, f"is of the domain {node.domain!r}; expected operators of ONNX or {MICROSOFT}")
     branches = take_branch(foreign)
     raise_opset(foreign)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(foreign)

@@ -10,6 +10,7 @@ import typer
 
 from vlkv.cli.console import notes, progress, write_json
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Tuned
+from vlkv.cli.paths import path
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 ENVIRONMENTS = Path("out/peers")
@@ -43,9 +44,12 @@ def bench(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="The Hugging Face folder that the engine was exported from.")
+        Path | None,
+        typer.Option(help="The Hugging Face folder that the engine was exported from.", parser=path),
     ] = None,
-    peers_directory: Annotated[Path, typer.Option(help="Folder of peers' environments.")] = ENVIRONMENTS,
+    peers_directory: Annotated[
+        Path, typer.Option(help="Folder of peers' environments.", parser=path)
+    ] = ENVIRONMENTS,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads per operator; 0: all cores.")] = 0,
     no_verify: NoVerify = False,
     device: Device = "cpu",
@@ -53,7 +57,8 @@ def bench(
         bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for bench.md, bench.json and charts.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for bench.md, bench.json and charts.", parser=path),
     ] = None,
 ) -> None:
     """Measure latency with the full and the compressed cache, in turn in one run."""

@@ -11,6 +11,7 @@ import typer
 
 from vlkv.cli.console import answers, notes, progress, write_json
 from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Prune, Recall, Threads
+from vlkv.cli.paths import path
 from vlkv.errors import EvalError
 from vlkv.policies.builtin import DEFAULT_POLICY
 
@@ -58,6 +59,7 @@ def evaluate(
             help="For task folder: a .jsonl file, or its folder. With --harness: a folder of its tasks "
             "(lmms-eval: YAML, vlmevalkit: TSV).",
             show_default=False,
+            parser=path,
         ),
     ] = None,
     question: Annotated[
@@ -79,6 +81,7 @@ def evaluate(
             "--output",
             help="Folder for answers, table and chart; an interrupted run resumes there.",
             show_default=False,
+            parser=path,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,

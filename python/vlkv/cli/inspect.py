@@ -22,13 +22,16 @@ from vlkv.cli.options import (
     Threads,
     Videos,
 )
+from vlkv.cli.paths import path
 from vlkv.cli.prompts import Prompt, PromptFile, read_prompt
 from vlkv.policies.builtin import DEFAULT_POLICY
 
 
 def inspect(
     engine: EngineFolder,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write to.", show_default=False, parser=path)
+    ],
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     image: Pictures = None,

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from vlkv.cli.console import answers, progress, write_json
+from vlkv.cli.paths import path
 from vlkv.errors import ImageError, VlkvError
 from vlkv.storage.files import reason
 
@@ -29,7 +30,9 @@ def load(
         float | None, typer.Option(help="Requests per second at random times (open loop).", min=1e-3)
     ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Prompt; repeatable, used in turn.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture; repeatable, used in turn.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Picture; repeatable, used in turn.", parser=path)
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="How the cache is compressed.")] = None,
     budget: Annotated[float | None, typer.Option(help="Share of the cache to keep.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 64,
@@ -37,7 +40,8 @@ def load(
         str | None, typer.Option(help="The model's name.", show_default="vlkv; llava with OpenAI's API")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="A recorded load, one JSON line per request; see docs/serving.md.")
+        Path | None,
+        typer.Option(help="A recorded load, one JSON line per request; see docs/serving.md.", parser=path),
     ] = None,
     api_key: Annotated[str, typer.Option(help="API key for OpenAI's API.")] = "x",
     most_ttft: Annotated[

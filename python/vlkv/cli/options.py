@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
-EngineFolder = Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")]
-Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.")]
+from vlkv.cli.paths import path
+
+EngineFolder = Annotated[
+    Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.", parser=path)
+]
+Pictures = Annotated[list[Path] | None, typer.Option(help="A picture; repeatable.", parser=path)]
 Videos = Annotated[
     list[Path] | None,
     typer.Option(
-        help="A video: GIF, WebP, .npy of frames, folder of pictures, or what PyAV decodes; may be given several times."
+        help="A video: GIF, WebP, .npy of frames, folder of pictures, or what PyAV decodes; repeatable.",
+        parser=path,
     ),
 ]
 Frames = Annotated[
@@ -45,9 +50,11 @@ NoVerify = Annotated[bool, typer.Option("--no-verify", help="Compare sizes only,
 Threads = Annotated[int, typer.Option(help="Threads per operator; 0 uses all cores.")]
 Tuned = Annotated[
     Path | None,
-    typer.Option(help="Folder of vlkv tune ENGINE: its operators run on the CPU.", show_default=False),
+    typer.Option(
+        help="Folder of vlkv tune ENGINE: its operators run on the CPU.", show_default=False, parser=path
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Device: cpu, cuda, or cuda:1 for the second GPU.")]
 Plugin = Annotated[
-    Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.")
+    Path | None, typer.Option(help="libvlkv_tensorrt.so, for a TensorRT engine built with it.", parser=path)
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vlkv.cli.paths import path
 from vlkv.errors import PromptError
 from vlkv.storage.files import reason, show
 
@@ -23,6 +24,7 @@ PromptFile = Annotated[
         help="A file in UTF-8 with the question, - for standard input; a newline at its end is no part of it.",
         show_default=False,
         allow_dash=True,
+        parser=path,
     ),
 ]
 MAX_BYTES = 64 << 20

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes
+from vlkv.cli.paths import path
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.scheduler.allowance import lines
@@ -20,8 +21,12 @@ from vlkv.storage import manifest as manifests
 
 
 def triton(
-    engine: Annotated[Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.")],
-    output: Annotated[Path, typer.Option("-o", "--output", show_default=False, help="The model repository.")],
+    engine: Annotated[
+        Path, typer.Argument(show_default=False, help="Engine directory from vlkv build.", parser=path)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", show_default=False, help="The model repository.", parser=path)
+    ],
     name: Annotated[str, typer.Option(help="The model's name.")] = "vlkv",
     slots: Annotated[int, typer.Option(help="Lanes: answers that run at once.")] = SLOTS,
     memory: Annotated[

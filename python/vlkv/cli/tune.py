@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from vlkv.cli.console import notes, progress, write_json
+from vlkv.cli.paths import path
 from vlkv.errors import TuneError
 
 PROPOSERS = ("search", "agents")
@@ -18,12 +19,16 @@ PROPOSERS = ("search", "agents")
 def tune(
     engine: Annotated[
         Path | None,
-        typer.Argument(help="Engine directory, whose native CPU operators are tuned.", show_default=False),
+        typer.Argument(
+            help="Engine directory, whose native CPU operators are tuned.", show_default=False, parser=path
+        ),
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
-            help="A C or C++ file with one function, or a folder of such files.", show_default=False
+            help="A C or C++ file with one function, or a folder of such files.",
+            show_default=False,
+            parser=path,
         ),
     ] = None,
     graphs: Annotated[
@@ -31,14 +36,20 @@ def tune(
         typer.Option(
             help="The engine's graph directory: its lowering passes are tuned, not its operators.",
             show_default=False,
+            parser=path,
         ),
     ] = None,
     harness: Annotated[
         Path | None,
-        typer.Option(help="Its inputs and oracle, a Python file.", show_default="SOURCE's name with .py"),
+        typer.Option(
+            help="Its inputs and oracle, a Python file.", show_default="SOURCE's name with .py", parser=path
+        ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the results; an interrupted run resumes there.")
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder of the results; an interrupted run resumes there.", parser=path
+        ),
     ] = Path("out/tuned"),
     proposers: Annotated[
         str | None,
@@ -68,6 +79,7 @@ def tune(
         typer.Option(
             help="A folder with recorded answers, NAME.jsonl for the function NAME, in place of a model.",
             show_default=False,
+            parser=path,
         ),
     ] = None,
     comparing: Annotated[
@@ -82,6 +94,7 @@ def tune(
             "--transfer",
             help="Judge and time the best versions of a run, which another machine may have made.",
             show_default=False,
+            parser=path,
         ),
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="Take the libraries of --output out of use.")] = False,
@@ -119,7 +132,7 @@ def tune(
         raise TuneError("--graphs goes with an ENGINE that was built from them")
     if source is None and (comparing or carried is not None or transcripts is not None):
         raise TuneError("--compare, --transfer and --transcripts go with --source")
-    if carried is not None:
+    if carried is not None and source is not None:
         found = transfer(pairs_of(source, harness), carried, fuzz_seconds)
         if json:
             write_json(found)

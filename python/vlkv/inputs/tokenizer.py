@@ -129,7 +129,7 @@ class Tokenizer:
         """The bytes that a token adds to a text, maybe a part of a character; none for special tokens."""
         if self.is_silent(token):
             return b""
-        text: str = self._backend.id_to_token(token)
+        text: str = self._backend.id_to_token(token) or ""
         if token in self._byte_ids:
             return bytes([self._byte_ids[token]])
         if self._alphabet and self._alphabet.keys() >= set(text):

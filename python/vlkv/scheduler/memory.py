@@ -31,7 +31,7 @@ def memory_at_hand(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 
 def _free(group: Path) -> int | None:
-    """What a control group may still take; None for no limit. Pages of files that nobody uses make way: they are free."""
+    """What a control group may still take; None for no limit. Pages of files that nobody uses are free."""
     for most, used, unused in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

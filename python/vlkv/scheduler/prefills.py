@@ -8,7 +8,8 @@ answers are as long as steps of many. The number of tokens of a part follows fro
 A prompt is brief if it takes no longer than `BRIEF_STEPS` steps. It does not wait for its share, and there is a step
 every `BRIEF_SECONDS` while it is in prefill: so many tokens of an answer take at most about twice as long beside it. To
 slow it down would delay its answer, and those behind it, without a gain for the running ones, whose later tokens would
-wait instead.
+wait instead. Steps make up for it at the rate of one share before another prompt is brief, so that a stream of brief
+prompts slows running answers no more than one long prompt does.
 
 The oldest and the shortest prompt take turns, and one that begins beside others has the next turn, unless another one
 has jumped in since the oldest one's last part. So a short prompt waits for the part that runs, seldom for one more, and
@@ -43,7 +44,7 @@ SHARE = 1.5
 IDLE_SECONDS = 0.05
 """Duration of a part if no answer runs: a prompt that arrives then waits that long."""
 BRIEF_STEPS = 50
-"""A prompt that takes no longer than so many steps is brief."""
+"""A prompt is brief if it takes no longer than so many steps, with the brief ones that steps have not made up for."""
 BRIEF_SECONDS = 0.15
 """The most seconds between two steps while a brief prompt is in prefill, but for the part that runs then."""
 MOST = 4
@@ -70,7 +71,7 @@ class Prefills:
     def __init__(self, lanes: Lanes, plan: Plan, chunk: int, equal: bool) -> None:
         self.running: list[Pending] = []
         self._lanes, self._plan, self._chunk, self._equal = lanes, plan, chunk, equal
-        self._debt = 0.0
+        self._debt = self._ahead = 0.0
         self._share = SHARE
         self._turn = 0
         self._jumped = False
@@ -102,7 +103,8 @@ class Prefills:
         if self.running and not self._jumped:  # the next part is the shortest prompt's
             self._turn -= self._turn % 2
             self._jumped = True
-        found.brief = 0 < found.left * self._token_seconds <= BRIEF_STEPS * self._step_seconds
+        seconds = found.left * self._token_seconds
+        found.brief = 0 < seconds <= BRIEF_STEPS * self._step_seconds - self._ahead
         queue.remove(found)
         self.running.append(found)
         return found
@@ -177,18 +179,21 @@ class Prefills:
         self._token_seconds = one.token_seconds or self._token_seconds
         self._since += seconds
         if not answers:
-            self._debt = 0.0
-        elif not one.brief:
+            self.idle()
+        elif one.brief:
+            self._ahead += seconds
+        else:
             self._debt += seconds
 
     def stepped(self, seconds: float) -> None:
         """Counts a decode step."""
         self._step_seconds, self._since = seconds, 0.0
         self._debt = max(-self._share * seconds, self._debt - self._share * seconds)
+        self._ahead = max(0.0, self._ahead - SHARE * seconds)
 
     def idle(self) -> None:
         """No answer runs, so prefill delays no one."""
-        self._debt = 0.0
+        self._debt = self._ahead = 0.0
 
     def remove(self, one: Pending) -> None:
         """Removes a prompt that has joined the running answers."""

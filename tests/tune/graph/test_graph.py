@@ -117,3 +117,17 @@ def test_passes_of_a_build_are_checked(
     with pytest.raises(SystemExit) as ended:
         main(["build", str(graphs_of(SHAPE)), "-o", str(tmp_path / "e"), *words])
     assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_the_search_chooses_passes(
+    built_of: Callable[..., Path], graphs_of: Callable[..., Path], tmp_path: Path, capsys
+):
+    pytest.importorskip("optuna")
+    words = ["tune", built_of(SHAPE), "--graphs", graphs_of(SHAPE), "--calls", 1, "-o", tmp_path / "out"]
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words), "--json"])
+    out = capsys.readouterr()
+    assert not ended.value.code, out.err
+    report = json.loads(out.out)
+    assert (report["calls"], report["candidates"], report["correct"]) == (1, 1, 1)
+    assert json.loads((tmp_path / "out" / "graph.json").read_text())["report"]["calls"] == 1

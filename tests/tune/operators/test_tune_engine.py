@@ -38,7 +38,6 @@ CHANGES = (
     ("static_cast<size_t>(run));", "static_cast<size_t>(run + 1));"),  # writes a row past the end
     ("const size_t bytes", "static size_t calls = 0; calls += 1; const size_t bytes"),  # keeps state
     ("int64_t run = 1;", "int64_t run = 1;;"),  # the same machine code
-    ("for (int64_t i", "if (!dense) __builtin_trap();\n  for (int64_t i"),  # the harness's rows are all dense
 )
 CHANGED = """
 #if VLKV_EVICT_PIECE == 256
@@ -107,7 +106,7 @@ def test_a_wrong_choice_is_refused_and_a_faster_one_admitted(run):
     assert [r.get("gate") for r in found[:4]] == ["time", "inputs", "compile", None]
     assert "oracle says" in found[1]["reason"] and "no JSON object" in found[2]["reason"]
     only = report.functions[0]
-    assert (only.calls, only.candidates, only.correct, only.admitted) == (9, 9, 3, 1)
+    assert (only.calls, only.candidates, only.correct, only.admitted) == (8, 8, 3, 1)
     assert only.low > 1 and only.best_flags == ["-DVLKV_EVICT_PIECE=512"]
     record = json.loads((out / "tuned.json").read_text())
     assert record["libraries"][0]["operators"]["evict"]["choice"] == {"VLKV_EVICT_PIECE": 512, "flags": []}
@@ -120,10 +119,9 @@ def test_a_wrong_function_of_the_source_is_refused(run):
     lines = (out / "evict" / "ledger.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines[5:]]
     gates = [r.get("gate") for r in found]
-    assert gates == ["inputs", "inputs", "compile", "time", "fuzz"]
-    assert "LLVMFuzzerTestOneInput, seed" in found[4]["reason"]
+    assert gates == ["inputs", "inputs", "compile", "time"]
     assert "state between calls" in found[2]["reason"] and "earlier candidate" in found[3]["reason"]
-    assert report.functions[0].by_level["functions"]["candidates"] == 5
+    assert report.functions[0].by_level["functions"]["candidates"] == 4
 
 
 def test_an_engine_answers_the_same_with_the_library(run, engine_of):
