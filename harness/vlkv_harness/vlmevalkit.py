@@ -132,9 +132,9 @@ def figures(found: Any, name: str = "") -> list[tuple[str, float]]:
             return figures(rows[0], name)
         found = {" ".join(value for value in row.values() if isinstance(value, str)): row for row in rows}
     if isinstance(found, Mapping):
-        parts = found.items()
+        parts = list(found.items())
     elif isinstance(found, list | tuple):
-        parts = enumerate(found, 1)
+        parts = list(enumerate(found, 1))
     else:
         number = isinstance(found, Real) and not isinstance(found, bool) and isfinite(found)
         return [(name, float(found))] if number else []
