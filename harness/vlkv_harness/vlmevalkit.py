@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from numbers import Real
@@ -132,7 +132,7 @@ def figures(found: Any, name: str = "") -> list[tuple[str, float]]:
             return figures(rows[0], name)
         found = {" ".join(value for value in row.values() if isinstance(value, str)): row for row in rows}
     if isinstance(found, Mapping):
-        parts = found.items()
+        parts: Iterable[tuple[Any, Any]] = found.items()
     elif isinstance(found, list | tuple):
         parts = enumerate(found, 1)
     else:
