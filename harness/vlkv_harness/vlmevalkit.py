@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from numbers import Real
@@ -132,9 +132,9 @@ def figures(found: Any, name: str = "") -> list[tuple[str, float]]:
             return figures(rows[0], name)
         found = {" ".join(value for value in row.values() if isinstance(value, str)): row for row in rows}
     if isinstance(found, Mapping):
-        parts = list(found.items())
+        parts: Iterable[tuple[Any, Any]] = found.items()
     elif isinstance(found, list | tuple):
-        parts = list(enumerate(found, 1))
+        parts = enumerate(found, 1)
     else:
         number = isinstance(found, Real) and not isinstance(found, bool) and isfinite(found)
         return [(name, float(found))] if number else []
