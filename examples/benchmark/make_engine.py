@@ -24,7 +24,7 @@ def make(size: str, folder: Path, weights: str | None = None) -> Path:
     if not (engine / "manifest.json").exists():
         make_checkpoint.make(size, folder / size)
         graphs = folder / f"{size}-graphs"
-        export_checkpoint(folder / size, graphs)
+        export_checkpoint(folder / size, graphs, link=True)
         build_engine(
             graphs, engine, weights=weights or "float32", kv_dtype="bfloat16" if weights else "float32"
         )

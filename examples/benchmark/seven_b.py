@@ -76,7 +76,7 @@ def build(size: str, folder: Path, options: list[str], keep: bool) -> list[Step]
     cli = [sys.executable, "-m", "vlkv.cli.main"]
     steps = [
         watched("write the checkpoint", [sys.executable, str(own), size, str(checkpoint)]),
-        watched("export", [*cli, "export", str(checkpoint), "-o", str(graphs)]),
+        watched("export", [*cli, "export", str(checkpoint), "-o", str(graphs), "--link"]),
         watched("build", [*cli, "build", str(graphs), "-o", str(engine), *options]),
     ]
     if not keep:

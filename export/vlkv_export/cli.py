@@ -28,14 +28,16 @@ def export(
             parser=path,
         ),
     ] = None,
-    copy: Annotated[
+    link: Annotated[
         bool,
         typer.Option(
-            "--copy", help="Copy the weights: onnx.load and onnx.checker refuse files with hard links."
+            "--link",
+            help="Hard-link the checkpoint's weights. It saves their space; but onnx.load and onnx.checker refuse "
+            "such files, and writing to the checkpoint's files changes them.",
         ),
     ] = False,
 ) -> None:
-    """Write the graphs of a LLaVA checkpoint. Its weights are cloned where the disk can, else linked."""
+    """Write the graphs of a LLaVA checkpoint, and a copy of its weights."""
     from vlkv_export.directory import export_checkpoint
     from vlkv_export.watch import Watch
 
@@ -43,8 +45,8 @@ def export(
         notes().print(f"note: {note}", soft_wrap=True)
 
     with progress() as bar:
-        watch = Watch(bar.step, bar.advance, bar.total) if copy else None
-        export_checkpoint(checkpoint, output, bar.step, tell, tower, watch)
+        watch = Watch(data=bar.advance, total=bar.total)
+        export_checkpoint(checkpoint, output, bar.step, tell, tower, watch, link)
         bar.done(f"wrote {output}")
 
 

@@ -29,9 +29,10 @@ Report = Callable[[str], None]
 WEIGHTS = ".safetensors"
 FORMS = "forms.json"
 """The word list of a checkpoint's forms, for `vlkv eval`; it is copied if the checkpoint has one."""
+WATCH = Watch()
 LINKED = (
     "the weights are hard links: until the engine is built, do not write to the checkpoint's files; "
-    "onnx.load and onnx.checker refuse such files, --copy writes others"
+    "onnx.load and onnx.checker refuse such files, export without --link writes others"
 )
 
 
@@ -41,7 +42,8 @@ def export_checkpoint(
     report: Report = lambda step: None,
     tell: Report = lambda note: None,
     tower: Path | None = None,
-    copy: Watch | None = None,
+    watch: Watch = WATCH,
+    link: bool = False,
 ) -> Manifest:
     """Writes the graph directory of the checkpoint in `source`; `target` appears whole or not at all.
 
@@ -52,7 +54,8 @@ def export_checkpoint(
         tell: called with a note on each setting of the checkpoint that the engine will not honour,
             and of what links to its weights mean.
         tower: the folder of the vision tower, for checkpoints of the original LLaVA.
-        copy: told of the progress of copying the weights. None clones them if the file system can, else links them.
+        watch: told of the progress of copying the weights, which are cloned where the file system can.
+        link: whether they are hard links where they can't be cloned.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or not supported.
@@ -65,8 +68,8 @@ def export_checkpoint(
     dtype = compute_dtype(checkpoint)
     check_apart(checkpoint.folder, target)
     with new_directory(target) as folder:
-        report("linking the weights")
-        if place_weights(checkpoint.weight_files(), folder, copy or Watch(), copy is None):
+        report(f"{'linking' if link else 'copying'} the weights")
+        if place_weights(checkpoint.weight_files(), folder, watch, link):
             tell(LINKED)
         placed, floats = repack(checkpoint.folder, folder, checkpoint.coded, report)
         if checkpoint.merges:

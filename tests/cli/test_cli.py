@@ -146,7 +146,7 @@ def test_quiet_says_nothing_but_the_answer(vlkv, checkpoint_of, tmp_path):
 def test_verbose_names_the_steps(vlkv, checkpoint_of, tmp_path):
     code, out, err = vlkv("--verbose", "export", checkpoint_of("llama"), "-o", tmp_path / "graphs")
     assert (code, out) == (0, "")
-    assert err.splitlines()[:2] == ["reading the checkpoint", "linking the weights"]
+    assert err.splitlines()[:2] == ["reading the checkpoint", "copying the weights"]
     assert err.splitlines()[-1] == f"wrote {tmp_path / 'graphs'}"
 
 

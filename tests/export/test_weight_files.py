@@ -1,4 +1,4 @@
-"""Whose the weight files are: an engine's are its own, a graph directory's the checkpoint's unless they are copied."""
+"""Whose the weight files are: a directory's are its own, or links to the checkpoint's where these are asked for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def links(folder):
 
 
 def test_an_engine_stays_what_it_was(checkpoint, tmp_path):
-    export_checkpoint(checkpoint, tmp_path / "graphs")
+    export_checkpoint(checkpoint, tmp_path / "graphs", link=True)
     build_engine(tmp_path / "graphs", tmp_path / "engine")
     assert links(tmp_path / "engine") == {1}
     inodes = {path.stat().st_ino for path in checkpoint.iterdir()}
@@ -62,17 +62,17 @@ def test_an_engine_stays_what_it_was(checkpoint, tmp_path):
 
 def test_links_where_they_are_asked_for(checkpoint, tmp_path, clones):
     notes = []
-    export_checkpoint(checkpoint, tmp_path / "graphs", tell=notes.append)
+    export_checkpoint(checkpoint, tmp_path / "graphs", tell=notes.append, link=True)
     assert (LINKED in notes) != clones
     build_engine(tmp_path / "graphs", tmp_path / "engine", link=True)
     assert links(tmp_path / "engine") == ({1} if clones else {3})
     assert {path.stat().st_nlink for path in (tmp_path / "engine").glob("*.json")} == {1}
 
 
-def test_tools_open_copied_graphs(checkpoint, tmp_path):
+def test_tools_open_the_graphs(checkpoint, tmp_path):
     told = []
     watch = Watch(data=told.append)
-    export_checkpoint(checkpoint, tmp_path / "graphs", copy=watch)
+    export_checkpoint(checkpoint, tmp_path / "graphs", watch=watch)
     assert links(tmp_path / "graphs") == {1}
     assert sum(told) in (0, sum(path.stat().st_size for path in weights(checkpoint)))
     for name in ("vision", "decoder", "compress"):
@@ -85,7 +85,7 @@ def test_tools_open_copied_graphs(checkpoint, tmp_path):
 @pytest.mark.parametrize("kind", ["graphs", "lowered"])
 def test_polygraphy_opens_them(checkpoint, tmp_path, kind):
     pytest.importorskip("polygraphy")
-    export_checkpoint(checkpoint, tmp_path / "graphs", copy=Watch())
+    export_checkpoint(checkpoint, tmp_path / "graphs")
     if kind == "lowered":
         settings = Settings(lower_only=True)
         build_engine(tmp_path / "graphs", tmp_path / "lowered", "tensorrt", settings=settings)
@@ -103,12 +103,12 @@ def test_polygraphy_opens_them(checkpoint, tmp_path, kind):
 def test_a_full_disk_is_told_before_the_copy(checkpoint, tmp_path, monkeypatch, clones):
     if clones:
         pytest.skip("clones take no space")
-    export_checkpoint(checkpoint, tmp_path / "graphs")
+    export_checkpoint(checkpoint, tmp_path / "graphs", link=True)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("vlkv_export.weights.files.shutil.disk_usage", lambda _: usage)
     for make in (
         lambda: build_engine(tmp_path / "graphs", tmp_path / "engine"),
-        lambda: export_checkpoint(checkpoint, tmp_path / "copied", copy=Watch()),
+        lambda: export_checkpoint(checkpoint, tmp_path / "copied"),
     ):
         with pytest.raises(
             EngineError, match=r"No space left on device: 0\.0 GiB are free, the weights take 0\.0 GiB"
@@ -118,7 +118,7 @@ def test_a_full_disk_is_told_before_the_copy(checkpoint, tmp_path, monkeypatch, 
 
 
 def test_the_commands(vlkv, checkpoint, tmp_path, clones):
-    for more, one in (((), clones), (("--copy",), True)):
+    for more, one in (((), True), (("--link",), clones)):
         code, _, said = vlkv("export", checkpoint, "-o", tmp_path / "graphs", *more)
         assert code == 0
         assert ("hard links" in said) != one

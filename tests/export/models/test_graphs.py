@@ -214,7 +214,7 @@ import sys, time
 from pathlib import Path
 from vlkv_export.directory import export_checkpoint
 start = time.perf_counter()
-export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
+export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]), link=True)
 seconds = time.perf_counter() - start
 # the peak memory of this program alone; ru_maxrss would include that of the process from which it was forked
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -251,7 +251,7 @@ def test_export_of_seven_billion_weights(tmp_path):
     assert len(model.graph.node) > 32 * 20
 
 
-def test_weights_are_copied_across_file_systems(checkpoint_of, tmp_path):
+def test_links_across_file_systems_are_copies(checkpoint_of, tmp_path):
     memory = Path("/dev/shm")
     if (
         not memory.is_dir()
@@ -261,7 +261,7 @@ def test_weights_are_copied_across_file_systems(checkpoint_of, tmp_path):
         pytest.skip("no second file system to write to")
     source = checkpoint_of("llama-old")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        export_checkpoint(source, Path(folder) / "graphs")
+        export_checkpoint(source, Path(folder) / "graphs", link=True)
         for path in source.glob("*.safetensors"):
             copy = Path(folder) / "graphs" / path.name
             assert copy.stat().st_dev != path.stat().st_dev
