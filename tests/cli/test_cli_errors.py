@@ -343,6 +343,7 @@ def test_as_a_program_too(tmp_path):
         ("--capacity", "-1", "capacity -1 is under 1"),
         ("--prompt-tokens", "0", "prompt_tokens 0 is under 1"),
         ("--max-body", "0", "max-body 0 is under 1024 bytes"),
+        ("--memory", "64KiB", "no request of a picture and 64 tokens of text could ever run"),
     ],
 )
 def test_sizes_of_a_server_that_make_no_sense(refused, built_of, option, value, told):

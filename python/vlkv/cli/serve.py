@@ -13,7 +13,7 @@ from vlkv.cli.options import Device, EngineFolder, NoVerify, Plugin, Threads, Tu
 from vlkv.cli.serve_ray import Replicas, serve_on_ray
 from vlkv.errors import VlkvError
 from vlkv.policies.builtin import DEFAULT_POLICY, resolve
-from vlkv.scheduler.allowance import lines
+from vlkv.scheduler.allowance import check_plan, lines
 from vlkv.scheduler.plan import SLOTS
 from vlkv.scheduler.scheduler import QUEUE
 from vlkv.serving.listening import listen, url
@@ -137,15 +137,17 @@ def serve(
             engine, verify=not no_verify, threads=threads, device=device, plugin=plugin, tuned=tuned
         )
         scheduler = opened.scheduler(**given)
-    for line in lines(scheduler.plan, opened.manifest):
-        notes().print(line, soft_wrap=True)
-    details(opened.model.backend.notes)
-    app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     try:
+        chosen = prompt_tokens is not None or capacity is not None
+        check_plan(scheduler.plan, opened.manifest, resolve(policy), chosen)
         listening = listen(host, port)
     except VlkvError:
         scheduler.close(drain=False)
         raise
+    for line in lines(scheduler.plan, opened.manifest):
+        notes().print(line, soft_wrap=True)
+    details(opened.model.backend.notes)
+    app = make_app(opened, scheduler, settings, lambda: _close(scheduler), tracer)
     notes().print(f"serving {model} at {url(host, listening.getsockname()[1])}/v1", soft_wrap=True)
     config = uvicorn.Config(
         app,
