@@ -123,7 +123,7 @@ def test_a_resumed_search_draws_nothing_twice(rng: np.random.Generator):
     search = Search()
     genes = [0] * len(CHOICES)
     genes[2] = 2
-    search.remember({"genes": genes, "admitted": True})
+    search.remember({"level": "source", "genes": genes, "admitted": True})
     drawn = {tuple(search._draw(rng)) for _ in range(50)}
     assert len(drawn) == 50 and tuple(genes) not in drawn
     assert sum(genes[2] == 2 for genes in drawn) > 25, "most are children of the admitted one"
