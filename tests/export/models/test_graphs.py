@@ -137,7 +137,7 @@ def test_weights_lie_in_the_checkpoints_files(name, checkpoint_of, graphs_of):
     files = {path.name for path in checkpoint.glob("*.safetensors")}
     assert {path.name for path in graphs.glob("*.safetensors")} <= files
     for file in graphs.glob("*.safetensors"):
-        assert file.stat().st_ino == (checkpoint / file.name).stat().st_ino
+        assert file.read_bytes() == (checkpoint / file.name).read_bytes()
     for graph in GRAPHS:
         assert (graphs / f"{graph}.onnx").stat().st_size < 200_000
         for value in ir.load(graphs / f"{graph}.onnx").graph.initializers.values():
