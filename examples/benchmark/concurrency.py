@@ -1,7 +1,7 @@
 """`make bench-memory`: counts concurrent requests with 4k-token prompts in the same memory, full cache against a tenth.
 
 Each policy runs in a process of its own. The process first answers one short request, whose peak memory is the
-baseline. Then it asks a scheduler for a few more answers than the stated memory holds, waits until all have ended, and
+baseline. Then it asks a scheduler for more answers than the stated memory holds, waits until all have ended, and
 reads its own peak (VmHWM). Settings are the defaults but for the chunks, which are as long as a prompt: fewer steps run
 during the prefill of others, so no answer ends before all that fit have begun.
 """
@@ -21,8 +21,8 @@ from vlkv import Question
 PROMPT = 4096
 NEW = 384
 """Answers are so long that the first still runs when all others that fit have begun."""
-REQUESTS = {"full": 10, "vl-cache": 48}
-"""More than fit into 512 MiB."""
+REQUESTS = {"full": 16, "vl-cache": 64}
+"""More than fit into 512 MiB, so that prompts are prefilled while all other lanes are full: the peak is seen then."""
 
 
 def peak() -> int:
