@@ -2,7 +2,7 @@
 
 Each policy runs in a process of its own. The process first answers one short request, whose peak memory is the
 baseline. Then it asks a scheduler for more answers than the stated memory holds, waits until all have ended, and
-reads its own peak (VmHWM). Settings are the defaults but for the chunks, which are as long as a prompt: fewer steps run
+reads its own peak (VmHWM). Settings are the defaults but for the chunks, which are a quarter of a prompt: fewer steps run
 during the prefill of others, so no answer ends before all that fit have begun.
 """
 
@@ -21,6 +21,8 @@ from vlkv import Question
 PROMPT = 4096
 NEW = 384
 """Answers are so long that the first still runs when all others that fit have begun."""
+CHUNK = PROMPT // 4
+"""Prompt tokens between two steps."""
 REQUESTS = {"full": 16, "vl-cache": 64}
 """More than fit into 512 MiB, so that prompts are prefilled while all other lanes are full: the peak is seen then."""
 
@@ -38,7 +40,7 @@ def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dic
     engine = engine_of(size, folder)
     engine.generate("w1 w2 w3", policy=policy, max_new_tokens=4, raw=True)
     before = peak()
-    with engine.scheduler(memory=memory, queue=requests, chunk=PROMPT) as scheduler:
+    with engine.scheduler(memory=memory, queue=requests, chunk=CHUNK) as scheduler:
         tickets = []
         for number in range(requests):
             words = " ".join(f"w{(number * 37 + place) % 15000}" for place in range(PROMPT - 1))
