@@ -2,8 +2,8 @@
 
 Each policy runs in a process of its own. The process first answers one short request, whose peak memory is the
 baseline. Then it asks a scheduler for more answers than the stated memory holds, waits until all have ended, and
-reads its own peak (VmHWM). Settings are the defaults but for the chunks, which are a quarter of a prompt: fewer steps run
-during the prefill of others, so no answer ends before all that fit have begun.
+reads its own peak (VmHWM). Settings are the defaults but for the chunks, which are a quarter of a prompt: fewer steps
+run during the prefill of others, so no answer ends before all that fit have begun.
 """
 
 from __future__ import annotations
