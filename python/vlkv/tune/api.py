@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from vlkv.tune.judge import FUZZ_SECONDS, Judge, Verdict
 from vlkv.tune.ledger import ENDINGS, Ledger
 from vlkv.tune.limits import network_is_cut
 from vlkv.tune.proposal import Proposer, State
-from vlkv.tune.report import FunctionReport, Report, speedup
+from vlkv.tune.report import FunctionReport, Report, speedup, write_record
 from vlkv.tune.toolchain import BASE_FLAGS, Candidate, Toolchain
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
@@ -92,7 +91,7 @@ def tune(
         done.append(tune_one(source, harness, folder, proposers(harness), budget, progress))
     report = Report(done)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report.json(), indent=1) + "\n")
+    write_record(output / "report.json", report.json())
     return report
 
 
@@ -245,4 +244,4 @@ def _write(folder: Path, state: State, report: FunctionReport, facts: dict[str, 
     record = {**facts, "best": {**asdict(state.best), "text": f"best.{ENDINGS[state.best.level]}"}}
     record["base_flags"] = list(BASE_FLAGS)
     record["report"] = asdict(report)
-    (folder / "best.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(folder / "best.json", record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from vlkv.tune.api import Budget, tune_one
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposer
-from vlkv.tune.report import FunctionReport, summary
+from vlkv.tune.report import FunctionReport, summary, write_record
 from vlkv.tune.toolchain import levels
 
 COMPILER, NAIVE, COOPERATIVE = "compiler", "naive", "cooperative"
@@ -44,7 +43,7 @@ def compare(
                 tune_one(source, harness, folder, proposers(harness, turns), budget, progress)
             )
     rows = [_compiler(reports[COOPERATIVE]), *(row(way, found) for way, found in reports.items())]
-    (output / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_record(output / "comparison.json", rows)
     return rows
 
 

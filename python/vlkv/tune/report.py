@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlkv.storage.files import write_bytes
 from vlkv.tune.ratio import Ratio
 from vlkv.tune.toolchain import LEVELS
 
@@ -115,3 +118,8 @@ def summary(speedups: Sequence[float]) -> dict[str, float]:
         "p90": float(np.percentile(values, 90)),
         "best": float(values.max()),
     }
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Writes JSON, so that readers see the old content or the whole new one. Raises `EngineError` on failure."""
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())

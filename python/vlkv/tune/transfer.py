@@ -13,7 +13,7 @@ from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import FUZZ_SECONDS, Judge
-from vlkv.tune.report import speedup, summary
+from vlkv.tune.report import speedup, summary, write_record
 from vlkv.tune.toolchain import Candidate, Toolchain
 
 
@@ -32,7 +32,7 @@ def transfer(pairs: Sequence[tuple[Path, Path]], folder: Path, fuzz: float = FUZ
         candidate, made_on = _read(place)
         functions.append({"name": source.stem, "from": made_on, **_judged(source, path, candidate, fuzz)})
     found = {"to": processor(), "functions": functions, **summary([one["speedup"] for one in functions])}
-    (folder / "transfer.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_record(folder / "transfer.json", found)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from vlkv.tune.ledger import Ledger
 from vlkv.tune.operators.constants import Choice, parse
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposer, State
-from vlkv.tune.report import FunctionReport, Report
+from vlkv.tune.report import FunctionReport, Report, write_record
 from vlkv.tune.toolchain import Candidate
 
 NAME = "graph.json"
@@ -80,7 +79,7 @@ def tune_graph(
     passes = ",".join(passes_of(parse(PASSES, state.best.text) if report.low > 1 else Choice()))
     command = ["vlkv", "build", str(graphs), "-o", str(output / "engine"), *words, "--passes", passes]
     record = {**facts, "passes": passes.split(","), "build": shlex.join(command), "report": asdict(report)}
-    (output / NAME).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(output / NAME, record)
     whole = Report([report])
-    (output / "report.json").write_text(json.dumps(whole.json(), indent=1) + "\n")
+    write_record(output / "report.json", whole.json())
     return whole

@@ -27,7 +27,7 @@ from vlkv.tune.operators.library import LEVEL, Core, OperatorToolchain
 from vlkv.tune.operators.shapes import Shapes, read
 from vlkv.tune.proposal import Proposer
 from vlkv.tune.ratio import Ratio
-from vlkv.tune.report import Report, speedup
+from vlkv.tune.report import Report, speedup, write_record
 from vlkv.tune.toolchain import Built, Candidate, tool
 
 HARNESSES: dict[str, Callable[[Shapes], Harness]] = {
@@ -89,7 +89,7 @@ def tune_engine(
         "engine": shapes.engine,
         "library": library is not None,
     }
-    write_bytes(output / "report.json", (json.dumps(facts, indent=1) + "\n").encode())
+    write_record(output / "report.json", facts)
     return whole
 
 
