@@ -38,7 +38,14 @@ EvictArgs arguments(const EvictParams& p, void* workspace) {
   a.position_stride_b = p.position_stride_b, a.position_stride_h = p.position_stride_h;
   a.per_head = p.per_head || p.kv_heads == 1;
   a.zero_tail = p.zero_tail;
-  if (!a.per_head) a.shared_score = cuda::at<float>(workspace, cuda::layout(p).shared_score);
+  const cuda::EvictLayout layout = cuda::layout(p);
+  if (!a.per_head) a.shared_score = cuda::at<float>(workspace, layout.shared_score);
+  a.parts = layout.parts;
+  if (a.parts > 1) {
+    a.part_bins = cuda::at<uint32_t>(workspace, layout.part_bins);
+    a.part_facts = cuda::at<cuda::EvictPart>(workspace, layout.part_facts);
+    a.candidates = cuda::at<uint32_t>(workspace, layout.candidates);
+  }
   return a;
 }
 

@@ -1,4 +1,5 @@
 #include "cuda/device/evict_move.cuh"
+#include "cuda/device/evict_parts.cuh"
 #include "cuda/device/evict_select.cuh"
 #include "cuda/launch.h"
 #include "cuda/launchers.h"
@@ -21,8 +22,14 @@ void launch_evict_sum_heads(const EvictArgs& args, CudaStream stream) {
 }
 
 void launch_evict_select(const EvictArgs& args, CudaStream stream) {
-  const int64_t blocks = args.batch * (args.per_head ? args.kv_heads : 1);
-  launch("evict", evict_select, blocks, kSelectThreads, args, stream);
+  const int64_t selections = args.batch * (args.per_head ? args.kv_heads : 1);
+  if (args.parts <= 1) {
+    launch("evict", evict_select, selections, kSelectThreads, args, stream);
+    return;
+  }
+  for (const auto kernel : {evict_count, evict_collect, evict_write}) {
+    launch("evict", kernel, selections * args.parts, kSelectThreads, args, stream);
+  }
 }
 
 void launch_evict_gather(EvictArgs args, int64_t row_bytes, int64_t unit, CudaStream stream) {

@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "cuda/device/evict_args.cuh"
 #include "cuda/device/score_args.cuh"
 
 namespace vlkv {
@@ -64,6 +65,20 @@ EvictLayout layout(const EvictParams& p) {
   EvictLayout layout;
   Offsets offsets;
   layout.shared_score = offsets.take(sizeof(float), {p.per_head ? 0 : p.batch, p.slots});
+  // Fewer selections have more blocks each, so the memory is that of the most blocks and selections that as
+  // many selections or fewer have.
+  if (p.slots >= kPartedSlots) {
+    const auto extent = [](int64_t size) { return std::clamp<int64_t>(size, 0, kPartedBlocks); };
+    const int64_t selections = extent(p.batch) * (p.per_head ? extent(p.kv_heads) : 1);
+    const int64_t most = std::min(p.slots / kSlotsPerPart, kMostParts);
+    const int64_t parts = selections > 0 ? std::min(most, kPartedBlocks / selections) : 1;
+    if (parts >= kLeastParts) layout.parts = parts;
+    const int64_t blocks = std::min(selections * most, kPartedBlocks);
+    layout.part_bins = offsets.take(sizeof(uint32_t), {blocks, kBins});
+    layout.part_facts = offsets.take(sizeof(cuda::EvictPart), {blocks});
+    layout.candidates =
+        offsets.take(sizeof(uint32_t), {std::min(selections, kPartedBlocks / kLeastParts), p.slots});
+  }
   layout.size = offsets.end();
   return layout;
 }

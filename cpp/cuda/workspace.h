@@ -20,9 +20,18 @@ struct ScoreLayout {
 };
 ScoreLayout layout(const ScoreParams& params);
 
-// Evict needs a workspace only if all heads share a selection.
+// Evict needs a workspace if all heads share a selection, or if several blocks select. These are worth two
+// launches more where a cache is long and selections are few (docs/notes/cuda.md): together they should not
+// be more blocks than a device has multiprocessors.
+inline constexpr int64_t kPartedSlots = 65536, kSlotsPerPart = 8192;
+inline constexpr int64_t kLeastParts = 4, kMostParts = 32, kPartedBlocks = 128;
+
 struct EvictLayout {
+  int64_t parts = 1;        // blocks of a selection
   size_t shared_score = 0;  // float [B, C], absent if each head selects
+  size_t part_bins = 0;     // uint32 [selections, parts, kBins], as what follows only for several parts
+  size_t part_facts = 0;    // EvictPart [selections, parts]
+  size_t candidates = 0;    // uint32 [selections, C]
   size_t size = 0;
 };
 EvictLayout layout(const EvictParams& params);

@@ -32,7 +32,14 @@ BUDGET = {
 }
 
 # All instructions of kernels without matrix products, at most.
-SIZES = {"pick": 650, "draw": 3500, "evict_select": 3500}
+SIZES = {
+    "pick": 650,
+    "draw": 3500,
+    "evict_select": 3500,
+    "evict_count": 900,
+    "evict_collect": 1500,
+    "evict_write": 2500,
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from native_build import BUILD
 
 LOGS = BUILD / "cpp" / "CMakeFiles" / "vlkv_core.dir" / "cuda"
 THREADS = {"score_rows": 128, "score_columns": 128, "score_combine": 32, "score_clear": 256, "score_counts": 256,
-           "evict_sum_heads": 256, "evict_select": 1024, "evict_gather": 256, "evict_merge": 256,
+           "evict_sum_heads": 256, "evict_select": 1024, "evict_count": 1024,
+           "evict_collect": 1024, "evict_write": 1024, "evict_gather": 256, "evict_merge": 256,
            "attend_append": 256, "attend_join": 128, "attend_rows": 128, "move_slots": 128, "pick": 512,
            "draw": 1024}  # fmt: skip
 BLOCKS = {"score_rows": 4, "score_columns": 4, "attend_rows": 2}
@@ -58,7 +59,7 @@ def test_every_kernel_is_there(report):
         assert set(kernels) == set(THREADS), architecture
         assert kernels.count("score_rows") == 8  # two types: two depths, deep or not aligned; float32, mixed
         assert kernels.count("attend_rows") == 20  # two types, five head sizes, few rows and many
-        assert len(kernels) == 8 + 8 + 3 + 2 + 3 + 6 + 20 + 2 + 1 + 1 + 1 + 1
+        assert len(kernels) == 8 + 8 + 3 + 5 + 3 + 6 + 20 + 2 + 1 + 1 + 1 + 1
 
 
 def test_nothing_spills_and_all_fits(report):

@@ -12,6 +12,7 @@ namespace vlkv::cuda {
 
 inline constexpr int kDrawThreads = kSelectThreads, kDrawWarps = kSelectWarps;
 inline constexpr int kSumCopies = 2;
+inline constexpr int kLogitLoads = 4;  // in flight for each thread
 static_assert(kSumCopies * 2 == kCopies, "sums of 64 bits lie in the bins of the counts");
 
 struct DrawMemory {
@@ -34,13 +35,6 @@ __device__ __forceinline__ uint64_t wide_sum_of_lanes(uint64_t value) {
   return static_cast<uint64_t>(sum_of_lanes(static_cast<int64_t>(value)));
 }
 
-// Calls use(id, logit) for ids first, first + step, ... below end.
-template <class Use>
-__device__ __forceinline__ void for_each_logit(const float* row, uint32_t first, uint32_t end, uint32_t step,
-                                               Use use) {
-  for_each_float<4>(row, first, end, step, use);
-}
-
 __device__ __forceinline__ uint32_t logit_key(float logit) { return ordered(__float_as_uint(logit)); }
 __device__ __forceinline__ float logit_of(uint32_t key) {
   return __uint_as_float((key >> 31) != 0 ? key ^ 0x80000000U : ~key);
@@ -59,7 +53,8 @@ __device__ __forceinline__ uint32_t place(DrawMemory& memory, const float* row, 
     const uint32_t stretch = ((end - begin - 1) / (kDrawWarps * kWarp) + 1) * kWarp;
     const uint32_t from = begin + warp * stretch, to = from + stretch < end ? from + stretch : end;
     uint64_t sum = 0;
-    for_each_logit(row, from + lane, to, kWarp, [&](uint32_t id, float logit) { sum += weigh(id, logit); });
+    for_each_element<kLogitLoads>(row, from + lane, to, uint32_t{kWarp},
+                                  [&](uint32_t id, float logit) { sum += weigh(id, logit); });
     sum = wide_sum_of_lanes(sum);
     __syncthreads();
     if (lane == 0) memory.warps[warp] = sum;
@@ -105,13 +100,15 @@ __device__ __forceinline__ Nucleus find_nucleus(DrawMemory& memory, const float*
   for (int shift = 32 - kDigitBits;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
     for (int i = thread; i < kBins * kCopies; i += kDrawThreads) memory.select.bins[i] = 0;
     __syncthreads();
-    for_each_logit(row, static_cast<uint32_t>(thread), vocab, kDrawThreads, [&](uint32_t, float logit) {
-      const uint32_t key = logit_key(logit);
-      if (key < least || (key & known) != key_found) return;
-      const uint64_t mine = weight.of(logit);
-      const uint32_t at = (key >> shift) % kBins * kSumCopies + static_cast<uint32_t>(thread) % kSumCopies;
-      if (mine != 0) add_wide(low + at, high + at, mine);
-    });
+    for_each_element<kLogitLoads>(
+        row, static_cast<uint32_t>(thread), vocab, uint32_t{kDrawThreads}, [&](uint32_t, float logit) {
+          const uint32_t key = logit_key(logit);
+          if (key < least || (key & known) != key_found) return;
+          const uint64_t mine = weight.of(logit);
+          const uint32_t at =
+              (key >> shift) % kBins * kSumCopies + static_cast<uint32_t>(thread) % kSumCopies;
+          if (mine != 0) add_wide(low + at, high + at, mine);
+        });
     __syncthreads();
     // Bins in ascending order, two per thread.
     constexpr int kMine = kBins / kDrawThreads;
@@ -157,8 +154,8 @@ __global__ void __launch_bounds__(kDrawThreads, 1) draw(const DrawArgs args) {
   const float* const row = args.logits + int64_t{blockIdx.x} * args.vocab;
   const double* const settings = args.settings + int64_t{blockIdx.x} * 4;
   uint64_t top = 0;
-  for_each_logit(row, threadIdx.x, vocab, kDrawThreads,
-                 [&](uint32_t id, float logit) { top = larger(top, pick_key(logit, id)); });
+  for_each_element<kLogitLoads>(row, uint32_t{threadIdx.x}, vocab, uint32_t{kDrawThreads},
+                                [&](uint32_t id, float logit) { top = larger(top, pick_key(logit, id)); });
   top = largest_of_lanes(top);
   if (threadIdx.x % kWarp == 0) memory.warps[threadIdx.x / kWarp] = top;
   __syncthreads();

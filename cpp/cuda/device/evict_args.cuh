@@ -13,6 +13,18 @@ struct MovedRows {
   int64_t to_stride_b, to_stride_h, to_stride_s;
 };
 
+// A key's bits are looked at in digits, the first one the highest.
+inline constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
+inline constexpr int kRankBits = 32 - kDigitBits;  // of a key, after its first digit
+
+// What a part of a long cache knows of its selection (evict_parts.cuh).
+struct EvictPart {
+  uint32_t first_digit;  // of the lowest key to keep
+  int32_t rank;          // how many of the keys with that first digit are kept
+  int32_t above;         // keys of this part with a higher first digit
+  uint32_t end;          // where this part's keys with that first digit end among all candidates
+};
+
 struct EvictArgs {
   int64_t batch, kv_heads, slots, head_dim, capacity;
   const float* score;
@@ -22,6 +34,13 @@ struct EvictArgs {
   int32_t* position;
   int64_t position_stride_b, position_stride_h;
   bool per_head, zero_tail;
+
+  // Blocks of a selection. Where there are several: each one's counts of first digits [selections, parts,
+  // kBins], and candidates [selections, C], the keys of one first digit without it.
+  int64_t parts;
+  uint32_t* part_bins;
+  EvictPart* part_facts;
+  uint32_t* candidates;
 
   MovedRows moved[2];  // keys and values, or one of them
   int64_t moves;

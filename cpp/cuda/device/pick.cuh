@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kPickThreads) pick(const PickArgs args) {
   const auto thread = static_cast<uint32_t>(threadIdx.x), vocab = static_cast<uint32_t>(args.vocab);
   const float* const row = args.logits + int64_t{blockIdx.x} * args.vocab;
   uint64_t best = 0;
-  for_each_float<kPickLoads>(row, thread, vocab, uint32_t{kPickThreads},
-                             [&](uint32_t id, float logit) { best = larger(best, pick_key(logit, id)); });
+  for_each_element<kPickLoads>(row, thread, vocab, uint32_t{kPickThreads},
+                               [&](uint32_t id, float logit) { best = larger(best, pick_key(logit, id)); });
   best = largest_of_lanes(best);
   if (thread % kWarp == 0) warps[thread / kWarp] = best;
   __syncthreads();

@@ -8,7 +8,6 @@
 namespace vlkv::cuda {
 
 inline constexpr int kSelectThreads = 1024, kSelectWarps = kSelectThreads / kWarp;
-inline constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 // Attention scores fall into few bins, so neighbouring lanes count in separate copies.
 inline constexpr int kCopies = 4;
 
@@ -25,8 +24,8 @@ struct SelectMemory {
 template <class Use>
 __device__ __forceinline__ void for_each_key(const float* score, uint32_t first, uint32_t end, uint32_t step,
                                              Use use) {
-  for_each_float<4>(score, first, end, step,
-                    [&](uint32_t slot, float value) { use(slot, ordered(__float_as_uint(value))); });
+  for_each_element<4>(score, first, end, step,
+                      [&](uint32_t slot, float value) { use(slot, ordered(__float_as_uint(value))); });
 }
 
 // Counts in memory.bins what for_each() gives: it is called with a function that takes a digit. kUsed: copies
