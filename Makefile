@@ -18,7 +18,8 @@
 # make lowest         runs the demo with the lowest versions of packages that pyproject.toml permits
 # make test-gpu       compares the CUDA kernels with float64 on this machine's GPU
 # make bench-gpu      compares the time of the CUDA kernels with their floors on this machine's GPU
-# make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions.
+# make cuda-all       compiles the CUDA kernels for all architectures; checks registers, spills and loop instructions, and
+#                     links the device's own check, which ends with one line where there is no device.
 #                     `make test` does so for SM 8.0; CI runs it with CUDA_ARCHITECTURES='$(CUDA_ALL)'
 # make cuda-python    installs the native module with the CUDA kernels, for SM 8.0, into a folder of its own, and loads it.
 #                     It takes minutes and needs no GPU; neither `make test` nor CI runs it.
@@ -49,6 +50,7 @@ BENCH ?=
 CUDA_ARCHITECTURES ?= 80
 CUDA_ALL := 80-real;86-real;89-real;90-real;100-real;120-real
 GPU_BUILD ?= build/gpu
+GPU_CMAKE ?= $(or $(shell command -v cmake),$(BIN)/cmake)
 DEVICE_ARCHITECTURE ?= $(if $(shell command -v nvidia-smi),native,80)
 CMAKE = $(BIN)/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
@@ -150,9 +152,9 @@ bench-ops: test-native
 # Uses the machine's own Python with PyTorch and pytest, and installs nothing. Builds the plugin too, with TensorRT's
 # headers from TENSORRT_ROOT, the system or the network, if any has them. The plugin's tests also need TensorRT's runtime.
 $(GPU_BUILD)/.built: $(NATIVE) $(wildcard tests/plugin/*)
-	@cmake -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
+	@$(GPU_CMAKE) -S . -B $(GPU_BUILD) -DVLKV_CUDA=ON -DVLKV_CUDA_ARCHITECTURES="$(DEVICE_ARCHITECTURE)" -DVLKV_GPU_TESTS=ON \
 		-DVLKV_TESTS=OFF -DVLKV_TENSORRT=ON >/dev/null
-	@cmake --build $(GPU_BUILD) --parallel
+	@$(GPU_CMAKE) --build $(GPU_BUILD) --parallel
 	@touch $@
 
 # --confcutdir leaves out tests/conftest.py, which needs all of vlkv.
@@ -160,9 +162,10 @@ GPU_TESTS = VLKV_GPU_BUILD=$(abspath $(GPU_BUILD)) VLKV_BUILD=$(abspath $(GPU_BU
 	-q -o filterwarnings=default -p native_build
 
 cuda-all: $(VENV)/tested
-	@$(CMAKE) -S . -B build/cuda -DVLKV_TESTS=OFF -DVLKV_TENSORRT=OFF -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ALL)" >/dev/null
-	@$(BIN)/cmake --build build/cuda --target vlkv_core -- --quiet
+	@$(CMAKE) -S . -B build/cuda -DVLKV_TESTS=OFF -DVLKV_GPU_TESTS=ON -DVLKV_TENSORRT=OFF -DVLKV_CUDA_ARCHITECTURES="$(CUDA_ALL)" >/dev/null
+	@$(BIN)/cmake --build build/cuda --target vlkv_cuda_check -- --quiet
 	@VLKV_BUILD=$(abspath build/cuda) $(BIN)/python -m pytest -q tests/cuda
+	@build/cuda/cpp/tests/cuda/vlkv_cuda_check 20 || test $$? = 77
 
 cuda-python: $(VENV)/tested
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --no-index --upgrade \

@@ -162,10 +162,35 @@ def test_evict(library, seed, size, per_head, merge, scores, dtype):
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["evict", "merge"])
-def test_evict_of_131072(library, seed, merge):
-    key, value, score, _ = evict_case(library, 1, 2, 131072, 128, torch.bfloat16, "numbers")
-    counts = tuple(torch.tensor([n], device=library.device) for n in (131072, 13107, 4, 1311))
-    check_evict(library, key, value, score, counts, 13107, True, merge)
+@pytest.mark.parametrize("scores", ["numbers", "ties", "nan"])
+@pytest.mark.parametrize("per_head", [False, True], ids=["shared", "per_head"])
+@pytest.mark.parametrize("slots", [65536, 131072])
+def test_evict_by_several_blocks(library, seed, slots, per_head, scores, merge):
+    key, value, score, _ = evict_case(library, 1, 2, slots, 128, torch.bfloat16, scores)
+    length, keep = slots - 3, slots // 10
+    counts = tuple(torch.tensor([n], device=library.device) for n in (length, keep, 4, keep // 10))
+    check_evict(library, key, value, score, counts, keep, per_head, merge)
+
+
+def test_evict_by_several_blocks_captured_into_a_graph(library, seed):
+    if library.device != "cuda":
+        pytest.skip("graphs are CUDA's")
+    key, value, score, _ = evict_case(library, 1, 2, 65536, 16, torch.float16, "numbers")
+    counts = tuple(torch.tensor([n], device=library.device) for n in (65536, 900, 4, 90))
+    out = [torch.zeros(1, 2, 900, 16, device=library.device, dtype=key.dtype) for _ in range(2)]
+    position = torch.zeros(1, 2, 900, dtype=torch.int32, device=library.device)
+    library.evict(key, value, score, counts, *out, position)
+    library.wait()
+    right = [t.clone() for t in (*out, position)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        library.evict(key, value, score, counts, *out, position)
+    for _ in range(2):
+        for t in (*out, position):
+            t.zero_()
+        graph.replay()
+        library.wait()
+        assert all(torch.equal(a, b) for a, b in zip(right, (*out, position), strict=True))
 
 
 def test_evict_of_nothing(library, seed):

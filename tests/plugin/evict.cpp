@@ -238,5 +238,8 @@ void check_evict(Harness& h, nvinfer1::IPluginCreatorV3One& creator) {
   const size_t needed = workspace(shared.build(), tensors(4, 8, 4096, 128, 400));
   h.check(needed >= 4 * 4096 * sizeof(float) && needed < 8 * 4096 * sizeof(float),
           "VlkvEvict's workspace, one selection for all heads: " + std::to_string(needed) + " bytes");
+  const size_t parted = workspace(made.build(), tensors(1, 8, 131072, 128, 13107));
+  h.check(parted >= 8 * 131072 * sizeof(uint32_t) && parted < 12 * 131072 * sizeof(uint32_t),
+          "VlkvEvict's workspace, several blocks a selection: " + std::to_string(parted) + " bytes");
   check_enqueue(h, made.runtime());
 }
