@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlkv.cli.main import main
 from vlkv.errors import TuneError
 from vlkv.tune.harness import Harness, draw, draw_held_out
 from vlkv.tune.search import CHOICES, Search, aligned
@@ -23,22 +22,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *map(str, arguments)])
-    out = capsys.readouterr()
-    return int(ended.value.code or 0), out.out, out.err
-
-
-def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_resumes_and_reports(tmp_path: Path, vlkv):
     source = EXAMPLES / "dot.c"
     base = ("--source", source, "-o", tmp_path / "out", "--json")
-    code, _, err = command(capsys, *base, "--calls", 3)
+    code, _, err = vlkv("tune", *base, "--calls", 3)
     assert code == 0, err
     ledger = tmp_path / "out" / "ledger.jsonl"
     first = ledger.read_text()
     ledger.write_text(first + '{"call": 3, "pro')  # as an interruption leaves it
-    code, text, err = command(capsys, *base, "--calls", 5)
+    code, text, err = vlkv("tune", *base, "--calls", 5)
     assert code == 0, err
     assert ledger.read_text().startswith(first)
     records = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
@@ -49,7 +41,7 @@ def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture
     best = json.loads((tmp_path / "out" / "best.json").read_text())
     assert (tmp_path / "out" / "best.so").exists() and (tmp_path / "out" / best["best"]["text"]).exists()
     other = (*base[:1], EXAMPLES / "saxpy.c", *base[2:])
-    code, _, err = command(capsys, *other, "--calls", 1)
+    code, _, err = vlkv("tune", *other, "--calls", 1)
     assert code == 2 and "of another run" in err
 
 
@@ -65,18 +57,16 @@ def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--source", EXAMPLES / "dot.c", "--harness", "no.py", "--calls", "1"], "no such harness"),
     ],
 )
-def test_bad_input_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list, says: str
-):
-    code, _, err = command(capsys, *arguments, "-o", tmp_path / "out")
+def test_bad_input_is_one_line(tmp_path: Path, vlkv, arguments: list, says: str):
+    code, _, err = vlkv("tune", *arguments, "-o", tmp_path / "out")
     assert code == 2 and says in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_fails_its_own_harness_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_source_that_fails_its_own_harness_is_an_error(tmp_path: Path, vlkv):
     (tmp_path / "dot.c").write_text((EXAMPLES / "dot.c").read_text().replace("+=", "-="))
     shutil.copy(EXAMPLES / "dot.py", tmp_path)
-    code, _, err = command(capsys, "--source", tmp_path / "dot.c", "--calls", 1, "-o", tmp_path / "out")
+    code, _, err = vlkv("tune", "--source", tmp_path / "dot.c", "--calls", 1, "-o", tmp_path / "out")
     assert code == 2 and "its own harness" in err
     assert not (tmp_path / "out").exists()
 

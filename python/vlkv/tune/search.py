@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vlkv.tune import llvm
-from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 CHOICES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("-O3",), ("-O2",), ("-O1",)),
