@@ -13,8 +13,8 @@ namespace {
 void run(Bytes& in) {
   Memory memory;
   vlkv_evict_params p{};
-  p.batch = in.number(3), p.kv_heads = in.number(3), p.slots = in.number(60);
-  p.head_dim = in.number(9), p.capacity = in.number(60);
+  p.batch = in.number(3), p.kv_heads = in.number(1, 3), p.slots = in.number(1, 60);
+  p.head_dim = in.number(1, 9), p.capacity = in.number(1, 60);
   const bool dense = in.byte() % 4 != 0;
   p.key = memory.tensor(in, p.kv_heads, p.slots, p.head_dim, p.batch, dense);
   p.value = memory.tensor(in, p.kv_heads, p.slots, p.head_dim, p.batch, dense);
@@ -29,7 +29,8 @@ void run(Bytes& in) {
   for (auto& list : lengths) list.resize(count_of(p.batch));
   for (size_t b = 0; b < lengths[0].size(); ++b) {
     lengths[0][b] = in.number(std::clamp<int64_t>(p.slots, 1, 300));
-    lengths[1][b] = in.number(std::clamp<int64_t>(p.capacity, 1, 300));
+    lengths[1][b] = in.byte() % 2 == 0 ? std::min(p.capacity, lengths[0][b])
+                                       : in.number(std::clamp<int64_t>(p.capacity, 1, 300));
     lengths[2][b] = in.number(5), lengths[3][b] = in.number(5);
   }
   p.score = score.data(), p.score_bytes = score.size() * 4;

@@ -13,8 +13,9 @@ namespace {
 void run(Bytes& in) {
   Memory memory;
   vlkv_score_params p{};
-  p.batch = in.number(3), p.kv_heads = in.number(3), p.query_heads = product(p.kv_heads, in.number(3));
-  p.rows = in.number(20), p.slots = in.number(220), p.head_dim = in.number(20);
+  p.batch = in.number(3), p.kv_heads = in.number(1, 3);
+  p.query_heads = product(p.kv_heads, in.number(1, 3));
+  p.rows = in.number(20), p.slots = in.number(220), p.head_dim = in.number(1, 20);
   const bool dense = in.byte() % 4 != 0;
   p.query = memory.tensor(in, p.query_heads, p.rows, p.head_dim, p.batch, dense);
   p.key = memory.tensor(in, p.kv_heads, p.slots, p.head_dim, p.batch, dense);
