@@ -13,7 +13,9 @@ import pytest
 
 from vlkv.errors import TuneError
 from vlkv.tune.harness import Harness, draw, draw_held_out
+from vlkv.tune.proposal import State
 from vlkv.tune.search import CHOICES, Search, aligned
+from vlkv.tune.toolchain import Built, Candidate
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tune"
 pytestmark = pytest.mark.skipif(
@@ -117,3 +119,30 @@ def test_a_resumed_search_draws_nothing_twice(rng: np.random.Generator):
     drawn = {tuple(search._draw(rng)) for _ in range(50)}
     assert len(drawn) == 50 and tuple(genes) not in drawn
     assert sum(genes[2] == 2 for genes in drawn) > 25, "most are children of the admitted one"
+
+
+def test_each_function_gets_draws_of_its_own():
+    """The same ones when a run is repeated, and others than another function's."""
+    source = Candidate("source", "int f(void) { return 0; }")
+
+    def drawn(function: str, seed: int = 0) -> list[list[int]]:
+        search = Search(seed, turns=("source",), function=function)
+        state = State(Unbuilt(), source, Path("x"), ("source",))
+        state.at["source"] = source, 1.0
+        made = []
+        for state.calls in range(4):
+            made.append(search.propose(state)[0].record["genes"])
+        return made
+
+    assert drawn("dot") == drawn("dot")
+    assert drawn("dot") != drawn("saxpy") and drawn("dot") != drawn("dot", 1)
+
+
+class Unbuilt:
+    """A toolchain that is not asked."""
+
+    def build(self, candidate: Candidate) -> Built:
+        raise NotImplementedError
+
+    def lower(self, candidate: Candidate, level: str) -> str:
+        raise NotImplementedError

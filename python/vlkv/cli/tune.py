@@ -164,7 +164,8 @@ def tune(
         asked: Ask | None = ask
         if transcripts is not None and (recorded := transcripts / f"{found.path.stem}.jsonl").is_file():
             asked = Transcript(recorded)
-        proposed: list[Proposer] = [Search(seed, turns=turns)] if "search" in names else []
+        searched = Search(seed, turns=turns, function=found.function)
+        proposed: list[Proposer] = [searched] if "search" in names else []
         proposed += [Agents(asked, found, processor(), calls, turns=turns)] if asked else []
         if not proposed:
             raise TuneError(

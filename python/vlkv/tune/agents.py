@@ -234,7 +234,9 @@ class Transcript:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+        self._lines: list[dict[str, Any]] = [
+            json.loads(line) for line in path.read_text().splitlines() if line
+        ]
         self._left = list(self._lines)
 
     def __call__(self, _: str, agent: str) -> Reply:
