@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tune.candidates import WRONG
-from vlkv.cli.main import main
 from vlkv.errors import TuneError
-from vlkv.tune.agents import Agents, transcript
+from vlkv.tune.agents import Agents, Transcript
 from vlkv.tune.api import Budget, tune_one
 from vlkv.tune.endpoint import Reply, endpoint
 from vlkv.tune.harness import Harness
@@ -35,7 +34,7 @@ def records(folder: Path) -> list[dict]:
 def test_a_transcript_written_by_hand(tmp_path: Path):
     harness = Harness.load(EXAMPLES / "dot.py")
     asked: list[str] = []
-    answers = transcript(DATA / "dot.jsonl")
+    answers = Transcript(DATA / "dot.jsonl")
 
     def ask(prompt: str, agent: str) -> Reply:
         asked.append(prompt)
@@ -55,14 +54,12 @@ def test_a_transcript_written_by_hand(tmp_path: Path):
     assert report.calls == 7 and report.tokens > 700 and report.correct == 1
     assert report.by_level["source"]["calls"] == 4 and report.by_level["source"]["candidates"] == 3
 
-    # the next run goes on: its model is asked for one call only, by the agent whose turn it is
-    rest = transcript(DATA / "dot.jsonl")
-    for _ in range(7):
-        rest("", "")
-    again = Agents(rest, harness, "a processor", 8)
+    # the next run goes on, in the transcript too: one call only, by the agent whose turn it is
+    again = Agents(Transcript(DATA / "dot.jsonl"), harness, "a processor", 8)
     report = tune_one(EXAMPLES / "dot.c", harness, tmp_path / "out", [again], Budget(calls=8))
     found = records(tmp_path / "out")
     assert len(found) == 8 and found[7]["agent"] == found[6]["chosen"] and found[7]["gate"] == "compile"
+    assert "int main()" in found[7]["answer"]
     assert report.calls == 8 and report.admitted == sum(bool(r.get("admitted")) for r in found)
 
 
@@ -81,7 +78,7 @@ def test_wrong_answers_are_never_admitted(tmp_path: Path):
 def test_a_short_transcript_says_so(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text("")
     with pytest.raises(TuneError, match="only 0 answers"):
-        transcript(tmp_path / "t.jsonl")("", "source")
+        Transcript(tmp_path / "t.jsonl")("", "source")
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -106,7 +103,7 @@ class Answers(BaseHTTPRequestHandler):
         return
 
 
-def test_an_endpoint_is_asked_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_an_endpoint_is_asked_with_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vlkv):
     pytest.importorskip("openai")
     monkeypatch.setenv("VLKV_TUNE_KEY", "secret")
     server = HTTPServer(("127.0.0.1", 0), Answers)
@@ -114,28 +111,15 @@ def test_an_endpoint_is_asked_with_the_key(tmp_path: Path, monkeypatch: pytest.M
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        with pytest.raises(SystemExit) as ended:
-            main(
-                [
-                    *(
-                        "tune",
-                        "--source",
-                        str(EXAMPLES / "dot.c"),
-                        "--calls",
-                        "3",
-                        "-o",
-                        str(tmp_path / "out"),
-                    ),
-                    *("--endpoint", f"http://127.0.0.1:{server.server_port}/v1", "--model", "m", "--json"),
-                ]
-            )
+        words = ("--endpoint", f"http://127.0.0.1:{server.server_port}/v1", "--model", "m", "--json")
+        source = ("--source", EXAMPLES / "dot.c", "--calls", 3, "-o", tmp_path / "out")
+        code, text, err = vlkv("tune", *source, *words)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    out = capsys.readouterr()
-    assert not ended.value.code, out.err
-    report = json.loads(out.out)
+    assert code == 0, err
+    report = json.loads(text)
     assert (report["calls"], report["tokens"], report["admitted"]) == (3, 18, 0)
     assert server.keys == ["Bearer secret"] * 3  # type: ignore[attr-defined]
     assert "secret" not in (tmp_path / "out" / "ledger.jsonl").read_text()

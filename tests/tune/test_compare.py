@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlkv.cli.main import main
 from vlkv.tune.compare import row
 from vlkv.tune.proposal import State
 from vlkv.tune.report import FunctionReport
@@ -26,18 +25,11 @@ pytestmark = pytest.mark.skipif(
 CALLS = 3
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *map(str, arguments)])
-    out = capsys.readouterr()
-    return int(ended.value.code or 0), out.out, out.err
-
-
-def test_every_way_spends_the_same_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_way_spends_the_same_calls(tmp_path: Path, vlkv):
     """The recorded agents of `examples/tune/transcripts`, which are written by hand."""
     base = ("--source", EXAMPLES / "argmax.c", "-o", tmp_path, "--json", "--fuzz-seconds", 0)
     recorded = ("--transcripts", EXAMPLES / "transcripts")
-    code, text, err = command(capsys, *base, *recorded, "--compare", "--calls", CALLS)
+    code, text, err = vlkv("tune", *base, *recorded, "--compare", "--calls", CALLS)
     assert code == 0, err
     rows = {one["way"]: one for one in json.loads(text)["ways"]}
     assert list(rows) == ["compiler", *levels(), "naive", "cooperative"]
@@ -53,18 +45,18 @@ def test_every_way_spends_the_same_calls(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((tmp_path / "comparison.json").read_text()) == list(rows.values())
 
 
-def test_the_best_version_is_carried_to_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_best_version_is_carried_to_this_machine(tmp_path: Path, vlkv):
     made = ("--source", EXAMPLES / "saxpy.c", "--json", "--fuzz-seconds", 0)
-    code, _, err = command(capsys, *made, "-o", tmp_path, "--calls", 1)
+    code, _, err = vlkv("tune", *made, "-o", tmp_path, "--calls", 1)
     assert code == 0, err
-    code, text, err = command(capsys, *made, "--transfer", tmp_path)
+    code, text, err = vlkv("tune", *made, "--transfer", tmp_path)
     assert code == 0, err
     found = json.loads(text)["functions"][0]
     assert found["name"] == "saxpy" and found["speedup"] > 0 and "gate" not in found
     best = json.loads((tmp_path / "best.json").read_text())["best"]
     path = tmp_path / best["text"]
     path.write_text(path.read_text().replace("+", "-"))
-    code, text, err = command(capsys, *made, "--transfer", tmp_path)
+    code, text, err = vlkv("tune", *made, "--transfer", tmp_path)
     assert code == 0, err
     found = json.loads(text)["functions"][0]
     assert (found["gate"], found["speedup"]) == ("inputs", 1.0)
@@ -79,10 +71,8 @@ def test_the_best_version_is_carried_to_this_machine(tmp_path: Path, capsys: pyt
         (["--fuzz-seconds", "-1", "--calls", "1"], "--fuzz-seconds is -1"),
     ],
 )
-def test_bad_options_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
-):
-    code, _, err = command(capsys, "--source", EXAMPLES / "dot.c", "-o", tmp_path / "out", *arguments)
+def test_bad_options_are_one_line(tmp_path: Path, vlkv, arguments: list[str], says: str):
+    code, _, err = vlkv("tune", "--source", EXAMPLES / "dot.c", "-o", tmp_path / "out", *arguments)
     assert code == 2 and says in err and "Traceback" not in err
 
 

@@ -18,6 +18,7 @@ from vlkv.tune import judge as judging
 from vlkv.tune import llvm
 from vlkv.tune.harness import Harness
 from vlkv.tune.judge import Judge
+from vlkv.tune.limits import run_limited
 from vlkv.tune.ratio import ratio
 from vlkv.tune.toolchain import SANITIZERS, Built, Candidate, Toolchain
 
@@ -193,6 +194,15 @@ def test_the_interval_covers_equal_times(rng: np.random.Generator):
 def test_no_library_is_no_candidate(saxpy: Bench):
     built = saxpy.toolchain.build(Candidate("source", "int", ("-O1",)))
     assert isinstance(built, Built) and built.path is None
+
+
+def test_begin_and_end_of_a_long_output_are_kept(tmp_path: Path):
+    """A sanitizer names the fault first; a builder says why it failed last."""
+    words = "echo ERROR: first; head -c 100000 /dev/zero | tr '\\0' x; echo; echo last"
+    ended = run_limited(["sh", "-c", words], tmp_path)
+    lines = ended.text.splitlines()
+    assert ended.code == 0 and (lines[0], lines[-1]) == ("ERROR: first", "last")
+    assert len(ended.text) < 50_000
 
 
 FUZZED = """#include <cstdint>

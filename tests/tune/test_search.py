@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlkv.cli.main import main
 from vlkv.errors import TuneError
 from vlkv.tune.harness import Harness, draw, draw_held_out
+from vlkv.tune.proposal import State
 from vlkv.tune.search import CHOICES, Search, aligned
+from vlkv.tune.toolchain import Built, Candidate
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tune"
 pytestmark = pytest.mark.skipif(
@@ -23,22 +24,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *map(str, arguments)])
-    out = capsys.readouterr()
-    return int(ended.value.code or 0), out.out, out.err
-
-
-def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_resumes_and_reports(tmp_path: Path, vlkv):
     source = EXAMPLES / "dot.c"
     base = ("--source", source, "-o", tmp_path / "out", "--json")
-    code, _, err = command(capsys, *base, "--calls", 3)
+    code, _, err = vlkv("tune", *base, "--calls", 3)
     assert code == 0, err
     ledger = tmp_path / "out" / "ledger.jsonl"
     first = ledger.read_text()
     ledger.write_text(first + '{"call": 3, "pro')  # as an interruption leaves it
-    code, text, err = command(capsys, *base, "--calls", 5)
+    code, text, err = vlkv("tune", *base, "--calls", 5)
     assert code == 0, err
     assert ledger.read_text().startswith(first)
     records = [json.loads(line) for line in ledger.read_text().splitlines()[1:]]
@@ -49,7 +43,7 @@ def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture
     best = json.loads((tmp_path / "out" / "best.json").read_text())
     assert (tmp_path / "out" / "best.so").exists() and (tmp_path / "out" / best["best"]["text"]).exists()
     other = (*base[:1], EXAMPLES / "saxpy.c", *base[2:])
-    code, _, err = command(capsys, *other, "--calls", 1)
+    code, _, err = vlkv("tune", *other, "--calls", 1)
     assert code == 2 and "of another run" in err
 
 
@@ -65,18 +59,16 @@ def test_a_run_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--source", EXAMPLES / "dot.c", "--harness", "no.py", "--calls", "1"], "no such harness"),
     ],
 )
-def test_bad_input_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list, says: str
-):
-    code, _, err = command(capsys, *arguments, "-o", tmp_path / "out")
+def test_bad_input_is_one_line(tmp_path: Path, vlkv, arguments: list, says: str):
+    code, _, err = vlkv("tune", *arguments, "-o", tmp_path / "out")
     assert code == 2 and says in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_fails_its_own_harness_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_source_that_fails_its_own_harness_is_an_error(tmp_path: Path, vlkv):
     (tmp_path / "dot.c").write_text((EXAMPLES / "dot.c").read_text().replace("+=", "-="))
     shutil.copy(EXAMPLES / "dot.py", tmp_path)
-    code, _, err = command(capsys, "--source", tmp_path / "dot.c", "--calls", 1, "-o", tmp_path / "out")
+    code, _, err = vlkv("tune", "--source", tmp_path / "dot.c", "--calls", 1, "-o", tmp_path / "out")
     assert code == 2 and "its own harness" in err
     assert not (tmp_path / "out").exists()
 
@@ -127,3 +119,30 @@ def test_a_resumed_search_draws_nothing_twice(rng: np.random.Generator):
     drawn = {tuple(search._draw(rng)) for _ in range(50)}
     assert len(drawn) == 50 and tuple(genes) not in drawn
     assert sum(genes[2] == 2 for genes in drawn) > 25, "most are children of the admitted one"
+
+
+def test_each_function_gets_draws_of_its_own():
+    """The same ones when a run is repeated, and others than another function's."""
+    source = Candidate("source", "int f(void) { return 0; }")
+
+    def drawn(function: str, seed: int = 0) -> list[list[int]]:
+        search = Search(seed, turns=("source",), function=function)
+        state = State(Unbuilt(), source, Path("x"), ("source",))
+        state.at["source"] = source, 1.0
+        made = []
+        for state.calls in range(4):
+            made.append(search.propose(state)[0].record["genes"])
+        return made
+
+    assert drawn("dot") == drawn("dot")
+    assert drawn("dot") != drawn("saxpy") and drawn("dot") != drawn("dot", 1)
+
+
+class Unbuilt:
+    """A toolchain that is not asked."""
+
+    def build(self, candidate: Candidate) -> Built:
+        raise NotImplementedError
+
+    def lower(self, candidate: Candidate, level: str) -> str:
+        raise NotImplementedError

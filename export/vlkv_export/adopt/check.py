@@ -6,6 +6,7 @@ This verifies the parts of a graph that adoption does not interpret, such as mas
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 
 from vlkv.errors import CheckpointError
 from vlkv.storage.files import reason
+from vlkv_export.adopt.decoder import EMBEDS
 from vlkv_export.adopt.facts import Source
 
 PROMPT = 24
-TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-3, "float16": 3e-2}
 """Differences, relative to the largest logit, that the order of sums may cause. Wrong positions or masks cause
 differences as large as the logits."""
 CODES = 0.1
 """The same if products round activations too (`MatMulNBits`): kernels for one row and for many round differently."""
+TYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+"""Types of tensors that ONNX Runtime takes from NumPy, which has no bfloat16."""
 Floats = NDArray[np.float32]
 
 
@@ -36,10 +40,10 @@ def compare(source: Source, folder: Path, table: Floats, dtype: str, codes: bool
         seed: the seed of the tokens.
 
     Raises:
-        CheckpointError: the logits differ by more than rounding.
+        CheckpointError: the logits differ by more than rounding, or a graph's tensors are neither float32 nor float16.
     """
     ids = tokens(source, seed)
-    before, after = _original(source, ids, table), _adopted(source, folder, table, dtype)
+    before, after = _original(source, ids, table), _adopted(source, folder, table)
     largest = max(float(np.abs(one).max()) for one in before)
     worst = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True)) / (largest or 1.0)
     most = max(TOLERANCE[dtype], CODES if codes else 0.0)
@@ -66,22 +70,31 @@ def _session(path: Path) -> ort.InferenceSession:
         raise CheckpointError(f"{path}: ONNX Runtime does not open it: {reason(error)}") from None
 
 
+def _numpy(path: Path, value: ort.NodeArg) -> type[np.floating[Any]]:
+    """The NumPy type of a graph's input or output."""
+    if value.type not in TYPES:
+        raise CheckpointError(
+            f"{path}: {value.name!r} is a {value.type}; compared are {' and '.join(TYPES)}. "
+            "--no-check leaves the comparison out"
+        )
+    return TYPES[value.type]
+
+
 def _original(source: Source, ids: NDArray[np.int64], table: Floats) -> list[Floats]:
     session = _session(source.graph)
     inputs = {value.name: value for value in session.get_inputs()}
     names = [pattern % layer for layer in range(source.layers) for pattern in source.past]
     made = [pattern % layer for layer in range(source.layers) for pattern in source.present]
-    half = "float16" in inputs[names[0]].type
-    empty = np.zeros((1, source.kv_heads, 0, source.head_dim), np.float16 if half else np.float32)
+    given_as = {name: _numpy(source.graph, inputs[name]) for name in (names[0], EMBEDS) if name in inputs}
+    _numpy(source.graph, next(value for value in session.get_outputs() if value.name == source.logits))
+    empty = np.zeros((1, source.kv_heads, 0, source.head_dim), given_as[names[0]])
     caches = dict.fromkeys(names, empty)
     found, done = [], 0
     for part, rows in ((ids[:PROMPT], table[:PROMPT]), (ids[PROMPT:], table[PROMPT:])):
         end = done + len(part)
         given = {
             "input_ids": part[np.newaxis],
-            "inputs_embeds": rows[np.newaxis].astype(
-                np.float16 if "float16" in getattr(inputs.get("inputs_embeds"), "type", "") else np.float32
-            ),
+            EMBEDS: rows[np.newaxis].astype(given_as.get(EMBEDS, np.float32)),
             "attention_mask": np.ones((1, end), np.int64),
             "position_ids": np.arange(done, end)[np.newaxis],
             "use_cache_branch": np.array([done > 0]),
@@ -95,17 +108,19 @@ def _original(source: Source, ids: NDArray[np.int64], table: Floats) -> list[Flo
     return found
 
 
-def _adopted(source: Source, folder: Path, table: Floats, dtype: str) -> list[Floats]:
-    session = _session(folder / "decoder.onnx")
+def _adopted(source: Source, folder: Path, table: Floats) -> list[Floats]:
+    path = folder / "decoder.onnx"
+    session = _session(path)
+    inputs = {value.name: value for value in session.get_inputs()}
     shape = (1, source.kv_heads, PROMPT + 1, source.head_dim)
-    stored = np.float16 if dtype == "float16" else np.float32
+    stored = _numpy(path, inputs["key_cache.0"])
     kinds = [(kind, layer) for layer in range(source.layers) for kind in ("key", "value")]
     caches = {f"{kind}_cache.{layer}": np.zeros(shape, stored) for kind, layer in kinds}
     found, done = [], 0
     for part in (table[:PROMPT], table[PROMPT:]):
         end = done + len(part)
         given = {
-            "inputs_embeds": part[np.newaxis],
+            EMBEDS: part[np.newaxis],
             "position_ids": np.arange(done, end)[np.newaxis],
             "row_index": np.zeros((1, 0), np.int64),
             "length": np.full((source.layers, 1), done),

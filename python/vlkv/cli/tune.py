@@ -106,10 +106,11 @@ def tune(
     """
     from vlkv.cli import tune_tables as tables
     from vlkv.ops.tuned import processor, sources_folder
-    from vlkv.tune.agents import Agents, transcript
+    from vlkv.tune.agents import Agents, Transcript
     from vlkv.tune.api import Budget, pairs_of
     from vlkv.tune.api import tune as run
     from vlkv.tune.compare import compare
+    from vlkv.tune.endpoint import Ask
     from vlkv.tune.endpoint import endpoint as asking
     from vlkv.tune.graph.api import tune_graph
     from vlkv.tune.graph.choices import DESCRIPTION, PASSES
@@ -160,10 +161,11 @@ def tune(
         )
 
     def made(found: Harness, turns: Sequence[str] = ()) -> list[Proposer]:
-        asked = ask
+        asked: Ask | None = ask
         if transcripts is not None and (recorded := transcripts / f"{found.path.stem}.jsonl").is_file():
-            asked = transcript(recorded)
-        proposed: list[Proposer] = [Search(seed, turns=turns)] if "search" in names else []
+            asked = Transcript(recorded)
+        searched = Search(seed, turns=turns, function=found.function)
+        proposed: list[Proposer] = [searched] if "search" in names else []
         proposed += [Agents(asked, found, processor(), calls, turns=turns)] if asked else []
         if not proposed:
             raise TuneError(

@@ -15,9 +15,9 @@ from typing import Any
 from vlkv.errors import TuneError
 from vlkv.tune.endpoint import Ask, Reply
 from vlkv.tune.harness import Harness, Sizes
-from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 PROMPTS = Path(__file__).parent / "prompts"
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```\s*$", re.DOTALL | re.MULTILINE)
@@ -86,6 +86,8 @@ class Agents:
     def remember(self, record: dict[str, Any]) -> None:
         """Takes in a record of an earlier run."""
         agent = record.get("agent")
+        if isinstance(self.ask, Transcript) and agent and not record.get("sample"):
+            self.ask.skip(agent)
         self._tested = True
         if agent == "tester":
             self.probes = record.get("probes", [])
@@ -223,22 +225,35 @@ def _probes(text: str, harness: Harness) -> list[Sizes]:
     return made[:MOST_PROBES]
 
 
-def transcript(path: Path) -> Ask:
-    """Returns a function that answers from a file of JSON lines with `text`, in order, instead of a model.
+class Transcript:
+    """Answers from a file of JSON lines with `text`, in order, instead of a model; an `Ask`.
 
     A line with `agent` answers that agent only. Lines that name agents may be fewer than the calls: an agent without
     further lines gets an empty answer.
     """
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    left = list(lines)
 
-    def ask(_: str, agent: str) -> Reply:
-        line = next((one for one in left if one.get("agent", agent) == agent), None)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[dict[str, Any]] = [
+            json.loads(line) for line in path.read_text().splitlines() if line
+        ]
+        self._left = list(self._lines)
+
+    def __call__(self, _: str, agent: str) -> Reply:
+        """Returns the agent's next answer. Raises `TuneError` after the last of a transcript that names no agents."""
+        line = self._next(agent)
         if line is None:
-            if any("agent" in one for one in lines):
+            if any("agent" in one for one in self._lines):
                 return Reply("", 0, 0, 0.0)
-            raise TuneError(f"{path}: the transcript has only {len(lines)} answers")
-        left.remove(line)
+            raise TuneError(f"{self.path}: the transcript has only {len(self._lines)} answers")
         return Reply(line["text"], line.get("tokens_in", 0), line.get("tokens_out", 0), 0.0)
 
-    return ask
+    def skip(self, agent: str) -> None:
+        """Leaves out the answer that an earlier run was given."""
+        self._next(agent)
+
+    def _next(self, agent: str) -> dict[str, Any] | None:
+        for at, line in enumerate(self._left):
+            if line.get("agent", agent) == agent:
+                return self._left.pop(at)
+        return None

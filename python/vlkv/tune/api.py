@@ -15,12 +15,13 @@ from vlkv.errors import TuneError
 from vlkv.ops.tuned import processor
 from vlkv.storage.files import reason, show
 from vlkv.tune.harness import Harness, Sizes
-from vlkv.tune.judge import FUZZ_SECONDS, Judge, Verdict
+from vlkv.tune.judge import FUZZ_SECONDS, Judge
 from vlkv.tune.ledger import ENDINGS, Ledger
 from vlkv.tune.limits import network_is_cut
 from vlkv.tune.proposal import Proposer, State
 from vlkv.tune.report import FunctionReport, Report, speedup, write_record
 from vlkv.tune.toolchain import BASE_FLAGS, Candidate, Toolchain
+from vlkv.tune.verdict import Verdict
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from vlkv.tune.api import Budget, tune_one
 from vlkv.tune.harness import Harness
-from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposer
 from vlkv.tune.report import FunctionReport, summary, write_record
 from vlkv.tune.toolchain import levels
+from vlkv.tune.verdict import Verdict
 
 COMPILER, NAIVE, COOPERATIVE = "compiler", "naive", "cooperative"
 COUNTS = ("calls", "candidates", "correct", "admitted", "compile_seconds", "seconds", "tokens")

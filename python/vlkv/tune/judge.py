@@ -11,7 +11,6 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from vlkv.tune.limits import Limits, run_limited
 from vlkv.tune.ratio import Ratio, ratio
 from vlkv.tune.runner import ARCHITECTURES, LEAK_CALLS
 from vlkv.tune.toolchain import Built, Candidate, Toolchain
+from vlkv.tune.verdict import RIGHT, Known, Verdict
 
 PAIRS = 24
 SAMPLE = 5e-4
@@ -32,27 +32,6 @@ FUZZ_SECONDS = 2.0
 FUZZ_BATCH = 32
 BROKEN = {1: "a register that a function must keep", 2: "the floating-point mode", 4: "the direction flag"}
 RUNNER = Path(__file__).parent / "runner.py"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a candidate: the gate that refused it (None: admitted), the reason, and its ratio if timed.
-
-    `shown` is the reason without held-out inputs, which a proposer may read.
-    """
-
-    gate: str | None
-    reason: str
-    correct: bool = False
-    ratio: Ratio | None = None
-    compile_seconds: float = 0.0
-    seconds: float = 0.0
-    shown: str = field(default="")
-
-    @property
-    def admitted(self) -> bool:
-        """Whether the candidate is right and faster."""
-        return self.gate is None
 
 
 class Judge:
@@ -78,7 +57,7 @@ class Judge:
             )
         self.harness, self.toolchain, self.pairs, self.fuzz = harness, toolchain, pairs, fuzz
         self.rng = np.random.default_rng(secret)
-        self._known: dict[str, str] = {}
+        self._known = Known("the machine code is that of an earlier candidate")
         self.probes: list[Sizes] = []
         self._sanitizer = toolchain.sanitizer()
         if not all(Path(path).is_absolute() for path in self._sanitizer):
@@ -94,13 +73,11 @@ class Judge:
             ), None
         passed: dict[str, Any] = {"compile_seconds": built.seconds}
         code = hash_file(built.path)
-        if code in self._known:
-            seconds, why = time.perf_counter() - begin, "the machine code is that of an earlier candidate"
-            return Verdict(
-                self._known[code], why, self._known[code] == "time", seconds=seconds, **passed
-            ), None
+        earlier = self._known.verdict(code, built.seconds, time.perf_counter() - begin)
+        if earlier is not None:
+            return earlier, None
         gate, why = self.right(built)
-        self._known[code] = gate or "time"
+        self._known.note(code, gate or RIGHT)
         if gate:
             shown = why if gate != "held-out" else "wrong for sizes that are not shown"
             return Verdict(gate, why, shown=shown, seconds=time.perf_counter() - begin, **passed), None
@@ -109,17 +86,17 @@ class Judge:
             found, why = self.compare(best, built.path)
         seconds = time.perf_counter() - begin
         if found is None:
-            self._known[code] = "held-out"
+            self._known.note(code, "held-out")
             return Verdict("held-out", why, shown="wrong while it was timed", seconds=seconds, **passed), None
         if not found.faster:
             why = f"takes {found.value:.3f} of the best's time ({found.low:.3f} to {found.high:.3f})"
-            return Verdict("time", why, True, found, seconds=seconds, **passed), built.path
+            return Verdict(RIGHT, why, True, found, seconds=seconds, **passed), built.path
         why = f"takes {found.value:.3f} of the former best's time"
         return Verdict(None, why, True, found, seconds=seconds, **passed), built.path
 
     def know(self, library: Path) -> None:
         """Notes a library that has passed, so that the same machine code is not timed twice."""
-        self._known[hash_file(library)] = "time"
+        self._known.note(hash_file(library))
 
     def right(self, built: Built) -> tuple[str | None, str]:
         """Returns the gate that refuses a library and why, or (None, "")."""

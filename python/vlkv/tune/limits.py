@@ -29,7 +29,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its code (negative: the signal; None: the time limit), and the tail of its output."""
+    """How a process ended: its code (negative: the signal; None: the time limit), and its output.
+
+    Of a long output the middle is left out.
+    """
 
     code: int | None
     text: str
@@ -84,8 +87,11 @@ def run_limited(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        size = os.lseek(log, 0, os.SEEK_END)
-        return Ended(code, os.pread(log, MOST_TEXT, max(0, size - MOST_TEXT)).decode(errors="replace"))
+        size, half = os.lseek(log, 0, os.SEEK_END), MOST_TEXT // 2
+        text = os.pread(log, MOST_TEXT, 0)
+        if size > MOST_TEXT:
+            text = text[:half] + b"\n" + os.pread(log, half, size - half)
+        return Ended(code, text.decode(errors="replace"))
     finally:
         os.close(log)
 

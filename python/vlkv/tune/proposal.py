@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlkv.tune.judge import Verdict
 from vlkv.tune.toolchain import Built, Candidate
+from vlkv.tune.verdict import Verdict
 
 
 class Builder(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vlkv.tune import llvm
-from vlkv.tune.judge import Verdict
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 CHOICES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("-O3",), ("-O2",), ("-O1",)),
@@ -46,15 +47,20 @@ class Search:
     """Mutates the fastest right choice of flags, with a share of fresh ones; at lower levels, passes and alignments.
 
     The level is drawn: its chance is its share of the search space times the share of its versions that were admitted.
-    With `turns`, levels, they are taken in turn instead.
+    With `turns`, levels, they are taken in turn instead. `function` is part of the seed: of several functions each gets
+    draws of its own.
     """
 
     name = "search"
 
     def __init__(
-        self, seed: int = 0, base: tuple[str, ...] = ("-march=native",), turns: Sequence[str] = ()
+        self,
+        seed: int = 0,
+        base: tuple[str, ...] = ("-march=native",),
+        turns: Sequence[str] = (),
+        function: str = "",
     ) -> None:
-        self.seed, self.base, self.turns = seed, base, tuple(turns)
+        self.seed, self.base, self.turns = (seed, zlib.crc32(function.encode())), base, tuple(turns)
         self._tried: Counter[str] = Counter()
         self._admitted: Counter[str] = Counter()
         self._genes = np.zeros(len(CHOICES), dtype=int)
@@ -62,7 +68,7 @@ class Search:
 
     def propose(self, state: State) -> list[Proposal]:
         """Draws the level, then a version of it. Call n of a seed draws from a generator of its own: a run resumes."""
-        rng = np.random.default_rng((self.seed, state.calls))
+        rng = np.random.default_rng((*self.seed, state.calls))
         level = self._level(state.levels, rng)
         if level == "source":
             genes = self._draw(rng)

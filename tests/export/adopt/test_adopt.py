@@ -13,7 +13,9 @@ from export.adopt.conftest import EXPORTED, TINY, VOCAB
 from small_disk import needs_mount, small_disk
 from vlkv import Engine, Question
 from vlkv.errors import CheckpointError, EngineError, ImageError
+from vlkv_export.adopt import check
 from vlkv_export.adopt.directory import adopt_folder
+from vlkv_export.adopt.folder import read_folder
 from vlkv_export.engine import build_engine
 
 PROMPTS = ("the total is", "a form of the city of names and numbers: 1 2 3 4 5 6 7 8", "x")
@@ -192,6 +194,38 @@ def test_a_graph_whose_positions_are_others_is_refused(exported, tmp_path):
         with pytest.raises(CheckpointError, match="differ from the original's"):
             adopt_folder(one.folder, tmp_path / "graphs")
     assert not (tmp_path / "graphs").exists()
+
+
+def test_bfloat16_caches_are_not_taken_for_float16(exported, tmp_path):
+    """ONNX Runtime opens such a graph, and takes no bfloat16 from NumPy: what can not be compared is said."""
+    folder = tmp_path / "changed"
+    shutil.copytree(exported("genai", "llama", "fp32").folder, folder)
+    model = ir.load(folder / "model.onnx")
+    half, whole = ir.DataType.BFLOAT16, ir.DataType.FLOAT
+
+    def cast(value: ir.Value, to: ir.DataType) -> ir.Value:
+        node = ir.node("Cast", [value], {"to": to})
+        model.graph.append(node)
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(to), value.shape
+        return node.outputs[0]
+
+    for value in model.graph.inputs:
+        if value.name.startswith("past"):
+            uses, made = list(value.uses()), cast(value, whole)
+            for use in uses:
+                use.node.replace_input_with(use.idx, made)
+            value.type = ir.TensorType(half)
+    for at, value in enumerate(model.graph.outputs):
+        if value.name.startswith("present"):
+            made = cast(value, half)
+            made.name, value.name = value.name, f"{value.name}.whole"
+            model.graph.outputs[at] = made
+    model.graph.sort()
+    ir.save(model, folder / "model.onnx")
+    source = read_folder(folder)
+    rows = np.zeros((check.PROMPT + 1, source.hidden), np.float32)
+    with pytest.raises(CheckpointError, match=r"'past_key_values.0.key' is a tensor\(bfloat16\).*--no-check"):
+        check.compare(source, tmp_path, rows, "bfloat16", False)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tune.proposers import Listed
 from vlkv.cli.main import main
 from vlkv.errors import TuneError
 from vlkv.storage.files import hash_file
@@ -20,28 +21,11 @@ from vlkv.tune.graph.builder import GraphBuilder, options_of
 from vlkv.tune.graph.choices import PASSES, passes_of
 from vlkv.tune.graph.judge import GraphJudge
 from vlkv.tune.operators.constants import Choice, parse
-from vlkv.tune.proposal import Proposal
 from vlkv.tune.ratio import Ratio
-from vlkv.tune.toolchain import Candidate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="vlkv tune needs Linux")
 SHAPE = "llama-old"
 PLAIN, WRONG, SAME, BAD = '{"native_attention": 0}', '{"fused_linear": 0}', '{"order": 1}', '{"order": 9}'
-
-
-class Listed:
-    """A proposer that gives choices of a list."""
-
-    name = "listed"
-
-    def propose(self, state) -> list[Proposal]:
-        return [Proposal(Candidate("constants", (PLAIN, WRONG, SAME, BAD)[state.calls], (), self.name))]
-
-    def learn(self, proposal, verdict) -> None:
-        pass
-
-    def remember(self, record) -> None:
-        pass
 
 
 class Builder(GraphBuilder):
@@ -58,7 +42,9 @@ def run(built_of: Callable[..., Path], graphs_of: Callable[..., Path], tmp_path_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "GraphBuilder", Builder)
         patch.setattr(GraphJudge, "compare", lambda *_: Ratio(0.8, 0.7, 0.9))
-        report = tune_graph(built_of(SHAPE), graphs_of(SHAPE), out, [Listed()], Budget(calls=4))
+        report = tune_graph(
+            built_of(SHAPE), graphs_of(SHAPE), out, [Listed((PLAIN, WRONG, SAME, BAD))], Budget(calls=4)
+        )
     return out, report
 
 

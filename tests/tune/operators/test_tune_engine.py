@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tune.proposers import Listed
 from vlkv import Engine
 from vlkv.errors import EngineError, TuneError
 from vlkv.ops import tuned
@@ -22,8 +23,6 @@ from vlkv.tune.operators.constants import OPERATORS, Choice
 from vlkv.tune.operators.engine import switch_off, tune_engine
 from vlkv.tune.operators.functions import FUNCTIONS, installed
 from vlkv.tune.operators.search import ConstantSearch
-from vlkv.tune.proposal import Proposal
-from vlkv.tune.toolchain import Candidate
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("g++") or platform.machine() != "x86_64",
@@ -33,11 +32,13 @@ SHAPE = "llama-old"
 SLOW, WRONG, FAST = "{}", '{"VLKV_EVICT_AHEAD": 32}', '{"VLKV_EVICT_PIECE": 512}'
 ASKED = {"prompt": "what is this", "policy": "vl-cache", "budget": 0.5, "max_new_tokens": 4}
 BEGIN = "void run_cpu(const EvictParams& p) {\n"
+NARROW = "if (size_of(rows.dtype) == 2) rows.to[i * rows.to_stride] = 1;"
+"""A write past the end for rows of two bytes an element, which the harness of a float32 engine does not have."""
 CHANGES = (
     ("slots[i + run] == slots[i] + run", "slots[i + run] >= slots[i] + run"),  # wrong: gaps are copied too
-    ("static_cast<size_t>(run));", "static_cast<size_t>(run + 1));"),  # writes a row past the end
     ("const size_t bytes", "static size_t calls = 0; calls += 1; const size_t bytes"),  # keeps state
     ("int64_t run = 1;", "int64_t run = 1;;"),  # the same machine code
+    ("i += run;", f"i += run; {NARROW}"),  # only its fuzz target sees it
 )
 CHANGED = """
 #if VLKV_EVICT_PIECE == 256
@@ -55,29 +56,13 @@ def functions(sources: Path, change: tuple[str, str]) -> str:
     return Choice({"VLKV_EVICT_PIECE": 512}, (), replaced).text()
 
 
-class Listed:
-    """A proposer that gives choices of a list."""
-
-    name = "listed"
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-
-    def propose(self, state) -> list[Proposal]:
-        text = self.texts[state.calls]
-        level = "functions" if "functions" in text else "constants"
-        return [Proposal(Candidate(level, text, (), self.name))]
-
-    def learn(self, proposal, verdict) -> None:
-        pass
-
-    def remember(self, record) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def run(built_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory):
-    """An engine, and the folder of its tuning with sources in which evict is slow as installed."""
+    """An engine, and the folder of its tuning with sources in which evict is slow as installed.
+
+    The compiler, which takes most of the time, optimises little; libraries with sanitizers, which run evict alone,
+    have no kernels of other operators.
+    """
     base = tmp_path_factory.mktemp("tune")
     sources = shutil.copytree(tuned.sources_folder(), base / "cpp")
     evict = sources / "cpu" / "evict.cpp"
@@ -91,10 +76,12 @@ def run(built_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
         patch.setattr(tuned, "sources_folder", lambda: sources)
         patch.setattr(library, "sources_folder", lambda: sources)
         patch.setattr(engines, "HARNESSES", {"evict": engines.HARNESSES["evict"]})
+        patch.setattr(library, "WORDS", ("-O1", *(word for word in library.WORDS if word != "-O3")))
+        patch.setattr(library, "SANITIZED", (*library.SANITIZED, "-O0", "-UVLKV_PARTS", "-DVLKV_PARTS=0"))
         tuned.sources_hash.cache_clear()
         engine = built_of(SHAPE)
         texts = [SLOW, WRONG, "{", FAST, *(functions(sources, change) for change in CHANGES)]
-        report = tune_engine(engine, base / "out", lambda *_: [Listed(texts)], Budget(len(texts), fuzz=0))
+        report = tune_engine(engine, base / "out", lambda *_: [Listed(texts)], Budget(len(texts), fuzz=0.01))
         yield engine, base / "out", report
     tuned.sources_hash.cache_clear()
 
@@ -119,8 +106,9 @@ def test_a_wrong_function_of_the_source_is_refused(run):
     lines = (out / "evict" / "ledger.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines[5:]]
     gates = [r.get("gate") for r in found]
-    assert gates == ["inputs", "inputs", "compile", "time"]
-    assert "state between calls" in found[2]["reason"] and "earlier candidate" in found[3]["reason"]
+    assert gates == ["inputs", "compile", "time", "fuzz"]
+    assert "state between calls" in found[1]["reason"] and "earlier candidate" in found[2]["reason"]
+    assert "vlkv_fuzz_evict" in found[3]["reason"] and "heap-buffer-overflow" in found[3]["reason"]
     assert report.functions[0].by_level["functions"]["candidates"] == 4
 
 

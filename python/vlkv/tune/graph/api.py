@@ -17,13 +17,13 @@ from vlkv.tune.api import Budget, resume, spend
 from vlkv.tune.graph.builder import GraphBuilder, options_of
 from vlkv.tune.graph.choices import PASSES, passes_of
 from vlkv.tune.graph.judge import PAIRS, GraphJudge
-from vlkv.tune.judge import Verdict
 from vlkv.tune.ledger import Ledger
 from vlkv.tune.operators.constants import Choice, parse
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposer, State
 from vlkv.tune.report import FunctionReport, Report, write_record
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 NAME = "graph.json"
 

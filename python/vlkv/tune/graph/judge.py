@@ -18,9 +18,9 @@ from vlkv.policies.builtin import DEFAULT_POLICY
 from vlkv.storage.files import hash_file, show
 from vlkv.storage.manifest import Manifest
 from vlkv.tune.graph.builder import GraphBuilder
-from vlkv.tune.judge import Verdict
 from vlkv.tune.ratio import Ratio, ratio
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import RIGHT, Known, Verdict
 
 PROMPTS, FORCED = (0, 7, 100), 4
 """Tokens of the compared prompts beside a picture and a question, and of the answers that are forced on them."""
@@ -43,7 +43,7 @@ class GraphJudge:
         self.builder, self.pairs = builder, pairs
         self.probes: list[Any] = []
         self.rng = np.random.default_rng()
-        self._known: dict[str, str] = {}
+        self._known = Known("the graphs are those of an earlier candidate")
         plain = [*builder.words, "--passes", ""] if builder.words else ["--operators", "functions"]
         oracle = builder.engine(plain)
         if oracle.path is None:
@@ -61,22 +61,22 @@ class GraphJudge:
         if built.path is None:
             return verdict("compile", built.reason), None
         graphs = _hash(built.path)
-        if graphs in self._known:
-            gate = self._known[graphs]
-            return verdict(gate, "the graphs are those of an earlier candidate", gate == "time"), None
+        earlier = self._known.verdict(graphs, built.seconds, time.perf_counter() - begin)
+        if earlier is not None:
+            return earlier, None
         why = self.wrong(built.path)
-        self._known[graphs] = "inputs" if why else "time"
+        self._known.note(graphs, "inputs" if why else RIGHT)
         if why:
             return verdict("inputs", why), None
         found = self.compare(best, built.path)
         if found.faster:  # a second look, as one of a hundred equals seems faster
             found = self.compare(best, built.path)
         why = f"takes {found.value:.3f} of the best's time ({found.low:.3f} to {found.high:.3f})"
-        return verdict(None if found.faster else "time", why, True, found), built.path
+        return verdict(None if found.faster else RIGHT, why, True, found), built.path
 
     def know(self, engine: Path) -> None:
         """Notes an engine that is right, so that the same graphs are not timed again."""
-        self._known[_hash(engine)] = "time"
+        self._known.note(_hash(engine))
 
     def wrong(self, engine: Path) -> str:
         """Compares logits at the ends of fresh prompts, and of answers forced on them, with the oracle's.

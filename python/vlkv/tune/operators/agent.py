@@ -11,13 +11,13 @@ from typing import Any
 from vlkv.tune.agents import FENCE, MOST_HISTORY, block_of, prompt_of, sampled
 from vlkv.tune.endpoint import Ask
 from vlkv.tune.harness import Sizes
-from vlkv.tune.judge import Verdict
 from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.functions import FUNCTIONS, installed
 from vlkv.tune.operators.functions import LEVEL as SOURCE
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 OBJECT = re.compile(r"\{[^{}]*\}")
 MOST_TEXT = 2000

@@ -19,7 +19,7 @@ from vlkv.ops.tuned import processor
 from vlkv.storage.files import hash_file, write_bytes
 from vlkv.tune.api import Budget, Subject, tune_subject
 from vlkv.tune.harness import Harness
-from vlkv.tune.judge import Judge, Verdict
+from vlkv.tune.judge import Judge
 from vlkv.tune.ledger import ENDINGS
 from vlkv.tune.operators import attend, evict, linear, score
 from vlkv.tune.operators.constants import OPERATORS, Choice, Operator, parse
@@ -29,6 +29,7 @@ from vlkv.tune.proposal import Proposer
 from vlkv.tune.ratio import Ratio
 from vlkv.tune.report import Report, speedup, write_record
 from vlkv.tune.toolchain import Built, Candidate, tool
+from vlkv.tune.verdict import Verdict
 
 HARNESSES: dict[str, Callable[[Shapes], Harness]] = {
     "attend": attend.harness,

@@ -55,9 +55,7 @@ FUZZED = (
     *(f"no_cuda/{name}.cpp" for name in ("attend", "draw", "evict", "move_slots", "pick", "score")),
     "cuda/workspace.cpp",
 )
-"""The C entry points, which the fuzz target calls."""
-FUZZ_TARGET = Path("fuzz/ops.cpp"), "LLVMFuzzerTestOneInput"
-FUZZED_OPERATORS = ("score", "evict")
+"""The C entry points, which the fuzz targets of Score and Evict call."""
 PARTS = {1: "kScorePart", 2: "kAttendPart", 4: "kLinearPart"}
 SECONDS = Limits(seconds=120, memory=4096, file=64)
 
@@ -88,12 +86,9 @@ def units(simd: str, bfloat16: bool) -> list[Unit]:
 
 
 def fuzz_units() -> list[Unit]:
-    """Returns the files that a library with sanitizers has beside: the fuzz target, and what it calls."""
-    file = str(FUZZ_TARGET[0])
-    return [
-        Unit(_name(file), file, ("-fvisibility=default",)),
-        *(Unit(_name(one), one, ()) for one in FUZZED),
-    ]
+    """Returns the files that a library with sanitizers has beside: a fuzz target per operator, and what they call."""
+    targets = [f"fuzz/{name}.cpp" for name in OPERATORS]
+    return [Unit(_name(file), file, ()) for file in (*targets, *FUZZED)]
 
 
 class Core:
@@ -188,7 +183,7 @@ class OperatorToolchain(Toolchain):
     def __init__(self, operator: Operator, harness: Harness, core: Core, folder: Path) -> None:
         super().__init__(harness, Path("operator.cpp"), folder)
         self.operator, self.core = operator, core
-        self.fuzz_target = FUZZ_TARGET[1] if operator.name in FUZZED_OPERATORS else ""
+        self.fuzz_target = f"vlkv_fuzz_{operator.name}"
 
     def levels(self) -> tuple[str, ...]:
         """Returns the two levels: choices of constants, and functions of the source."""

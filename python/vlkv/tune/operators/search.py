@@ -9,11 +9,11 @@ import math
 from typing import Any
 
 from vlkv.errors import TuneError
-from vlkv.tune.judge import Verdict
 from vlkv.tune.operators.constants import Choice, Operator, parse
 from vlkv.tune.operators.library import LEVEL
 from vlkv.tune.proposal import Proposal, State
 from vlkv.tune.toolchain import Candidate
+from vlkv.tune.verdict import Verdict
 
 RANDOM = 6
 """Choices that are drawn before the sampler begins to learn."""
