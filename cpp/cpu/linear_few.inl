@@ -64,16 +64,7 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
     for (int c = 0; c < NC; ++c) columns.each[c].rest(end, static_cast<int>(weights.depth - end), w[c]);
     add_group<NC, NR>(w, input + end, part.stride, acc);
   }
-  float sums[(NC * NR + 3) / 4 * 4];
-  sum_each<NC * NR>(acc, sums);
-  for (int c = 0; c < NC; ++c) {
-    for (int r = 0; r < NR; ++r) {
-      const int64_t at = (row + r) * part.result_stride + column + c;
-      const float bias = part.bias == nullptr ? 0.0F : part.bias[column + c];
-      const float residual = part.residual == nullptr ? 0.0F : part.residual[at];
-      part.result[at] = sums[c * NR + r] + bias + residual;
-    }
-  }
+  write_results<NC, NR>(part, column, row, acc);
 }
 
 template <class Column, int NR>

@@ -156,7 +156,7 @@ struct Case {
   // bias.
   void expect_right(const std::string& text) const {
     const bool half =
-        p.many == Precision::kBFloat16 && bfloat16_products() && p.rows > LinearParams::kFewRows;
+        p.precision == Precision::kBFloat16 && bfloat16_products() && p.rows > LinearParams::kFewRows;
     const double error = (static_cast<double>(p.depth) + 4) * kUnit + (half ? 2.01 * kHalfUnit : 0.0);
     for (size_t i = 0; i < own.size(); ++i) {
       for (int64_t m = 0; m < p.rows; ++m) {
@@ -191,7 +191,7 @@ TEST(Linear, MatchesTheDefinition) {
                random.pick<int64_t>({32, 64, 96, 128}));
         c.p.threads = static_cast<int>(random.integer(1, 3));
         for (const Precision many : {Precision::kFloat32, Precision::kBFloat16}) {
-          c.p.many = many;
+          c.p.precision = many;
           run_cpu(c.p);
           c.expect_right(std::string(kernels.name) + " format " + std::to_string(static_cast<int>(format)) +
                          " rows " + std::to_string(rows) + " depth " + std::to_string(c.p.depth));
@@ -228,7 +228,7 @@ TEST(Linear, ManyRowsHaveTheSameBitsInEveryCompany) {
   Random random(43);
   for (const Precision many : {Precision::kFloat32, Precision::kBFloat16}) {
     Case all(random, WeightFormat::kInt8, 300, 600, {50});
-    all.p.many = many;
+    all.p.precision = many;
     Case some = all;
     some.p.rows = 20, some.p.input = some.input.data() + 270 * 600, some.p.threads = 1;
     run_cpu(all.p);

@@ -9,6 +9,8 @@ from importlib.resources import files
 
 import msgspec
 
+from vlkv.storage.manifest import default_precision
+
 FLOAT = "float32"
 
 
@@ -60,7 +62,7 @@ def lines(weights: str | None, precision: str | None, cache: str | None) -> list
     A measurement of all options together comes alone. Else each option has a line of its own.
     """
     found = figures()
-    options = weights or FLOAT, precision or FLOAT, cache or FLOAT
+    options = weights or FLOAT, precision or default_precision(weights), cache or FLOAT
     by_options = {(row.weights, row.precision, row.cache): row for row in found.rows}
     rows = [by_options.get(options)]
     if rows == [None]:
