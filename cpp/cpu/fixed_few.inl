@@ -1,4 +1,4 @@
-// Few rows in fixed point times columns of codes, each code read once for up to four rows. Included by
+// Few rows in fixed point times columns of codes, each code read once for up to eight rows. Included by
 // kernels_vnni.cpp.
 //
 // A lane of a 32-bit sum has 256 * high . codes + low . codes of a part of a span, which is exact; it is
@@ -6,7 +6,6 @@
 // order of a sum does not depend on the numbers of rows and columns.
 
 constexpr int kFewSums = 8;  // registers of sums, one for each pair of a row and a column
-constexpr int kFewRowsAtOnce = 4;
 constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;  // whose weights stay in a cache for the next rows
 constexpr int kLinearAhead = VLKV_LINEAR_AHEAD;       // prefetch distance in bytes, as in linear_weights.inl
 
@@ -37,6 +36,8 @@ struct Codes {
   }
 };
 
+// A column is read from its first code to its last before the next one is, because processors fetch ahead of long
+// streams only.
 template <WeightFormat kFormat, int NC, int NR>
 static __attribute__((noinline)) void few(const FewRows& part, int64_t column, int row) {
   constexpr int kSpans = kFormat == WeightFormat::kInt4 ? 4 : 2;  // of 64 bytes of codes
@@ -47,47 +48,51 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
   const int64_t column_bytes = weights.blocks * weights.block / kDepthGroup * kSpanBytes;
   const uint8_t* codes = static_cast<const uint8_t*>(weights.weight) + column * column_bytes;
   const auto* rows = static_cast<const int8_t*>(part.fixed) + row * part.fixed_stride;
-  F acc[NC * NR] = {};
-  for (int64_t first = 0; first < spans; first += kSpansAtOnce) {
-    const int64_t count = spans - first < kSpansAtOnce ? spans - first : kSpansAtOnce;
-    const SpanBlocks blocks(weights, first, count);
-    __m512 scales[NC * NR];
+  F sums[NC * NR];
+  for (int c = 0; c < NC; ++c, codes += column_bytes) {
+    __m512 acc[NR];
 #pragma GCC unroll 8
-    for (int c = 0; c < NC; ++c) {
-      __m512 scale, minimum;
-      load_scales(weights, column + c, blocks, scale, minimum);
+    for (int r = 0; r < NR; ++r) acc[r] = _mm512_setzero_ps();
+    for (int64_t first = 0; first < spans; first += kSpansAtOnce) {
+      const int64_t count = spans - first < kSpansAtOnce ? spans - first : kSpansAtOnce;
+      __m512 scale, minimum, scales[NR];
+      load_scales(weights, column + c, SpanBlocks(weights, first, count), scale, minimum);
 #pragma GCC unroll 8
       for (int r = 0; r < NR; ++r) {
-        const auto* own = reinterpret_cast<const float*>(rows + r * part.fixed_stride + 2 * layout.digits) + first;
-        scales[c * NR + r] = _mm512_mul_ps(scale, _mm512_loadu_ps(own));
-        acc[c * NR + r] = (F)_mm512_fmadd_ps(minimum, _mm512_loadu_ps(own + layout.spans), (__m512)acc[c * NR + r]);
+        const int8_t* digits = rows + r * part.fixed_stride;
+        const auto* own = reinterpret_cast<const float*>(digits + 2 * layout.digits) + first;
+        scales[r] = _mm512_mul_ps(scale, _mm512_loadu_ps(own));
+        acc[r] = _mm512_fmadd_ps(minimum, _mm512_loadu_ps(own + layout.spans), acc[r]);
       }
-    }
-    // The span of each lane.
-    __m512i span = kSpans == 4 ? _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
-                               : _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    for (int64_t i = 0; i < count; i += kSpans) {
-      const int64_t left = count - i, at = (first + i) * kSpanBytes;
-      const __mmask64 some = left < kSpans ? (__mmask64{1} << (left * kSpanBytes)) - 1 : ~__mmask64{0};
-      const int8_t* digits = rows + (first + i) * kDepthGroup;
-#pragma GCC unroll 8
-      for (int c = 0; c < NC; ++c) {
-        const uint8_t* from = codes + c * column_bytes + at;
-        ask(from);
-        const Codes<kFormat> own(_mm512_maskz_loadu_epi8(some, from));
+      // The span of each lane.
+      __m512i span = kSpans == 4 ? _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0)
+                                 : _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+      const auto add = [&](int64_t i, __m512i bytes) __attribute__((always_inline)) {
+        const Codes<kFormat> own(bytes);
 #pragma GCC unroll 8
         for (int r = 0; r < NR; ++r) {
-          const int8_t* x = digits + r * part.fixed_stride;
+          const int8_t* x = rows + (first + i) * kDepthGroup + r * part.fixed_stride;
           __m512i sum = own.add(_mm512_setzero_si512(), x);
           sum = own.add(_mm512_slli_epi32(sum, 8), x + layout.digits);
-          const __m512 factor = _mm512_permutexvar_ps(span, scales[c * NR + r]);
-          acc[c * NR + r] = (F)_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, (__m512)acc[c * NR + r]);
+          const __m512 factor = _mm512_permutexvar_ps(span, scales[r]);
+          acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, acc[r]);
         }
+        span = _mm512_add_epi32(span, _mm512_set1_epi32(kSpans));
+      };
+      const uint8_t* from = codes + first * kSpanBytes;
+      int64_t i = 0;
+      for (; i + kSpans <= count; i += kSpans, from += 64) {
+        ask(from);
+        add(i, _mm512_loadu_si512(from));
       }
-      span = _mm512_add_epi32(span, _mm512_set1_epi32(kSpans));
+      if (i < count) {
+        add(i, _mm512_maskz_loadu_epi8((__mmask64{1} << ((count - i) * kSpanBytes)) - 1, from));
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < NR; ++r) sums[c * NR + r] = (F)acc[r];
   }
-  write_results<NC, NR>(part, column, row, acc);
+  write_results<NC, NR>(part, column, row, sums);
 }
 
 template <WeightFormat kFormat, int NR>
@@ -95,7 +100,9 @@ VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, i
   constexpr int kColumns = kFewSums / NR;
   int c = 0;
   for (; c + kColumns <= columns; c += kColumns) few<kFormat, kColumns, NR>(part, column + c, row);
-  for (; c < columns; ++c) few<kFormat, 1, NR>(part, column + c, row);
+  if constexpr (kColumns > 1) {
+    for (; c < columns; ++c) few<kFormat, 1, NR>(part, column + c, row);
+  }
 }
 
 template <WeightFormat kFormat>
@@ -104,9 +111,8 @@ static void few_rows(const FewRows& part) {
     const int columns = part.columns - done < kFewColumns ? part.columns - done : kFewColumns;
     const int64_t column = part.column + done;
     int row = 0;
-    for (; row + kFewRowsAtOnce <= part.rows; row += kFewRowsAtOnce) {
-      few_columns<kFormat, kFewRowsAtOnce>(part, column, columns, row);
-    }
+    for (; row + 8 <= part.rows; row += 8) few_columns<kFormat, 8>(part, column, columns, row);
+    for (; row + 4 <= part.rows; row += 4) few_columns<kFormat, 4>(part, column, columns, row);
     for (; row + 2 <= part.rows; row += 2) few_columns<kFormat, 2>(part, column, columns, row);
     for (; row < part.rows; ++row) few_columns<kFormat, 1>(part, column, columns, row);
   }

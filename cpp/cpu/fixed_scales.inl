@@ -12,14 +12,19 @@ VLKV_INLINE __mmask16 first_lanes(int64_t count) {
 
 // The blocks of spans [first, first + count), count <= kSpansAtOnce, for every column.
 struct SpanBlocks {
-  int64_t first;    // block
-  __mmask16 some;   // blocks
-  bool one_to_one;  // a block is a span
-  __m512i block;    // of each span, from `first`
+  int64_t first;   // block
+  __mmask16 some;  // blocks
+  bool one_to_one;
+  __m512i block;  // of each span, from `first`; unless one_to_one
 
   inline __attribute__((always_inline)) SpanBlocks(const Weights& weights, int64_t first_span, int64_t count) {
+    one_to_one = weights.block == kDepthGroup;
+    if (one_to_one) {
+      first = first_span, some = first_lanes(count), block = _mm512_setzero_si512();
+      return;
+    }
     const int64_t spans = weights.block / kDepthGroup, past = first_span % spans;
-    first = first_span / spans, one_to_one = spans == 1;
+    first = first_span / spans;
     some = first_lanes((past + count - 1) / spans + 1);
     const __m512 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const __m512 each = (index + (static_cast<float>(past) + 0.5F)) * (1.0F / static_cast<float>(spans));
