@@ -125,7 +125,8 @@ void many(vlkv::WeightFormat format, int64_t rows, vlkv::Precision precision, in
   const double work = 2.0 * 2 * static_cast<double>(rows) * 1024 * 2048;
   const double peak = static_cast<double>(flops) / pair.second;
   std::printf(
-      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, \"precision\": "
+      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, "
+      "\"precision\": "
       "%d, "
       "\"ms\": %.2f, \"gflops\": %.1f, \"of_peak\": %.2f}\n",
       vlkv::simd_name(vlkv::simd()), threads, name(format), rows, static_cast<int>(precision),

@@ -2,8 +2,8 @@
 // kernels_vnni.cpp.
 //
 // A lane of a 32-bit sum has 256 * high . codes + low . codes of a part of a span, which is exact; it is
-// converted to float32 and multiplied by the span's two scales. Minimums are multiplied by the spans' sums. The
-// order of a sum does not depend on the numbers of rows and columns.
+// converted to float32 and multiplied by the span's two scales. Minimums are multiplied by the spans' sums.
+// The order of a sum does not depend on the numbers of rows and columns.
 
 constexpr int kFewSums = 8;  // registers of sums, one for each pair of a row and a column
 constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;  // whose weights stay in a cache for the next rows
@@ -36,8 +36,8 @@ struct Codes {
   }
 };
 
-// A column is read from its first code to its last before the next one is, because processors fetch ahead of long
-// streams only.
+// A column is read from its first code to its last before the next one is, because processors fetch ahead of
+// long streams only.
 template <WeightFormat kFormat, int NC, int NR>
 static __attribute__((noinline)) void few(const FewRows& part, int64_t column, int row) {
   constexpr int kSpans = kFormat == WeightFormat::kInt4 ? 4 : 2;  // of 64 bytes of codes

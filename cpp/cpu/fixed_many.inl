@@ -1,5 +1,5 @@
-// Many rows in fixed point times columns of codes: lanes are rows, so that all lanes share four codes. Included
-// by kernels_vnni.cpp.
+// Many rows in fixed point times columns of codes: lanes are rows, so that all lanes share four codes.
+// Included by kernels_vnni.cpp.
 
 constexpr int kTileVectors = 2, kTileColumns = 12;  // the tile of the AVX-512 kernels
 constexpr int kTileRows = kTileVectors * kLanes;

@@ -17,7 +17,8 @@ struct SpanBlocks {
   bool one_to_one;
   __m512i block;  // of each span, from `first`; unless one_to_one
 
-  inline __attribute__((always_inline)) SpanBlocks(const Weights& weights, int64_t first_span, int64_t count) {
+  inline __attribute__((always_inline)) SpanBlocks(const Weights& weights, int64_t first_span,
+                                                   int64_t count) {
     one_to_one = weights.block == kDepthGroup;
     if (one_to_one) {
       first = first_span, some = first_lanes(count), block = _mm512_setzero_si512();
@@ -36,8 +37,8 @@ struct SpanBlocks {
   }
 };
 
-// weight = code * scale + minimum, whatever stands for zero in the codes. Spans past the last have the scale of
-// some block or 0, times rows' scales of 0.
+// weight = code * scale + minimum, whatever stands for zero in the codes. Spans past the last have the scale
+// of some block or 0, times rows' scales of 0.
 VLKV_INLINE void load_scales(const Weights& weights, int64_t column, const SpanBlocks& blocks, __m512& scale,
                              __m512& minimum) {
   const int64_t at = column * weights.blocks + blocks.first;

@@ -24,8 +24,8 @@ constexpr bool evens_first(WeightFormat format) {
   return format == WeightFormat::kInt4 || format == WeightFormat::kBFloat16;
 }
 
-// A row in 16-bit fixed point (fixed_rows.inl): [digits] high bytes, [digits] low ones, a float scale for each
-// of the [spans] of kDepthGroup numbers, and as many sums of a span's numbers.
+// A row in 16-bit fixed point (fixed_rows.inl): [digits] high bytes, [digits] low ones, a float scale for
+// each of the [spans] of kDepthGroup numbers, and as many sums of a span's numbers.
 struct FixedRow {
   int64_t digits, spans;
   constexpr int64_t bytes() const { return 2 * digits + 2 * spans * 4; }
@@ -79,7 +79,7 @@ struct ManyRows {
 
 // A tile of rows in fixed point times a tile of columns of codes.
 struct FixedTile {
-  const void* rows = nullptr;      // [spans]: high digits, low digits [8][tile_rows][4], scale, sum [tile_rows]
+  const void* rows = nullptr;  // [spans]: high digits, low digits [8][tile_rows][4], scale, sum [tile_rows]
   const uint8_t* codes = nullptr;  // [tile_columns][kPanelCodes], a byte each
   const float* scales = nullptr;   // [tile_columns][kPanelSpans]
   const float* minimums = nullptr;

@@ -44,7 +44,9 @@ struct ManyCall {
   Array<bool> in_float;  // of each row, whether it has to stay in float32; kFixed alone
 
   bool half() const { return kind == Kind::kHalves; }
-  int64_t span_bytes() const { return kind == Kind::kFixed ? kFixedSpanBytes : kDepthGroup * (half() ? 2 : 4); }
+  int64_t span_bytes() const {
+    return kind == Kind::kFixed ? kFixedSpanBytes : kDepthGroup * (half() ? 2 : 4);
+  }
   int64_t tile_bytes() const { return depth / kDepthGroup * span_bytes() * kernels.tile_rows; }
 
   void pack(int64_t tile) const {

@@ -5,8 +5,8 @@
 //   norm [K] (norm = 1), gated [..., K] (gated = 1), as LinearParams says -> P results [..., N]
 //
 // Attributes: products = P; bits: 0 for weights that are floats, 8 or 4; zeros, bias, residual, norm, gated:
-// 0 or 1; epsilon; many: a Precision, 0 kFloat32, 1 kBFloat16 or 2 kFixed16. A node that lacks products has 1;
-// the others that it lacks are 0.
+// 0 or 1; epsilon; many: a Precision, 0 kFloat32, 1 kBFloat16 or 2 kFixed16. A node that lacks products has
+// 1; the others that it lacks are 0.
 #include "vlkv/linear.h"
 
 #include <memory>

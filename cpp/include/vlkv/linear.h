@@ -16,11 +16,12 @@ enum class WeightFormat : int32_t {
 
 // The precision of products.
 //
-// kFixed16: with the quantised formats, rows are rounded to fixed point. A span of 32 of a row's numbers (K in
-// spans from the first) has a scale s, 1/32512 of its largest magnitude m, and a number x becomes s times an
-// integer of 16 bits, which differs from x by at most m 2^-15.9. Products with codes are exact sums in 32 bits;
-// the sums over spans are in float32. It needs a processor with AVX512_VNNI. A row that has a number that is
-// not finite, or whose largest magnitude is not 0 and not in [2^-64, 2^64], is multiplied as by kFloat32.
+// kFixed16: with the quantised formats, rows are rounded to fixed point. A span of 32 of a row's numbers (K
+// in spans from the first) has a scale s, 1/32512 of its largest magnitude m, and a number x becomes s times
+// an integer of 16 bits, which differs from x by at most m 2^-15.9. Products with codes are exact sums in 32
+// bits; the sums over spans are in float32. It needs a processor with AVX512_VNNI. A row that has a number
+// that is not finite, or whose largest magnitude is not 0 and not in [2^-64, 2^64], is multiplied as by
+// kFloat32.
 //
 // kBFloat16: more than kFewRows rows, and weights of the float formats, are rounded to bfloat16 (differing by
 // at most 2^-8 of each number); the codes of quantised formats are exact, and sums are in float32. It needs a
