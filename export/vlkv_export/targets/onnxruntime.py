@@ -60,10 +60,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 f"{option} {value} goes with --operators native; --operators functions multiplies in float32"
             )
     if options.prompt_precision == "fixed16" and weights not in (None, "int8", "int4"):
-        raise EngineError(
-            f"--prompt-precision fixed16 goes with weights in 8 or 4 bits, not with --weights {weights}; leave it out, "
-            "or give --weights int8 or int4"
-        )
+        raise EngineError(_not_fixed(f"--weights {weights}"))
 
     kv_dtype = options.kv_dtype or "float32"
     _check_cache(kv_dtype, native, manifest)
@@ -77,6 +74,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 "--weights out to keep them as they are, or give float32 to widen them"
             )
         codes = take_codes(models) if native and weights is None else {}
+        if options.prompt_precision == "fixed16" and weights is None and not codes:
+            raise EngineError(_not_fixed("the checkpoint's own"))
         with widened(source, folder, models, watch) as wide:
             return write_from(wide, folder, models, codes, watch)
 
@@ -136,6 +135,13 @@ def _check_cache(kv_dtype: str, native: bool, manifest: Manifest) -> None:
             f"--kv-dtype {kv_dtype} needs heads of a multiple of {group_query_attention.DIM} elements, this model's "
             f"have {manifest.text.head_dim}; leave it out for a cache in float32"
         )
+
+
+def _not_fixed(weights: str) -> str:
+    return (
+        f"--prompt-precision fixed16 goes with weights in 8 or 4 bits, not with {weights}; leave it out, or give "
+        "--weights int8 or int4"
+    )
 
 
 def _kept(codes: Mapping[str, Stored], floats: str) -> str:
