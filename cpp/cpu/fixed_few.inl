@@ -11,7 +11,7 @@ constexpr int kLinearAhead = VLKV_LINEAR_AHEAD;       // prefetch distance in by
 
 VLKV_INLINE void ask(const void* from) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kLinearAhead;
-  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
 }
 
 // 64 bytes of codes: 64 of 8 bits, or 64 even and 64 odd of 4 bits.

@@ -6,6 +6,9 @@
 constexpr int kFewSums = kAccumulators;
 constexpr int kFewRowsAtOnce = kAccumulators >= 24 ? 8 : 4;
 constexpr int kFewColumnsAtOnce = VLKV_LINEAR_COLUMNS_AT_ONCE;
+// Those of a single row, which waits for memory: processors fetch ahead of one long stream, hardly of several
+// short ones.
+constexpr int kRowColumnsAtOnce = VLKV_LINEAR_ROW_COLUMNS_AT_ONCE;
 // Columns whose weights stay in a cache for the next rows.
 constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;
 
@@ -69,10 +72,13 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
 
 template <class Column, int NR>
 VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, int row) {
-  constexpr int kColumns = kFewSums / NR < kFewColumnsAtOnce ? kFewSums / NR : kFewColumnsAtOnce;
+  constexpr int kMost = NR == 1 ? kRowColumnsAtOnce : kFewColumnsAtOnce;
+  constexpr int kColumns = kFewSums / NR < kMost ? kFewSums / NR : kMost;
   int c = 0;
   for (; c + kColumns <= columns; c += kColumns) few<Column, kColumns, NR>(part, column + c, row);
-  for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
+  if constexpr (kColumns > 1) {
+    for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
+  }
 }
 
 template <class Column>
