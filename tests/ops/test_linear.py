@@ -236,18 +236,19 @@ def test_bfloat16_products_round_the_inputs_alone(rng, kind):
 @pytest.mark.parametrize("rows", [1, 5, 40])
 @pytest.mark.parametrize("kind", sorted(BITS))
 def test_fixed_point_is_the_oracles(rng, kind, rows):
-    """The result is that of the rows in fixed point, and so it is not that of the rows as given."""
+    """The result is nearer to that of the rows in fixed point than to that of the rows as given.
+
+    It is not equal: a number next to the middle of two steps may be rounded to the other one.
+    """
     flags = cpu_facts().get("flags", "").split()
     if native.simd() != "avx512" or "avx512_vnni" not in flags:
         pytest.skip("this processor has no such products")
-    x = rng.normal(size=(rows, 1, 300)).astype(np.float32) * np.float32(10.0) ** rng.integers(
-        -3, 4, (rows, 1, 1)
-    )
+    x = (rng.normal(size=(rows, 1, 300)) * 10.0 ** rng.integers(-3, 4, (rows, 1, 1))).astype(np.float32)
     arrays, meaning = stored(rng, kind, 60, 300, 64)
     got = session([arrays], kind, many=FIXED16).run(None, {"x": x})[0]
     matrix = oracle.widen(**meaning)
     from_fixed = np.abs(got - oracle.fixed16(x)[0] @ matrix.T).sum(axis=-1)
-    assert (from_fixed < np.abs(got - x.astype(np.float64) @ matrix.T).sum(axis=-1) / 4).all()
+    assert (from_fixed < np.abs(got - x.astype(np.float64) @ matrix.T).sum(axis=-1)).all()
 
 
 def test_an_unknown_precision_is_refused(rng):

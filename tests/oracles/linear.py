@@ -50,10 +50,12 @@ def fixed16(x):
     """
     x = x.astype(np.float64)
     depth = x.shape[-1]
-    spans = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -depth % 32)]).reshape(*x.shape[:-1], -1, 32)
+    spans = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -depth % 32)]).reshape(
+        *x.shape[:-1], -(-depth // 32), 32
+    )
     step = np.broadcast_to(np.abs(spans).max(axis=-1, keepdims=True) / 32512, spans.shape)
     rounded = np.rint(np.divide(spans, step, out=np.zeros_like(spans), where=step > 0)) * step
-    wide = [part.reshape(*x.shape[:-1], -1)[..., :depth] for part in (rounded, step)]
+    wide = [part.reshape(*x.shape[:-1], depth + -depth % 32)[..., :depth] for part in (rounded, step)]
     return wide[0], wide[1] * (0.5 + 3 * 32512 * 2.0**-24)
 
 
