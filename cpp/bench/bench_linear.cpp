@@ -91,8 +91,9 @@ struct Model {
   }
 };
 
-void few(vlkv::WeightFormat format, int64_t rows, int threads) {
+void few(vlkv::WeightFormat format, int64_t rows, vlkv::Precision precision, int threads) {
   Model model(format, rows, 1024, 4096, 64);
+  model.p.precision = precision;
   const Pair pair = by_turns(
       9, [&] { model.run(); },
       [&] {
@@ -100,17 +101,17 @@ void few(vlkv::WeightFormat format, int64_t rows, int threads) {
                          threads);
       });
   std::printf(
-      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, \"ms\": "
-      "%.2f, "
+      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, "
+      "\"precision\": %d, \"ms\": %.2f, "
       "\"gb_s\": %.1f, \"of_read\": %.2f}\n",
-      vlkv::simd_name(vlkv::simd()), threads, name(format), rows, pair.first * 1e3,
-      static_cast<double>(model.bytes) / pair.first * 1e-9,
+      vlkv::simd_name(vlkv::simd()), threads, name(format), rows, static_cast<int>(precision),
+      pair.first * 1e3, static_cast<double>(model.bytes) / pair.first * 1e-9,
       pair.ratio * static_cast<double>(model.weight_bytes) / static_cast<double>(model.bytes));
 }
 
 void many(vlkv::WeightFormat format, int64_t rows, vlkv::Precision precision, int threads) {
   Model model(format, rows, 1024, 2048, 2);
-  model.p.many = precision;
+  model.p.precision = precision;
   const vlkv::cpu::Kernels& kernels = vlkv::cpu::kernels();
   int64_t flops = 0;
   const Pair pair = by_turns(
@@ -124,7 +125,8 @@ void many(vlkv::WeightFormat format, int64_t rows, vlkv::Precision precision, in
   const double work = 2.0 * 2 * static_cast<double>(rows) * 1024 * 2048;
   const double peak = static_cast<double>(flops) / pair.second;
   std::printf(
-      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, \"half\": "
+      "{\"op\": \"linear\", \"simd\": \"%s\", \"threads\": %d, \"format\": \"%s\", \"rows\": %ld, "
+      "\"precision\": "
       "%d, "
       "\"ms\": %.2f, \"gflops\": %.1f, \"of_peak\": %.2f}\n",
       vlkv::simd_name(vlkv::simd()), threads, name(format), rows, static_cast<int>(precision),
@@ -137,12 +139,22 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : vlkv::threads();
   vlkv::set_threads(threads);
   for (int format = 0; format < 5; ++format) {
-    for (const int64_t rows : {1, 4, 16}) few(static_cast<vlkv::WeightFormat>(format), rows, threads);
+    const bool codes = static_cast<vlkv::WeightFormat>(format) >= vlkv::WeightFormat::kInt8;
+    for (const int64_t rows : {1, 2, 4, 8, 16}) {
+      for (const vlkv::Precision precision : {vlkv::Precision::kFloat32, vlkv::Precision::kFixed16}) {
+        if (precision == vlkv::Precision::kFixed16 && !(codes && vlkv::fixed16_products())) continue;
+        few(static_cast<vlkv::WeightFormat>(format), rows, precision, threads);
+      }
+    }
   }
   for (const int64_t rows : {32, 512}) {
     for (int format = 0; format < 5; ++format) {
-      for (int half = 0; half < (vlkv::bfloat16_products() ? 2 : 1); ++half) {
-        many(static_cast<vlkv::WeightFormat>(format), rows, static_cast<vlkv::Precision>(half), threads);
+      const bool codes = static_cast<vlkv::WeightFormat>(format) >= vlkv::WeightFormat::kInt8;
+      for (const vlkv::Precision precision :
+           {vlkv::Precision::kFloat32, vlkv::Precision::kBFloat16, vlkv::Precision::kFixed16}) {
+        if (precision == vlkv::Precision::kBFloat16 && !vlkv::bfloat16_products()) continue;
+        if (precision == vlkv::Precision::kFixed16 && !(codes && vlkv::fixed16_products())) continue;
+        many(static_cast<vlkv::WeightFormat>(format), rows, precision, threads);
       }
     }
   }

@@ -45,7 +45,7 @@ void validate(const LinearParams& p) {
   check.range("rows", p.rows, 0, kLargestDim);
   check.range("depth", p.depth, 1, kLargestDim);
   check.range("format", static_cast<int64_t>(p.format), 0, 4);
-  check.range("many", static_cast<int64_t>(p.many), 0, 1);
+  check.range("precision", static_cast<int64_t>(p.precision), 0, 2);
   if (in_blocks(p.format)) {
     check.range("block", p.block, 32, 65536);
     check.require(p.block % 32 == 0, "block is ", p.block, ", not a multiple of 32");

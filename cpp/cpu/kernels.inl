@@ -50,6 +50,7 @@ constexpr float kLargest = 3.4028234e38F;
 // The order matters: later files use the earlier ones.
 // clang-format off
 #include "cpu/vector.inl"
+#include "cpu/rate.inl"
 #include "cpu/convert.inl"
 #if VLKV_PARTS & 1
 #include "cpu/score_kernel.inl"
@@ -65,6 +66,7 @@ constexpr float kLargest = 3.4028234e38F;
 #if VLKV_PARTS & 4
 #include "cpu/linear_weights.inl"
 #include "cpu/linear_rows.inl"
+#include "cpu/linear_results.inl"
 #include "cpu/linear_few.inl"
 #include "cpu/linear_many.inl"
 #endif
@@ -103,6 +105,7 @@ const Kernels VLKV_TABLE = {
         VLKV_OF_LINEAR(multiply_many),
         nullptr,
         VLKV_OF_LINEAR(finish),
+        nullptr,
     },
 };
 

@@ -17,6 +17,13 @@ Weights weights_of(const LinearParams& p, const LinearProduct& product) {
           product.weight, product.scales, product.zeros, product.minimums};
 }
 
+bool in_fixed16(const LinearParams& p) {
+  const bool codes = p.format == WeightFormat::kInt8 || p.format == WeightFormat::kInt4;
+  const bool asked = p.precision == Precision::kFixed16 ||
+                     (p.precision == Precision::kBFloat16 && p.rows <= LinearParams::kFewRows);
+  return codes && asked && kernels().linear.fixed != nullptr;
+}
+
 bool as_they_are(const LinearParams& p) {
   return p.norm == nullptr && p.gated == nullptr && !evens_first(p.format) &&
          whole_groups(p.depth) == p.depth;
@@ -49,10 +56,18 @@ struct Split {
   int64_t first, columns;
 };
 
+// The rows of a call, arranged; and in fixed point those that are so multiplied.
+struct Rows {
+  const float* input = nullptr;
+  int64_t stride = 0;
+  const char* fixed = nullptr;  // or null
+  int64_t fixed_stride = 0;     // bytes
+  const bool* in_fixed = nullptr;
+};
+
 struct FewCall {
   const LinearParams& p;
-  const float* input;
-  int64_t stride;
+  const Rows& rows;
   const Split* splits;
 
   void run(int64_t part) const {
@@ -63,11 +78,25 @@ struct FewCall {
     few.weights = cpu::weights_of(p, product);
     few.column = (part - splits[i].first) * splits[i].columns;
     few.columns = static_cast<int>(std::min(splits[i].columns, product.columns - few.column));
-    few.rows = static_cast<int>(p.rows), few.input = input, few.stride = stride;
-    few.bias = product.bias, few.residual = product.residual, few.result = product.result,
+    few.stride = rows.stride, few.fixed_stride = rows.fixed_stride, few.bias = product.bias;
     few.result_stride = product.columns;
-    cpu::kernels().linear.multiply_few(few);
+    // Neighbours of a kind together.
+    for (int64_t row = 0, end = 0; row < p.rows; row = end) {
+      for (end = row + 1; end < p.rows && is_fixed(end) == is_fixed(row);) ++end;
+      few.rows = static_cast<int>(end - row);
+      few.input = rows.input + row * rows.stride;
+      few.residual = product.residual == nullptr ? nullptr : product.residual + row * product.columns;
+      few.result = product.result + row * product.columns;
+      if (is_fixed(row)) {
+        few.fixed = rows.fixed + row * rows.fixed_stride;
+        cpu::kernels().linear.fixed->multiply_few(few);
+      } else {
+        cpu::kernels().linear.multiply_few(few);
+      }
+    }
   }
+
+  bool is_fixed(int64_t row) const { return rows.fixed != nullptr && rows.in_fixed[row]; }
 };
 
 int64_t part_columns(const LinearParams& p) {
@@ -75,7 +104,7 @@ int64_t part_columns(const LinearParams& p) {
   return std::max<int64_t>(1, kPartBytes / (column * kPartColumns)) * kPartColumns;
 }
 
-void run_few(const LinearParams& p, const float* input, int64_t stride, const cpu::Runner& runner) {
+void run_few(const LinearParams& p, const Rows& rows, const cpu::Runner& runner) {
   const auto splits = cpu::allocate<Split>(p.count);
   int64_t parts = 0, bytes = 0;
   for (int64_t i = 0; i < p.count; ++i) {
@@ -84,33 +113,46 @@ void run_few(const LinearParams& p, const float* input, int64_t stride, const cp
     parts += (p.products[i].columns + columns - 1) / columns;
     bytes += weight_bytes(p, p.products[i].columns);
   }
-  const FewCall call{p, input, stride, splits.get()};
+  const FewCall call{p, rows, splits.get()};
   runner.run(parts, bytes * p.rows >= kParallelBytes, [&](int64_t part) { call.run(part); });
 }
 
-// The stride of arranged rows, in floats. Rows a multiple of a page apart would evict each other from the
+// The stride of rows of so many bytes. Rows a multiple of a page apart would evict each other from the
 // first-level cache.
-int64_t input_stride(const LinearParams& p) {
-  constexpr int64_t kPageFloats = 1024, kLine = 16;
-  const int64_t whole = cpu::whole_groups(p.depth);
-  return p.rows > 1 && whole % kPageFloats == 0 ? whole + kLine : whole;
+int64_t stride_of(const LinearParams& p, int64_t bytes) {
+  constexpr int64_t kPage = 4096, kLine = 64;
+  return p.rows > 1 && bytes % kPage == 0 ? bytes + kLine : bytes;
 }
 
 }  // namespace
 
 bool bfloat16_products() { return cpu::kernels().linear.multiply_half != nullptr; }
 
+bool fixed16_products() { return cpu::kernels().linear.fixed != nullptr; }
+
 void run_cpu(const LinearParams& p, const Loop& loop) {
   validate(p);
   if (p.rows == 0 || p.count == 0) return;
   const cpu::Runner runner{loop, p.threads};
-  const int64_t stride = input_stride(p);
   if (p.rows > LinearParams::kFewRows) return cpu::run_many(p, runner);
-  if (stride == p.depth && cpu::as_they_are(p)) return run_few(p, p.input, stride, runner);
-  const auto rows = cpu::allocate<float>(p.rows * stride + p.depth);
-  float* space = rows.get() + p.rows * stride;
-  for (int64_t r = 0; r < p.rows; ++r) cpu::prepare_row(p, r, space, rows.get() + r * stride);
-  run_few(p, rows.get(), stride, runner);
+  Rows rows;
+  rows.stride = stride_of(p, cpu::whole_groups(p.depth) * 4) / 4;
+  const bool as_given = rows.stride == p.depth && cpu::as_they_are(p), fixed = cpu::in_fixed16(p);
+  if (fixed) rows.fixed_stride = stride_of(p, cpu::fixed_row(p.depth).bytes());
+  const auto arranged = cpu::allocate<float>(as_given ? 0 : p.rows * rows.stride + p.depth);
+  const auto digits = cpu::allocate<char>(p.rows * rows.fixed_stride);
+  float* space = arranged.get() + p.rows * rows.stride;
+  for (int64_t r = 0; r < p.rows && !as_given; ++r) {
+    cpu::prepare_row(p, r, space, arranged.get() + r * rows.stride);
+  }
+  rows.input = as_given ? p.input : arranged.get();
+  bool in_fixed[LinearParams::kFewRows];
+  for (int64_t r = 0; r < p.rows && fixed; ++r) {
+    in_fixed[r] = cpu::kernels().linear.fixed->round(rows.input + r * rows.stride, p.depth, p.format,
+                                                     digits.get() + r * rows.fixed_stride);
+  }
+  if (fixed) rows.fixed = digits.get(), rows.in_fixed = in_fixed;
+  run_few(p, rows, runner);
 }
 
 }  // namespace vlkv

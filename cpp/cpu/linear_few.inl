@@ -6,6 +6,9 @@
 constexpr int kFewSums = kAccumulators;
 constexpr int kFewRowsAtOnce = kAccumulators >= 24 ? 8 : 4;
 constexpr int kFewColumnsAtOnce = VLKV_LINEAR_COLUMNS_AT_ONCE;
+// Those of a single row, which waits for memory: processors fetch ahead of one long stream, hardly of several
+// short ones.
+constexpr int kRowColumnsAtOnce = VLKV_LINEAR_ROW_COLUMNS_AT_ONCE;
 // Columns whose weights stay in a cache for the next rows.
 constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;
 
@@ -64,24 +67,18 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
     for (int c = 0; c < NC; ++c) columns.each[c].rest(end, static_cast<int>(weights.depth - end), w[c]);
     add_group<NC, NR>(w, input + end, part.stride, acc);
   }
-  float sums[(NC * NR + 3) / 4 * 4];
-  sum_each<NC * NR>(acc, sums);
-  for (int c = 0; c < NC; ++c) {
-    for (int r = 0; r < NR; ++r) {
-      const int64_t at = (row + r) * part.result_stride + column + c;
-      const float bias = part.bias == nullptr ? 0.0F : part.bias[column + c];
-      const float residual = part.residual == nullptr ? 0.0F : part.residual[at];
-      part.result[at] = sums[c * NR + r] + bias + residual;
-    }
-  }
+  write_results<NC, NR>(part, column, row, acc);
 }
 
 template <class Column, int NR>
 VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, int row) {
-  constexpr int kColumns = kFewSums / NR < kFewColumnsAtOnce ? kFewSums / NR : kFewColumnsAtOnce;
+  constexpr int kMost = NR == 1 ? kRowColumnsAtOnce : kFewColumnsAtOnce;
+  constexpr int kColumns = kFewSums / NR < kMost ? kFewSums / NR : kMost;
   int c = 0;
   for (; c + kColumns <= columns; c += kColumns) few<Column, kColumns, NR>(part, column + c, row);
-  for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
+  if constexpr (kColumns > 1) {
+    for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
+  }
 }
 
 template <class Column>

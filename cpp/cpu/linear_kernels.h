@@ -24,6 +24,22 @@ constexpr bool evens_first(WeightFormat format) {
   return format == WeightFormat::kInt4 || format == WeightFormat::kBFloat16;
 }
 
+// A row in 16-bit fixed point (fixed_rows.inl): [digits] high bytes, [digits] low ones, a float scale for
+// each of the [spans] of kDepthGroup numbers, and as many sums of a span's numbers.
+struct FixedRow {
+  int64_t digits, spans;
+  constexpr int64_t bytes() const { return 2 * digits + 2 * spans * 4; }
+};
+
+constexpr FixedRow fixed_row(int64_t depth) {
+  return {(depth + 127) / 128 * 128, (whole_groups(depth) / kDepthGroup + 15) / 16 * 16};
+}
+
+// Bytes of a span of one row in a tile of rows: the digits, the scale and the sum.
+inline constexpr int kFixedSpanBytes = 2 * kDepthGroup + 8;
+// A panel of codes: 256 of each column, with a scale and a minimum for each span.
+inline constexpr int kPanelCodes = 256, kPanelSpans = kPanelCodes / kDepthGroup;
+
 // A product's weights.
 struct Weights {
   WeightFormat format = WeightFormat::kFloat32;
@@ -42,6 +58,8 @@ struct FewRows {
   int columns = 0, rows = 0;
   const float* input = nullptr;  // [rows][stride], arranged
   int64_t stride = 0;
+  const void* fixed = nullptr;  // instead: [rows][fixed_stride bytes], each a FixedRow
+  int64_t fixed_stride = 0;
   const float* bias = nullptr;
   const float* residual = nullptr;  // [rows][result_stride], as the result
   float* result = nullptr;          // [rows][result_stride], whole rows
@@ -57,6 +75,31 @@ struct ManyRows {
   int64_t sums_stride = 0;
   const float* scales = nullptr;  // bfloat16: of `block` weights of a column [tile_columns][scales_stride]
   int block = 0, scales_stride = 0;
+};
+
+// A tile of rows in fixed point times a tile of columns of codes.
+struct FixedTile {
+  const void* rows = nullptr;  // [spans]: high digits, low digits [8][tile_rows][4], scale, sum [tile_rows]
+  const uint8_t* codes = nullptr;  // [tile_columns][kPanelCodes], a byte each
+  const float* scales = nullptr;   // [tile_columns][kPanelSpans]
+  const float* minimums = nullptr;
+  int spans = 0;
+  float* sums = nullptr;  // [tile_columns][sums_stride], added to
+  int64_t sums_stride = 0;
+};
+
+// Products of codes with rows in fixed point. Tiles are those of the other kernels.
+struct FixedKernels {
+  // Rounds an arranged row to a FixedRow. False if the row has to stay in float32: a number is not finite, or
+  // the largest is not 0 and not in [2^-64, 2^64].
+  bool (*round)(const float* from, int64_t depth, WeightFormat format, void* to);
+  void (*multiply_few)(const FewRows& part);
+  // Writes a FixedRow to a row `lane` of a tile.
+  void (*pack)(const void* row, int64_t depth, WeightFormat format, int lane, void* to);
+  // Codes [first, first + count) of a column, in the order of `arrange`, and each span's scale and minimum.
+  void (*unpack)(const Weights& weights, int64_t column, int64_t first, int count, uint8_t* codes,
+                 float* scales, float* minimums);
+  void (*multiply_many)(const FixedTile& tile);
 };
 
 struct LinearKernels {
@@ -93,6 +136,8 @@ struct LinearKernels {
   // has the result's stride.
   void (*finish)(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
                  const float* residual, float* result, int64_t result_stride);
+
+  const FixedKernels* fixed;  // null if the processor has no such products
 };
 
 }  // namespace vlkv::cpu

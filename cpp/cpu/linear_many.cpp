@@ -13,10 +13,13 @@ namespace {
 constexpr int64_t kChunkColumns = 96, kChunkRows = 256;
 
 struct Scratch {
-  Array<float> sums, scales, rows;
-  int64_t row_floats = 0;
-  Array<char> panel;
+  Array<float> sums, scales, minimums, rows;
+  int64_t row_floats = 0, digit_bytes = 0;
+  Array<char> panel, digits;
 };
+
+// What rows and panels are made of.
+enum class Kind { kFloats, kHalves, kFixed };
 
 // A thread's working memory, which is kept between calls.
 Scratch& scratch() {
@@ -24,6 +27,7 @@ Scratch& scratch() {
   if (own.panel == nullptr) {
     own.panel = allocate<char>(kChunkColumns * kPanelFloats * 4);
     own.scales = allocate<float>(kChunkColumns * kPanelHalves / kDepthGroup);
+    own.minimums = allocate<float>(kChunkColumns * kPanelSpans);
     own.sums = allocate<float>(kChunkColumns * kChunkRows);
   }
   return own;
@@ -32,23 +36,45 @@ Scratch& scratch() {
 struct ManyCall {
   const LinearParams& p;
   const LinearKernels& kernels;
-  bool half;
+  Kind kind;
   int64_t depth;  // in whole groups
   int64_t row_chunks;
   const int64_t* first;  // of each product's chunks of columns
   Array<char> packed;    // [row tiles][depth][tile_rows]
+  Array<bool> in_float;  // of each row, whether it has to stay in float32; kFixed alone
 
-  int64_t tile_bytes() const { return depth * kernels.tile_rows * (half ? 2 : 4); }
+  bool half() const { return kind == Kind::kHalves; }
+  int64_t span_bytes() const {
+    return kind == Kind::kFixed ? kFixedSpanBytes : kDepthGroup * (half() ? 2 : 4);
+  }
+  int64_t tile_bytes() const { return depth / kDepthGroup * span_bytes() * kernels.tile_rows; }
 
   void pack(int64_t tile) const {
     const int64_t row = tile * kernels.tile_rows;
     const int rows = static_cast<int>(std::min<int64_t>(kernels.tile_rows, p.rows - row));
     const float* from = as_they_are(p) ? p.input + row * depth : prepare(row, rows);
     char* to = packed.get() + tile * tile_bytes();
-    if (half) {
+    if (kind == Kind::kFixed) return pack_fixed(row, rows, from, to);
+    if (half()) {
       kernels.pack_half(from, depth, rows, depth, reinterpret_cast<uint16_t*>(to));
     } else {
       kernels.pack(from, depth, rows, depth, reinterpret_cast<float*>(to));
+    }
+  }
+
+  // Rows that have to stay in float32 are zeros in their tile.
+  void pack_fixed(int64_t row, int rows, const float* from, char* to) const {
+    Scratch& own = scratch();
+    const int64_t bytes = fixed_row(p.depth).bytes();
+    if (own.digit_bytes < bytes) {
+      own.digits = allocate<char>(bytes);
+      own.digit_bytes = bytes;
+    }
+    std::fill_n(to, tile_bytes(), char{0});
+    for (int r = 0; r < rows; ++r) {
+      const bool fits = kernels.fixed->round(from + r * depth, p.depth, p.format, own.digits.get());
+      if (fits) kernels.fixed->pack(own.digits.get(), p.depth, p.format, r, to);
+      in_float[static_cast<size_t>(row + r)] = !fits;
     }
   }
 
@@ -75,7 +101,7 @@ struct ManyCall {
   void fill(Scratch& own, const Weights& weights, int64_t column, int64_t columns, int64_t first_weight,
             int count, int step) const {
     for (int64_t c = 0; c < columns; ++c) {
-      if (half) {
+      if (half()) {
         kernels.widen_half(weights, column + c, first_weight, count,
                            reinterpret_cast<uint16_t*>(own.panel.get()) + c * kPanelHalves,
                            own.scales.get() + c * (kPanelHalves / step), step);
@@ -100,36 +126,86 @@ struct ManyCall {
     Scratch& own = scratch();
     const int64_t sums_stride = tiles * kernels.tile_rows;
     std::fill_n(own.sums.get(), kChunkColumns * sums_stride, 0.0F);
-    const int64_t panel = half ? kPanelHalves : kPanelFloats;
-    const int width = half ? 2 : 4, share = step();
-    ManyRows tile;
-    tile.sums_stride = sums_stride, tile.block = share, tile.scales_stride = kPanelHalves / share;
-    for (int64_t k = 0; k < depth; k += panel) {
-      tile.depth = static_cast<int>(std::min(panel, depth - k));
-      fill(own, weights, column, columns, k, tile.depth, share);
-      for (int64_t t = 0; t < tiles; ++t) {
-        tile.input =
-            packed.get() + (first_row / kernels.tile_rows + t) * tile_bytes() + k * kernels.tile_rows * width;
-        for (int64_t c = 0; c < columns; c += kernels.tile_columns) {
-          tile.weight = own.panel.get() + c * panel * width;
-          tile.scales = own.scales.get() + c * tile.scales_stride;
-          tile.sums = own.sums.get() + c * sums_stride + t * kernels.tile_rows;
-          half ? kernels.multiply_half(tile) : kernels.multiply_many(tile);
-        }
-      }
+    const char* from = packed.get() + first_row / kernels.tile_rows * tile_bytes();
+    if (kind == Kind::kFixed) {
+      multiply_fixed(own, weights, column, columns, from, tiles);
+    } else {
+      multiply(own, weights, column, columns, from, tiles);
     }
     kernels.finish(own.sums.get(), sums_stride, static_cast<int>(rows), static_cast<int>(columns),
                    product.bias == nullptr ? nullptr : product.bias + column,
                    product.residual == nullptr ? nullptr : product.residual + at, product.result + at,
                    product.columns);
   }
+
+  void multiply(Scratch& own, const Weights& weights, int64_t column, int64_t columns, const char* rows,
+                int64_t tiles) const {
+    const int64_t sums_stride = tiles * kernels.tile_rows, panel = half() ? kPanelHalves : kPanelFloats;
+    const int width = half() ? 2 : 4, share = step();
+    ManyRows tile;
+    tile.sums_stride = sums_stride, tile.block = share, tile.scales_stride = kPanelHalves / share;
+    for (int64_t k = 0; k < depth; k += panel) {
+      tile.depth = static_cast<int>(std::min(panel, depth - k));
+      fill(own, weights, column, columns, k, tile.depth, share);
+      for (int64_t t = 0; t < tiles; ++t) {
+        tile.input = rows + t * tile_bytes() + k * kernels.tile_rows * width;
+        for (int64_t c = 0; c < columns; c += kernels.tile_columns) {
+          tile.weight = own.panel.get() + c * panel * width;
+          tile.scales = own.scales.get() + c * tile.scales_stride;
+          tile.sums = own.sums.get() + c * sums_stride + t * kernels.tile_rows;
+          half() ? kernels.multiply_half(tile) : kernels.multiply_many(tile);
+        }
+      }
+    }
+  }
+
+  void multiply_fixed(Scratch& own, const Weights& weights, int64_t column, int64_t columns, const char* rows,
+                      int64_t tiles) const {
+    auto* codes = reinterpret_cast<uint8_t*>(own.panel.get());
+    FixedTile tile;
+    tile.sums_stride = tiles * kernels.tile_rows;
+    for (int64_t k = 0; k < depth; k += kPanelCodes) {
+      const int count = static_cast<int>(std::min<int64_t>(kPanelCodes, depth - k));
+      for (int64_t c = 0; c < columns; ++c) {
+        kernels.fixed->unpack(weights, column + c, k, count, codes + c * kPanelCodes,
+                              own.scales.get() + c * kPanelSpans, own.minimums.get() + c * kPanelSpans);
+      }
+      tile.spans = count / kDepthGroup;
+      for (int64_t t = 0; t < tiles; ++t) {
+        tile.rows = rows + t * tile_bytes() + k / kDepthGroup * kFixedSpanBytes * kernels.tile_rows;
+        for (int64_t c = 0; c < columns; c += kernels.tile_columns) {
+          tile.codes = codes + c * kPanelCodes;
+          tile.scales = own.scales.get() + c * kPanelSpans;
+          tile.minimums = own.minimums.get() + c * kPanelSpans;
+          tile.sums = own.sums.get() + c * tile.sums_stride + t * kernels.tile_rows;
+          kernels.fixed->multiply_many(tile);
+        }
+      }
+    }
+  }
 };
+
+// Multiplies consecutive rows in float32, as a call of few rows.
+void multiply_in_float(const LinearParams& p, int64_t first, int64_t rows, const Loop& loop) {
+  const auto products = allocate<LinearProduct>(p.count);
+  for (int64_t i = 0; i < p.count; ++i) {
+    LinearProduct& own = products[static_cast<size_t>(i)] = p.products[i];
+    own.result += first * own.columns;
+    if (own.residual != nullptr) own.residual += first * own.columns;
+  }
+  LinearParams part = p;
+  part.rows = rows, part.precision = Precision::kFloat32, part.products = products.get();
+  part.input += first * p.depth;
+  if (part.gated != nullptr) part.gated += first * p.depth;
+  run_cpu(part, loop);
+}
 
 }  // namespace
 
 void run_many(const LinearParams& p, const Runner& runner) {
   const LinearKernels& kernels = cpu::kernels().linear;
-  const bool half = p.many == Precision::kBFloat16 && kernels.multiply_half != nullptr;
+  const bool half = p.precision == Precision::kBFloat16 && kernels.multiply_half != nullptr;
+  const Kind kind = half ? Kind::kHalves : in_fixed16(p) ? Kind::kFixed : Kind::kFloats;
   const auto first = allocate<int64_t>(p.count);
   int64_t chunks = 0;
   for (int64_t i = 0; i < p.count; ++i) {
@@ -138,10 +214,20 @@ void run_many(const LinearParams& p, const Runner& runner) {
   }
   const int64_t tiles = (p.rows + kernels.tile_rows - 1) / kernels.tile_rows;
   const int64_t row_chunks = (p.rows + kChunkRows - 1) / kChunkRows;
-  ManyCall call{p, kernels, half, whole_groups(p.depth), row_chunks, first.get(), nullptr};
+  ManyCall call{p, kernels, kind, whole_groups(p.depth), row_chunks, first.get(), nullptr, nullptr};
   call.packed = allocate<char>(tiles * call.tile_bytes());
+  if (kind == Kind::kFixed) call.in_float = allocate<bool>(p.rows);
   runner.run(tiles, true, [&](int64_t tile) { call.pack(tile); });
   runner.run(chunks * row_chunks, true, [&](int64_t item) { call.run(item); });
+  if (kind != Kind::kFixed) return;
+  for (int64_t row = 0, end = 0; row < p.rows; row = end) {
+    const bool own = call.in_float[static_cast<size_t>(row)];
+    for (end = row + 1; end < p.rows && end - row < LinearParams::kFewRows;) {
+      if (call.in_float[static_cast<size_t>(end)] != own) break;
+      ++end;
+    }
+    if (own) multiply_in_float(p, row, end - row, runner.loop);
+  }
 }
 
 }  // namespace vlkv::cpu

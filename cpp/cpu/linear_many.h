@@ -31,6 +31,9 @@ struct Runner {
 
 Weights weights_of(const LinearParams& params, const LinearProduct& product);
 
+// Whether rows are multiplied in fixed point, those aside that have to stay in float32.
+bool in_fixed16(const LinearParams& params);
+
 // Whether rows are multiplied as they lie in the input.
 bool as_they_are(const LinearParams& params);
 

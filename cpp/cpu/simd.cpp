@@ -8,14 +8,16 @@ namespace cpu {
 
 #if defined(VLKV_X86)
 void multiply_half_avx512(const ManyRows& tile);
+extern const FixedKernels kVnniKernels;
 
 namespace {
 
-// The AVX-512 table, with bfloat16 products if the processor has them.
+// The AVX-512 table, with products in bfloat16 and of bytes if the processor has them.
 const Kernels& avx512_kernels() {
   static const Kernels table = [] {
     Kernels made = kAvx512Kernels;
     if (__builtin_cpu_supports("avx512bf16")) made.linear.multiply_half = multiply_half_avx512;
+    if (__builtin_cpu_supports("avx512vnni")) made.linear.fixed = &kVnniKernels;
     return made;
   }();
   return table;

@@ -5,8 +5,8 @@
 //   norm [K] (norm = 1), gated [..., K] (gated = 1), as LinearParams says -> P results [..., N]
 //
 // Attributes: products = P; bits: 0 for weights that are floats, 8 or 4; zeros, bias, residual, norm, gated:
-// 0 or 1; epsilon; many: 0 multiplies many rows in float32, 1 in bfloat16. A node that lacks products has 1;
-// the others that it lacks are 0.
+// 0 or 1; epsilon; many: a Precision, 0 kFloat32, 1 kBFloat16 or 2 kFixed16. A node that lacks products has
+// 1; the others that it lacks are 0.
 #include "vlkv/linear.h"
 
 #include <memory>
@@ -137,7 +137,7 @@ void compute(const Kernel& kernel, Context* context) {
   p.depth = shape.back(), p.rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) p.rows *= shape[i];
   p.input = tensors.data<float>(tensors.input(0));
-  p.many = kernel.many > 0 ? Precision::kBFloat16 : Precision::kFloat32;
+  p.precision = static_cast<Precision>(kernel.many);
   const Reader reader{kernel, tensors, p};
   reader.read_rows(shape);
   std::vector<LinearProduct> products;
@@ -169,6 +169,7 @@ std::unique_ptr<Kernel> kernel_of(const Api* api, const KernelInfo* info) {
   expect.range("products", made->products, 1, 1024);
   expect.require(made->bits == 0 || made->bits == 8 || made->bits == 4, "bits is ", made->bits,
                  ", not 0 (floats), 8 or 4");
+  expect.range("many", made->many, 0, 2);
   expect.require(made->zeros == 0 || made->bits > 0, "weights that are floats have no zeros");
   return made;
 }

@@ -17,6 +17,8 @@ constexpr double kHalfUnit = 0x1p-8;  // the same of bfloat16 numbers
 constexpr WeightFormat kFormats[] = {WeightFormat::kFloat32, WeightFormat::kFloat16, WeightFormat::kBFloat16,
                                      WeightFormat::kInt8, WeightFormat::kInt4};
 
+constexpr Precision kPrecisions[] = {Precision::kFloat32, Precision::kBFloat16, Precision::kFixed16};
+
 struct Product {
   std::vector<unsigned char> weight;
   std::vector<float> scales, bias, result;
@@ -146,32 +148,55 @@ struct Case {
     return half_to_double(own[product].minimums[static_cast<size_t>(column * blocks + k / p.block)]);
   }
 
-  // What a weight's two terms may be larger than their sum.
+  // What a weight's two terms may be larger than their sum. In fixed point a code's zero is such a term.
   double cancelled(size_t product, int64_t column, int64_t k) const {
     const Product& o = own[product];
-    return o.minimums.empty() ? 0 : 2 * std::abs(minimum(product, column, k));
+    if (!o.minimums.empty()) return 2 * std::abs(minimum(product, column, k));
+    const int64_t block =
+        (p.depth + p.block - 1) / std::max<int64_t>(p.block, 1) * column + k / std::max<int64_t>(p.block, 1);
+    return fixed() ? 2 * 128.0 * static_cast<double>(o.scales[static_cast<size_t>(block)]) : 0;
+  }
+
+  bool fixed() const {
+    const bool asked = p.precision == Precision::kFixed16 ||
+                       (p.precision == Precision::kBFloat16 && p.rows <= LinearParams::kFewRows);
+    return p.block > 0 && asked && fixed16_products();
+  }
+
+  // The scale of the span of 32 numbers around number k of a row.
+  double span_scale(int64_t row, int64_t k) const {
+    double largest = 0;
+    for (int64_t i = k / 32 * 32; i < std::min(p.depth, k / 32 * 32 + 32); ++i) {
+      largest =
+          std::max(largest, std::abs(static_cast<double>(input[static_cast<size_t>(row * p.depth + i)])));
+    }
+    return largest / 32512;
   }
 
   // The definition, in double. A weight is rounded once or twice; then `depth` products and sums, and the
   // bias.
   void expect_right(const std::string& text) const {
     const bool half =
-        p.many == Precision::kBFloat16 && bfloat16_products() && p.rows > LinearParams::kFewRows;
+        p.precision == Precision::kBFloat16 && bfloat16_products() && p.rows > LinearParams::kFewRows;
     const double error = (static_cast<double>(p.depth) + 4) * kUnit + (half ? 2.01 * kHalfUnit : 0.0);
+    const bool in_fixed = fixed();
     for (size_t i = 0; i < own.size(); ++i) {
       for (int64_t m = 0; m < p.rows; ++m) {
         for (int64_t n = 0; n < products[i].columns; ++n) {
           const double bias =
               own[i].bias.empty() ? 0.0 : static_cast<double>(own[i].bias[static_cast<size_t>(n)]);
-          double sum = bias, magnitude = std::abs(bias);
+          double sum = bias, magnitude = std::abs(bias), rounded = 0, scale = 0;
           for (int64_t k = 0; k < p.depth; ++k) {
+            if (in_fixed && k % 32 == 0) scale = span_scale(m, k);
+            // Half a step, and as much again for each of three roundings of up to 32512 steps.
+            rounded += std::abs(weight(i, n, k)) * scale * (0.5 + 3 * 32512 * kUnit);
             const double term =
                 weight(i, n, k) * static_cast<double>(input[static_cast<size_t>(m * p.depth + k)]);
             const double x = std::abs(static_cast<double>(input[static_cast<size_t>(m * p.depth + k)]));
             sum += term, magnitude += std::abs(term) + cancelled(i, n, k) * x;
           }
           ASSERT_NEAR(own[i].result[static_cast<size_t>(m * products[i].columns + n)], sum,
-                      error * magnitude + 0x1p-126)
+                      error * magnitude + rounded + 0x1p-126)
               << text << " product " << i << " row " << m << " column " << n;
         }
       }
@@ -190,8 +215,8 @@ TEST(Linear, MatchesTheDefinition) {
                {random.integer(0, 40), random.integer(1, i % 5 ? 9 : 130)},
                random.pick<int64_t>({32, 64, 96, 128}));
         c.p.threads = static_cast<int>(random.integer(1, 3));
-        for (const Precision many : {Precision::kFloat32, Precision::kBFloat16}) {
-          c.p.many = many;
+        for (const Precision precision : kPrecisions) {
+          c.p.precision = precision;
           run_cpu(c.p);
           c.expect_right(std::string(kernels.name) + " format " + std::to_string(static_cast<int>(format)) +
                          " rows " + std::to_string(rows) + " depth " + std::to_string(c.p.depth));
@@ -208,6 +233,9 @@ TEST(Linear, ARowHasTheSameBitsInEveryBatch) {
     for (const WeightFormat format : kFormats) {
       const int64_t depth = random.pick<int64_t>({64, 77, 250});
       Case all(random, format, 16, depth, {37});
+      all.p.precision = random.pick({Precision::kFloat32, Precision::kFixed16});
+      if (random.integer(0, 1))
+        all.input[static_cast<size_t>(random.integer(0, 15) * depth)] = 1e30F;  // not in fixed point
       run_cpu(all.p);
       for (int64_t rows = 1; rows < 16; ++rows) {
         Case some = all;
@@ -226,9 +254,11 @@ TEST(Linear, ARowHasTheSameBitsInEveryBatch) {
 
 TEST(Linear, ManyRowsHaveTheSameBitsInEveryCompany) {
   Random random(43);
-  for (const Precision many : {Precision::kFloat32, Precision::kBFloat16}) {
-    Case all(random, WeightFormat::kInt8, 300, 600, {50});
-    all.p.many = many;
+  for (const Precision precision : kPrecisions) {
+    Case all(random, random.pick({WeightFormat::kInt8, WeightFormat::kInt4}), 300, 600, {50});
+    all.p.precision = precision;
+    // Rows that stay in float32 where the others do not.
+    for (const int64_t row : {7, 271, 272, 299}) all.input[static_cast<size_t>(row * 600 + 5)] = 1e30F;
     Case some = all;
     some.p.rows = 20, some.p.input = some.input.data() + 270 * 600, some.p.threads = 1;
     run_cpu(all.p);
@@ -263,8 +293,9 @@ TEST(Linear, WhatIsNotFiniteStaysInItsRowOrColumn) {
   for (const NamedKernels& kernels : all_kernels()) {
     const WithKernels with(*kernels.table);
     for (const WeightFormat format : kFormats) {
-      for (const int64_t rows : {5, 33}) {
-        Case c(random, format, rows, 70, {21});
+      for (int i = 0; i < 4; ++i) {
+        Case c(random, format, i % 2 ? 5 : 33, 70, {21});
+        c.p.precision = i / 2 ? Precision::kFixed16 : Precision::kFloat32;
         c.own[0].bias.clear();
         c.point();
         c.input[70 + 69] = std::numeric_limits<float>::quiet_NaN();
@@ -284,6 +315,93 @@ TEST(Linear, WhatIsNotFiniteStaysInItsRowOrColumn) {
           }
         }
       }
+    }
+  }
+}
+
+// The row that is multiplied is nearer to the one in fixed point than to the given one. A number next to the
+// middle of two steps may be rounded to the other one.
+TEST(Linear, FixedPointIsWhatIsSaid) {
+  Random random(47);
+  for (const NamedKernels& kernels : all_kernels()) {
+    const WithKernels with(*kernels.table);
+    if (!fixed16_products()) continue;
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      for (const int64_t rows : {1, 3, 16, 40}) {
+        Case c(random, format, rows, random.integer(30, 700), {33}, random.pick<int64_t>({32, 96, 256}));
+        c.own[0].bias.clear();
+        c.point();
+        c.p.precision = Precision::kFixed16;
+        run_cpu(c.p);
+        double from_fixed = 0, from_float = 0;
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t n = 0; n < 33; ++n) {
+            double rounded = 0, exact = 0;
+            for (int64_t k = 0; k < c.p.depth; ++k) {
+              const double scale = c.span_scale(m, k);
+              const auto x = static_cast<double>(c.input[static_cast<size_t>(m * c.p.depth + k)]);
+              rounded += c.weight(0, n, k) * std::nearbyint(x / scale) * scale,
+                  exact += c.weight(0, n, k) * x;
+            }
+            const double result = c.own[0].result[static_cast<size_t>(m * 33 + n)];
+            from_fixed += std::abs(result - rounded), from_float += std::abs(result - exact);
+          }
+        }
+        EXPECT_LT(from_fixed, from_float) << kernels.name << " " << static_cast<int>(format) << " " << rows;
+      }
+    }
+  }
+}
+
+// One of 1e4 in each span, whose weight is 0. In 8 bits the others would all be 0.
+TEST(Linear, FixedPointKeepsSmallNumbersBesideLargeOnes) {
+  Random random(48);
+  for (const NamedKernels& kernels : all_kernels()) {
+    const WithKernels with(*kernels.table);
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      for (const int64_t rows : {1, 20}) {
+        Case c(random, format, rows, 96, {5});
+        c.p.precision = Precision::kFixed16;
+        c.own[0].bias.clear(), c.own[0].zeros.clear(), c.own[0].minimums.clear();
+        c.point();
+        const bool bytes = format == WeightFormat::kInt8;
+        for (size_t i = 0; i < c.own[0].weight.size(); ++i) c.own[0].weight[i] = bytes ? 200 : 0xdd;
+        for (int64_t n = 0; n < 5; ++n) {
+          for (int64_t k = 3; k < 96; k += 32) {
+            const auto at = static_cast<size_t>(n * 96 + k);
+            bytes ? c.own[0].weight[at] = 128 : c.own[0].weight[at / 2] = 0x8d;
+          }
+        }
+        for (int64_t i = 0; i < rows * 96; ++i) c.input[static_cast<size_t>(i)] = i % 32 == 3 ? -1e4F : 1.0F;
+        run_cpu(c.p);
+        c.expect_right(kernels.name);
+        for (int64_t i = 0; i < rows * 5; ++i) {
+          double sum = 0;
+          for (int64_t k = 0; k < 96; ++k) sum += k % 32 == 3 ? 0 : c.weight(0, i % 5, k);
+          EXPECT_NEAR(c.own[0].result[static_cast<size_t>(i)], sum, 0.2 * sum) << kernels.name;
+        }
+      }
+    }
+  }
+}
+
+// A row keeps float32 where fixed point can't hold it; its result is that of kFloat32, bit for bit.
+TEST(Linear, RowsThatFixedPointCannotHoldStayInFloat32) {
+  Random random(49);
+  for (const int64_t rows : {4, 60}) {
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      Case c(random, format, rows, 200, {40});
+      for (int64_t k = 0; k < 200; ++k) {
+        c.input[static_cast<size_t>(200 + k)] *= 0x1p-80F, c.input[static_cast<size_t>(400 + k)] *= 0x1p80F;
+        c.input[static_cast<size_t>(600 + k)] = 0;
+      }
+      Case other = c;
+      c.p.precision = Precision::kFixed16;
+      run_cpu(c.p);
+      c.expect_right("rows " + std::to_string(rows));
+      other.p.rows = 2, other.p.input = other.input.data() + 200;
+      run_cpu(other.p);
+      for (size_t i = 0; i < 80; ++i) ASSERT_EQ(c.own[0].result[40 + i], other.own[0].result[i]);
     }
   }
 }
@@ -330,6 +448,7 @@ TEST(Linear, RefusesWhatDoesNotFit) {
   refused(kFloat32, [](Case& c) { c.products[0].result = nullptr; }, "result is null");
   refused(kFloat32, [](Case& c) { c.p.format = static_cast<WeightFormat>(7); }, "format is 7");
   refused(kFloat32, [](Case& c) { c.p.threads = -1; }, "threads is -1");
+  refused(kInt8, [](Case& c) { c.p.precision = static_cast<Precision>(3); }, "precision is 3, not in [0, 2]");
 }
 
 }  // namespace

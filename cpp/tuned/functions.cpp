@@ -25,11 +25,12 @@ VLKV_API void vlkv_tune_attend(int64_t batch, int64_t rows, int64_t query_heads,
 
 // One product; the fields are those of vlkv/linear.h. A count says whether a buffer is given: 0 is null.
 VLKV_API void vlkv_tune_linear(int64_t rows, int64_t depth, int64_t columns, int32_t format, int64_t block,
-                               int32_t scale_type, int64_t zero_count, int64_t minimum_count,
-                               int64_t norm_count, int64_t gated_count, int64_t residual_count, float epsilon,
-                               const float* input, const void* weight, const void* scales,
-                               const uint8_t* zeros, const uint16_t* minimums, const float* bias,
-                               const float* norm, const float* gated, const float* residual, float* result) {
+                               int32_t scale_type, int32_t precision, int64_t zero_count,
+                               int64_t minimum_count, int64_t norm_count, int64_t gated_count,
+                               int64_t residual_count, float epsilon, const float* input, const void* weight,
+                               const void* scales, const uint8_t* zeros, const uint16_t* minimums,
+                               const float* bias, const float* norm, const float* gated,
+                               const float* residual, float* result) {
   vlkv::LinearProduct product;
   product.columns = columns, product.weight = weight, product.bias = bias;
   product.scales = block > 0 ? scales : nullptr;
@@ -40,6 +41,7 @@ VLKV_API void vlkv_tune_linear(int64_t rows, int64_t depth, int64_t columns, int
   p.rows = rows, p.depth = depth, p.format = static_cast<vlkv::WeightFormat>(format), p.block = block;
   p.scale_type = static_cast<DType>(scale_type), p.input = input, p.products = &product, p.count = 1;
   p.norm = norm_count > 0 ? norm : nullptr, p.gated = gated_count > 0 ? gated : nullptr;
+  p.precision = static_cast<vlkv::Precision>(precision);
   p.epsilon = epsilon, p.threads = 1;
   run_cpu(p);
 }

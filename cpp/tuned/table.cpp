@@ -13,6 +13,9 @@ extern const Kernels kLinearPart;
 #if defined(VLKV_TUNED_BFLOAT16)
 void multiply_half_avx512(const ManyRows& tile);
 #endif
+#if defined(VLKV_TUNED_VNNI)
+extern const FixedKernels kVnniKernels;
+#endif
 
 const Kernels& kernels() {
   static const Kernels table = [] {
@@ -24,6 +27,9 @@ const Kernels& kernels() {
     made.linear = kLinearPart.linear;
 #if defined(VLKV_TUNED_BFLOAT16)
     made.linear.multiply_half = multiply_half_avx512;
+#endif
+#if defined(VLKV_TUNED_VNNI)
+    made.linear.fixed = &kVnniKernels;
 #endif
     return made;
   }();

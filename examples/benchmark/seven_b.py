@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--size", default="7b-random", choices=make_checkpoint.SIZES)
     parser.add_argument("--weights", default="int4")
     parser.add_argument("--kv-dtype", default="float32")
-    parser.add_argument("--prompt-precision", default="float32")
+    parser.add_argument("--prompt-precision", help="that of vlkv build, unless its default")
     parser.add_argument("--prompt-tokens", default="640")
     parser.add_argument("--new-tokens", default="32")
     parser.add_argument("--repeat", default="1")
@@ -111,7 +111,8 @@ def main() -> None:
     folder = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--weights", arguments.weights, "--kv-dtype", arguments.kv_dtype]
-    options += ["--prompt-precision", arguments.prompt_precision]
+    if arguments.prompt_precision is not None:
+        options += ["--prompt-precision", arguments.prompt_precision]
     steps = [*build(arguments.size, folder, options, arguments.keep), ask(folder)]
     bench = [sys.executable, "-m", "vlkv.cli.main", "bench", str(folder / "engine"), "--no-verify"]
     bench += ["--prompt-tokens", arguments.prompt_tokens, "--new-tokens", arguments.new_tokens]

@@ -23,6 +23,7 @@ from vlkv import Engine
 from vlkv.backend.cache import Cache, join
 from vlkv.bench.report import processor
 from vlkv.generation.forced import token_loss
+from vlkv.storage.manifest import default_precision
 from vlkv_export.directory import export_checkpoint
 from vlkv_export.engine import build_engine
 from vlkv_export.quality import Figures, Row
@@ -35,10 +36,13 @@ MODEL = "SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Arm:
-    """The options of an engine, the least agreement, and the largest change of perplexity that it may have."""
+    """The options of an engine, the least agreement, and the largest change of perplexity that it may have.
+
+    An empty precision is the default one of the weights' format.
+    """
 
     weights: str
-    precision: str = "float32"
+    precision: str = ""
     cache: str = "float32"
     agreement: float = 1.0
     perplexity: float = 0.0
@@ -46,7 +50,7 @@ class Arm:
     @property
     def name(self) -> str:
         """The name of its folder, also used in the table."""
-        prompts = f", prompts in {self.precision}" if self.precision != "float32" else ""
+        prompts = f", prompts in {self.precision}" if self.precision else ""
         return self.weights + prompts + (f", cache in {self.cache}" if self.cache != "float32" else "")
 
 
@@ -106,7 +110,7 @@ def engine_of(arm: Arm, folder: Path) -> Engine:
             folder / "graphs",
             target,
             weights=arm.weights,
-            prompt_precision=arm.precision,
+            prompt_precision=arm.precision or None,
             kv_dtype=arm.cache,
         )
     return Engine.load(target, verify=False)
@@ -139,7 +143,7 @@ def measure(folder: Path, forced: int = FORCED, only: str = "") -> list[dict[str
                 "change": change,
                 "row": Row(
                     arm.weights,
-                    arm.precision,
+                    arm.precision or default_precision(arm.weights),
                     arm.cache,
                     int(choices.size),
                     agreement,

@@ -106,8 +106,9 @@ def build(
     prompt_precision: Annotated[
         str | None,
         typer.Option(
-            help="Precision of prefill: float32, or bfloat16 on processors with AVX512_BF16 (onnxruntime).",
-            show_default="float32",
+            help="What products compute in: float32; fixed16 for int8 and int4 weights; or, for prompts, bfloat16 "
+            "(onnxruntime).",
+            show_default="fixed16 with int8 and int4 weights, else float32",
         ),
     ] = None,
     link: Annotated[

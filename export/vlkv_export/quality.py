@@ -9,6 +9,8 @@ from importlib.resources import files
 
 import msgspec
 
+from vlkv.storage.manifest import default_precision
+
 FLOAT = "float32"
 
 
@@ -30,9 +32,13 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def options(self) -> str:
-        """The options of `vlkv build` that differ from float32."""
-        named = {"weights": self.weights, "prompt-precision": self.precision, "kv-dtype": self.cache}
-        return " ".join(f"--{name} {value}" for name, value in named.items() if value != FLOAT)
+        """The options of `vlkv build` that differ from float32, and a precision that is not the weights' default."""
+        named = {
+            "weights": (self.weights, FLOAT),
+            "prompt-precision": (self.precision, default_precision(self.weights)),
+            "kv-dtype": (self.cache, FLOAT),
+        }
+        return " ".join(f"--{name} {value}" for name, (value, default) in named.items() if value != default)
 
     @property
     def within(self) -> bool:
@@ -60,14 +66,14 @@ def lines(weights: str | None, precision: str | None, cache: str | None) -> list
     A measurement of all options together comes alone. Else each option has a line of its own.
     """
     found = figures()
-    options = weights or FLOAT, precision or FLOAT, cache or FLOAT
+    options = weights or FLOAT, precision or default_precision(weights), cache or FLOAT
     by_options = {(row.weights, row.precision, row.cache): row for row in found.rows}
     rows = [by_options.get(options)]
     if rows == [None]:
         weights, precision, cache = options
         parts = [(weights, precision, FLOAT), (FLOAT, FLOAT, cache)]
         if parts[0] not in by_options:
-            parts[:1] = [(weights, FLOAT, FLOAT), (FLOAT, precision, FLOAT)]
+            parts[:1] = [(weights, default_precision(weights), FLOAT), (FLOAT, precision, FLOAT)]
         rows = [by_options.get(part) for part in parts]
     return [_line(row, found) for row in rows if row is not None]
 

@@ -27,9 +27,9 @@ def test_the_shipped_figures_are_of_options_that_exist():
 @pytest.fixture
 def measured(monkeypatch):
     rows = (
-        Row("int8", "float32", "float32", 4000, 0.98765, 0.99, 0.0012, 0.003),
+        Row("int8", "fixed16", "float32", 4000, 0.98765, 0.99, 0.0012, 0.003),
         Row("float32", "float32", "int8", 4000, 0.995, 0.99, -0.0001, 0.003),
-        Row("int4", "float32", "int8", 3000, 0.96, 0.95, 0.02, 0.04),
+        Row("int4", "fixed16", "int8", 3000, 0.96, 0.95, 0.02, 0.04),
         Row("int8", "bfloat16", "float32", 4000, 0.99, 0.99, 0.002, 0.003),
     )
     monkeypatch.setattr(quality, "figures", lambda: Figures("a model", "2026-01-02", "a processor", rows))

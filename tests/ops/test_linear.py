@@ -7,10 +7,12 @@ import onnxruntime as ort
 import pytest
 
 from oracles import linear as oracle
+from vlkv.ops.cores import cpu_facts
 from vlkv.ops.session_options import session_options
 
-pytest.importorskip("vlkv._native")
+native = pytest.importorskip("vlkv._native")
 EPSILON = 1e-5
+FLOAT32, FIXED16 = 0, 2  # of the attribute `many`
 FORMATS = [
     "float32",
     "float16",
@@ -89,6 +91,7 @@ def session(weights, kind, biases=(), many=0, threads=2, more=()):
     return ort.InferenceSession(model, session_options(threads, "native"), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize("many", [FLOAT32, FIXED16])
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
     ("shape", "columns", "block"),
@@ -104,21 +107,24 @@ def session(weights, kind, biases=(), many=0, threads=2, more=()):
         ((0, 1, 32), [5], 32),
     ],
 )
-def test_sizes(rng, simd, kind, shape, columns, block):
+def test_sizes(rng, simd, kind, shape, columns, block, many):
     x = rng.normal(size=shape).astype(np.float32)
     made = [stored(rng, kind, n, shape[-1], block, half_scales=block == 64) for n in columns]
     biases = [rng.normal(size=n).astype(np.float32) for n in columns] if block != 64 else []
-    got = session([arrays for arrays, _ in made], kind, biases).run(None, {"x": x})
+    got = session([arrays for arrays, _ in made], kind, biases, many=many).run(None, {"x": x})
+    own, zero = (oracle.fixed16(x)[1], 128 * 0.02) if many == FIXED16 and kind in BITS else (None, 0.0)
     for i, (_, meaning) in enumerate(made):
-        expected, error = oracle.linear(x, oracle.widen(**meaning), biases[i] if biases else None)
+        matrix = oracle.widen(**meaning)
+        expected, error = oracle.linear(x, matrix, biases[i] if biases else None, own, zero)
         assert got[i].shape == expected.shape
         assert (np.abs(got[i] - expected) <= error).all()
 
 
+@pytest.mark.parametrize("many", [FLOAT32, FIXED16])
 @pytest.mark.parametrize("before", ["norm", "gated", None])
 @pytest.mark.parametrize("kind", ["float32", "int8 with minimums", "int4 with minimums"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 77), (1, 3, 64), (1, 37, 130), (2, 20, 32)])
-def test_what_linear_does_before_and_after(rng, simd, before, kind, shape):
+def test_what_linear_does_before_and_after(rng, simd, before, kind, shape, many):
     columns = [50, 19]
     x = 4 * rng.normal(size=shape).astype(np.float32)
     feeds = {
@@ -133,10 +139,12 @@ def test_what_linear_does_before_and_after(rng, simd, before, kind, shape):
         rows, own = oracle.gated(x, feeds["gated"])
     made = [stored(rng, kind, n, shape[-1]) for n in columns]
     biases = [rng.normal(size=n).astype(np.float32) for n in columns]
-    got = session([arrays for arrays, _ in made], kind, biases, more=list(feeds)).run(None, {"x": x} | feeds)
+    opened = session([arrays for arrays, _ in made], kind, biases, many, more=list(feeds))
+    got = opened.run(None, {"x": x} | feeds)
+    fixed, zero = (oracle.fixed16(rows)[1], 255 * 0.02) if many == FIXED16 and kind in BITS else (None, 0.0)
     for i, (_, meaning) in enumerate(made):
         matrix = oracle.widen(**meaning)
-        expected, error = oracle.linear(rows, matrix, biases[i])
+        expected, error = oracle.linear(rows, matrix, biases[i], fixed, zero)
         expected += feeds[f"residual{i}"]
         error += own @ np.abs(matrix).T + 2.0**-23 * (np.abs(expected) + np.abs(feeds[f"residual{i}"]))
         assert (np.abs(got[i] - expected) <= error).all()
@@ -210,7 +218,8 @@ def test_neighbours_and_threads_change_no_bit(rng, kind):
 def test_bfloat16_products_round_the_inputs_alone(rng, kind):
     """Weights of these formats are exact in bfloat16 except for their scale, so rounded inputs give the bound.
 
-    Without such products in the processor the result is that of float32, which is also within this bound.
+    Without such products in the processor the result is that of float32, which is also within this bound. Few rows of
+    codes are in fixed point.
     """
     x = rng.normal(size=(1, 60, 640)).astype(np.float32)
     arrays, meaning = stored(rng, kind, 70, 640, 128)
@@ -219,7 +228,33 @@ def test_bfloat16_products_round_the_inputs_alone(rng, kind):
     expected, error = oracle.linear(x, matrix)
     assert (np.abs(got - expected) <= error + 1.01 * 2.0**-8 * (np.abs(x) @ np.abs(matrix).T)).all()
     few = session([arrays], kind, many=1).run(None, {"x": x[:, :3]})[0]
-    assert (np.abs(few - expected[:, :3]) <= error[:, :3]).all()
+    fixed, zero = (oracle.fixed16(x[:, :3])[1], 128 * 0.02) if kind in BITS else (None, 0.0)
+    expected, error = oracle.linear(x[:, :3], matrix, None, fixed, zero)
+    assert (np.abs(few - expected) <= error).all()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("kind", sorted(BITS))
+def test_fixed_point_is_the_oracles(rng, kind, rows):
+    """The result is nearer to that of the rows in fixed point than to that of the rows as given.
+
+    It is not equal: a number next to the middle of two steps may be rounded to the other one.
+    """
+    flags = cpu_facts().get("flags", "").split()
+    if native.simd() != "avx512" or "avx512_vnni" not in flags:
+        pytest.skip("this processor has no such products")
+    x = (rng.normal(size=(rows, 1, 300)) * 10.0 ** rng.integers(-3, 4, (rows, 1, 1))).astype(np.float32)
+    arrays, meaning = stored(rng, kind, 60, 300, 64)
+    got = session([arrays], kind, many=FIXED16).run(None, {"x": x})[0]
+    matrix = oracle.widen(**meaning)
+    from_fixed = np.abs(got - oracle.fixed16(x)[0] @ matrix.T).sum(axis=-1)
+    assert (from_fixed < np.abs(got - x.astype(np.float64) @ matrix.T).sum(axis=-1)).all()
+
+
+def test_an_unknown_precision_is_refused(rng):
+    arrays, _ = stored(rng, "int8", 5, 64)
+    with pytest.raises(Exception, match=r"many is 3, not in \[0, 2\]"):
+        session([arrays], "int8", many=3)
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,38 @@ def widen(weight, scales=None, zeros=None, bits=0, depth=None):
     return wide.reshape(len(weight), wide.shape[1] * wide.shape[2])[:, :depth]
 
 
-def linear(x, matrix, bias=None):
+def linear(x, matrix, bias=None, error=None, zero=0.0):
     """Multiplies inputs x [..., K] with the matrix [N, K]. Returns result and error bound, both [..., N].
 
     A weight is rounded once. Then K products and the bias are added up, each rounded by half a unit of float32.
+
+    error: what the rows may be off by, [..., K]. zero: what stands for zero in codes times the largest scale, if codes
+    are multiplied and it is subtracted afterwards.
     """
     x = x.astype(np.float64)
     result, magnitude = x @ matrix.T, np.abs(x) @ np.abs(matrix).T
     if bias is not None:
         result, magnitude = result + bias, magnitude + np.abs(bias)
-    return result, (x.shape[-1] + 4) * 2.0**-24 * magnitude + 2.0**-126
+    own = 0 if error is None else error @ np.abs(matrix).T
+    magnitude = magnitude + 2 * zero * np.abs(x).sum(axis=-1, keepdims=True)
+    return result, (x.shape[-1] + 4) * 2.0**-24 * magnitude + own + 2.0**-126
+
+
+def fixed16(x):
+    """Rows x [..., K] in fixed point of 16 bits, as `vlkv/linear.h` defines it: the rows and the error, both [..., K].
+
+    Spans of 32 numbers have a step of 1/32512 of their largest magnitude. The error is half a step, and that of three
+    roundings of float32 on the way.
+    """
+    x = x.astype(np.float64)
+    depth = x.shape[-1]
+    spans = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -depth % 32)]).reshape(
+        *x.shape[:-1], -(-depth // 32), 32
+    )
+    step = np.broadcast_to(np.abs(spans).max(axis=-1, keepdims=True) / 32512, spans.shape)
+    rounded = np.rint(np.divide(spans, step, out=np.zeros_like(spans), where=step > 0)) * step
+    wide = [part.reshape(*x.shape[:-1], depth + -depth % 32)[..., :depth] for part in (rounded, step)]
+    return wide[0], wide[1] * (0.5 + 3 * 32512 * 2.0**-24)
 
 
 def normalized(x, norm, epsilon):

@@ -14,10 +14,21 @@ enum class WeightFormat : int32_t {
   kInt4 = 4,  // (code - zero) * scale, or code * scale + minimum
 };
 
-// The precision of products of many rows. kBFloat16 rounds rows, and weights of the float formats, to
-// bfloat16 and accumulates in float32; the codes of quantised formats are exact. It needs a processor with
-// vdpbf16ps; on others it equals kFloat32.
-enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+// The precision of products.
+//
+// kFixed16: with the quantised formats, rows are rounded to fixed point. A span of 32 of a row's numbers (K
+// in spans from the first) has a scale s, 1/32512 of its largest magnitude m, and a number x becomes s times
+// an integer of 16 bits, which differs from x by at most m 2^-15.9. Products with codes are exact sums in 32
+// bits; the sums over spans are in float32. It needs a processor with AVX512_VNNI. A row that has a number
+// that is not finite, or whose largest magnitude is not 0 and not in [2^-64, 2^64], is multiplied as by
+// kFloat32.
+//
+// kBFloat16: more than kFewRows rows, and weights of the float formats, are rounded to bfloat16 (differing by
+// at most 2^-8 of each number); the codes of quantised formats are exact, and sums are in float32. It needs a
+// processor with AVX512_BF16. Up to kFewRows rows it equals kFixed16.
+//
+// Where formats, processor or build do not suit, both equal kFloat32.
+enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1, kFixed16 = 2 };
 
 // One dimension legend: M rows, K depth, N columns of a product, G = ceil(K / block) blocks.
 //
@@ -51,7 +62,7 @@ struct LinearProduct {
 // The rows that are multiplied are those of the input, or what norm or gated makes of them, in float32.
 //
 // result = rows . weight^T + bias + residual, in float32: a weight is widened exactly (a code times its scale
-// is rounded once), a row is never rounded below float32 unless `many` says so.
+// is rounded once), a row is never rounded below float32 unless `precision` says so.
 //
 // Method: up to kFewRows rows share one read of the weights, in parts of about 32 KiB that threads take
 // dynamically. More rows are multiplied in tiles, with weights widened one panel at a time. Extra memory: a
@@ -65,7 +76,7 @@ struct LinearParams {
   WeightFormat format = WeightFormat::kFloat32;
   int64_t block = 0;  // kInt8, kInt4: a multiple of 32
   DType scale_type = DType::kFloat32;
-  Precision many = Precision::kFloat32;
+  Precision precision = Precision::kFloat32;
   const float* input = nullptr;
   const float* norm = nullptr;
   float epsilon = 0.0F;
@@ -85,7 +96,8 @@ VLKV_API void validate(const LinearParams& params);
 // InvalidArgument, or std::bad_alloc with nothing written.
 VLKV_API void run_cpu(const LinearParams& params, const Loop& loop = {});
 
-// Whether this processor and this build multiply in bfloat16.
+// Whether this processor and this build multiply in bfloat16, and codes with rows in fixed point.
 VLKV_API bool bfloat16_products();
+VLKV_API bool fixed16_products();
 
 }  // namespace vlkv

@@ -24,7 +24,8 @@ def apply(model: ir.Model, *, stored: Mapping[str, Stored], many: int = 0) -> in
     Args:
         model: the graph; changed in place.
         stored: replacements of weights, by name; other weights stay as they are.
-        many: the precision of products of many rows: 0 float32, 1 bfloat16 if the processor supports it.
+        many: the precision of products, as the operator has it: 0 float32; 1 bfloat16 for many rows; 2 fixed point in
+            16 bits with weights of 8 and 4 bits. Processors without such products compute in float32.
 
     Returns:
         The number of products replaced.

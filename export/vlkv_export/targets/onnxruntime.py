@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from vlkv.errors import EngineError
-from vlkv.storage.manifest import Manifest, vision_graphs
+from vlkv.storage.manifest import Manifest, default_precision, vision_graphs
 from vlkv.storage.passes import OPTIONAL_PASSES
 from vlkv_export.checkpoint import Tensor
 from vlkv_export.passes import (
@@ -31,7 +31,7 @@ from vlkv_export.passes import (
 from vlkv_export.passes.edit import MICROSOFT, remove_unused_functions
 from vlkv_export.passes.products import Stored, stored_weights
 from vlkv_export.targets import onnxruntime_cuda
-from vlkv_export.targets.spec import Options, Write
+from vlkv_export.targets.spec import PRECISIONS, Options, Write
 from vlkv_export.targets.windows import inside_window
 from vlkv_export.watch import Watch
 from vlkv_export.weights import convert
@@ -53,12 +53,14 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
     if onnxruntime_cuda.is_for_cuda(options.settings):
         return onnxruntime_cuda.prepare(backend, options, manifest)
     operators, weights = options.operators or "native", options.weights
-    precision, native = options.prompt_precision or "float32", operators == "native"
+    native = operators == "native"
     for option, value in {"--weights": weights, "--prompt-precision": options.prompt_precision}.items():
         if not native and value not in (None, "float32"):
             raise EngineError(
                 f"{option} {value} goes with --operators native; --operators functions multiplies in float32"
             )
+    if options.prompt_precision == "fixed16" and weights not in (None, "int8", "int4"):
+        raise EngineError(_not_fixed(f"--weights {weights}"))
 
     kv_dtype = options.kv_dtype or "float32"
     _check_cache(kv_dtype, native, manifest)
@@ -72,6 +74,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
                 "--weights out to keep them as they are, or give float32 to widen them"
             )
         codes = take_codes(models) if native and weights is None else {}
+        if options.prompt_precision == "fixed16" and weights is None and not codes:
+            raise EngineError(_not_fixed("the checkpoint's own"))
         with widened(source, folder, models, watch) as wide:
             return write_from(wide, folder, models, codes, watch)
 
@@ -86,6 +90,8 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
         wide = {name: convert.external(tensor) for name, tensor in placed.items()}
         matrices = {name: Stored((wide[name],)) for name in own.keys() & wide.keys()} | matrices | codes
         passes = OPTIONAL_PASSES if options.passes is None else options.passes
+        kept = weights or _kept(codes, manifest.cache_dtype if native else "float32")
+        precision = options.prompt_precision or default_precision(kept)
         lower_for_onnxruntime(models, wide, operators, matrices, precision, kv_dtype, passes)
         for name, model in models.items():
             ir.save(model, folder / f"{name}.onnx")
@@ -102,7 +108,7 @@ def prepare(backend: str, options: Options, manifest: Manifest) -> Write:
             # the body of Score and the attention over caches of fewer bits know no window
             "text": manifest.text if native and not reduced else inside_window(manifest.text),
             "operators": operators,
-            "weights": weights or _kept(codes, manifest.cache_dtype if native else "float32"),
+            "weights": kept,
             "prompt_precision": precision,
             "cache_dtype": kv_dtype,
             "embedding": table,
@@ -131,6 +137,13 @@ def _check_cache(kv_dtype: str, native: bool, manifest: Manifest) -> None:
         )
 
 
+def _not_fixed(weights: str) -> str:
+    return (
+        f"--prompt-precision fixed16 goes with weights in 8 or 4 bits, not with {weights}; leave it out, or give "
+        "--weights int8 or int4"
+    )
+
+
 def _kept(codes: Mapping[str, Stored], floats: str) -> str:
     """What the manifest says of weights that stay as they are."""
     return f"int{max(stored.bits for stored in codes.values())}" if codes else floats
@@ -153,14 +166,14 @@ def lower_for_onnxruntime(
         operators: `native` leaves scoring, the attention of single tokens and products with weights to the runtime's
             kernels; `functions` keeps the ONNX bodies.
         stored: for native operators, replacements of matrices, by name. Other matrices are read in their dtype.
-        prompt_precision: for native operators, the precision of products of many rows.
+        prompt_precision: for native operators, the precision of products, one of `PRECISIONS`.
         kv_dtype: for native operators, the dtype of the caches.
         passes: those of `OPTIONAL_PASSES` that run, in their order.
 
     Returns:
         The counts that the passes returned, by graph and pass.
     """
-    native, many = operators == "native", int(prompt_precision == "bfloat16")
+    native, many = operators == "native", PRECISIONS.index(prompt_precision)
     counts: dict[str, dict[str, int]] = {}
     for name, model in models.items():
         done = counts[name] = {}

@@ -17,7 +17,8 @@ GRAPHS = ("vision", "decoder", "compress")
 """The graphs of a graph directory."""
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that replace `compress` on a device, and whether each merges evicted tokens."""
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "fixed16")
+"""What `vlkv.native.Linear` rounds its rows to; a precision's place here is the operator's attribute `many`."""
 KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
 DEFAULT_CHUNK = 1024
 DEFAULT_BATCH = 4
@@ -58,7 +59,7 @@ class Options:
     Attributes:
         operators: `native` or `functions`; None leaves the choice to the target.
         weights: one of `weights.registry.FORMATS`; None keeps the checkpoint's dtype.
-        prompt_precision: one of `PRECISIONS`, for products of more than 16 rows; None leaves the choice to the target.
+        prompt_precision: one of `PRECISIONS`, for products; None leaves the choice to the target.
         kv_dtype: one of `KV_DTYPES`, of the KV cache; None leaves the choice to the target.
         settings: the options of a device.
         link: whether weights that are taken as they are may be hard links, not copies of the engine's own.

@@ -147,9 +147,14 @@ class Manifest(Struct, frozen=True):
     files: dict[str, FileFacts]
     device: DeviceFacts | None = None
     weights: Literal["float32", "float16", "bfloat16", "int8", "int4"] | None = None
-    prompt_precision: Literal["float32", "bfloat16"] | None = None
+    prompt_precision: Literal["float32", "bfloat16", "fixed16"] | None = None
     generation: GenerationFacts = GenerationFacts()
     video: VideoFacts | None = None
+
+
+def default_precision(weights: str | None) -> str:
+    """Returns what native operators on CPUs multiply in, unless the build says otherwise, by the weights' format."""
+    return "fixed16" if weights in ("int8", "int4") else "float32"
 
 
 def vision_graphs(manifest: Manifest) -> tuple[str, ...]:

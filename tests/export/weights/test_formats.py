@@ -221,7 +221,15 @@ def test_weights_that_are_not_finite(tmp_path):
             "--prompt-precision bfloat16 goes with --operators native",
         ),
         ({"weights": "int2"}, "unknown weights 'int2'; known: float32, bfloat16, float16, int8, int4"),
-        ({"prompt_precision": "int8"}, "unknown prompt precision 'int8'; known: float32, bfloat16"),
+        ({"prompt_precision": "int8"}, "unknown prompt precision 'int8'; known: float32, bfloat16, fixed16"),
+        (
+            {"prompt_precision": "fixed16"},
+            "--prompt-precision fixed16 goes with weights in 8 or 4 bits, not with the checkpoint's own; leave it out",
+        ),
+        (
+            {"weights": "bfloat16", "prompt_precision": "fixed16"},
+            "--prompt-precision fixed16 goes with weights in 8 or 4 bits, not with --weights bfloat16; leave it out",
+        ),
     ],
 )
 def test_what_does_not_go_together(graphs_of, tmp_path, arguments, text):

@@ -31,7 +31,12 @@ def products(path):
             scales = FLOATS[tensors[node.input[number + count]].data_type]
             block = weight.dims[2] * 8 // bits
             kind = tensors[node.input[number + 2 * count]].data_type if given.get("zeros", 0) else 0
-            facts = (scales, kind == onnx.TensorProto.UINT8, kind == onnx.TensorProto.FLOAT16)
+            facts = (
+                scales,
+                kind == onnx.TensorProto.UINT8,
+                kind == onnx.TensorProto.FLOAT16,
+                given["many"] == 2,
+            )
             yield Product(weight.dims[1] * block, weight.dims[0], "codes", bits, block, *facts)
 
 

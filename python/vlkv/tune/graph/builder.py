@@ -65,13 +65,13 @@ def options_of(engine: Path) -> list[str]:
             f"{show(engine)} has no passes to choose; vlkv build GRAPHS --backend onnxruntime makes such engines"
         )
     chosen = {
-        "--weights": manifest.weights,
-        "--prompt-precision": manifest.prompt_precision,
-        "--kv-dtype": manifest.cache_dtype,
+        "--weights": (manifest.weights, "float32"),
+        "--prompt-precision": (manifest.prompt_precision, manifests.default_precision(manifest.weights)),
+        "--kv-dtype": (manifest.cache_dtype, "float32"),
     }
     return [
         word
-        for name, value in chosen.items()
-        if value not in (None, "float32")
+        for name, (value, default) in chosen.items()
+        if value not in (None, default)
         for word in (name, str(value))
     ]

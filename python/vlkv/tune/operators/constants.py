@@ -61,6 +61,7 @@ OPERATORS = {
                 "VLKV_LINEAR_PART_KIB": (32, 16, 64, 128, 256),
                 "VLKV_LINEAR_FEW_COLUMNS": (24, 8, 16, 48),
                 "VLKV_LINEAR_COLUMNS_AT_ONCE": (8, 4),
+                "VLKV_LINEAR_ROW_COLUMNS_AT_ONCE": (1, 2, 4, 8),
             },
             4,
             ("cpu/linear.cpp",),

@@ -41,6 +41,7 @@ SETS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "portable": (),
 }
+VNNI = (*AVX512, "-mavx512vnni", "-mfma", "-mf16c", "-mprefer-vector-width=512")
 BFLOAT16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = (
@@ -70,8 +71,11 @@ class Unit:
     operator: str = ""
 
 
-def units(simd: str, bfloat16: bool) -> list[Unit]:
-    """Returns the files of a library for one instruction set; the slow ones, the kernels, first."""
+def units(simd: str, bfloat16: bool, vnni: bool) -> list[Unit]:
+    """Returns the files of a library for one instruction set; the slow ones, the kernels, first.
+
+    `bfloat16` and `vnni` say whether the processor has AVX512_BF16 and AVX512_VNNI.
+    """
     made = []
     for operator in OPERATORS.values():
         if operator.part:
@@ -81,7 +85,10 @@ def units(simd: str, bfloat16: bool) -> list[Unit]:
         made += [Unit(_name(file), file, (), operator.name) for file in operator.files]
     if bfloat16:
         made.append(Unit("bfloat16", "cpu/kernels_bfloat16.cpp", BFLOAT16))
+    if vnni:
+        made.append(Unit("vnni", "cpu/kernels_vnni.cpp", (*VNNI, *KERNELS), "linear"))
     extra = ("-DVLKV_TUNED_BFLOAT16",) if bfloat16 else ()
+    extra += ("-DVLKV_TUNED_VNNI",) if vnni else ()
     return made + [Unit(_name(file), file, extra if file == "tuned/table.cpp" else ()) for file in COMMON]
 
 
@@ -103,7 +110,8 @@ class Core:
             )
         self.simd = native().simd()
         flags = cpu_facts().get("flags", "").split()
-        self.units = units(self.simd, self.simd == "avx512" and "avx512_bf16" in flags)
+        wide = self.simd == "avx512"
+        self.units = units(self.simd, wide and "avx512_bf16" in flags, wide and "avx512_vnni" in flags)
         self._objects: dict[bool, dict[str, Path]] = {}
 
     def objects(self, sanitize: bool = False) -> dict[str, Path]:

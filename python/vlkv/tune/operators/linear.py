@@ -9,7 +9,7 @@ import numpy as np
 from vlkv.tune.harness import Argument, Harness, Sizes, Values
 from vlkv.tune.operators.attend import normal
 from vlkv.tune.operators.numbers import EPSILON, Array, codes_to_float, to_bfloat16, wide
-from vlkv.tune.operators.shapes import MOST_WEIGHT, Product, Shapes
+from vlkv.tune.operators.shapes import FIXED, MOST_WEIGHT, Product, Shapes
 
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 SCALES = {"float32": 0, "float16": 1}
@@ -37,6 +37,7 @@ def harness(shapes: Shapes) -> Harness:
             "format": {0: FORMATS.get(kind.dtype, 0), 8: 3, 4: 4}[kind.bits],
             "block": kind.block,
             "scale_type": SCALES[kind.scales] if kind.bits else 0,
+            "precision": FIXED if kind.fixed else 0,
         }
         weights = _weights(kind, depth, columns, rng)
         around = int(rng.integers(0, 3)) if not sizes["plain"] else 0
@@ -70,6 +71,7 @@ def harness(shapes: Shapes) -> Harness:
     named += (
         ("block", "int64"),
         ("scale_type", "int32"),
+        ("precision", "int32"),
         ("zero_count", "int64"),
         ("minimum_count", "int64"),
     )
@@ -148,7 +150,7 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
     """Returns result and error bound, `[M * N]` both.
 
     A code times its scale is rounded once, its sum with a minimum once more; K products and the bias are summed, each
-    rounded by half a unit.
+    rounded by half a unit. In fixed point the codes are summed and their zeros subtracted afterwards.
     """
     depth, weight = values["depth"], values["weight"]
     terms: Array = np.zeros(1)
@@ -158,12 +160,18 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
         matrix = codes_to_float(weight, scales, origins if origins.size else None, kind.bits, depth)
         if kind.minimums:  # the sum may be smaller than its terms
             terms = 2 * np.abs(np.repeat(origins.astype(np.float64), kind.block, axis=1)[:, :depth])
+        elif kind.fixed:
+            terms = (
+                2 * 2 ** (kind.bits - 1) * np.repeat(scales.astype(np.float64), kind.block, axis=1)[:, :depth]
+            )
+            terms = terms if origins is None or not origins.size else 2 * terms
     elif kind.dtype == "float16":
         matrix = weight.view(np.float16).astype(np.float64)
     else:
         matrix = wide(weight)
     with np.errstate(all="ignore"):
         rows, error = multiplied(values)
+        error = error + half_steps(rows) if kind.fixed else error
         result = rows @ matrix.T + values["bias"]
         size = np.abs(matrix) + terms
         magnitude = np.abs(rows) @ size.T + np.abs(values["bias"])
@@ -171,6 +179,13 @@ def product(kind: Product, values: Values) -> tuple[Array, Array]:
             result, magnitude = result + values["residual"], magnitude + np.abs(values["residual"])
         bound = (depth + 6) * EPSILON * magnitude + error @ np.abs(matrix).T + 2.0**-120
     return result.reshape(-1), np.where(np.isfinite(bound), bound, 0.0).reshape(-1)
+
+
+def half_steps(rows: Array) -> Array:
+    """What rows in fixed point may be off by, `[M, K]`: half a step of 1/32512 of the largest of 32, and roundings."""
+    depth = rows.shape[-1]
+    spans = np.pad(np.abs(rows), [(0, 0), (0, -depth % 32)]).reshape(len(rows), -(-depth // 32), 32)
+    return np.repeat(spans.max(axis=-1) / 32512 * (0.5 + 3 * 32512 * EPSILON), 32, axis=-1)[:, :depth]
 
 
 def multiplied(values: Values) -> tuple[Array, Array]:

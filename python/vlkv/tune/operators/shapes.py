@@ -23,6 +23,8 @@ SHORT, LONG = 256, 2048
 """Slots of the timed caches."""
 MOST_WEIGHT = 48 << 20
 """Bytes of a timed weight; wider ones are cut to fewer columns."""
+FIXED = 2
+"""The attribute `many` of products in fixed point."""
 FLOATS = {1: "float32", 10: "float16", 16: "bfloat16", 2: "codes"}
 """ONNX's numbers of element types."""
 
@@ -32,7 +34,7 @@ class Product:
     """One product of the decoder: K, N, and how its weights are stored.
 
     `bits` is 0 for floats of `dtype`; else codes in blocks of `block` with scales of `scales`, and zeros, minimums or
-    neither.
+    neither. `fixed` says whether the rows are in fixed point.
     """
 
     depth: int
@@ -43,6 +45,7 @@ class Product:
     scales: str = "float32"
     zeros: bool = False
     minimums: bool = False
+    fixed: bool = False
 
     @property
     def column_bytes(self) -> float:
@@ -128,7 +131,10 @@ def _linear(attributes: dict[str, int], inputs: list[str], tensors: dict[str, An
         scales = FLOATS[tensors[inputs[1 + count + i]][1]]
         zeros = bool(attributes.get("zeros", 0))
         least = zeros and FLOATS[tensors[inputs[1 + 2 * count + i]][1]] == "float16"
-        yield Product(sizes[1] * block, sizes[0], "codes", bits, block, scales, zeros and not least, least)
+        fixed = attributes.get("many", 0) == FIXED
+        yield Product(
+            sizes[1] * block, sizes[0], "codes", bits, block, scales, zeros and not least, least, fixed
+        )
 
 
 def _tensor(data: memoryview) -> tuple[str, tuple[int, ...], int]:
