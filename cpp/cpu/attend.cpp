@@ -36,29 +36,41 @@ void spread(const AttendParams& p, const Loop& loop, int64_t count, bool alone, 
   }
 }
 
-// A call with one row: `most` parts for each KV head of each prompt; shorter prompts leave some of them
-// empty.
+// A call with one row: up to `most` parts for each KV head of each prompt. Of a cache that rounds, the first
+// is the new token's own row as it was given, and the others are the slots before it.
 struct OneRow {
   const AttendParams& p;
   const cpu::Kernels& kernels;
+  int64_t own;  // 1 if the first part is the own row, else 0
   int64_t group, state_size, most;
   cpu::Array<float> query;   // [B, Hq, D], times scale and log2(e)
   cpu::Array<float> states;  // [B, Hkv, most][group][2 + D]: maximum, sum of weights, weighted sum of values
+  cpu::Array<float> added;   // [B, Hkv][2][D], each own key and value, rotated; null if the cache's are not
   int64_t pages = 0;         // the most pages of evicted tokens that a KV head reads
   cpu::Array<float> page_states{};  // [B, Hkv, pages][group][2 + D], over rotated values
 
   float* state(int64_t head, int64_t part) const { return states.get() + (head * most + part) * state_size; }
 
+  // Slots of a KV head that are read from the cache, and its parts.
+  int64_t stored(int64_t head) const { return p.last[head / p.kv_heads] + 1 - own; }
+  int64_t count(int64_t head) const { return own + parts(stored(head)); }
+
   void run_part(int64_t i) const {
-    const int64_t head = i / most, begin = i % most * kPartSlots, slots = p.last[head / p.kv_heads] + 1;
-    if (begin >= slots) return;
+    const int64_t head = i / most, begin = (i % most - own) * kPartSlots;
+    if (i % most >= count(head)) return;
     cpu::AttendPart part;
-    part.query = query.get() + head * group * p.head_dim;
-    part.key = cpu::row_of(p, p.key_cache, head, begin),
-    part.value = cpu::row_of(p, p.value_cache, head, begin);
-    part.type = p.cache, part.heads = static_cast<int>(group);
-    part.keys = static_cast<int>(std::min(kPartSlots, slots - begin));
+    part.query = query.get() + head * group * p.head_dim, part.heads = static_cast<int>(group);
     part.head_dim = static_cast<int>(p.head_dim), part.state = state(head, i % most);
+    if (begin < 0) {
+      const bool rotated = added != nullptr;
+      part.key = rotated ? added.get() + head * 2 * p.head_dim : p.key + head * p.head_dim;
+      part.value = rotated ? added.get() + (head * 2 + 1) * p.head_dim : p.value + head * p.head_dim;
+      part.type = DType::kFloat32, part.keys = 1;
+    } else {
+      part.key = cpu::row_of(p, p.key_cache, head, begin);
+      part.value = cpu::row_of(p, p.value_cache, head, begin);
+      part.type = p.cache, part.keys = static_cast<int>(std::min(kPartSlots, stored(head) - begin));
+    }
     kernels.attend(part);
   }
 
@@ -69,7 +81,7 @@ struct OneRow {
   // The largest logit of a query over the cache.
   float largest(int64_t head, int64_t h) const {
     float maximum = -std::numeric_limits<float>::infinity();
-    for (int64_t part = 0; part < parts(p.last[head / p.kv_heads] + 1); ++part) {
+    for (int64_t part = 0; part < count(head); ++part) {
       maximum = std::max(maximum, state(head, part)[h * (2 + p.head_dim)]);
     }
     return maximum;
@@ -93,20 +105,19 @@ struct OneRow {
   }
 
   // Adds the states of one query of a KV head to `result`, and returns the sum of their weights.
-  float add_states(const float* states_of, int64_t count, int64_t h, float origin, float* result) const {
+  float add_states(const float* states_of, int64_t number, int64_t h, float origin, float* result) const {
     float sum = 0;
-    for (int64_t part = 0; part < count; ++part) {
-      const float* own = states_of + part * state_size + h * (2 + p.head_dim);
-      const float factor = std::exp2(own[0] - origin);
-      sum += own[1] * factor;
-      for (int64_t d = 0; d < p.head_dim; ++d) result[d] += own[2 + d] * factor;
+    for (int64_t part = 0; part < number; ++part) {
+      const float* from = states_of + part * state_size + h * (2 + p.head_dim);
+      const float factor = std::exp2(from[0] - origin);
+      sum += from[1] * factor;
+      for (int64_t d = 0; d < p.head_dim; ++d) result[d] += from[2 + d] * factor;
     }
     return sum;
   }
 
   // Combines the parts of one KV head.
   void combine(int64_t head) const {
-    const int64_t count = parts(p.last[head / p.kv_heads] + 1);
     const Recall* recall = recall_of(head);
     const int64_t chosen = recall == nullptr ? 0 : cpu::pages_read(*recall, p.layer);
     const auto recalled = chosen > 0 ? cpu::allocate<float>(p.head_dim) : nullptr;
@@ -118,7 +129,7 @@ struct OneRow {
       const float origin = std::isinf(maximum) && maximum < 0 ? 0.0F : maximum;
       float* result = p.result + (head * group + h) * p.head_dim;
       std::fill_n(result, p.head_dim, 0.0F);
-      float sum = add_states(state(head, 0), count, h, origin, result);
+      float sum = add_states(state(head, 0), count(head), h, origin, result);
       if (chosen > 0) {
         std::fill_n(recalled.get(), p.head_dim, 0.0F);
         sum += add_states(page_state(head), chosen, h, origin, recalled.get());
@@ -146,13 +157,17 @@ int64_t longest(const AttendParams& p) {
   return most;
 }
 
-void append(const AttendParams& p, const cpu::Kernels& kernels) {
-  const auto line = cpu::allocate<float>(p.head_dim);
-  const auto write = [&](const float* from, void* cache, int64_t head, int64_t slot) {
-    if (p.cache == DType::kInt8) {
-      std::copy_n(from, p.head_dim, line.get());
-      cpu::rotate(line.get(), 1, p.head_dim);
-      from = line.get();
+// Stores the new tokens. Returns the rows that an int8 cache rounds, each prompt's last token's, rotated:
+// [B, Hkv][2][D]; null for other caches.
+cpu::Array<float> append(const AttendParams& p, const cpu::Kernels& kernels) {
+  const bool rotated = p.cache == DType::kInt8;
+  auto rows = rotated ? cpu::allocate<float>(p.batch * p.kv_heads * 2 * p.head_dim) : nullptr;
+  const auto write = [&](const float* from, void* cache, int64_t head, int64_t kind, int64_t slot) {
+    if (rotated) {
+      float* row = rows.get() + (head * 2 + kind) * p.head_dim;
+      std::copy_n(from, p.head_dim, row);
+      cpu::rotate(row, 1, p.head_dim);
+      from = row;
     }
     kernels.from_float(from, p.cache, const_cast<char*>(cpu::row_of(p, cache, head, slot)), p.head_dim);
   };
@@ -162,29 +177,31 @@ void append(const AttendParams& p, const cpu::Kernels& kernels) {
       for (int64_t h = 0; h < p.kv_heads; ++h) {
         const int64_t from = ((b * p.rows + slot - first) * p.kv_heads + h) * p.head_dim;
         const int64_t head = b * p.kv_heads + h;
-        write(p.key + from, p.key_cache, head, slot);
-        write(p.value + from, p.value_cache, head, slot);
+        write(p.key + from, p.key_cache, head, 0, slot);
+        write(p.value + from, p.value_cache, head, 1, slot);
       }
     }
   }
+  return rows;
 }
 
 void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
   const int64_t heads = p.batch * p.kv_heads, group = p.query_heads / p.kv_heads;
-  const int64_t most = parts(slots), state_size = group * (2 + p.head_dim),
-                numbers = heads * group * p.head_dim;
+  const int64_t own = p.cache == DType::kFloat32 ? 0 : 1, most = own + parts(slots - own),
+                state_size = group * (2 + p.head_dim), numbers = heads * group * p.head_dim;
   OneRow call{p,
               cpu::kernels(),
+              own,
               group,
               state_size,
               most,
               cpu::allocate<float>(numbers),
-              cpu::allocate<float>(heads * most * state_size)};
+              cpu::allocate<float>(heads * most * state_size),
+              append(p, cpu::kernels())};
   const double factor = cpu::log2_factor(p);
   for (int64_t i = 0; i < numbers; ++i)
     call.query[static_cast<size_t>(i)] = static_cast<float>(factor * p.query[i]);
   if (p.cache == DType::kInt8) cpu::rotate(call.query.get(), heads * group, p.head_dim);
-  append(p, call.kernels);
   const bool alone = slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
   spread(p, loop, heads * most, alone, [&](int64_t i) { call.run_part(i); });
   for (int64_t b = 0; p.recall != nullptr && b < p.batch; ++b) {
@@ -199,7 +216,7 @@ void run_one(const AttendParams& p, const Loop& loop, int64_t slots) {
 
 void run_many(const AttendParams& p, const Loop& loop, int64_t slots) {
   cpu::AttendMany call(p);
-  append(p, cpu::kernels());
+  static_cast<void>(append(p, cpu::kernels()));
   const bool alone = p.rows * slots * p.batch * p.query_heads * p.head_dim < kParallelWork;
   spread(p, loop, call.workers(), alone, [&](int64_t worker) { call.run(worker); });
 }

@@ -31,7 +31,8 @@ AttendMany::AttendMany(const AttendParams& p)
       blocks_((p.rows + block_ - 1) / block_),
       workers_(std::min(kMostWorkers, p.batch * p.kv_heads * blocks_)),
       width_(int64_t{kernels_.attend_vectors} * kernels_.lanes),
-      most_(up(block_ * group_, width_)) {
+      most_(up(block_ * group_, width_)),
+      own_(p.cache == DType::kFloat32 ? 0 : 1) {
   const int64_t wide = p.cache == DType::kFloat32 ? 0 : 2 * kAttendBlockKeys * p.head_dim;
   floats_ = up(most_ * (2 + 2 * p.head_dim) + kAttendBlockKeys * width_ + wide + p.head_dim, 16);
   memory_ = allocate<float>(workers_ * floats_);
@@ -82,10 +83,15 @@ void AttendMany::run_block(const Memory& memory, int64_t head, int64_t begin) co
   const float* from = p_.query + ((b * p_.rows + begin) * p_.kv_heads + h) * group_ * dim;
   float* to = p_.result + (from - p_.query);
   std::fill_n(memory.seen, most_, std::numeric_limits<int32_t>::max());
-  for (int64_t i = 0; i < count; ++i) memory.seen[i] = static_cast<int32_t>(first + begin + i / group_ + 1);
+  const int64_t slots = first + valid - own_;
+  for (int64_t i = 0; i < count; ++i) {
+    memory.seen[i] = static_cast<int32_t>(first + begin + i / group_ + 1 - own_);
+  }
   for (int64_t i = 0; i < count; i += width_) pack(memory, from, i, std::min(width_, count - i));
-  for (int64_t slot = 0; slot < first + valid; slot += kAttendBlockKeys) {
-    const AttendKeys tile = tile_of(memory, head, slot, first + valid);
+  const int64_t row = ((b * p_.rows + begin) * p_.kv_heads + h) * dim;
+  if (own_ > 0) attend_to_own(memory, p_.key + row, p_.value + row, count);
+  for (int64_t slot = 0; slot < slots; slot += kAttendBlockKeys) {
+    const AttendKeys tile = tile_of(memory, head, slot, slots);
     for (int64_t i = 0; i < count; i += width_) {
       const AttendQueries queries = queries_of(memory, i, std::min(width_, count - i));
       if (queries.most > slot) kernels_.attend_block(queries, tile);
@@ -115,6 +121,32 @@ void AttendMany::pack(const Memory& memory, const float* from, int64_t first, in
   }
   std::fill_n(queries.state, width, -std::numeric_limits<float>::infinity());
   std::fill_n(queries.state + width, (1 + dim) * width, 0.0F);
+}
+
+// Begins the states of a block's queries with each one's own row, `key` and `value` being those of query 0.
+void AttendMany::attend_to_own(const Memory& memory, const float* key, const float* value,
+                               int64_t count) const {
+  const int64_t dim = p_.head_dim;
+  float *query = memory.tile, *own = query + dim, *state = own + 2 * dim;
+  AttendPart part;
+  part.query = query, part.heads = 1, part.head_dim = static_cast<int>(dim), part.keys = 1, part.state = state;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = i / width_ * width_, row = i / group_ * p_.kv_heads * dim;
+    part.key = key + row, part.value = value + row;
+    if (p_.cache == DType::kInt8) {
+      if (i % group_ == 0) {
+        std::copy_n(key + row, dim, own);
+        std::copy_n(value + row, dim, own + dim);
+        rotate(own, 2, dim);
+      }
+      part.key = own, part.value = own + dim;
+    }
+    const AttendQueries to = queries_of(memory, first, std::min(width_, count - first));
+    const int64_t width = int64_t{to.vectors} * kernels_.lanes, lane = i - first;
+    for (int64_t d = 0; d < dim; ++d) query[d] = to.query[d * width + lane];
+    kernels_.attend(part);
+    for (int64_t n = 0; n < 2 + dim; ++n) to.state[n * width + lane] = state[n];
+  }
 }
 
 // Slots [first, first + kAttendBlockKeys) of `slots`, widened if they are not in float32.

@@ -44,6 +44,7 @@ class AttendMany {
   void run_block(const Memory& memory, int64_t head, int64_t begin) const;
   int64_t offset(int64_t i) const;
   void pack(const Memory& memory, const float* from, int64_t first, int64_t count) const;
+  void attend_to_own(const Memory& memory, const float* key, const float* value, int64_t count) const;
   void unpack(const Memory& memory, float* to, int64_t first, int64_t count) const;
   AttendKeys tile_of(const Memory& memory, int64_t head, int64_t first, int64_t slots) const;
 
@@ -53,6 +54,7 @@ class AttendMany {
   // Query heads of a KV head; rows of a block; blocks of a KV head; threads.
   int64_t group_, block_, blocks_, workers_;
   int64_t width_, most_;  // queries of AttendQueries, and of a block in whole ones
+  int64_t own_;           // 1 if a row's own key and value are read as given, else 0
   int64_t floats_ = 0;    // of a worker's memory
   Array<float> memory_;
   Array<int32_t> seen_;

@@ -109,8 +109,9 @@ def check(arrays, dtype, threads=2):
     dim = arrays["query"].shape[3]
     factor = 1 / math.sqrt(dim)
     turn = cache_rows.hadamard(dim) if dtype == "int8" else np.eye(dim)
-    query = arrays["query"].astype(np.float64) @ turn
-    mean, magnitude = oracle.attend_stored(query, keys, values, arrays["first"], arrays["last"], factor)
+    query, *own = (arrays[name].astype(np.float64) @ turn for name in ("query", "key", "value"))
+    lengths = arrays["first"], arrays["last"]
+    mean, magnitude = oracle.attend_stored(query, keys, values, *lengths, factor, own)
     mean, magnitude = mean @ turn, magnitude @ np.abs(turn)
     got = run(arrays, dtype, threads)
     np.testing.assert_array_equal(arrays["key_cache"], expected[0])
@@ -121,7 +122,7 @@ def check(arrays, dtype, threads=2):
     row = max(float(np.abs(array).sum(-1).max(initial=0)) for array in (query, arrays["query"]))
     block = cache_rows.block_of(dim)
     stages = math.log2(block) + 2 if dtype == "int8" else 0
-    largest = factor * row * np.abs(keys).max(initial=0)
+    largest = factor * row * max(float(np.abs(rows).max(initial=0)) for rows in (keys, own[0]))
     error = (dim + 4 + stages * math.sqrt(block)) * UNIT * largest
     relative = 2 * math.expm1(2 * error + 4 * UNIT * largest) + (33 + stages + 2 * keys.shape[2]) * UNIT
     assert (np.abs(got - mean) <= relative * magnitude + 2.0**-126).all()

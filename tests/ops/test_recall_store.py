@@ -124,7 +124,7 @@ class Call:
         for b, last in enumerate(self.last):
             both = [widen(cache[b, :, : last + 1], self.dtype) for cache in self.caches]
             for rows, added in zip(both, self.added, strict=True):
-                rows[:, last] = widen(narrow(added[b], self.dtype), self.dtype)
+                rows[:, last] = added[b]
             keys.append(both[0])
             values.append(both[1])
             source, kept = self.sources[b], self.kept[b]

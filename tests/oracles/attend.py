@@ -25,11 +25,12 @@ def attend(query, key, value, key_cache, value_cache, last, scale):
     return result, key_cache, value_cache, magnitude
 
 
-def attend_stored(query, keys, values, first, last, scale):
+def attend_stored(query, keys, values, first, last, scale, own=None):
     """Attends over caches that hold the new tokens already. Returns result and magnitude, [B, S, Hq, D] both.
 
     query [B, S, Hq, D], keys, values [B, Hkv, C, D], first, last [B]. Token i of prompt b sees slots 0..first[b] + i;
-    tokens after slot last[b] are padding, whose result is 0.
+    tokens after slot last[b] are padding, whose result is 0. own: keys and values [B, S, Hkv, D] of the new tokens; each
+    token sees its own row, slot first[b] + i, as they give it, and not as it is stored.
     """
     query = query.astype(np.float64)
     group = query.shape[2] // keys.shape[1]
@@ -39,6 +40,11 @@ def attend_stored(query, keys, values, first, last, scale):
         if slots > last[b] + 1:
             continue
         seen, mean = keys[b, h // group, :slots], values[b, h // group, :slots]
+        if own is not None:
+            seen, mean = (
+                np.concatenate([rows[:-1], given[b, i, h // group][np.newaxis]])
+                for rows, given in zip((seen, mean), own, strict=True)
+            )
         logits = scale * seen @ query[b, i, h]
         weights = np.exp(logits - logits.max())
         result[b, i, h] = weights @ mean / weights.sum()

@@ -63,6 +63,7 @@ def test_attends_oracle(rng: np.random.Generator, cache: str):
                 values["first"],
                 values["last"],
                 values["head_dim"] ** -0.5,
+                (values["key"], values["value"]),
             )
         near(found["result"], result.reshape(-1), 1e-12 + 1e-9 * np.abs(result.reshape(-1)))
 

@@ -124,12 +124,12 @@ def _after(values: Values, dtype: str) -> tuple[Array, Array]:
 
 
 def attention(values: Values, keys: Array, means: Array) -> tuple[Array, Array]:
-    """Returns result and its error bound, `[B, S, Hq, D]` both in float64.
+    """Returns result and its error bound, `[B, S, Hq, D]` both in float64. A token's own row is not rounded.
 
     A logit sums D products, each rounded to half a unit of float32, so it errs by D half units of the sum of the
     products' magnitudes; a weight errs by its logit's error, as a share; a sum of C weighted values adds C half units.
     """
-    query = values["query"].astype(np.float64)
+    query, *own = (values[name].astype(np.float64) for name in ("query", "key", "value"))
     group = values["query_heads"] // values["kv_heads"]
     dim = values["head_dim"]
     scale = dim**-0.5
@@ -139,6 +139,7 @@ def attention(values: Values, keys: Array, means: Array) -> tuple[Array, Array]:
         if slots > int(values["last"][b]) + 1:
             continue
         seen, mean = wide(keys[b, h // group, :slots]), wide(means[b, h // group, :slots])
+        seen[-1], mean[-1] = (rows[b, i, h // group] for rows in own)
         logits = scale * (seen @ query[b, i, h])
         if np.isnan(logits).any() or np.isposinf(logits).any() or np.isneginf(logits).all():
             result[b, i, h] = np.nan
