@@ -21,8 +21,6 @@ from vlkv import Question
 PROMPT = 4096
 NEW = 384
 """Answers are so long that the first still runs when all others that fit have begun."""
-CHUNK = PROMPT // 4
-"""Prompt tokens between two steps."""
 REQUESTS = {"full": 16, "vl-cache": 64}
 """More than fit into 512 MiB, so that prompts are prefilled while all other lanes are full: the peak is seen then."""
 
@@ -40,7 +38,7 @@ def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dic
     engine = engine_of(size, folder)
     engine.generate("w1 w2 w3", policy=policy, max_new_tokens=4, raw=True)
     before = peak()
-    with engine.scheduler(memory=memory, queue=requests, chunk=CHUNK) as scheduler:
+    with engine.scheduler(memory=memory, queue=requests) as scheduler:
         tickets = []
         for number in range(requests):
             words = " ".join(f"w{(number * 37 + place) % 15000}" for place in range(PROMPT - 1))
