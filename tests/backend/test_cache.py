@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vlkv import Question
-from vlkv.backend.cache import Cache, join
+from vlkv.backend.cache import HUGE, MAPPED, Cache, HostStore, join
 from vlkv.generation.prefill import prefill
 from vlkv.generation.sequence import prepare as prepare_sequence
 
@@ -310,3 +311,23 @@ def test_a_copy_shares_nothing(half_full):
     assert half_full.length.tolist() == [[3]]
     for array, before in zip(arrays(half_full), old, strict=True):
         np.testing.assert_array_equal(array, before)
+
+
+@pytest.mark.parametrize("size", [MAPPED, HUGE])
+def test_the_memory_of_arrays_returns_when_they_go(size):
+    def resident():
+        found = Path("/proc/self/statm").read_text().split()
+        return (int(found[1]) - int(found[2])) * 4096  # what no file lies behind
+
+    store, shape, count = HostStore(), (1, 4, size // 4 // 4 // 64, 64), 8
+    for _ in range(2):  # the C library gives the first back, and keeps the second
+        held, between = [], []
+        for _ in range(count):
+            held.append(store.empty(shape))
+            assert not held[-1].any()
+            held[-1][...] = 1
+            between.append(bytearray(60_000))
+        whole = resident()
+        held.clear()
+        gc.collect()
+        assert whole - resident() > (count - 1) * size

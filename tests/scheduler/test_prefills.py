@@ -257,6 +257,19 @@ def test_steps_make_up_for_a_brief_prompt_before_another_is_brief():
     assert steps - 1 == -(-BRIEF_STEPS // 2 // SHARE), "half of it, at the rate of one share"
 
 
+@pytest.mark.parametrize(("waiting", "parts"), [(0, 1), (1, 2), (5, 3)])
+def test_several_parts_run_before_a_step_while_many_wait(waiting, parts):
+    found, answers = experienced(), [pending(1)]
+    queue = deque(pending(4000) for _ in range(waiting + 1))
+    found.choose(queue, answers)
+    assert found.choose(queue, answers) is None
+    found.stepped(0.02)  # pays for 0.03 s of prefill for each prompt
+    for number in range(1, parts + 1):
+        assert found.next() is found.running[0]
+        found.spent(found.running[0], 0.05, True)
+        assert found.steps_wait(answers) == (number < parts)
+
+
 def test_a_long_prompt_is_not_brief_when_little_is_left():
     found, answers = experienced(), [pending(1)]
     long = found.choose(deque([pending(int(BRIEF_STEPS * 0.02 / 0.001) + 1)]), answers)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import vlkv.inputs.pictures as pictures_module
 from vlkv import POLICIES, Policy, Question
+from vlkv.errors import MemoryLimitError
 from vlkv.generation.chunks import GRAIN, LEAST, reusable
 from vlkv.generation.sequence import prepare
 from vlkv.policies.observe import observed_rows
@@ -276,3 +280,91 @@ def test_cancelled_prompts_leave_nothing_half_done(engine, pictures, rng, monkey
         again = ask(scheduler, asked)
         assert again.cached_tokens > 0
         assert np.isfinite(again.scores[0]).all()
+
+
+def decoded(monkeypatch):
+    """A list that gets the number of each picture that is decoded."""
+    seen, read = [], pictures_module.open_image
+    monkeypatch.setattr(
+        pictures_module, "open_image", lambda source, **given: seen.append(source) or read(source, **given)
+    )
+    return seen
+
+
+def as_png(image):
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("given", ["bytes", "pixels"])
+def test_a_known_picture_is_not_decoded(engine, pictures, rng, monkeypatch, given):
+    noise = Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8))
+    source = as_png(noise) if given == "bytes" else noise
+    beginning = f"{words(rng, 300)} <image> {words(rng, 20)}"
+    asked = [about(beginning, words(rng, 30), [source], policy) for policy in ("vl-cache", "h2o", "full")]
+    with engine.scheduler(reuse=0) as scheduler:
+        alone = [bits(ask(scheduler, question)) for question in asked]
+    seen = decoded(monkeypatch)
+    with engine.scheduler(reuse=16 << 20) as scheduler:
+        assert [bits(ask(scheduler, question)) for question in asked] == alone
+        assert len(seen) == 1
+        ask(scheduler, asked[0], owner="somebody")
+        assert len(seen) == 2, "what one owner gave was known to another"
+        ask(scheduler, about(f"{beginning} <image>", "what", [source, pictures[0]]))
+        assert len(seen) == 3, "the other picture of two"
+        ask(scheduler, about(beginning, "what", [source], prune="diverse:0.5"))
+        assert len(seen) == 4, "pruning looks at the pixels"
+        assert scheduler.stats().pixel_bytes == 0
+
+
+def test_a_picture_that_changed_is_decoded_again(engine, rng, monkeypatch):
+    pixels = rng.integers(0, 256, (50, 70, 3), np.uint8)
+    beginning = f"{words(rng, 300)} <image>"
+    seen = decoded(monkeypatch)
+    with engine.scheduler(reuse=16 << 20) as scheduler:
+        image = Image.fromarray(pixels)
+        first = ask(scheduler, about(beginning, "what", [image]))
+        image.paste((255, 0, 0), (0, 0, 50, 40))
+        other = ask(scheduler, about(beginning, "what", [image]))
+        assert (len(seen), other.cached_tokens < first.prompt_tokens - 100) == (2, True)
+        alone = ask(scheduler, about(beginning, "what", [image]), owner="alone")
+        assert bits(other) == bits(alone) != bits(first)
+
+
+def test_features_stay_with_a_request_although_they_go_from_the_store(engine, rng, monkeypatch):
+    image = Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8))
+    asked = about(f"{words(rng, 300)} <image>", "what", [image])
+    _, tiles = runs(engine, monkeypatch)
+    with engine.scheduler(reuse=16 << 20) as scheduler:
+        first = ask(scheduler, asked)
+        reuse, peek = scheduler._worker.reuse, scheduler._worker.reuse.peek
+
+        def lost(name):
+            found = peek(name)
+            reuse.clear()
+            return found
+
+        monkeypatch.setattr(reuse, "peek", lost)
+        assert bits(ask(scheduler, asked)) == bits(first)
+        assert len(tiles) == 1, "the tower ran again"
+
+
+def test_features_that_find_no_room_give_way_to_pixels(engine, rng, monkeypatch):
+    asked = about(f"{words(rng, 300)} <image>", "what", [Image.new("RGB", (40, 40), "red")])
+    seen = decoded(monkeypatch)
+    with engine.scheduler(reuse=16 << 20) as scheduler:
+        first = ask(scheduler, asked)
+        hold = scheduler._pixels.hold
+        wanted = []
+
+        def tight(size):
+            wanted.append(size)
+            if len(wanted) == 1:
+                raise MemoryLimitError("features")
+            return hold(size)
+
+        monkeypatch.setattr(scheduler._pixels, "hold", tight)
+        assert bits(ask(scheduler, asked)) == bits(first)
+        assert (len(seen), len(wanted)) == (2, 2)
+        assert scheduler.stats().refused == 0

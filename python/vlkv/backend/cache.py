@@ -5,13 +5,22 @@ B prompts, C cache slots, Hkv key/value heads, D head dimension, L layers.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlkv.storage.manifest import TextFacts, cache_row
+
+MAPPED = 1 << 20
+"""Arrays of so many bytes have memory of their own, which returns to the operating system when they go. The C library
+keeps what it gets back for later: a whole prompt's cache, 64 MiB and more, beside the answers that need the memory."""
+HUGE = 4 << 20
+"""From here on NumPy asks for huge pages too."""
 
 Array = Any
 """A NumPy array, or a device's array with the same slicing.
@@ -65,7 +74,14 @@ class HostStore:
 
         Free slots hold zeros: attention with standard operators multiplies them by 0, and NaN times 0 is NaN.
         """
-        return np.zeros(shape, self.numpy)
+        size = prod(shape) * self.numpy.itemsize
+        if size < MAPPED or not hasattr(mmap, "MAP_ANONYMOUS"):
+            return np.zeros(shape, self.numpy)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(memory, self.numpy).reshape(shape)
 
     def assign(self, target: Array, source: Array) -> None:
         """See `Store.assign`."""

@@ -16,7 +16,7 @@ from vlkv.dtypes import Float32, Int64
 from vlkv.generation.chunks import PREFILL_CHUNK, chunk_end, reusable, steady
 from vlkv.generation.cut import cut
 from vlkv.generation.result import Seconds
-from vlkv.generation.reuse import Reading
+from vlkv.generation.reuse import Known, Reading
 from vlkv.generation.sequence import Sequence
 from vlkv.inputs.layouts import pack
 from vlkv.inputs.preprocess import pixel_values
@@ -149,7 +149,7 @@ class Tokens:
 def embed(
     model: Model,
     prompt: Prompt,
-    images: abc.Sequence[Image | Float32],
+    images: abc.Sequence[Image | Float32 | Known],
     pruner: Pruner | None = None,
     spent: Seconds | None = None,
 ) -> Tokens:
@@ -160,7 +160,7 @@ def embed(
 def _embedding(
     model: Model,
     prompt: Prompt,
-    images: abc.Sequence[Image | Float32],
+    images: abc.Sequence[Image | Float32 | Known],
     pruner: Pruner | None,
     spent: Seconds,
     since: int = 0,
@@ -179,9 +179,13 @@ def _embedding(
             continue
         if reading is not None and pruner is None:
             known = reading.reuse.features(reading.names.pictures[number - 1])
+            if known is None and isinstance(picture, Known):
+                known = picture.features
+                reading.reuse.save_features(picture.name, known)
             if known is not None:
                 embeds[places] = known
                 continue
+        assert not isinstance(picture, Known)
         name, graph, facts = f"picture {number} of {len(images)}", "vision", model.manifest.image
         if layout.frame is not None and model.manifest.video is not None:
             graph, facts = model.manifest.video.graph, model.manifest.video.frame

@@ -18,10 +18,24 @@ import numpy as np
 
 from vlkv.backend.cache import Cache
 from vlkv.dtypes import Float32
+from vlkv.inputs.layouts import Layout
 from vlkv.inputs.prompt import Prompt
 
 Most = abc.Callable[[int], int]
 """How many first tokens of those that are there a prompt may reuse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A picture that is not decoded, since its features are known.
+
+    Fields:
+        name: as in `Names.pictures`.
+        features: `[T, hidden]`.
+    """
+
+    name: bytes
+    features: Float32
 
 
 @dataclass(frozen=True)
@@ -39,25 +53,29 @@ class Names:
     ends: tuple[int, ...] = ()
 
 
-def names_of(prompt: Prompt, images: abc.Sequence[Float32], owner: str = "") -> Names:
-    """The names of a prompt's contents; `images` are pixel values `[tiles,3,height,width]`.
+def names_of(prompt: Prompt, images: abc.Sequence[Float32 | Known], owner: str = "") -> Names:
+    """The names of a prompt's contents; `images` are pixel values `[tiles,3,height,width]`, or known.
 
     Contents of different owners have different names.
     """
     pictures, beginnings, ends, tokens = [], [], [], 0
     for pixels, layout in zip(images, prompt.pictures, strict=True):
         tokens += len(layout.sources)
-        one = sha256(sha256(owner.encode()).digest())
-        one.update(repr((pixels.shape, layout.size, layout.tiles, layout.count, layout.grid)).encode())
-        one.update(repr((layout.scaled, layout.frame, layout.sources.shape)).encode())
-        one.update(np.ascontiguousarray(layout.sources).data)
-        one.update(np.ascontiguousarray(pixels).data)
-        pictures.append(one.digest())
+        pictures.append(pixels.name if isinstance(pixels, Known) else _name(pixels, layout, owner))
         ends.append(int(prompt.image_positions[tokens - 1]) + 1)
         whole = sha256(b"".join((str(len(pictures)).encode(), *pictures)))
         whole.update(np.ascontiguousarray(prompt.token_ids[: ends[-1]]).data)
         beginnings.append(whole.digest())
     return Names(tuple(pictures), tuple(beginnings), tuple(ends))
+
+
+def _name(pixels: Float32, layout: Layout, owner: str) -> bytes:
+    one = sha256(sha256(owner.encode()).digest())
+    one.update(repr((pixels.shape, layout.size, layout.tiles, layout.count, layout.grid)).encode())
+    one.update(repr((layout.scaled, layout.frame, layout.sources.shape)).encode())
+    one.update(np.ascontiguousarray(layout.sources).data)
+    one.update(np.ascontiguousarray(pixels).data)
+    return one.digest()
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,11 @@ class Reuse:
                 [array[0, :, :end].copy() for array in kind] for kind in (cache.keys, cache.values)
             )
             self._add(names.beginnings[-1], _Beginning(keys, values))
+
+    def peek(self, name: bytes | None) -> Known | None:
+        """A picture whose features are held now, for any thread; it may keep them although they go here."""
+        found = None if name is None else self._held.get(name)
+        return Known(name, found) if name is not None and isinstance(found, np.ndarray) else None
 
     def features(self, name: bytes) -> Float32 | None:
         """The features `[T, hidden]` of a picture; None if they are not known."""

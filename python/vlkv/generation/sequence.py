@@ -21,6 +21,7 @@ from vlkv.generation.constraints import Constraints
 from vlkv.generation.points import Point
 from vlkv.generation.question import Question
 from vlkv.generation.result import Result
+from vlkv.generation.reuse import Known
 from vlkv.generation.sampling import Grammar, Sampler, Sampling, check_best
 from vlkv.generation.stopping import Stopping
 from vlkv.inputs.image import picture_size
@@ -54,8 +55,8 @@ class Sequence:
 
     Fields:
         prompt: its token ids.
-        images: pictures, or the pixel values `[tiles,3,height,width]` of each and of videos' frames; prefill needs
-            them, nothing after it.
+        images: pictures, or the pixel values `[tiles,3,height,width]` of each and of videos' frames, or, without a
+            pruner, known pictures; prefill needs them, nothing after it.
         policy: how its cache is kept.
         budget: the share of the prompt's cache to keep.
         max_new_tokens: the most tokens of the answer; prompt and answer together fit the model's positions.
@@ -78,7 +79,7 @@ class Sequence:
     """
 
     prompt: Prompt
-    images: abc.Sequence[Image | Float32]
+    images: abc.Sequence[Image | Float32 | Known]
     policy: Policy
     budget: float
     max_new_tokens: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,21 @@ def measure_visuals(
 
 
 def read_visuals(
-    images: Sequence[Any], clips: Sequence[Clip], layouts: Sequence[Layout], facts: Manifest, limits: Limits
-) -> list[Float32]:
-    """The same of pictures and of videos' frames, in the order of `layouts`, in which they stand in the prompt."""
+    images: Sequence[Any],
+    clips: Sequence[Clip],
+    layouts: Sequence[Layout],
+    facts: Manifest,
+    limits: Limits,
+    known: Mapping[int, Any] | None = None,
+) -> list[Any]:
+    """The same of pictures and of videos' frames, in the order of `layouts`, in which they stand in the prompt.
+
+    `known` has what stands in the place of pictures that need not be decoded, by their numbers from 0.
+    """
     measure_visuals(images, clips, layouts, facts, limits)
     pictures = [layout for layout in layouts if layout.frame is None]
-    read, frames = iter(_read(images, pictures, facts.image, limits)), _frames(clips, layouts, facts, limits)
+    read = iter(_read(images, pictures, facts.image, limits, known))
+    frames = _frames(clips, layouts, facts, limits)
     return [next(read) if layout.frame is None else next(frames) for layout in layouts]
 
 
@@ -111,11 +120,17 @@ def _frames(
 
 
 def _read(
-    sources: Sequence[Any], layouts: Sequence[Layout], facts: ImageFacts, limits: Limits
-) -> list[Float32]:
+    sources: Sequence[Any],
+    layouts: Sequence[Layout],
+    facts: ImageFacts,
+    limits: Limits,
+    known: Mapping[int, Any] | None = None,
+) -> list[Any]:
     least = _least(layouts, facts)
 
-    def read(number: int) -> Float32:
+    def read(number: int) -> Any:
+        if known and number in known:
+            return known[number]
         name, layout = f"picture {number + 1} of {len(sources)}", layouts[number]
         image = open_image(sources[number], limit=limits.picture, least=least[number])
         _check_shape(image.size, layout, facts, name)

@@ -3,7 +3,8 @@
 A part of a prompt runs between two decode steps. While answers run, prefill takes `SHARE` times as long as their
 steps, averaged over more than one part, for each prompt that is in prefill or could be: beside one long prompt, a token
 takes 1 + `SHARE` times as long as without it. If many requests wait, they are prefilled first, since steps of a few
-answers are as long as steps of many. The number of tokens of a part follows from the duration of the last ones.
+answers are as long as steps of many: several parts then run between two steps, for `BRIEF_SECONDS` at most. The number
+of tokens of a part follows from the duration of the last ones.
 
 A prompt is brief if it takes no longer than `BRIEF_STEPS` steps. It does not wait for its share, and there is a step
 every `BRIEF_SECONDS` while it is in prefill: so many tokens of an answer take at most about twice as long beside it. To
@@ -140,10 +141,14 @@ class Prefills:
     def steps_wait(self, answers: list[Pending]) -> bool:
         """Whether prefill runs on before the next step of the answers.
 
-        So it is while that step needs memory that the prompts in prefill hold, and while one of them is brief.
+        So it is while that step needs memory that the prompts in prefill hold, while one of them is brief, and while
+        several wait and have not had their share.
         """
         self._full = bool(self.running) and self.free(answers) < 0
-        return self._full or (self._since < BRIEF_SECONDS and any(one.brief for one in self._first()))
+        behind = bool(self.running) and self._share > SHARE and self._debt < 0
+        return self._full or (
+            self._since < BRIEF_SECONDS and (behind or any(one.brief for one in self._first()))
+        )
 
     def _first(self) -> list[Pending]:
         """The prompts of the highest priority."""

@@ -9,10 +9,11 @@ from time import monotonic
 from typing import Any
 
 from vlkv.backend.device.backend import DeviceBackend
-from vlkv.errors import SamplingError, ServerFullError, quoted
+from vlkv.errors import MemoryLimitError, SamplingError, ServerFullError, quoted
 from vlkv.generation.question import Question
-from vlkv.generation.reuse import Names, names_of
+from vlkv.generation.reuse import Known, Names, names_of
 from vlkv.generation.sequence import Sequence, prepare
+from vlkv.generation.sources import Sources, digest_of
 from vlkv.inputs.pictures import Limits, measure_visuals, read_visuals
 from vlkv.model import Model
 from vlkv.scheduler.device_plan import divide_device
@@ -89,7 +90,7 @@ class Scheduler:
             memory = default_memory(text, slots, dtype=dtype) if memory is None else memory
             self.plan = divide(text, text.hidden, slots, memory, *asked, dtype)
         self._model, self._queue, self._limits = model, queue, limits
-        self._pixels = Pixels(pixel_memory)
+        self._pixels, self._sources = Pixels(pixel_memory), Sources()
         reuse = int(self.plan.memory * REUSED) if reuse is None else min(reuse, self.plan.memory)
         self._worker = Worker(model, self.plan, chunk, reuse)
         self._worker.start()
@@ -164,26 +165,43 @@ class Scheduler:
         facts: Any,
         limits: Limits,
     ) -> tuple[Held | None, Names | None]:
-        """Decodes pictures and videos once there is room for them.
+        """Decodes pictures and videos once there is room for them; pictures whose features are known are not decoded.
 
         Returns the bytes that they hold from now on, and what identifies them for reuse.
         """
         if not layouts:
             return None, None
-        most = max(measure_visuals(images, clips, layouts, facts, limits))
-        try:
-            held = self._pixels.hold(held_bytes(layouts))
-        except ServerFullError:
-            self._worker.stats.refused += 1
-            raise
+        pixels = measure_visuals(images, clips, layouts, facts, limits)
+        reuse = self._worker.reuse
+        digests: list[bytes | None] = [None] * len(layouts)
+        if reuse.limit and not clips and sequence.pruner is None:
+            digests = [digest_of(image, layout, owner) for image, layout in zip(images, layouts, strict=True)]
+        found = [reuse.peek(self._sources.name(digest)) for digest in digests]
+        held, known = self._hold(layouts, {n: one for n, one in enumerate(found) if one is not None})
+        most = max((size for n, size in enumerate(pixels) if n not in known), default=0)
         try:
             with self._pixels.decoding(most):
-                sequence.images = pixels = read_visuals(images, clips, layouts, facts, limits)
-            names = names_of(sequence.prompt, pixels, owner) if self._worker.reuse.limit else None
+                sequence.images = read_visuals(images, clips, layouts, facts, limits, known)
+            names = names_of(sequence.prompt, sequence.images, owner) if reuse.limit else None
         except BaseException:
             held.release()
             raise
+        if names is not None:
+            for digest, name in zip(digests, names.pictures, strict=True):
+                self._sources.learn(digest, name)
         return held, names
+
+    def _hold(self, layouts: Any, known: dict[int, Known]) -> tuple[Held, dict[int, Known]]:
+        """Takes the bytes of the pictures: features of known ones, or all pixels if there is no room for these."""
+        pixels = [held_bytes([layout]) for layout in layouts]
+        features = {n: one.features.nbytes for n, one in known.items()}
+        try:
+            return self._pixels.hold(sum(features.get(n, size) for n, size in enumerate(pixels))), known
+        except (MemoryLimitError, ServerFullError) as error:
+            if known:
+                return self._hold(layouts, {})
+            self._worker.stats.refused += isinstance(error, ServerFullError)
+            raise
 
     @property
     def alive(self) -> bool:
