@@ -107,8 +107,8 @@ void fill(Call& call, Bytes& in, Contents& contents) {
     const int64_t most = std::min(alone ? 1 : p.rows, p.slots);
     const int64_t count = most > 0 ? 1 + in.byte() % most : 1, room = p.slots - count + 1;
     const int64_t first = room > 0 ? in.number(0, room - 1) : 0;
-    call.first.push_back(static_cast<int32_t>(first + (wrong ? in.byte() % 5 - 2 : 0)));
-    call.last.push_back(static_cast<int32_t>(first + count - 1 + (wrong ? in.byte() % 5 - 2 : 0)));
+    call.first.push_back(static_cast<int32_t>(sum(first, wrong ? in.byte() % 5 - 2 : 0)));
+    call.last.push_back(static_cast<int32_t>(sum(first, count - 1 + (wrong ? in.byte() % 5 - 2 : 0))));
   }
   if (alone) call.first.clear();
 }
@@ -162,7 +162,7 @@ void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
   const float* from = &call.query[static_cast<size_t>(((b * p.rows + i) * p.query_heads + h) * p.head_dim)];
   const Row query(from, from + dim);
   Row weights, result(dim), sizes(dim);
-  double most = -HUGE_VAL, size = 0, sum = 0;
+  double most = -HUGE_VAL, size = 0, total = 0;
   for (int64_t slot = 0; slot < slots; ++slot) {
     const Row key = call.stored(call.key_cache, b, head, slot);
     double logit = 0;
@@ -171,10 +171,10 @@ void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
     most = std::max(most, scale * logit);
     size = std::max(size, scale * magnitude(query, key, rotated));
   }
-  for (double& weight : weights) sum += weight = std::exp(weight - most);
+  for (double& weight : weights) total += weight = std::exp(weight - most);
   for (int64_t slot = 0; slot < slots; ++slot) {
     const Row mean = call.stored(call.value_cache, b, head, slot);
-    const double weight = weights[static_cast<size_t>(slot)] / sum, length = norm(mean);
+    const double weight = weights[static_cast<size_t>(slot)] / total, length = norm(mean);
     for (size_t d = 0; d < dim; ++d) {
       result[d] += weight * mean[d], sizes[d] += weight * (rotated ? length : std::abs(mean[d]));
     }

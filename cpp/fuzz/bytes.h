@@ -111,6 +111,11 @@ inline int64_t product(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
 }
 
+// A sum that may overflow without undefined behaviour.
+inline int64_t sum(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+
 // The elements of a shape, or -1 if there are more, in any dimension, than a target allocates, or a size is
 // negative.
 inline int64_t elements(std::initializer_list<int64_t> shape) {

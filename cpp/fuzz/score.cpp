@@ -21,7 +21,7 @@ void run(Bytes& in) {
   p.key = memory.tensor(in, p.kv_heads, p.slots, p.head_dim, p.batch, dense);
   std::vector<int64_t> position(count_of(p.batch, p.rows));
   for (int64_t& x : position)
-    x = in.number(std::clamp<int64_t>(p.slots, 1, 300) + (in.byte() == 9 ? 1 : 0)) - 1;
+    x = sum(in.number(std::clamp<int64_t>(p.slots, 1, 300) + (in.byte() == 9 ? 1 : 0)), -1);
   p.row_position = position.data(), p.row_position_bytes = position.size() * 8;
   const auto scale = in.byte();
   std::memcpy(&p.scale, in.fill<uint8_t>(4).data(), 4);
