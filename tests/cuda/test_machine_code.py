@@ -36,8 +36,8 @@ SIZES = {
     "pick": 650,
     "draw": 3500,
     "evict_select": 3500,
-    "evict_count": 900,
-    "evict_collect": 1500,
+    "evict_count": 650,
+    "evict_collect": 1000,
     "evict_write": 2500,
 }
 
