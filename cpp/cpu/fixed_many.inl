@@ -2,6 +2,7 @@
 // Included by kernels_vnni.cpp.
 
 constexpr int kTileVectors = 2, kTileColumns = 12;  // the tile of the AVX-512 kernels
+constexpr int kColumnsAtOnce = 6;
 constexpr int kTileRows = kTileVectors * kLanes;
 constexpr int kSteps = kDepthGroup / 4;  // of a span: a lane of 32 bits has four digits
 
@@ -55,48 +56,67 @@ VLKV_INLINE void add_products(__m512i& sum, __m512i codes, __m512i digits) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(digits));
 }
 
-static void multiply_tile(const FixedTile& tile) {
+// Columns [first, first + kColumnsAtOnce) of a tile, whose sums stay in registers beside those of the digits.
+VLKV_INLINE void multiply_columns(const FixedTile& tile, int first) {
+  __m512 sums[kColumnsAtOnce][kTileVectors];
+#pragma GCC unroll 6
+  for (int c = 0; c < kColumnsAtOnce; ++c) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v) {
+      sums[c][v] = _mm512_loadu_ps(tile.sums + (first + c) * tile.sums_stride + v * kLanes);
+    }
+  }
+  const auto* rows = static_cast<const int8_t*>(tile.rows);
+  const uint8_t* codes = tile.codes + first * kPanelCodes;
   for (int span = 0; span < tile.spans; ++span) {
-    const int8_t* rows = static_cast<const int8_t*>(tile.rows) + int64_t{span} * kFixedSpanBytes * kTileRows;
-    const uint8_t* codes = tile.codes + span * kDepthGroup;
-    __m512i acc[kTileColumns][kTileVectors];
-#pragma GCC unroll 12
-    for (int c = 0; c < kTileColumns; ++c) acc[c][0] = acc[c][1] = _mm512_setzero_si512();
+    __m512i acc[kColumnsAtOnce][kTileVectors];
+#pragma GCC unroll 6
+    for (int c = 0; c < kColumnsAtOnce; ++c) acc[c][0] = acc[c][1] = _mm512_setzero_si512();
     for (int part = 0; part < 2; ++part) {
-#pragma GCC unroll 12
-      for (int c = 0; c < kTileColumns; ++c) {
+#pragma GCC unroll 6
+      for (int c = 0; c < kColumnsAtOnce; ++c) {
 #pragma GCC unroll 2
         for (int v = 0; v < kTileVectors; ++v) acc[c][v] = _mm512_slli_epi32(acc[c][v], 8);
       }
-#pragma GCC unroll 1
+#pragma GCC unroll 2
       for (int step = 0; step < kSteps; ++step) {
-        const __m512i first = _mm512_loadu_si512(rows);
-        const __m512i second = _mm512_loadu_si512(rows + 4 * kLanes);
+        const __m512i low = _mm512_loadu_si512(rows), high = _mm512_loadu_si512(rows + 4 * kLanes);
         rows += 4 * kTileRows;
-#pragma GCC unroll 12
-        for (int c = 0; c < kTileColumns; ++c) {
+#pragma GCC unroll 6
+        for (int c = 0; c < kColumnsAtOnce; ++c) {
           int32_t four;
           __builtin_memcpy(&four, codes + c * kPanelCodes + 4 * step, sizeof(four));
           const __m512i code = _mm512_set1_epi32(four);
-          add_products(acc[c][0], code, first);
-          add_products(acc[c][1], code, second);
+          add_products(acc[c][0], code, low);
+          add_products(acc[c][1], code, high);
         }
       }
     }
-    // Columns outside: with rows outside GCC keeps the sums in memory.
+    codes += kDepthGroup;
     const auto* factors = reinterpret_cast<const float*>(rows);
-#pragma GCC unroll 12
-    for (int c = 0; c < kTileColumns; ++c) {
-      const int at = c * kPanelSpans + span;
+    rows += 2 * 4 * kTileRows;
+#pragma GCC unroll 6
+    for (int c = 0; c < kColumnsAtOnce; ++c) {
+      const int at = (first + c) * kPanelSpans + span;
       const __m512 scale = _mm512_set1_ps(tile.scales[at]), minimum = _mm512_set1_ps(tile.minimums[at]);
 #pragma GCC unroll 2
       for (int v = 0; v < kTileVectors; ++v) {
-        float* to = tile.sums + c * tile.sums_stride + v * kLanes;
         const __m512 factor = _mm512_mul_ps(scale, _mm512_loadu_ps(factors + v * kLanes));
         const __m512 total = _mm512_loadu_ps(factors + kTileRows + v * kLanes);
-        const __m512 least = _mm512_fmadd_ps(minimum, total, _mm512_loadu_ps(to));
-        _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[c][v]), factor, least));
+        sums[c][v] = _mm512_fmadd_ps(minimum, total, sums[c][v]);
+        sums[c][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[c][v]), factor, sums[c][v]);
       }
     }
   }
+#pragma GCC unroll 6
+  for (int c = 0; c < kColumnsAtOnce; ++c) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v) {
+      _mm512_storeu_ps(tile.sums + (first + c) * tile.sums_stride + v * kLanes, sums[c][v]);
+    }
+  }
+}
+
+static void multiply_tile(const FixedTile& tile) {
+  for (int c = 0; c < kTileColumns; c += kColumnsAtOnce) multiply_columns(tile, c);
 }

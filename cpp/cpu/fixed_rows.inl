@@ -1,9 +1,8 @@
 // Rows in 16-bit fixed point. Included by kernels_vnni.cpp.
 //
 // A span of 32 numbers x is scale * (256 * high + low), with digits of 8 bits: scale = max|x| / 32512, high
-// in
-// [-127, 127], low in [-128, 127]. So |x - scale * q| <= scale / 2 and float32's rounding: 2^-15.9 of the
-// span's largest, where that is not under 2^-89.
+// in [-127, 127], low in [-128, 127]. So |x - scale * q| is at most scale / 2 and float32's rounding: 2^-15.9
+// of the span's largest, or 2^-105 where that is under 2^-89.
 
 constexpr float kLargestFixed = 32512.0F;  // 127 * 256
 // Scales are at least this, which is 2^-40 of the largest number of a row in fixed point, or less.

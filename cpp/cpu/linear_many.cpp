@@ -90,9 +90,9 @@ struct ManyCall {
     return to;
   }
 
-  // Weights that share a scale within a panel.
-  int step() const {
-    if (p.block == 0) return kPanelHalves;
+  // Weights that share a scale within a panel. Codes with minimums are widened with their scale.
+  int step(const Weights& weights) const {
+    if (p.block == 0 || weights.minimums != nullptr) return kPanelHalves;
     int step = kDepthGroup;
     while (step < kPanelHalves && p.block % (2 * step) == 0) step *= 2;
     return step;
@@ -141,7 +141,7 @@ struct ManyCall {
   void multiply(Scratch& own, const Weights& weights, int64_t column, int64_t columns, const char* rows,
                 int64_t tiles) const {
     const int64_t sums_stride = tiles * kernels.tile_rows, panel = half() ? kPanelHalves : kPanelFloats;
-    const int width = half() ? 2 : 4, share = step();
+    const int width = half() ? 2 : 4, share = step(weights);
     ManyRows tile;
     tile.sums_stride = sums_stride, tile.block = share, tile.scales_stride = kPanelHalves / share;
     for (int64_t k = 0; k < depth; k += panel) {
