@@ -1,6 +1,6 @@
 // Measures Score against the processor's multiply-add rate, Evict against memcpy, and Attend against a read
 // of its cache. Prints one JSON object per line.
-//   vlkv_bench [threads]
+//   vlkv_bench [threads [attend]]     attend: Attend with one token alone, on so many threads
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "cpu/thread_pool.h"
 #include "vlkv/attend.h"
 #include "vlkv/evict.h"
@@ -138,34 +139,65 @@ void bench_evict(int64_t heads, int64_t dim, int64_t slots, int64_t keep, bool m
       block * 1e3);
 }
 
-void bench_attend(int64_t query_heads, int64_t kv_heads, int64_t dim, int64_t slots, int threads) {
+// The caches of all layers of a model take turns, so that none is in the processor's caches.
+void bench_attend(int64_t query_heads, int64_t kv_heads, int64_t dim, int64_t slots, vlkv::DType type,
+                  int64_t layers, int threads) {
   const std::vector<float> query = random_floats(query_heads * dim), added = random_floats(kv_heads * dim);
-  std::vector<float> key = random_floats(kv_heads * slots * dim), value = key, result(query.size());
+  std::vector<float> result(query.size());
+  const int64_t row = vlkv::row_bytes(type, dim), bytes = kv_heads * slots * row, words = bytes / 4;
+  std::vector<vlkv::cpu::Array<char>> caches;
+  for (int64_t i = 0; i < 2 * layers; ++i) {
+    caches.push_back(vlkv::cpu::allocate<char>(bytes));
+    const std::vector<float> numbers = random_floats(dim);
+    for (int64_t slot = 0; slot < kv_heads * slots; ++slot) {
+      vlkv::cpu::kernels().from_float(numbers.data(), type, caches.back().get() + slot * row, dim);
+    }
+  }
   const int32_t last = static_cast<int32_t>(slots - 1);
   vlkv::AttendParams p;
   p.batch = 1, p.query_heads = query_heads, p.kv_heads = kv_heads, p.slots = slots, p.head_dim = dim;
-  p.query = query.data(), p.key = added.data(), p.value = added.data(), p.last = &last;
-  p.key_cache = key.data(), p.value_cache = value.data(), p.result = result.data(), p.threads = threads;
-  volatile uint32_t sink = 0;
-  const auto read = [&] {
-    for (const std::vector<float>* cache : {&key, &value}) {
-      const auto* words = reinterpret_cast<const uint32_t*>(cache->data());
-      sink = sink + vlkv::read_words(words, static_cast<int64_t>(cache->size()), threads);
+  p.query = query.data(), p.key = added.data(), p.value = added.data(), p.last = &last, p.cache = type;
+  p.result = result.data(), p.threads = threads;
+  const auto attend = [&] {
+    for (size_t i = 0; i < caches.size(); i += 2) {
+      p.key_cache = caches[i].get(), p.value_cache = caches[i + 1].get();
+      vlkv::run_cpu(p);
     }
   };
-  const double time = seconds(threads, 10, [&] { vlkv::run_cpu(p); }), floor = seconds(threads, 10, read);
-  const double bytes = 8.0 * static_cast<double>(key.size());
+  volatile uint32_t sink = 0;
+  const auto read = [&] {
+    for (const auto& cache : caches) {
+      sink = sink + vlkv::read_words(reinterpret_cast<const uint32_t*>(cache.get()), words, threads);
+    }
+  };
+  const double time = seconds(threads, 10, attend), floor = seconds(threads, 10, read);
+  const auto total = static_cast<double>(2 * layers * bytes);
   std::printf(
-      "{\"op\": \"attend\", \"threads\": %d, \"heads\": [%ld, %ld], \"dim\": %ld, \"slots\": %ld, \"ms\": "
-      "%.3f, "
-      "\"read_ms\": %.3f, \"ratio\": %.2f, \"GB/s\": %.1f}\n",
-      threads, query_heads, kv_heads, dim, slots, time * 1e3, floor * 1e3, time / floor, bytes / time * 1e-9);
+      "{\"op\": \"attend\", \"simd\": \"%s\", \"threads\": %d, \"dtype\": %d, \"heads\": [%ld, %ld], "
+      "\"dim\": %ld, "
+      "\"slots\": %ld, \"ms\": %.3f, \"read_ms\": %.3f, \"ratio\": %.2f, \"GB/s\": %.1f}\n",
+      vlkv::simd_name(vlkv::simd()), threads, static_cast<int>(type), query_heads, kv_heads, dim, slots,
+      time * 1e3 / static_cast<double>(layers), floor * 1e3 / static_cast<double>(layers), time / floor,
+      total / time * 1e-9);
+}
+
+void bench_caches(int threads) {
+  for (const auto type : {vlkv::DType::kFloat32, vlkv::DType::kBFloat16, vlkv::DType::kInt8}) {
+    for (const int64_t slots : {3277, 8192, 32768}) {
+      bench_attend(32, 8, 128, slots, type, 4, threads);
+      bench_attend(12, 4, 64, slots, type, 12, threads);
+    }
+  }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const int most = argc > 1 ? std::atoi(argv[1]) : vlkv::threads();
+  if (argc > 2 && std::strcmp(argv[2], "attend") == 0) {
+    bench_caches(most);
+    return 0;
+  }
   for (int threads = 1; threads <= most; threads = threads < most ? most : most + 1) {
     const double peak = peak_gflops(threads);
     std::printf("{\"op\": \"peak\", \"threads\": %d, \"clock\": \"%s\", \"gflops\": %.1f}\n", threads,
@@ -181,9 +213,6 @@ int main(int argc, char** argv) {
     bench_evict(8, 128, 32768, 3277, false, threads);
     bench_evict(8, 128, 32768, 3277, true, threads);
     bench_evict(32, 128, 4096, 410, false, threads);
-    for (const int64_t slots : {3277, 32768}) {
-      bench_attend(32, 8, 128, slots, threads);
-      bench_attend(12, 4, 64, slots, threads);
-    }
+    bench_caches(threads);
   }
 }

@@ -45,13 +45,14 @@ VLKV_INLINE int pitch(int dim) {
   return dim + (Rows::kScaled ? 4 : 0);
 }
 
-// Prefetches what is kAttendAhead after row[d], once for each cache line.
+// Prefetches what is kAttendAhead after row[d], once for each cache line. A tile of codes and what is fetched
+// ahead of it fit in the first-level cache; those of wider elements would push each other out of it.
 template <class Element>
 VLKV_INLINE void fetch_ahead(const Element* row, int64_t d) {
   constexpr int kElements = 64 / sizeof(Element);
   if (d % kElements != 0) return;
   const uintptr_t at = reinterpret_cast<uintptr_t>(row + d) + kAttendAhead;
-  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, sizeof(Element) == 1 ? 3 : 2);
 }
 
 // weight[h][i..i+NK) = query[h].key for NK keys, which are read once for NH heads.

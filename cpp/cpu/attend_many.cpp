@@ -129,7 +129,7 @@ void AttendMany::attend_to_own(const Memory& memory, const float* key, const flo
   const int64_t dim = p_.head_dim;
   float *query = memory.tile, *own = query + dim, *state = own + 2 * dim;
   AttendPart part;
-  part.query = query, part.heads = 1, part.head_dim = static_cast<int>(dim), part.keys = 1, part.state = state;
+  part.query = query, part.state = state, part.head_dim = static_cast<int>(dim), part.heads = part.keys = 1;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = i / width_ * width_, row = i / group_ * p_.kv_heads * dim;
     part.key = key + row, part.value = value + row;

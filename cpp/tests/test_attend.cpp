@@ -114,6 +114,42 @@ TEST(Attend, AppendsAndTouchesNoOtherSlot) {
   }
 }
 
+// What a lone token attends to is its own value, whatever the cache makes of it.
+TEST(Attend, ReadsATokensOwnRowAsItWasGiven) {
+  Random random(35);
+  for (const NamedKernels& kernels : all_kernels()) {
+    const WithKernels with(*kernels.table);
+    for (const DType type : {DType::kFloat16, DType::kBFloat16, DType::kInt8}) {
+      for (const int64_t rows : {1, 2}) {
+        const int64_t dim = random.integer(1, 40);
+        Case c(random, 1, 1, 1, rows, dim);
+        const auto of = [&] {
+          std::vector<float> numbers(static_cast<size_t>(rows * dim));
+          for (float& x : numbers) x = random.normal();
+          return numbers;
+        };
+        const std::vector<float> query = of(), key = of(), value = of();
+        std::vector<char> stored[2];
+        for (auto& cache : stored) cache.resize(static_cast<size_t>(rows * row_bytes(type, dim)));
+        std::vector<float> result(query.size());
+        const int32_t first = 0, last = static_cast<int32_t>(rows - 1);
+        c.p.rows = rows, c.p.cache = type, c.p.first = &first, c.p.last = &last;
+        c.p.query = query.data(), c.p.key = key.data(), c.p.value = value.data();
+        c.p.key_cache = stored[0].data(), c.p.value_cache = stored[1].data(), c.p.result = result.data();
+        run_cpu(c.p);
+        // int8 turns the value and the result: each of at most 5 stages and the factor rounds, relative to
+        // the block's largest sum of magnitudes
+        double largest = 0;
+        for (int64_t d = 0; d < dim; ++d) largest += std::abs(value[static_cast<size_t>(d)]);
+        const double room = type == DType::kInt8 ? 2 * 7 * kUnit * largest : 0;
+        for (size_t d = 0; d < static_cast<size_t>(dim); ++d) {
+          EXPECT_NEAR(result[d], value[d], room) << kernels.name << " " << static_cast<int>(type);
+        }
+      }
+    }
+  }
+}
+
 TEST(Attend, AFrameworksLoopGivesTheSameBits) {
   Random random(33);
   Case own(random, 2, 2, 4, 3000, 64);

@@ -29,8 +29,8 @@ def attend_stored(query, keys, values, first, last, scale, own=None):
     """Attends over caches that hold the new tokens already. Returns result and magnitude, [B, S, Hq, D] both.
 
     query [B, S, Hq, D], keys, values [B, Hkv, C, D], first, last [B]. Token i of prompt b sees slots 0..first[b] + i;
-    tokens after slot last[b] are padding, whose result is 0. own: keys and values [B, S, Hkv, D] of the new tokens; each
-    token sees its own row, slot first[b] + i, as they give it, and not as it is stored.
+    tokens after slot last[b] are padding, whose result is 0. own: keys and values [B, S, Hkv, D] of the new tokens;
+    each token sees its own row, slot first[b] + i, as they give it, and not as it is stored.
     """
     query = query.astype(np.float64)
     group = query.shape[2] // keys.shape[1]

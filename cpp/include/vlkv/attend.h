@@ -20,13 +20,14 @@ namespace vlkv {
 //                                           first null: last
 //   result                  [B, S, Hq, D]   float32, written; overlaps no input
 //
-// Token i of a prompt takes slot first + i and attends to slots 0..first + i: to its own key and value as they
-// are given, in float32, and to those before it as they are stored. result = softmax(scale * query . keys) .
-// values; query head h reads KV head h / (Hq / Hkv). So a cache of fewer bits rounds what a token remembers,
-// and not the token itself, which most attend to strongly; every later token, of this call too, sees the
-// stored row, so that a result does not depend on how a prompt is divided into calls. Tokens after `last` are padding: they are not stored, and their result is 0. Slots after
-// `last` are neither read nor written. A row of a head is NaN if one of its logits is NaN or +infinity, or
-// all are -infinity. If a value of a later token of the call is not finite, earlier rows may become NaN too.
+// Token i of a prompt takes slot first + i and attends to slots 0..first + i: to its own key and value as
+// they are given, in float32, and to those before it as they are stored. result = softmax(scale * query .
+// keys) . values; query head h reads KV head h / (Hq / Hkv). So a cache of fewer bits rounds what a token
+// remembers and not the token itself; all later tokens, of the same call too, see the stored row, so that a
+// result does not depend on how a prompt is divided into calls. Tokens after `last` are padding: they are not
+// stored, and their result is 0. Slots after `last` are neither read nor written. A row of a head is NaN if
+// one of its logits is NaN or +infinity, or all are -infinity. If a value of a later token of the call is not
+// finite, earlier rows may become NaN too.
 //
 // With one row a prompt may also attend to the pages of evicted tokens that vlkv/recall.h chooses.
 //

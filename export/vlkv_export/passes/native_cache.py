@@ -1,7 +1,7 @@
 """Makes the KV caches float16, bfloat16 or int8, with the native attention operators that read and write them.
 
-New keys and values are rounded when they are stored, and every call, of one token or of a prompt's chunk, attends over
-what is stored; all other arithmetic stays as it is.
+New keys and values are rounded when they are stored. In every call, of one token or of a prompt's chunk, a token
+attends to its own key and value unrounded and to all others as they are stored; all other arithmetic stays as it is.
 """
 
 from __future__ import annotations
