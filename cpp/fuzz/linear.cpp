@@ -137,18 +137,36 @@ std::vector<Weight> multiplied(const Call& call, int64_t r) {
   return row;
 }
 
+// Whether a call may multiply codes with rows in fixed point.
+bool in_fixed_point(const LinearParams& p) {
+  const bool few = p.rows <= LinearParams::kFewRows && p.precision == Precision::kBFloat16;
+  return in_blocks(p.format) && fixed16_products() && (p.precision == Precision::kFixed16 || few);
+}
+
+// Adds what fixed point may be off by: half a step of 1/32512 of the largest of 32 numbers, and roundings.
+void add_steps(std::vector<Weight>& row) {
+  constexpr size_t kSpan = 32;
+  for (size_t first = 0; first < row.size(); first += kSpan) {
+    const size_t end = std::min(row.size(), first + kSpan);
+    double largest = 0;
+    for (size_t k = first; k < end; ++k) largest = std::max(largest, std::abs(row[k].value));
+    for (size_t k = first; k < end; ++k) row[k].size += largest * (0.5 / 32512 + 3 * kUnit);
+  }
+}
+
 // One result by definition. A weight is rounded once or twice; K products, bias and residual are summed, each
 // rounded by half a unit. In bfloat16 rows and weights are rounded too.
 void check_result(const Call& call, const Product& own, int64_t columns, int64_t r, int64_t column) {
   const LinearParams& p = call.p;
   double result = 0, size = 0, error = 0;
-  const std::vector<Weight> row = multiplied(call, r);
+  std::vector<Weight> row = multiplied(call, r);
+  if (in_fixed_point(p)) add_steps(row);
   for (int64_t k = 0; k < p.depth; ++k) {
     const Weight other = weight(call, own, column, k), mine = row[static_cast<size_t>(k)];
     result += mine.value * other.value, size += std::abs(mine.value) * other.size;
     error += mine.size * other.size;
   }
-  const bool half = p.many == Precision::kBFloat16 && p.rows > LinearParams::kFewRows && bfloat16_products();
+  const bool half = p.precision == Precision::kBFloat16 && p.rows > LinearParams::kFewRows && bfloat16_products();
   error += half ? 2 * kHalfUnit * (1 + kHalfUnit) * size : 0.0;
   for (const double more :
        {own.bias.empty() ? 0.0F : own.bias[static_cast<size_t>(column)],
@@ -193,7 +211,7 @@ void run(Bytes& in) {
   const bool blocks = in_blocks(p.format);
   p.block = in.byte() % 32 == 0 ? in.number(200) : blocks ? 32 * (1 + in.byte() % 4) : 0;
   p.scale_type = static_cast<DType>(in.byte() % 32 == 0 ? in.byte() : in.byte() % 2);
-  p.many = static_cast<Precision>(in.byte() % 32 == 0 ? in.byte() : in.byte() % 2);
+  p.precision = static_cast<Precision>(in.byte() % 32 == 0 ? in.byte() : in.byte() % 3);
   p.epsilon = in.byte() == 1 ? -1.0F : 1e-5F;
   p.threads = static_cast<int>(in.number(3)), p.count = in.number(0, 3);
   bool huge = elements({p.rows, p.depth}) < 0 || p.count < 0 || p.count > 3 || p.depth < 1;

@@ -17,7 +17,7 @@ from vlkv.ops import tuned
 from vlkv.tune.harness import Harness, draw
 from vlkv.tune.operators import attend, evict, linear, score
 from vlkv.tune.operators.constants import OPERATORS, Choice, parse
-from vlkv.tune.operators.library import BFLOAT16, SETS, sources_folder
+from vlkv.tune.operators.library import BFLOAT16, SETS, VNNI, sources_folder
 from vlkv.tune.operators.numbers import wide
 from vlkv.tune.operators.shapes import Product, Shapes
 
@@ -30,6 +30,8 @@ PRODUCTS = {
     "int4": Product(64, 48, "codes", 4, 32, "float16", True),
     "int8 with minimums": Product(64, 48, "codes", 8, 32, "float16", minimums=True),
     "int4 with minimums": Product(64, 48, "codes", 4, 32, "float16", minimums=True),
+    "int8 in fixed point": Product(64, 48, "codes", 8, 32, "float16", minimums=True, fixed=True),
+    "int4 in fixed point": Product(64, 48, "codes", 4, 32, "float16", zeros=True, fixed=True),
 }
 
 
@@ -180,7 +182,7 @@ def test_constants_are_those_of_the_sources():
 
 def test_flags_of_instruction_sets_are_those_of_the_build():
     text = " ".join((ROOT / "cpp" / "CMakeLists.txt").read_text().split())
-    for flags in (SETS["avx512"], SETS["avx2"], BFLOAT16):
+    for flags in (SETS["avx512"], SETS["avx2"], BFLOAT16, VNNI):
         first = next(f for f in flags if f.startswith("-mavx"))
         assert first in text and all(f in text for f in flags)
 

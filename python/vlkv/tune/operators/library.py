@@ -87,7 +87,7 @@ def units(simd: str, bfloat16: bool, vnni: bool) -> list[Unit]:
         made.append(Unit("bfloat16", "cpu/kernels_bfloat16.cpp", BFLOAT16))
     if vnni:
         made.append(Unit("vnni", "cpu/kernels_vnni.cpp", (*VNNI, *KERNELS), "linear"))
-    extra = ("-DVLKV_TUNED_BFLOAT16",) if bfloat16 else ()
+    extra: tuple[str, ...] = ("-DVLKV_TUNED_BFLOAT16",) if bfloat16 else ()
     extra += ("-DVLKV_TUNED_VNNI",) if vnni else ()
     return made + [Unit(_name(file), file, extra if file == "tuned/table.cpp" else ()) for file in COMMON]
 
