@@ -166,7 +166,8 @@ void check_result(const Call& call, const Product& own, int64_t columns, int64_t
     result += mine.value * other.value, size += std::abs(mine.value) * other.size;
     error += mine.size * other.size;
   }
-  const bool half = p.precision == Precision::kBFloat16 && p.rows > LinearParams::kFewRows && bfloat16_products();
+  const bool half =
+      p.precision == Precision::kBFloat16 && p.rows > LinearParams::kFewRows && bfloat16_products();
   error += half ? 2 * kHalfUnit * (1 + kHalfUnit) * size : 0.0;
   for (const double more :
        {own.bias.empty() ? 0.0F : own.bias[static_cast<size_t>(column)],
