@@ -16,6 +16,7 @@ from pathlib import Path
 from make_engine import engine_of
 
 from vlkv import Question
+from vlkv.scheduler.worker import SCHEDULED_CHUNK
 
 PROMPT = 4096
 NEW = 384
@@ -32,12 +33,12 @@ def peak() -> int:
     raise RuntimeError("no VmHWM")
 
 
-def arm(size: str, folder: Path, policy: str, memory: int, requests: int) -> dict[str, float]:
+def arm(size: str, folder: Path, policy: str, memory: int, requests: int, chunk: int) -> dict[str, float]:
     """Requests more concurrent answers than the memory holds. Returns how many ran at once and the memory they took."""
     engine = engine_of(size, folder)
     engine.generate("w1 w2 w3", policy=policy, max_new_tokens=4, raw=True)
     before = peak()
-    with engine.scheduler(memory=memory, queue=requests) as scheduler:
+    with engine.scheduler(memory=memory, queue=requests, chunk=chunk) as scheduler:
         tickets = []
         for number in range(requests):
             words = " ".join(f"w{(number * 37 + place) % 15000}" for place in range(PROMPT - 1))
@@ -62,16 +63,18 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="20m")
     parser.add_argument("--memory", type=int, default=512, help="MiB for caches")
+    parser.add_argument("--chunk", type=int, default=SCHEDULED_CHUNK, help="tokens of a part, at most")
     parser.add_argument("--arm", choices=tuple(REQUESTS))
     given = parser.parse_args()
     if given.arm:
-        print(json.dumps(arm(given.size, given.output, given.arm, given.memory << 20, REQUESTS[given.arm])))
+        memory, requests = given.memory << 20, REQUESTS[given.arm]
+        print(json.dumps(arm(given.size, given.output, given.arm, memory, requests, given.chunk)))
         return 0
     engine_of(given.size, given.output)
     rows = []
     for policy in REQUESTS:
         command = [sys.executable, __file__, "--arm", policy, "-o", str(given.output)]
-        command += ["--size", given.size, "--memory", str(given.memory)]
+        command += ["--size", given.size, "--memory", str(given.memory), "--chunk", str(given.chunk)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     full, small = rows
