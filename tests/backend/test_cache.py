@@ -331,3 +331,8 @@ def test_the_memory_of_arrays_returns_when_they_go(size):
         held.clear()
         gc.collect()
         assert whole - resident() > (count - 1) * size
+
+
+def test_memory_that_there_is_not():
+    with pytest.raises(MemoryError, match=f"{1 << 52} bytes"):
+        HostStore().empty((1, 1, 1 << 50, 1))

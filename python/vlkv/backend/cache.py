@@ -77,7 +77,10 @@ class HostStore:
         size = prod(shape) * self.numpy.itemsize
         if size < MAPPED or not hasattr(mmap, "MAP_ANONYMOUS"):
             return np.zeros(shape, self.numpy)
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"a cache array of {size} bytes could not be allocated") from error
         if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without them
                 memory.madvise(mmap.MADV_HUGEPAGE)
