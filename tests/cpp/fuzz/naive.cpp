@@ -171,6 +171,7 @@ std::vector<double> prepared(const LinearParams& p, int64_t r) {
 }  // namespace
 
 bool bfloat16_products() { return false; }
+bool fixed16_products() { return false; }
 
 void run_cpu(const LinearParams& p, const Loop&) {
   if (fault == 11 && p.count > 0 && p.products && p.products[0].result &&
