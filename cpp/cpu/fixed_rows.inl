@@ -7,6 +7,7 @@
 constexpr float kLargestFixed = 32512.0F;  // 127 * 256
 // Scales are at least this, which is 2^-40 of the largest number of a row in fixed point, or less.
 constexpr float kSmallestScale = 0x1p-104F;
+constexpr int32_t kInfinityBits = 0x7f800000;
 
 // The bytes of a span's even (or first) sixteen numbers, and those of the others, within a row's digits. With
 // codes of 4 bits a vector of bytes has 64 even and 64 odd codes, of four spans.
@@ -39,11 +40,12 @@ static bool round_row(const float* from, int64_t depth, WeightFormat format, voi
   const int64_t spans = whole_groups(depth) / kDepthGroup;
   __m512i largest = _mm512_setzero_si512();
   for (int64_t i = 0; i < spans; ++i) {
-    const __m512 first = _mm512_loadu_ps(from + i * kDepthGroup);
-    const __m512 second = _mm512_loadu_ps(from + i * kDepthGroup + kLanes);
+    __m512 first = _mm512_loadu_ps(from + i * kDepthGroup);
+    __m512 second = _mm512_loadu_ps(from + i * kDepthGroup + kLanes);
     const __m512i most = _mm512_max_epu32(magnitude_bits(first), magnitude_bits(second));
     largest = _mm512_max_epu32(largest, most);
-    const int32_t bits = _mm512_reduce_max_epi32(most);
+    int32_t bits = _mm512_reduce_max_epi32(most);
+    if (bits >= kInfinityBits) first = second = _mm512_setzero_ps(), bits = 0;  // the row is not used
     float magnitude;
     __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
     magnitude = magnitude > kSmallestScale * kLargestFixed ? magnitude : kSmallestScale * kLargestFixed;

@@ -50,6 +50,14 @@ struct Call {
     return cache.data() + at * row_bytes(p.cache, p.head_dim);
   }
 
+  // What row i of a call attends to in a slot: its own token as given, those before it as stored.
+  Row seen(bool keys, int64_t b, int64_t i, int64_t head, int64_t slot) const {
+    if (slot != first_of(b) + i) return stored(keys ? key_cache : value_cache, b, head, slot);
+    const std::vector<float>& given = keys ? key : value;
+    const auto at = given.begin() + ((b * p.rows + i) * p.kv_heads + head) * p.head_dim;
+    return {at, at + p.head_dim};
+  }
+
   // A row of a cache as it is stored; rotated rows are turned back.
   Row stored(const std::vector<uint8_t>& cache, int64_t b, int64_t head, int64_t slot) const {
     const uint8_t* from = row(cache, b, head, slot);
@@ -164,7 +172,7 @@ void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
   Row weights, result(dim), sizes(dim);
   double most = -HUGE_VAL, size = 0, total = 0;
   for (int64_t slot = 0; slot < slots; ++slot) {
-    const Row key = call.stored(call.key_cache, b, head, slot);
+    const Row key = call.seen(true, b, i, head, slot);
     double logit = 0;
     for (size_t d = 0; d < dim; ++d) logit += query[d] * key[d];
     weights.push_back(scale * logit);
@@ -173,7 +181,7 @@ void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
   }
   for (double& weight : weights) total += weight = std::exp(weight - most);
   for (int64_t slot = 0; slot < slots; ++slot) {
-    const Row mean = call.stored(call.value_cache, b, head, slot);
+    const Row mean = call.seen(false, b, i, head, slot);
     const double weight = weights[static_cast<size_t>(slot)] / total, length = norm(mean);
     for (size_t d = 0; d < dim; ++d) {
       result[d] += weight * mean[d], sizes[d] += weight * (rotated ? length : std::abs(mean[d]));

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -102,8 +103,11 @@ class Contents {
   uint64_t state_ = 0;
 };
 
-inline void check(bool holds) {
-  if (!holds) std::abort();
+// Ends the process unless `holds`, and names the line that asked.
+inline void check(bool holds, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (holds) return;
+  std::fprintf(stderr, "%s:%d: a check failed\n", file, line);
+  std::abort();
 }
 
 // A product that may overflow without undefined behaviour.

@@ -35,6 +35,7 @@ ATTEND = {
     8: "reads behind the cache",
     9: "cuts bfloat16 off",
     10: "does not rotate int8",
+    23: "attends to its own row as it is stored",
 }
 LINEAR = {
     11: "writes before it refuses",

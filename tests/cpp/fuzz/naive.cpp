@@ -65,6 +65,13 @@ void turn(std::vector<double>& row) {
   row.assign(copy.begin(), copy.end());
 }
 
+// A token's own row, as it is given.
+std::vector<double> own(const AttendParams& p, const float* given) {
+  std::vector<double> row(given, given + p.head_dim);
+  if (p.cache == DType::kInt8) turn(row);
+  return row;
+}
+
 }  // namespace
 
 void run_cpu(const AttendParams& p, const Loop&) {
@@ -111,9 +118,14 @@ void run_cpu(const AttendParams& p, const Loop&) {
     const float* query = p.query + i * p.head_dim;
     std::vector<double> rotated(query, query + p.head_dim), sum(static_cast<size_t>(p.head_dim));
     if (p.cache == DType::kInt8) turn(rotated);
+    const int64_t given = ((b * p.rows + token) * p.kv_heads + head) * p.head_dim;
+    const auto seen = [&](const float* fresh, void* cache, int64_t slot) {
+      const bool kept = slot != first(b) + token || fault == 23;  // 23: its own row as it is stored
+      return kept ? load(p, row(cache, b, head, slot)) : own(p, fresh + given);
+    };
     std::vector<double> logits;
     for (int64_t slot = 0; slot < slots; ++slot) {
-      const auto key = load(p, row(p.key_cache, b, head, slot));
+      const auto key = seen(p.key, p.key_cache, slot);
       double logit = 0;
       for (size_t d = 0; d < key.size(); ++d) logit += rotated[d] * key[d];
       logits.push_back(logit * scale);
@@ -121,7 +133,7 @@ void run_cpu(const AttendParams& p, const Loop&) {
     const double most = *std::max_element(logits.begin(), logits.end());
     double total = 0;
     for (int64_t slot = 0; slot < slots; ++slot) {
-      const auto mean = load(p, row(p.value_cache, b, head, slot));
+      const auto mean = seen(p.value, p.value_cache, slot);
       const double weight = std::exp(logits[static_cast<size_t>(slot)] - most);
       total += weight;
       for (size_t d = 0; d < mean.size(); ++d) sum[d] += weight * mean[d];
