@@ -6,13 +6,6 @@
 // The order of a sum does not depend on the numbers of rows and columns.
 
 constexpr int kFewSums = 8;  // registers of sums, one for each pair of a row and a column
-constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;  // whose weights stay in a cache for the next rows
-constexpr int kLinearAhead = VLKV_LINEAR_AHEAD;       // prefetch distance in bytes, as in linear_weights.inl
-
-VLKV_INLINE void ask(const void* from) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kLinearAhead;
-  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
-}
 
 // 64 bytes of codes: 64 of 8 bits, or 64 even and 64 odd of 4 bits.
 template <WeightFormat kFormat>
@@ -95,27 +88,11 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
   write_results<NC, NR>(part, column, row, sums);
 }
 
-template <WeightFormat kFormat, int NR>
-VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, int row) {
-  constexpr int kColumns = kFewSums / NR;
-  int c = 0;
-  for (; c + kColumns <= columns; c += kColumns) few<kFormat, kColumns, NR>(part, column + c, row);
-  if constexpr (kColumns > 1) {
-    for (; c < columns; ++c) few<kFormat, 1, NR>(part, column + c, row);
-  }
-}
-
 template <WeightFormat kFormat>
 static void few_rows(const FewRows& part) {
-  for (int done = 0; done < part.columns; done += kFewColumns) {
-    const int columns = part.columns - done < kFewColumns ? part.columns - done : kFewColumns;
-    const int64_t column = part.column + done;
-    int row = 0;
-    for (; row + 8 <= part.rows; row += 8) few_columns<kFormat, 8>(part, column, columns, row);
-    for (; row + 4 <= part.rows; row += 4) few_columns<kFormat, 4>(part, column, columns, row);
-    for (; row + 2 <= part.rows; row += 2) few_columns<kFormat, 2>(part, column, columns, row);
-    for (; row < part.rows; ++row) few_columns<kFormat, 1>(part, column, columns, row);
-  }
+  constexpr auto kAtOnce = [](int rows) { return kFewSums / rows; };
+  divide_part<8>(part, kAtOnce,
+                 [&]<int NC, int NR>(int64_t column, int row) { few<kFormat, NC, NR>(part, column, row); });
 }
 
 static void multiply_few(const FewRows& part) {

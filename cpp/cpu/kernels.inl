@@ -64,9 +64,9 @@ constexpr float kLargest = 3.4028234e38F;
 #include "cpu/recall_kernel.inl"
 #endif
 #if VLKV_PARTS & 4
+#include "cpu/linear_shared.inl"
 #include "cpu/linear_weights.inl"
 #include "cpu/linear_rows.inl"
-#include "cpu/linear_results.inl"
 #include "cpu/linear_few.inl"
 #include "cpu/linear_many.inl"
 #endif

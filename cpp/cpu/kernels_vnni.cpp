@@ -22,7 +22,7 @@ constexpr int kLanes = VLKV_LANES;
 // clang-format off
 #include "cpu/vector.inl"
 #include "cpu/sums.inl"
-#include "cpu/linear_results.inl"
+#include "cpu/linear_shared.inl"
 #include "cpu/fixed_rows.inl"
 #include "cpu/fixed_scales.inl"
 #include "cpu/fixed_few.inl"

@@ -9,8 +9,6 @@ constexpr int kFewColumnsAtOnce = VLKV_LINEAR_COLUMNS_AT_ONCE;
 // Those of a single row, which waits for memory: processors fetch ahead of one long stream, hardly of several
 // short ones.
 constexpr int kRowColumnsAtOnce = VLKV_LINEAR_ROW_COLUMNS_AT_ONCE;
-// Columns whose weights stay in a cache for the next rows.
-constexpr int kFewColumns = VLKV_LINEAR_FEW_COLUMNS;
 
 template <int NC, int NR>
 VLKV_INLINE void add_group(const F (&w)[NC][kGroupVectors], const float* input, int64_t stride,
@@ -70,32 +68,15 @@ static __attribute__((noinline)) void few(const FewRows& part, int64_t column, i
   write_results<NC, NR>(part, column, row, acc);
 }
 
-template <class Column, int NR>
-VLKV_INLINE void few_columns(const FewRows& part, int64_t column, int columns, int row) {
-  constexpr int kMost = NR == 1 ? kRowColumnsAtOnce : kFewColumnsAtOnce;
-  constexpr int kColumns = kFewSums / NR < kMost ? kFewSums / NR : kMost;
-  int c = 0;
-  for (; c + kColumns <= columns; c += kColumns) few<Column, kColumns, NR>(part, column + c, row);
-  if constexpr (kColumns > 1) {
-    for (; c < columns; ++c) few<Column, 1, NR>(part, column + c, row);
-  }
-}
-
 template <class Column>
 static void few_rows(const FewRows& part) {
-  for (int done = 0; done < part.columns; done += kFewColumns) {
-    const int columns = part.columns - done < kFewColumns ? part.columns - done : kFewColumns;
-    const int64_t column = part.column + done;
-    int row = 0;
-    if constexpr (kFewRowsAtOnce >= 8) {
-      for (; row + 8 <= part.rows; row += 8) few_columns<Column, 8>(part, column, columns, row);
-    }
-    if constexpr (kFewRowsAtOnce >= 4) {
-      for (; row + 4 <= part.rows; row += 4) few_columns<Column, 4>(part, column, columns, row);
-    }
-    for (; row + 2 <= part.rows; row += 2) few_columns<Column, 2>(part, column, columns, row);
-    for (; row < part.rows; ++row) few_columns<Column, 1>(part, column, columns, row);
-  }
+  constexpr auto kAtOnce = [](int rows) {
+    const int most = rows == 1 ? kRowColumnsAtOnce : kFewColumnsAtOnce;
+    return kFewSums / rows < most ? kFewSums / rows : most;
+  };
+  divide_part<kFewRowsAtOnce>(part, kAtOnce, [&]<int NC, int NR>(int64_t column, int row) {
+    few<Column, NC, NR>(part, column, row);
+  });
 }
 
 static void multiply_few(const FewRows& part) {

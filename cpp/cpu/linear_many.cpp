@@ -219,14 +219,12 @@ void run_many(const LinearParams& p, const Runner& runner) {
   if (kind == Kind::kFixed) call.in_float = allocate<bool>(p.rows);
   runner.run(tiles, true, [&](int64_t tile) { call.pack(tile); });
   runner.run(chunks * row_chunks, true, [&](int64_t item) { call.run(item); });
-  if (kind != Kind::kFixed) return;
-  for (int64_t row = 0, end = 0; row < p.rows; row = end) {
-    const bool own = call.in_float[static_cast<size_t>(row)];
-    for (end = row + 1; end < p.rows && end - row < LinearParams::kFewRows;) {
-      if (call.in_float[static_cast<size_t>(end)] != own) break;
+  for (int64_t row = 0; kind == Kind::kFixed && row < p.rows;) {
+    int64_t end = row;
+    while (end < p.rows && end - row < LinearParams::kFewRows && call.in_float[static_cast<size_t>(end)])
       ++end;
-    }
-    if (own) multiply_in_float(p, row, end - row, runner.loop);
+    if (end > row) multiply_in_float(p, row, end - row, runner.loop);
+    row = std::max(end, row + 1);
   }
 }
 

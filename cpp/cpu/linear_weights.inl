@@ -7,16 +7,6 @@ typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 constexpr int kGroupVectors = kDepthGroup / kLanes;
 
-// Prefetch distance in bytes: beyond the end of a page, where the hardware prefetcher stops.
-constexpr int kLinearAhead = VLKV_LINEAR_AHEAD;
-
-// Into the first-level cache; or into the second, which is faster for less than four bytes a weight.
-template <bool kFirst = false>
-VLKV_INLINE void ask(const void* from) {
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kLinearAhead;
-  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kFirst ? 3 : 2);
-}
-
 // Without this GCC converts bytes one by one.
 VLKV_INLINE I wide_codes(const uint8_t* from) {
 #if defined(__AVX512F__) && VLKV_LANES == 16

@@ -12,7 +12,7 @@ from vlkv.generation.sources import Sources, digest_of
 
 
 def layout(**other):
-    facts = {"size": (4, 4), "tiles": (4, 4), "count": 1, "grid": (0, 0), "scaled": (4, 4)} | other
+    facts = {"size": (4, 4), "tiles": (4, 4), "count": 1, "grid": (0, 0), "scaled": (4, 4), "frame": None} | other
     return SimpleNamespace(sources=np.zeros((3, 1), np.int64), **facts)
 
 
@@ -25,6 +25,7 @@ def test_digests_tell_sources_apart(rng):
         digest_of(Image.fromarray(pixels ^ 1), layout()),
         digest_of(image.tobytes(), layout()),
         digest_of(image, layout(grid=(1, 2))),
+        digest_of(image, layout(frame=1)),
         digest_of(image, layout(), "somebody"),
     ]
     assert None not in found

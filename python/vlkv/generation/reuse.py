@@ -61,7 +61,11 @@ def names_of(prompt: Prompt, images: abc.Sequence[Float32 | Known], owner: str =
     pictures, beginnings, ends, tokens = [], [], [], 0
     for pixels, layout in zip(images, prompt.pictures, strict=True):
         tokens += len(layout.sources)
-        pictures.append(pixels.name if isinstance(pixels, Known) else _name(pixels, layout, owner))
+        if isinstance(pixels, Known):
+            pictures.append(pixels.name)
+        else:
+            shape = repr(pixels.shape).encode()
+            pictures.append(picture_digest(layout, owner, shape, np.ascontiguousarray(pixels).data))
         ends.append(int(prompt.image_positions[tokens - 1]) + 1)
         whole = sha256(b"".join((str(len(pictures)).encode(), *pictures)))
         whole.update(np.ascontiguousarray(prompt.token_ids[: ends[-1]]).data)
@@ -69,13 +73,14 @@ def names_of(prompt: Prompt, images: abc.Sequence[Float32 | Known], owner: str =
     return Names(tuple(pictures), tuple(beginnings), tuple(ends))
 
 
-def _name(pixels: Float32, layout: Layout, owner: str) -> bytes:
-    one = sha256(sha256(owner.encode()).digest())
-    one.update(repr((pixels.shape, layout.size, layout.tiles, layout.count, layout.grid)).encode())
-    one.update(repr((layout.scaled, layout.frame, layout.sources.shape)).encode())
-    one.update(np.ascontiguousarray(layout.sources).data)
-    one.update(np.ascontiguousarray(pixels).data)
-    return one.digest()
+def picture_digest(layout: Layout, owner: str, *contents: bytes | memoryview) -> bytes:
+    """The SHA-256 of what a picture holds, of how it is laid out, and of who gave it."""
+    found = sha256(sha256(owner.encode()).digest())
+    found.update(repr((layout.size, layout.tiles, layout.count, layout.grid, layout.scaled)).encode())
+    found.update(repr((layout.frame, layout.sources.shape)).encode())
+    for content in (np.ascontiguousarray(layout.sources).data, *contents):
+        found.update(content)
+    return found.digest()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vlkv.generation.reuse import picture_digest
 from vlkv.inputs.layouts import Layout
 
 MOST = 4096
@@ -26,18 +26,11 @@ def digest_of(source: Any, layout: Layout, owner: str = "") -> bytes | None:
     None for what is decoded anyway: a path, whose file may change; and images with metadata, such as an orientation,
     or in other modes than RGB.
     """
-    found = sha256(sha256(owner.encode()).digest())
-    found.update(repr((layout.size, layout.tiles, layout.count, layout.grid, layout.scaled)).encode())
-    found.update(np.ascontiguousarray(layout.sources).data)
     if isinstance(source, bytes):
-        found.update(b"file")
-        found.update(source)
-    elif type(source) is Image.Image and source.mode == "RGB" and not source.info and not source.getexif():
-        found.update(f"pixels {source.size}".encode())
-        found.update(np.asarray(source).data)
-    else:
-        return None
-    return found.digest()
+        return picture_digest(layout, owner, b"file", source)
+    if type(source) is Image.Image and source.mode == "RGB" and not source.info and not source.getexif():
+        return picture_digest(layout, owner, f"pixels {source.size}".encode(), np.asarray(source).data)
+    return None
 
 
 class Sources:
