@@ -12,7 +12,14 @@ from vlkv.generation.sources import Sources, digest_of
 
 
 def layout(**other):
-    facts = {"size": (4, 4), "tiles": (4, 4), "count": 1, "grid": (0, 0), "scaled": (4, 4), "frame": None} | other
+    facts = {
+        "size": (4, 4),
+        "tiles": (4, 4),
+        "count": 1,
+        "grid": (0, 0),
+        "scaled": (4, 4),
+        "frame": None,
+    } | other
     return SimpleNamespace(sources=np.zeros((3, 1), np.int64), **facts)
 
 
