@@ -10,7 +10,10 @@ namespace {
 
 // Columns and rows that a thread takes at a time, so that a panel of weights and the sums stay in its
 // second-level cache. They are whole tiles for every instruction set.
-constexpr int64_t kChunkColumns = 96, kChunkRows = 256;
+constexpr int64_t kChunkColumns = 96, kChunkRows = 512;
+constexpr int64_t kFewChunks = 4;  // of a thread: with fewer, chunks have half of the rows
+// Floats between a column's sums and the next one's: columns a power of two apart share few sets of a cache.
+constexpr int64_t kColumnGap = 16;
 
 struct Scratch {
   Array<float> sums, scales, minimums, rows;
@@ -28,7 +31,7 @@ Scratch& scratch() {
     own.panel = allocate<char>(kChunkColumns * kPanelFloats * 4);
     own.scales = allocate<float>(kChunkColumns * kPanelHalves / kDepthGroup);
     own.minimums = allocate<float>(kChunkColumns * kPanelSpans);
-    own.sums = allocate<float>(kChunkColumns * kChunkRows);
+    own.sums = allocate<float>(kChunkColumns * (kChunkRows + kColumnGap));
   }
   return own;
 }
@@ -38,7 +41,7 @@ struct ManyCall {
   const LinearKernels& kernels;
   Kind kind;
   int64_t depth;  // in whole groups
-  int64_t row_chunks;
+  int64_t chunk_rows, row_chunks;
   const int64_t* first;  // of each product's chunks of columns
   Array<char> packed;    // [row tiles][depth][tile_rows]
   Array<bool> in_float;  // of each row, whether it has to stay in float32; kFixed alone
@@ -47,6 +50,7 @@ struct ManyCall {
   int64_t span_bytes() const {
     return kind == Kind::kFixed ? kFixedSpanBytes : kDepthGroup * (half() ? 2 : 4);
   }
+  int64_t stride_of(int64_t tiles) const { return tiles * kernels.tile_rows + kColumnGap; }
   int64_t tile_bytes() const { return depth / kDepthGroup * span_bytes() * kernels.tile_rows; }
 
   void pack(int64_t tile) const {
@@ -113,18 +117,18 @@ struct ManyCall {
   }
 
   void run(int64_t item) const {
-    const int64_t chunk = item / row_chunks, first_row = item % row_chunks * kChunkRows;
+    const int64_t chunk = item / row_chunks, first_row = item % row_chunks * chunk_rows;
     int64_t i = 0;
     while (i + 1 < p.count && chunk >= first[i + 1]) ++i;
     const LinearProduct& product = p.products[i];
     const Weights weights = weights_of(p, product);
     const int64_t column = (chunk - first[i]) * kChunkColumns;
     const int64_t columns = std::min(kChunkColumns, product.columns - column);
-    const int64_t rows = std::min(kChunkRows, p.rows - first_row);
+    const int64_t rows = std::min(chunk_rows, p.rows - first_row);
     const int64_t tiles = (rows + kernels.tile_rows - 1) / kernels.tile_rows;
     const int64_t at = first_row * product.columns + column;
     Scratch& own = scratch();
-    const int64_t sums_stride = tiles * kernels.tile_rows;
+    const int64_t sums_stride = stride_of(tiles);
     std::fill_n(own.sums.get(), kChunkColumns * sums_stride, 0.0F);
     const char* from = packed.get() + first_row / kernels.tile_rows * tile_bytes();
     if (kind == Kind::kFixed) {
@@ -140,7 +144,7 @@ struct ManyCall {
 
   void multiply(Scratch& own, const Weights& weights, int64_t column, int64_t columns, const char* rows,
                 int64_t tiles) const {
-    const int64_t sums_stride = tiles * kernels.tile_rows, panel = half() ? kPanelHalves : kPanelFloats;
+    const int64_t sums_stride = stride_of(tiles), panel = half() ? kPanelHalves : kPanelFloats;
     const int width = half() ? 2 : 4, share = step(weights);
     ManyRows tile;
     tile.sums_stride = sums_stride, tile.block = share, tile.scales_stride = kPanelHalves / share;
@@ -163,7 +167,7 @@ struct ManyCall {
                       int64_t tiles) const {
     auto* codes = reinterpret_cast<uint8_t*>(own.panel.get());
     FixedTile tile;
-    tile.sums_stride = tiles * kernels.tile_rows;
+    tile.sums_stride = stride_of(tiles);
     for (int64_t k = 0; k < depth; k += kPanelCodes) {
       const int count = static_cast<int>(std::min<int64_t>(kPanelCodes, depth - k));
       for (int64_t c = 0; c < columns; ++c) {
@@ -213,8 +217,11 @@ void run_many(const LinearParams& p, const Runner& runner) {
     chunks += (p.products[i].columns + kChunkColumns - 1) / kChunkColumns;
   }
   const int64_t tiles = (p.rows + kernels.tile_rows - 1) / kernels.tile_rows;
-  const int64_t row_chunks = (p.rows + kChunkRows - 1) / kChunkRows;
-  ManyCall call{p, kernels, kind, whole_groups(p.depth), row_chunks, first.get(), nullptr, nullptr};
+  const bool few = chunks * (p.rows / kChunkRows) < kFewChunks * resolve_threads(runner.threads);
+  const int64_t chunk_rows = few ? kChunkRows / 2 : kChunkRows;
+  const int64_t row_chunks = (p.rows + chunk_rows - 1) / chunk_rows;
+  ManyCall call{p,           kernels, kind,   whole_groups(p.depth), chunk_rows, row_chunks,
+                first.get(), nullptr, nullptr};
   call.packed = allocate<char>(tiles * call.tile_bytes());
   if (kind == Kind::kFixed) call.in_float = allocate<bool>(p.rows);
   runner.run(tiles, true, [&](int64_t tile) { call.pack(tile); });

@@ -155,12 +155,11 @@ static void pack_half(const float* from, int64_t stride, int rows, int64_t count
 
 static void finish(const float* sums, int64_t sums_stride, int rows, int columns, const float* bias,
                    const float* residual, float* result, int64_t result_stride) {
-  for (int c = 0; c < columns; c += kLanes) {
-    const int count = columns - c < kLanes ? columns - c : kLanes;
-    F added{};
-    if (bias != nullptr) added = some(bias + c, count);
-    for (int r = 0; r < rows; r += kLanes) {
-      F square[kLanes];
+  for (int r = 0; r < rows; r += kLanes) {
+    for (int c = 0; c < columns; c += kLanes) {
+      const int count = columns - c < kLanes ? columns - c : kLanes;
+      F added{}, square[kLanes];
+      if (bias != nullptr) added = some(bias + c, count);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) square[i] = load<F>(sums + (c + i) * sums_stride + r);
       turn(square);

@@ -3,12 +3,14 @@
 
 // The vector of the first `count` <= kLanes numbers, and zeros.
 VLKV_INLINE F some(const float* from, int64_t count) {
+  if (count == kLanes) return load<F>(from);
   F v{};
   __builtin_memcpy(&v, from, static_cast<size_t>(count) * sizeof(float));
   return v;
 }
 
 VLKV_INLINE void store_some(float* to, F v, int64_t count) {
+  if (count == kLanes) return store(to, v);
   __builtin_memcpy(to, &v, static_cast<size_t>(count) * sizeof(float));
 }
 
