@@ -18,6 +18,7 @@ void validate(const AttendParams& p) {
   check.range("head_dim", p.head_dim, 1, 4096);
   check.require(p.cache >= DType::kFloat32 && p.cache <= DType::kInt8, "the cache has dtype ",
                 static_cast<int32_t>(p.cache), ", not float32 (0), float16 (1), bfloat16 (2) or int8 (3)");
+  check.range("precision", static_cast<int64_t>(p.precision), 0, 2);
   const bool reads = p.batch > 0 && p.rows > 0;
   check.require(p.query != nullptr || !reads, "query is null");
   check.require(p.key != nullptr || !reads, "key is null");

@@ -21,11 +21,12 @@ VLKV_INLINE void add_products(const float* x, const float* y, int64_t stride, F 
 // The logits of N keys, the first of which is the tile's key i; updates the maximum.
 template <int NV, int N, bool kMasked>
 VLKV_INLINE void block_logits(const AttendQueries& queries, const AttendKeys& tile, int i, F (&most)[NV]) {
-  const float* key = tile.key + i * tile.stride;
+  const auto* query = static_cast<const float*>(queries.query);
+  const float* key = static_cast<const float*>(tile.key) + i * tile.stride;
   F acc[N][NV] = {};
 #pragma GCC unroll 2
   for (int d = 0; d < queries.head_dim; ++d) {
-    add_products<NV, N>(queries.query + d * NV * kLanes, key + d, tile.stride, acc);
+    add_products<NV, N>(query + d * NV * kLanes, key + d, tile.stride, acc);
   }
 #pragma GCC unroll 24
   for (int n = 0; n < N; ++n) {
@@ -46,6 +47,7 @@ VLKV_INLINE void block_logits(const AttendQueries& queries, const AttendKeys& ti
 template <int NV, int N>
 VLKV_INLINE void block_values(const AttendQueries& queries, const AttendKeys& tile, int d, int keys,
                               const F (&factor)[NV]) {
+  const float* value = static_cast<const float*>(tile.value) + d;
   float* state = queries.state + (2 + d) * NV * kLanes;
   F acc[N][NV];
 #pragma GCC unroll 24
@@ -55,7 +57,7 @@ VLKV_INLINE void block_values(const AttendQueries& queries, const AttendKeys& ti
   }
 #pragma GCC unroll 2
   for (int i = 0; i < keys; ++i) {
-    add_products<NV, N>(queries.weight + i * NV * kLanes, tile.value + i * tile.stride + d, 1, acc);
+    add_products<NV, N>(queries.weight + i * NV * kLanes, value + i * tile.stride, 1, acc);
   }
 #pragma GCC unroll 24
   for (int n = 0; n < N; ++n) {

@@ -1,7 +1,9 @@
 #include "cpu/attend_many.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "cpu/rotate.h"
@@ -10,6 +12,7 @@ namespace vlkv::cpu {
 namespace {
 
 constexpr int64_t kBlockQueries = VLKV_ATTEND_BLOCK_QUERIES;  // that share each read of a tile
+constexpr int64_t kHalfBlock = 2 * kBlockQueries;             // and its rounding to bfloat16
 constexpr int64_t kMostWorkers = 64;
 
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
@@ -25,16 +28,19 @@ double log2_factor(const AttendParams& p) {
 AttendMany::AttendMany(const AttendParams& p)
     : p_(p),
       kernels_(kernels()),
+      half_(p.precision == Precision::kBFloat16 && p.head_dim % 2 == 0 ? kernels_.half_attend : nullptr),
       factor_(log2_factor(p)),
       group_(p.query_heads / p.kv_heads),
-      block_(std::min(p.rows, std::max(int64_t{1}, kBlockQueries / group_))),
+      block_(
+          std::min(p.rows, std::max(int64_t{1}, (half_ != nullptr ? kHalfBlock : kBlockQueries) / group_))),
       blocks_((p.rows + block_ - 1) / block_),
       workers_(std::min(kMostWorkers, p.batch * p.kv_heads * blocks_)),
       width_(int64_t{kernels_.attend_vectors} * kernels_.lanes),
       most_(up(block_ * group_, width_)),
       own_(p.cache == DType::kFloat32 ? 0 : 1) {
-  const int64_t wide = p.cache == DType::kFloat32 ? 0 : 2 * kAttendBlockKeys * p.head_dim;
-  floats_ = up(most_ * (2 + 2 * p.head_dim) + kAttendBlockKeys * width_ + wide + p.head_dim, 16);
+  const bool own_tile = half_ != nullptr || p.cache != DType::kFloat32;
+  const int64_t tile = own_tile ? 2 * kAttendBlockKeys * p.head_dim : 0;
+  floats_ = up(most_ * (2 + 2 * p.head_dim) + kAttendBlockKeys * width_ + tile + 2 * p.head_dim, 16);
   memory_ = allocate<float>(workers_ * floats_);
   seen_ = allocate<int32_t>(workers_ * most_);
 }
@@ -88,13 +94,14 @@ void AttendMany::run_block(const Memory& memory, int64_t head, int64_t begin) co
     memory.seen[i] = static_cast<int32_t>(first + begin + i / group_ + 1 - own_);
   }
   for (int64_t i = 0; i < count; i += width_) pack(memory, from, i, std::min(width_, count - i));
+  const auto multiply = half_ != nullptr ? half_->attend_block : kernels_.attend_block;
   const int64_t row = ((b * p_.rows + begin) * p_.kv_heads + h) * dim;
   if (own_ > 0) attend_to_own(memory, p_.key + row, p_.value + row, count);
   for (int64_t slot = 0; slot < slots; slot += kAttendBlockKeys) {
     const AttendKeys tile = tile_of(memory, head, slot, slots);
     for (int64_t i = 0; i < count; i += width_) {
       const AttendQueries queries = queries_of(memory, i, std::min(width_, count - i));
-      if (queries.most > slot) kernels_.attend_block(queries, tile);
+      if (queries.most > slot) multiply(queries, tile);
     }
   }
   for (int64_t i = 0; i < count; i += width_) unpack(memory, to, i, std::min(width_, count - i));
@@ -108,8 +115,8 @@ int64_t AttendMany::offset(int64_t i) const {
 void AttendMany::pack(const Memory& memory, const float* from, int64_t first, int64_t count) const {
   const AttendQueries queries = queries_of(memory, first, count);
   const int64_t width = int64_t{queries.vectors} * kernels_.lanes, dim = p_.head_dim;
-  float* to = memory.query + first * dim;
-  float* line = memory.tile;
+  const int64_t steps = half_ != nullptr ? dim / 2 : dim;
+  float *to = memory.query + first * dim, *line = memory.tile, *rounded = line + dim;
   for (int64_t i = 0; i < width; ++i) {
     std::fill_n(line, dim, 0.0F);
     if (i < count) {
@@ -117,10 +124,20 @@ void AttendMany::pack(const Memory& memory, const float* from, int64_t first, in
       for (int64_t d = 0; d < dim; ++d) line[d] = static_cast<float>(factor_ * query[d]);
       if (p_.cache == DType::kInt8) rotate(line, 1, dim);
     }
-    for (int64_t d = 0; d < dim; ++d) to[d * width + i] = line[d];
+    // A pair of bfloat16 takes the place of a float.
+    if (half_ != nullptr) half_->round(line, dim, reinterpret_cast<uint16_t*>(rounded));
+    const float* numbers = half_ != nullptr ? rounded : line;
+    for (int64_t n = 0; n < steps; ++n) std::memcpy(to + n * width + i, numbers + n, sizeof(*to));
   }
   std::fill_n(queries.state, width, -std::numeric_limits<float>::infinity());
   std::fill_n(queries.state + width, (1 + dim) * width, 0.0F);
+}
+
+// Element d of a packed query.
+float AttendMany::element(const AttendQueries& queries, int64_t width, int64_t lane, int64_t d) const {
+  if (half_ == nullptr) return static_cast<const float*>(queries.query)[d * width + lane];
+  const auto* pairs = static_cast<const uint16_t*>(queries.query);
+  return std::bit_cast<float>(uint32_t{pairs[(d / 2 * width + lane) * 2 + d % 2]} << 16);
 }
 
 // Begins the states of a block's queries with each one's own row, `key` and `value` being those of query 0.
@@ -143,33 +160,50 @@ void AttendMany::attend_to_own(const Memory& memory, const float* key, const flo
     }
     const AttendQueries to = queries_of(memory, first, std::min(width_, count - first));
     const int64_t width = int64_t{to.vectors} * kernels_.lanes, lane = i - first;
-    for (int64_t d = 0; d < dim; ++d) query[d] = to.query[d * width + lane];
+    for (int64_t d = 0; d < dim; ++d) query[d] = element(to, width, lane, d);
     kernels_.attend(part);
     for (int64_t n = 0; n < 2 + dim; ++n) to.state[n * width + lane] = state[n];
   }
 }
 
-// Slots [first, first + kAttendBlockKeys) of `slots`, widened if they are not in float32.
+// Slots [first, first + kAttendBlockKeys) of `slots`, in the type that is multiplied.
 AttendKeys AttendMany::tile_of(const Memory& memory, int64_t head, int64_t first, int64_t slots) const {
   AttendKeys tile;
   tile.stride = p_.head_dim, tile.first = static_cast<int>(first);
   tile.keys = static_cast<int>(std::min<int64_t>(kAttendBlockKeys, slots - first));
-  const char* from[2] = {row_of(p_, p_.key_cache, head, first), row_of(p_, p_.value_cache, head, first)};
-  const float* wide[2];
-  for (int kind = 0; kind < 2; ++kind) {
-    if (p_.cache == DType::kFloat32) {
-      wide[kind] = reinterpret_cast<const float*>(from[kind]);
-      continue;
-    }
-    float* to = memory.tile + kind * kAttendBlockKeys * p_.head_dim;
-    const int64_t step = row_bytes(p_.cache, p_.head_dim);
-    for (int64_t i = 0; i < tile.keys; ++i) {
-      kernels_.to_float(from[kind] + i * step, p_.cache, to + i * p_.head_dim, p_.head_dim);
-    }
-    wide[kind] = to;
+  const char *key = row_of(p_, p_.key_cache, head, first), *value = row_of(p_, p_.value_cache, head, first);
+  const int64_t numbers = kAttendBlockKeys * p_.head_dim;
+  if (half_ == nullptr) {
+    tile.key = wide(key, tile.keys, memory.tile), tile.value = wide(value, tile.keys, memory.tile + numbers);
+  } else {
+    auto* space = reinterpret_cast<uint16_t*>(memory.tile);
+    float* line = memory.tile + 2 * numbers;
+    tile.key = narrow(key, tile.keys, line, space);
+    const uint16_t* rows = narrow(value, tile.keys, line, space + numbers);
+    half_->pair_rows(rows, tile.keys, static_cast<int>(p_.head_dim), space + 2 * numbers);
+    tile.value = space + 2 * numbers;
   }
-  tile.key = wide[0], tile.value = wide[1];
   return tile;
+}
+
+// Rows of the cache in float32: themselves, or widened.
+const float* AttendMany::wide(const char* from, int64_t rows, float* to) const {
+  if (p_.cache == DType::kFloat32) return reinterpret_cast<const float*>(from);
+  const int64_t step = row_bytes(p_.cache, p_.head_dim);
+  for (int64_t i = 0; i < rows; ++i) {
+    kernels_.to_float(from + i * step, p_.cache, to + i * p_.head_dim, p_.head_dim);
+  }
+  return to;
+}
+
+// Rows of the cache in bfloat16: themselves, or rounded. `line` has room for one in float32.
+const uint16_t* AttendMany::narrow(const char* from, int64_t rows, float* line, uint16_t* to) const {
+  if (p_.cache == DType::kBFloat16) return reinterpret_cast<const uint16_t*>(from);
+  const int64_t at_once = p_.cache == DType::kFloat32 ? rows : 1, step = row_bytes(p_.cache, p_.head_dim);
+  for (int64_t i = 0; i < rows; i += at_once) {
+    half_->round(wide(from + i * step, 1, line), at_once * p_.head_dim, to + i * p_.head_dim);
+  }
+  return to;
 }
 
 void AttendMany::unpack(const Memory& memory, float* to, int64_t first, int64_t count) const {

@@ -44,12 +44,16 @@ class AttendMany {
   void run_block(const Memory& memory, int64_t head, int64_t begin) const;
   int64_t offset(int64_t i) const;
   void pack(const Memory& memory, const float* from, int64_t first, int64_t count) const;
+  float element(const AttendQueries& queries, int64_t width, int64_t lane, int64_t d) const;
   void attend_to_own(const Memory& memory, const float* key, const float* value, int64_t count) const;
   void unpack(const Memory& memory, float* to, int64_t first, int64_t count) const;
   AttendKeys tile_of(const Memory& memory, int64_t head, int64_t first, int64_t slots) const;
+  const float* wide(const char* from, int64_t rows, float* to) const;
+  const uint16_t* narrow(const char* from, int64_t rows, float* line, uint16_t* to) const;
 
   const AttendParams& p_;
   const Kernels& kernels_;
+  const HalfAttend* half_;  // null if products are in float32
   double factor_;  // of the logits, in pack()
   // Query heads of a KV head; rows of a block; blocks of a KV head; threads.
   int64_t group_, block_, blocks_, workers_;

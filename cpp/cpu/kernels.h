@@ -62,7 +62,8 @@ inline constexpr int kAttendBlockKeys = VLKV_ATTEND_BLOCK_KEYS;
 // Queries of one KV head, up to Kernels::attend_vectors vectors of them; a lane is a query.
 struct AttendQueries {
   int vectors = 0, head_dim = 0;
-  const float* query = nullptr;   // [head_dim][vectors][lanes], times scale and log2(e)
+  const void* query = nullptr;    // times scale and log2(e): float [head_dim][vectors][lanes]; bfloat16
+                                  // [head_dim / 2][vectors][lanes][2]
   const int32_t* seen = nullptr;  // [vectors][lanes], how many of the cache's slots each query attends to
   int least = 0, most = 0;        // the smallest and the largest of `seen`
   float* weight = nullptr;        // [kAttendBlockKeys][vectors][lanes], working memory
@@ -70,10 +71,11 @@ struct AttendQueries {
                                   // 2^(q.k - m), that of each times its value
 };
 
-// A tile of keys and values in float32.
+// A tile of keys and values in float32 or bfloat16.
 struct AttendKeys {
-  const float* key = nullptr;
-  const float* value = nullptr;
+  const void* key = nullptr;
+  const void* value =
+      nullptr;              // in bfloat16 [(keys + 1) / 2][head_dim][2], with zeros for a missing last row
   int64_t stride = 0;       // elements from one row to the next
   int first = 0, keys = 0;  // slots [first, first + keys), up to kAttendBlockKeys
 };
@@ -84,6 +86,16 @@ struct PageBounds {
   const float* largest = nullptr;    // [heads], each query's largest logit over the cache
   const uint16_t* bounds = nullptr;  // [pages][2][head_dim] bfloat16
   int heads = 0, pages = 0, head_dim = 0;
+};
+
+// Attend's tiles with products in bfloat16, of an even head_dim.
+struct HalfAttend {
+  // As Kernels::attend_block. Queries, keys, weights and values are rounded to bfloat16, sums are in float32.
+  void (*attend_block)(const AttendQueries& queries, const AttendKeys& tile);
+  // Rounds to nearest even; what is under 2^-126 becomes 0.
+  void (*round)(const float* from, int64_t count, uint16_t* to);
+  // Writes a tile's values from rows [rows][dim].
+  void (*pair_rows)(const uint16_t* from, int rows, int dim, uint16_t* to);
 };
 
 struct Kernels {
@@ -113,6 +125,8 @@ struct Kernels {
   int attend_vectors;
   // Updates the state of queries with a tile that at least one of them attends to.
   void (*attend_block)(const AttendQueries& queries, const AttendKeys& tile);
+
+  const HalfAttend* half_attend;  // null if the processor has no such products
 
   // Writes the rating of each page.
   void (*rate_pages)(const PageBounds& pages, float* rating);

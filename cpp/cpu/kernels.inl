@@ -87,6 +87,7 @@ const Kernels VLKV_TABLE = {
     VLKV_OF_ATTEND(attend),
     VLKV_SIZE_OF_ATTEND(kBlockVectors),
     VLKV_OF_ATTEND(attend_block),
+    nullptr,
     VLKV_OF_ATTEND(rate_pages),
     VLKV_KERNELS_NAMESPACE::add,
     VLKV_KERNELS_NAMESPACE::sum_words,

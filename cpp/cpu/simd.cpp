@@ -8,6 +8,7 @@ namespace cpu {
 
 #if defined(VLKV_X86)
 void multiply_half_avx512(const ManyRows& tile);
+extern const HalfAttend kHalfAttend;
 extern const FixedKernels kVnniKernels;
 
 namespace {
@@ -16,7 +17,10 @@ namespace {
 const Kernels& avx512_kernels() {
   static const Kernels table = [] {
     Kernels made = kAvx512Kernels;
-    if (__builtin_cpu_supports("avx512bf16")) made.linear.multiply_half = multiply_half_avx512;
+    if (__builtin_cpu_supports("avx512bf16")) {
+      made.linear.multiply_half = multiply_half_avx512;
+      made.half_attend = &kHalfAttend;
+    }
     if (__builtin_cpu_supports("avx512vnni")) made.linear.fixed = &kVnniKernels;
     return made;
   }();

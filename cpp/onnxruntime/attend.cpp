@@ -9,7 +9,8 @@
 // of these types, for int8 [B, Hkv, C, D + 4], as vlkv/types.h says:
 //   query [B, S, Hq * D], key, value [B, S, Hkv * D], key_cache, value_cache, last, first int32,
 //   recall [B] int64 (optional)
-//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale, layer
+//   -> result [B, S, Hq * D], new_key_cache, new_value_cache; attributes scale, layer, many (a Precision: 0
+//   kFloat32, 1 kBFloat16, or 2 kFixed16, which is 0 here)
 //
 // last and first are [B], or [L, B], of which the row of the attribute `layer` is read.
 //
@@ -36,6 +37,7 @@ struct Kernel {
   bool many;  // tokens per prompt, whose first slots are an input
   float scale;
   int64_t layer;  // -1: none
+  int64_t precision = 0;
 };
 
 // The stores that the input `recall` names; they exist while the call runs.
@@ -109,7 +111,7 @@ void compute(const Kernel& kernel, Context* context) {
   p.result = tensors.data<float>(tensors.output(0, query));
   p.key_cache = in_place(tensors, caches[0], 1, cache, size_of(kernel.cache));
   p.value_cache = in_place(tensors, caches[1], 2, cache, size_of(kernel.cache));
-  p.scale = kernel.scale;
+  p.scale = kernel.scale, p.precision = static_cast<Precision>(kernel.precision);
   const Stores stores(tensors, many ? kFirst + 1 : kLast + 1, p.batch);
   p.recall = stores.of.empty() ? nullptr : stores.of.data(), p.layer = kernel.layer;
   Owner owner{kernel.api, context};
@@ -139,6 +141,7 @@ struct Of {
       auto made = std::make_unique<Kernel>(Kernel{api, kCache, kMany, 0.0F, -1});
       attribute(api, Function::kKernelInfoGetAttributeFloat, info, "scale", &made->scale);
       attribute(api, Function::kKernelInfoGetAttributeInt, info, "layer", &made->layer);
+      if (kMany) attribute(api, Function::kKernelInfoGetAttributeInt, info, "many", &made->precision);
       *kernel = made.release();
     });
   }

@@ -12,6 +12,7 @@ extern const Kernels kLinearPart;
 
 #if defined(VLKV_TUNED_BFLOAT16)
 void multiply_half_avx512(const ManyRows& tile);
+extern const HalfAttend kHalfAttend;
 #endif
 #if defined(VLKV_TUNED_VNNI)
 extern const FixedKernels kVnniKernels;
@@ -27,6 +28,7 @@ const Kernels& kernels() {
     made.linear = kLinearPart.linear;
 #if defined(VLKV_TUNED_BFLOAT16)
     made.linear.multiply_half = multiply_half_avx512;
+    made.half_attend = &kHalfAttend;
 #endif
 #if defined(VLKV_TUNED_VNNI)
     made.linear.fixed = &kVnniKernels;

@@ -48,7 +48,7 @@ def build_engine(
         weights: one of `FORMATS`, for the text model's matrices, and for the tower's if it is a float format; ONNX
             Runtime only. None keeps the checkpoint's dtype; without native operators it is float32.
         prompt_precision: one of `PRECISIONS`; native operators on ONNX Runtime only. `bfloat16` is for products of more
-            than 16 rows. None is `fixed16` with weights in 8 or 4 bits, else `float32`.
+            than 16 rows, and for attention of prompts. None is `fixed16` with weights in 8 or 4 bits, else `float32`.
         link: whether weights that are taken as they are may be hard links to the checkpoint's. Whoever writes to those
             files then changes the engine. Else they are copies, or clones where the file system has them.
         kv_dtype: one of `KV_DTYPES`, of the KV cache; native operators on ONNX Runtime only if not float32. None

@@ -32,7 +32,10 @@ namespace vlkv {
 // With one row a prompt may also attend to the pages of evicted tokens that vlkv/recall.h chooses.
 //
 // All arithmetic is in float32; elements are widened exactly. A logit over int8 is the sum of the codes'
-// products, times the scale.
+// products, times the scale. With more rows than one, an even D and a processor with AVX512_BF16, `precision`
+// kBFloat16 rounds queries (times the scale), keys, values and the weights of softmax to bfloat16, which
+// differ by at most 2^-9 of each; their sums stay in float32. Numbers under 2^-126 count as 0. Else it equals
+// kFloat32.
 //
 // Method: the query heads of a KV head share each read of its cache, so with one row the cache is read once,
 // and widened in registers. With more rows, blocks of up to 192 queries share each tile of 96 slots, which is
@@ -53,6 +56,7 @@ struct AttendParams {
   const Recall* const* recall = nullptr;  // [B], null where a prompt has none; null: nowhere
   int64_t layer = 0;                      // which of the stores' layers
   float scale = 0.0F;                     // 0 = 1/sqrt(D)
+  Precision precision = Precision::kFloat32;
   float* result = nullptr;
   int threads = 0;  // 0 = vlkv::threads()
 };

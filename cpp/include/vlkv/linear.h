@@ -14,7 +14,7 @@ enum class WeightFormat : int32_t {
   kInt4 = 4,  // (code - zero) * scale, or code * scale + minimum
 };
 
-// The precision of products.
+// What a Precision (vlkv/types.h) does here.
 //
 // kFixed16: with the quantised formats, rows are rounded to fixed point. A span of 32 of a row's numbers (K
 // in spans from the first) has a scale s, 1/32512 of its largest magnitude m, and a number x becomes s times
@@ -28,8 +28,7 @@ enum class WeightFormat : int32_t {
 // processor with AVX512_BF16. Up to kFewRows rows it equals kFixed16.
 //
 // Where formats, processor or build do not suit, both equal kFloat32.
-enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1, kFixed16 = 2 };
-
+//
 // One dimension legend: M rows, K depth, N columns of a product, G = ceil(K / block) blocks.
 //
 //   weight  [N, K]             kFloat32, kFloat16, kBFloat16

@@ -20,6 +20,9 @@ namespace vlkv {
 // elements, which real models' keys have, would take the codes of all others. q . k = (H . q) . (H . k), and
 // a result is rotated back. Source: QuaRot, arXiv 2404.00456.
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kInt8 = 3 };
+// The precision of products of many rows. What an operator makes of it, and what it does where the processor
+// lacks it, is said with the operator.
+enum class Precision : int32_t { kFloat32 = 0, kBFloat16 = 1, kFixed16 = 2 };
 enum class IndexType : int32_t { kInt32 = 0, kInt64 = 1 };
 
 // Bytes of an element (for kInt8: of a code), and of a row of `dim` elements.

@@ -163,8 +163,10 @@ def first_slots(graph: ir.Graph) -> ir.Value:
     return first
 
 
-def attend_instead(graph: ir.Graph, node: ir.Node, operator: str, first: ir.Value) -> bool:
+def attend_instead(graph: ir.Graph, node: ir.Node, operator: str, first: ir.Value, many: int) -> bool:
     """Replaces a GroupQueryAttention by a native operator for any number of tokens per prompt.
+
+    `many` is the operator's attribute, the precision of products of several tokens.
 
     Returns:
         Whether it was replaced; it is not where its lengths are not those of a layer.
@@ -173,7 +175,7 @@ def attend_instead(graph: ir.Graph, node: ir.Node, operator: str, first: ir.Valu
     if layer is None:
         return False
     results = [like(value) for value in node.outputs]
-    attributes = {"scale": node.attributes.get_float("scale", 0.0), "layer": layer}
+    attributes = {"scale": node.attributes.get_float("scale", 0.0), "layer": layer, "many": many}
     inputs = [*node.inputs[:5], last, first]
     attend = new_node(operator, inputs, results, attributes, domain=NATIVE, name=node.name)
     replace(graph, node, [attend], dict(zip(node.outputs, results, strict=True)))

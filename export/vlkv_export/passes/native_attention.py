@@ -31,11 +31,16 @@ from vlkv_export.passes.edit import (
 INT32, INT64 = ir.DataType.INT32, ir.DataType.INT64
 
 
-def apply(model: ir.Model) -> int:
+def apply(model: ir.Model, *, many: int = 0) -> int:
     """Replaces each GroupQueryAttention by AttendFloat32, or by an If whose other branch is Attend.
 
     Applies to: a GroupQueryAttention without rotation, mask or further inputs.
     Requires: `group_query_attention` ran before.
+
+    Args:
+        model: changed in place.
+        many: the precision of prompts' products, as the operator has it: 0 and 2 float32, 1 bfloat16. A layer with a
+            window keeps ONNX Runtime's, in float32.
 
     Returns:
         The number of GroupQueryAttention nodes replaced.
@@ -47,7 +52,7 @@ def apply(model: ir.Model) -> int:
     single, first = _single(graph), first_slots(graph)
     for node in found:
         windowed = node.attributes.get_int("local_window_size", 0) > 0
-        if not windowed and attend_instead(graph, node, "AttendFloat32", first):
+        if not windowed and attend_instead(graph, node, "AttendFloat32", first, many):
             continue
         results = [like(value) for value in node.outputs]
         branches = {

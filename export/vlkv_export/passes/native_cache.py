@@ -18,11 +18,16 @@ TYPES = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16, "int8
 CACHES = ("key_cache.", "value_cache.", "new_key_cache.", "new_value_cache.")
 
 
-def apply(model: ir.Model, *, dtype: str) -> int:
+def apply(model: ir.Model, *, dtype: str, many: int = 0) -> int:
     """Replaces each GroupQueryAttention, and changes the caches' dtype and, for int8, the size of their rows.
 
     Applies to: every GroupQueryAttention of the graph; each must be without a window.
     Requires: `float32`, `within_window`, `group_query_attention` and `observed_rows` ran before.
+
+    Args:
+        model: changed in place.
+        dtype: one of `OPERATORS`.
+        many: the precision of prompts' products, as the operator has it: 0 and 2 float32, 1 bfloat16.
 
     Returns:
         The number of GroupQueryAttention nodes replaced.
@@ -36,7 +41,7 @@ def apply(model: ir.Model, *, dtype: str) -> int:
         return 0
     first = first_slots(graph)
     for node in found:
-        if not attend_instead(graph, node, OPERATORS[dtype], first):
+        if not attend_instead(graph, node, OPERATORS[dtype], first, many):
             raise EngineError(
                 f"{node.name}: its lengths are not those of a layer; leave --kv-dtype {dtype} out"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -189,7 +190,7 @@ def lower_for_onnxruntime(
             if native:
                 done["observed_rows"] = observed_rows.apply(model)
             if native and kv_dtype != "float32":
-                done["native_cache"] = native_cache.apply(model, dtype=kv_dtype)
+                done["native_cache"] = native_cache.apply(model, dtype=kv_dtype, many=many)
                 if not done["native_cache"]:
                     raise EngineError(
                         f"--kv-dtype {kv_dtype}: this decoder's attention is of a form that vlkv does not replace; "
@@ -199,7 +200,7 @@ def lower_for_onnxruntime(
         if native:
             fitting["fused_linear"] = fused_linear.apply
         if native and name == "decoder" and kv_dtype == "float32":
-            fitting["native_attention"] = native_attention.apply
+            fitting["native_attention"] = partial(native_attention.apply, many=many)
         for one in passes:
             if one in fitting:
                 done[one] = fitting[one](model)

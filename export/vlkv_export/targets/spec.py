@@ -18,7 +18,8 @@ GRAPHS = ("vision", "decoder", "compress")
 MERGING = {"compress": False, "compress_merge": True}
 """The two graphs that replace `compress` on a device, and whether each merges evicted tokens."""
 PRECISIONS = ("float32", "bfloat16", "fixed16")
-"""What `vlkv.native.Linear` rounds its rows to; a precision's place here is the operator's attribute `many`."""
+"""What `vlkv.native.Linear` rounds its rows to, and the native attention operators what they multiply for prompts; a
+precision's place here is the operators' attribute `many`."""
 KV_DTYPES = ("float32", "float16", "bfloat16", "int8", "float8")
 DEFAULT_CHUNK = 1024
 DEFAULT_BATCH = 4

@@ -85,6 +85,7 @@ def units(simd: str, bfloat16: bool, vnni: bool) -> list[Unit]:
         made += [Unit(_name(file), file, (), operator.name) for file in operator.files]
     if bfloat16:
         made.append(Unit("bfloat16", "cpu/kernels_bfloat16.cpp", BFLOAT16))
+        made.append(Unit("attend_bfloat16", "cpu/attend_bfloat16.cpp", BFLOAT16))
     if vnni:
         made.append(Unit("vnni", "cpu/kernels_vnni.cpp", (*VNNI, *KERNELS), "linear"))
     extra: tuple[str, ...] = ("-DVLKV_TUNED_BFLOAT16",) if bfloat16 else ()
