@@ -14,6 +14,7 @@ from oracles import score as score_oracle
 from vlkv.ops.session_options import session_options
 
 UNIT = 2.0**-24  # half the distance between float32 numbers at 1
+HALF = 2.0**-9  # the same of bfloat16, relative
 OPERATORS = {
     "float32": "AttendFloat32",
     "float16": "AttendFloat16",
@@ -33,9 +34,10 @@ BFLOAT16 = 16
 native = pytest.importorskip("vlkv._native")
 attended = pytest.mark.parametrize("dtype", list(OPERATORS))
 dtypes = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+precisions = pytest.mark.parametrize("many", [0, 1, 2], ids=["float32", "bfloat16", "fixed16"])
 
 
-def session(dtype, threads=2):
+def session(dtype, threads=2, many=0):
     """Opens a model of one node for any sizes."""
     types = {"last": ir.DataType.INT32, "first": ir.DataType.INT32}
     types |= {n: TYPES[dtype] for n in (*NAMES, *RESULTS) if n.endswith("_cache")}
@@ -43,7 +45,7 @@ def session(dtype, threads=2):
         [ir.Value(name=n, type=ir.TensorType(types.get(n, ir.DataType.FLOAT))) for n in names]
         for names in (NAMES, RESULTS)
     )
-    attributes = ir.convenience.convert_attributes({"scale": 0.0})
+    attributes = ir.convenience.convert_attributes({"scale": 0.0, "many": many})
     node = ir.Node("vlkv.native", OPERATORS[dtype], values, attributes, outputs=results)
     for value, rank in zip((*values, *results), (3, 3, 3, 4, 4, 1, 1, 3, 4, 4), strict=True):
         value.shape = ir.Shape([f"{value.name}.{axis}" for axis in range(rank)])
@@ -70,9 +72,9 @@ def inputs(rng, dtype, batch=2, rows=1, query_heads=6, kv_heads=2, slots=50, dim
     }
 
 
-def run(arrays, dtype, threads=2):
+def run(arrays, dtype, threads=2, many=0):
     """Returns the result. The caches in `arrays` are updated in place."""
-    made = session(dtype, threads)
+    made = session(dtype, threads, many)
     binding = made.io_binding()
     for name, array in arrays.items():
         if name.endswith("_cache"):
@@ -103,7 +105,7 @@ def stored(arrays, dtype):
     return found
 
 
-def check(arrays, dtype, threads=2):
+def check(arrays, dtype, threads=2, many=0):
     expected = stored(arrays, dtype)
     keys, values = (cache_rows.widen(cache, dtype) for cache in expected)
     dim = arrays["query"].shape[3]
@@ -113,7 +115,7 @@ def check(arrays, dtype, threads=2):
     lengths = arrays["first"], arrays["last"]
     mean, magnitude = oracle.attend_stored(query, keys, values, *lengths, factor, own)
     mean, magnitude = mean @ turn, magnitude @ np.abs(turn)
-    got = run(arrays, dtype, threads)
+    got = run(arrays, dtype, threads, many)
     np.testing.assert_array_equal(arrays["key_cache"], expected[0])
     np.testing.assert_array_equal(arrays["value_cache"], expected[1])
     # As in test_attend.py; the scale is one more rounding of a logit and of a weight. A rotation of a block is a
@@ -124,52 +126,84 @@ def check(arrays, dtype, threads=2):
     stages = math.log2(block) + 2 if dtype == "int8" else 0
     largest = factor * row * max(float(np.abs(rows).max(initial=0)) for rows in (keys, own[0]))
     error = (dim + 4 + stages * math.sqrt(block)) * UNIT * largest
+    # In bfloat16 queries and keys are rounded, then weights, their sum and values.
+    half = HALF if many == 1 and arrays["query"].shape[1] > 1 else 0
+    error += (2 * half + half**2) * largest
     relative = 2 * math.expm1(2 * error + 4 * UNIT * largest) + (33 + stages + 2 * keys.shape[2]) * UNIT
+    relative += 4 * half * (1 + HALF)
     assert (np.abs(got - mean) <= relative * magnitude + 2.0**-126).all()
 
 
 @attended
-def test_sizes(rng, dtype, simd):
+@precisions
+def test_sizes(rng, dtype, simd, many):
     for rows in (1, 2, 5, 30):
-        check(inputs(rng, dtype, rows=rows), dtype)
-        check(inputs(rng, dtype, batch=1, rows=rows, query_heads=1, kv_heads=1, slots=rows, dim=1), dtype)
-        check(inputs(rng, dtype, rows=rows, query_heads=14, slots=130, dim=64), dtype)
-        check(inputs(rng, dtype, rows=rows, query_heads=5, kv_heads=1, slots=65, dim=33), dtype)
-        check(inputs(rng, dtype, batch=3, rows=rows, query_heads=4, kv_heads=4, slots=300, dim=72), dtype)
+        check(inputs(rng, dtype, rows=rows), dtype, many=many)
+        check(
+            inputs(rng, dtype, batch=1, rows=rows, query_heads=1, kv_heads=1, slots=rows, dim=1),
+            dtype,
+            many=many,
+        )
+        check(inputs(rng, dtype, rows=rows, query_heads=14, slots=130, dim=64), dtype, many=many)
+        check(inputs(rng, dtype, rows=rows, query_heads=5, kv_heads=1, slots=65, dim=33), dtype, many=many)
+        check(
+            inputs(rng, dtype, batch=3, rows=rows, query_heads=4, kv_heads=4, slots=300, dim=72),
+            dtype,
+            many=many,
+        )
 
 
 @attended
-def test_a_cache_in_several_parts_and_a_long_chunk(rng, dtype):
-    check(inputs(rng, dtype, batch=3, query_heads=3, kv_heads=1, slots=3000, last=[2999, 0, 1500]), dtype)
-    check(inputs(rng, dtype, batch=1, rows=200, query_heads=3, kv_heads=1, slots=1200, last=[1199]), dtype)
-    check(inputs(rng, dtype, batch=1, rows=70, query_heads=130, kv_heads=1, slots=90, last=[80]), dtype)
+@precisions
+def test_a_cache_in_several_parts_and_a_long_chunk(rng, dtype, many):
+    check(
+        inputs(rng, dtype, batch=3, query_heads=3, kv_heads=1, slots=3000, last=[2999, 0, 1500]),
+        dtype,
+        many=many,
+    )
+    check(
+        inputs(rng, dtype, batch=1, rows=200, query_heads=3, kv_heads=1, slots=1200, last=[1199]),
+        dtype,
+        many=many,
+    )
+    check(
+        inputs(rng, dtype, batch=1, rows=70, query_heads=130, kv_heads=1, slots=90, last=[80]),
+        dtype,
+        many=many,
+    )
     # blocks of rows whose last queries fill one, two and three vectors, and tiles that end with a row's last slot
     for rows in (65, 70, 80, 96):
-        check(inputs(rng, dtype, batch=1, rows=rows, query_heads=3, kv_heads=1, slots=200, last=[191]), dtype)
+        check(
+            inputs(rng, dtype, batch=1, rows=rows, query_heads=3, kv_heads=1, slots=200, last=[191]),
+            dtype,
+            many=many,
+        )
 
 
 @attended
-def test_rows_in_other_chunks_change_no_bit(rng, dtype):
+@precisions
+def test_rows_in_other_chunks_change_no_bit(rng, dtype, many):
     """A row's result depends on the slots that it attends to, not on the rows beside it."""
     arrays = inputs(rng, dtype, batch=1, rows=150, query_heads=6, slots=300, dim=64, first=[100], last=[249])
-    whole = run({name: array.copy() for name, array in arrays.items()}, dtype)
+    whole = run({name: array.copy() for name, array in arrays.items()}, dtype, many=many)
     parts, at = [], 0
     for rows in (2, 61, 87):
         own = {n: arrays[n][:, at : at + rows].copy() for n in ("query", "key", "value")}
         own |= {n: arrays[n] for n in ("key_cache", "value_cache")}
         own |= {"first": np.array([100 + at], np.int32), "last": np.array([99 + at + rows], np.int32)}
-        parts.append(run(own, dtype))
+        parts.append(run(own, dtype, many=many))
         at += rows
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
 @attended
-def test_padding_is_neither_stored_nor_attended_to(rng, dtype):
+@precisions
+def test_padding_is_neither_stored_nor_attended_to(rng, dtype, many):
     arrays = inputs(rng, dtype, batch=3, rows=40, slots=60, first=[3, 20, 0], last=[30, 59, 0])
     for name in ("query", "key", "value"):
         arrays[name][0, 28:] = arrays[name][2, 1:] = np.nan
     wanted = stored(arrays, dtype)
-    got = run(arrays, dtype)
+    got = run(arrays, dtype, many=many)
     assert np.isfinite(got).all() and not got[0, 28:].any() and not got[2, 1:].any() and got[1].any()
     np.testing.assert_array_equal(arrays["key_cache"], wanted[0])
 
@@ -243,13 +277,31 @@ def test_slots_past_the_last_are_not_read_or_written(rng, dtype, rows):
 @attended
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("kind", ["key_cache", "value_cache"])
-def test_a_nan_reaches_its_own_kv_head_alone(rng, dtype, rows, kind):
+@precisions
+def test_a_nan_reaches_its_own_kv_head_alone(rng, dtype, rows, kind, many):
     arrays = inputs(rng, dtype, rows=rows, slots=2000, last=[1999, 1999])
     row = np.ones(16, np.float32)
     row[3] = np.nan
     arrays[kind][1, 0, 70] = cache_rows.narrow(row, dtype)
-    bad = np.isnan(run(arrays, dtype))
+    bad = np.isnan(run(arrays, dtype, many=many))
     assert bad[1, :, :3, 3].all() and not bad[0].any() and not bad[1, :, 3:].any()
+
+
+def test_only_prompts_are_multiplied_in_bfloat16(rng, simd):
+    for rows, dim, rounds in ((40, 64, True), (1, 64, False), (40, 33, False)):
+        arrays = inputs(rng, "float32", rows=rows, slots=90, dim=dim)
+        exact, fixed, half = (
+            run({name: array.copy() for name, array in arrays.items()}, "float32", many=many)
+            for many in (0, 2, 1)
+        )
+        np.testing.assert_array_equal(fixed, exact)
+        if not rounds or simd != "avx512":
+            np.testing.assert_array_equal(half, exact)
+
+
+def test_an_unknown_precision_is_refused(rng):
+    with pytest.raises(Exception, match=r"\[attend\] precision is 3, not in \[0, 2\]"):
+        run(inputs(rng, "float32", rows=2), "float32", many=3)
 
 
 @attended

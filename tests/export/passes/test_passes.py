@@ -185,9 +185,10 @@ def test_native_cache(graphs_of, dtype, row):
     observed_rows.apply(model)
     group_query_attention.apply(model)
     sizes = {value.name: value.shape[3] for value in model.graph.inputs if "_cache." in value.name}
-    assert native_cache.apply(model, dtype=dtype) == LAYERS
+    assert native_cache.apply(model, dtype=dtype, many=1) == LAYERS
     assert not count(model, "GroupQueryAttention") and not count(model, "AttendFloat32")
-    assert count(model, native_cache.OPERATORS[dtype]) == LAYERS
+    found = [node for node in model.graph if node.op_type == native_cache.OPERATORS[dtype]]
+    assert [node.attributes.get_int("many") for node in found] == [1] * LAYERS
     for value in (*model.graph.inputs, *model.graph.outputs):
         if "_cache." in value.name:
             assert value.dtype == native_cache.TYPES[dtype]
