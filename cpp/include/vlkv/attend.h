@@ -38,11 +38,12 @@ namespace vlkv {
 // kFloat32.
 //
 // Method: the query heads of a KV head share each read of its cache, so with one row the cache is read once,
-// and widened in registers. With more rows, blocks of up to 192 queries share each tile of 96 slots, which is
-// widened once for all of them; lanes are queries. Extra memory: with one row, Hq * (D + 2) floats for each
-// 1024 slots of each prompt; with more, up to 64 blocks of 192 * (2 * D + 3) + 96 * (2 * D + 48) floats. The
-// result is bit for bit the same for every number of threads and every composition of the batch, with more
-// rows also for every other division into calls of more than one row; instruction sets differ in rounding.
+// and widened in registers. With more rows, blocks of up to 192 queries (384 in bfloat16) share each tile of
+// 96 slots, which is widened or rounded once for all of them; lanes are queries. Extra memory: with one row,
+// Hq * (D + 2) floats for each 1024 slots of each prompt; with more, up to 64 blocks of N * (2 * D + 3) +
+// 96 * (2 * D + 48) floats, N queries. The result is bit for bit the same for every number of threads and
+// every composition of the batch, with more rows also for every other division into calls of more than one
+// row; instruction sets differ in rounding.
 struct AttendParams {
   int64_t batch = 0, rows = 1, query_heads = 0, kv_heads = 0, slots = 0, head_dim = 0;
   DType cache = DType::kFloat32;

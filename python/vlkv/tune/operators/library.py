@@ -42,7 +42,7 @@ SETS = {
     "portable": (),
 }
 VNNI = (*AVX512, "-mavx512vnni", "-mfma", "-mf16c", "-mprefer-vector-width=512")
-BFLOAT16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma")
+BFLOAT16 = (*AVX512, "-mavx512bf16", "-mfma")
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 COMMON = (
     *(f"core/{name}.cpp" for name in ("attend", "evict", "linear", "recall", "score")),
