@@ -3,7 +3,8 @@
 $ python -m examples.real_lm.quality -o out/real_lm --record export/vlkv_export/quality.json
 
 17 texts (prose, code, a chat) are teacher-forced. The first 32 tokens of each are prefilled, with products of many
-rows, and the next 256 are fed one by one. Each format is compared with float32: how often the first choice is the same,
+rows, and the next 256 are fed one by one; of engines with prompts in bfloat16 each of the 256 is the last of a prompt
+instead. Each format is compared with float32: how often the first choice is the same,
 and by how much the perplexity differs. The file of --record, which `vlkv build` prints from, is written if every format
 was measured on all tokens. Exits with 1 if a format exceeds its limits in LIMITS.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,8 @@ from vlkv_export.quality import Figures, Row
 from .texts import texts
 
 PROMPT, FORCED = 32, 256
+CHUNK = 17
+"""The fewest tokens of a call whose products are those of many rows."""
 MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -57,6 +61,7 @@ class Arm:
 REFERENCE = Arm("float32")
 LIMITS = (
     Arm("bfloat16", agreement=0.99, perplexity=0.003),
+    Arm("bfloat16", "bfloat16", agreement=0.99, perplexity=0.003),
     Arm("int8", agreement=0.99, perplexity=0.003),
     Arm("int8", "bfloat16", agreement=0.99, perplexity=0.003),
     Arm("int4", agreement=0.95, perplexity=0.04),
@@ -96,6 +101,29 @@ def forced_choices(engine: Engine, tokens: np.ndarray) -> tuple[np.ndarray, floa
     return choices, loss / choices.size
 
 
+def prompted_choices(engine: Engine, tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """As `forced_choices`, with each token as the last one of a prompt, which runs in chunks of CHUNK tokens.
+
+    A prompt's answer does not depend on its chunks, so that every CHUNK-th prompt is the beginning of the next one.
+    """
+    model = engine.model
+    steps = tokens.shape[1] - PROMPT - 1
+    choices, loss = np.zeros((len(tokens), steps), np.int64), 0.0
+    for i, row in enumerate(tokens):
+        for first in range(min(CHUNK, steps)):
+            cache = Cache.empty(model.manifest.text, tokens.shape[1], model.backend.store)
+            begin = 0
+            for step in range(first, steps, CHUNK):
+                end = PROMPT + step + 1
+                embeds = model.embedding.rows(row[begin:end])[np.newaxis]
+                positions = np.arange(begin, end, dtype=np.int64)[np.newaxis]
+                logits, _ = model.backend.extend(embeds, positions, cache, np.zeros((1, 0), np.int64), True)
+                choices[i, step] = logits[0].argmax()
+                loss += float(token_loss(logits, int(row[end]))[0])
+                begin = end
+    return choices, loss / choices.size
+
+
 def engine_of(arm: Arm, folder: Path) -> Engine:
     """Returns the engine of an arm, and builds it on first use."""
     target = folder / arm.name.replace(", ", "-").replace(" ", "-")
@@ -122,15 +150,22 @@ def says_paris(engine: Engine) -> bool:
     return "Paris" in answer.text
 
 
+def way(arm: Arm) -> Callable[[Engine, np.ndarray], tuple[np.ndarray, float]]:
+    """How an arm's tokens are fed."""
+    return prompted_choices if arm.precision == "bfloat16" else forced_choices
+
+
 def measure(folder: Path, forced: int = FORCED, only: str = "") -> list[dict[str, object]]:
     """Returns one row per arm whose name contains `only`."""
     reference = engine_of(REFERENCE, folder)
     tokens = pieces(reference, forced)
-    expected, base = forced_choices(reference, tokens)
+    chosen = [arm for arm in LIMITS if only in arm.name]
+    references = {feed: feed(reference, tokens) for feed in {way(arm) for arm in chosen}}
     found: list[dict[str, object]] = []
-    for arm in (arm for arm in LIMITS if only in arm.name):
+    for arm in chosen:
         engine = engine_of(arm, folder)
-        choices, loss = forced_choices(engine, tokens)
+        expected, base = references[way(arm)]
+        choices, loss = way(arm)(engine, tokens)
         agreement, change = float((choices == expected).mean()), float(np.expm1(loss - base))
         paris = says_paris(engine)
         ok = agreement >= arm.agreement and abs(change) <= arm.perplexity and paris
