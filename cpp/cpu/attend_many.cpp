@@ -15,6 +15,12 @@ constexpr int64_t kBlockQueries = VLKV_ATTEND_BLOCK_QUERIES;  // that share each
 constexpr int64_t kHalfBlock = 2 * kBlockQueries;             // and its rounding to bfloat16
 constexpr int64_t kMostWorkers = 64;
 
+// Whether a row's own key and value are multiplied as the cache has them: it does not round them, or not more
+// than the products do.
+bool multiplied_as_given(DType cache, bool half) {
+  return cache == DType::kFloat32 || (half && cache == DType::kBFloat16);
+}
+
 int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 }  // namespace
@@ -37,7 +43,7 @@ AttendMany::AttendMany(const AttendParams& p)
       workers_(std::min(kMostWorkers, p.batch * p.kv_heads * blocks_)),
       width_(int64_t{kernels_.attend_vectors} * kernels_.lanes),
       most_(up(block_ * group_, width_)),
-      own_(p.cache == DType::kFloat32 ? 0 : 1) {
+      own_(multiplied_as_given(p.cache, half_ != nullptr) ? 0 : 1) {
   const bool own_tile = half_ != nullptr || p.cache != DType::kFloat32;
   const int64_t tile = own_tile ? 2 * kAttendBlockKeys * p.head_dim : 0;
   floats_ = up(most_ * (2 + 2 * p.head_dim) + kAttendBlockKeys * width_ + tile + 2 * p.head_dim, 16);
