@@ -159,7 +159,8 @@ void check_caches(const Call& call, const Call& before) {
 
 // One row of one head by definition. A logit sums D products, each rounded to half a unit, so it errs by D
 // half units of the products' magnitudes; a weight errs by its logit's error, as a share; a sum of C weighted
-// values adds C half units. Rotations add one rounding a stage, less than D.
+// values adds C half units. Rotations add one rounding a stage, less than D. In bfloat16 queries and keys err
+// by 2^-9 of each, then weights, their sum and values.
 void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
   const AttendParams& p = call.p;
   const int64_t head = h / (p.query_heads / p.kv_heads), slots = call.first_of(b) + i + 1;
@@ -188,7 +189,10 @@ void check_row(const Call& call, int64_t b, int64_t i, int64_t h) {
     }
   }
   const auto count = static_cast<double>(slots), width = static_cast<double>(dim);
-  const double share = 2 * (2 * width + 8) * kUnit * size + (count + 2 * width + 64) * kUnit;
+  const bool rounds = p.precision == Precision::kBFloat16 && p.rows > 1 && p.head_dim % 2 == 0;
+  const double half = rounds ? 0x1p-9 : 0;
+  const double error = ((2 * width + 8) * kUnit + 2.01 * half) * size;
+  const double share = std::expm1(2 * error) + (count + 2 * width + 64) * kUnit + 4.1 * half;
   const float* answer =
       &call.result[static_cast<size_t>(((b * p.rows + i) * p.query_heads + h) * p.head_dim)];
   for (size_t d = 0; d < dim; ++d) {
@@ -219,6 +223,7 @@ void run(Bytes& in) {
   p.scale = scale == 1 ? Contents::from_bits(static_cast<uint32_t>(in.number(0)))
                        : 0.1F * static_cast<float>(scale % 8);
   p.threads = static_cast<int>(in.number(3));
+  p.precision = static_cast<Precision>(in.byte() % 32 == 0 ? in.byte() : in.byte() % 3);
   const bool huge = elements({p.batch, p.kv_heads, p.slots, p.head_dim}) < 0 ||
                     elements({p.batch, p.rows, p.query_heads, p.head_dim}) < 0 || p.kv_heads < 1 ||
                     p.query_heads < p.kv_heads;
