@@ -42,6 +42,7 @@ struct SpanBlocks {
 VLKV_INLINE void load_scales(const Weights& weights, int64_t column, const SpanBlocks& blocks, __m512& scale,
                              __m512& minimum) {
   const int64_t at = column * weights.blocks + blocks.first;
+  ask_scales(weights, at);
   const __m512 own = weights.scale_type == DType::kFloat16
                          ? load_halves(static_cast<const uint16_t*>(weights.scales) + at, blocks.some)
                          : _mm512_maskz_loadu_ps(blocks.some, static_cast<const float*>(weights.scales) + at);

@@ -14,6 +14,25 @@ VLKV_INLINE void ask(const void* from) {
   __builtin_prefetch(reinterpret_cast<const void*>(at), 0, kFirst ? 3 : 2);
 }
 
+// Scales and minimums are short streams of their own, which the hardware prefetcher follows late.
+constexpr int kScalesAhead = 512;
+
+template <class Number>
+VLKV_INLINE void ask_scales(const Number* from) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kScalesAhead;
+  __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 3);
+}
+
+// Prefetches what is kScalesAhead bytes after a block's scale, and after its minimum.
+VLKV_INLINE void ask_scales(const Weights& weights, int64_t block) {
+  if (weights.scale_type == DType::kFloat16) {
+    ask_scales(static_cast<const uint16_t*>(weights.scales) + block);
+  } else {
+    ask_scales(static_cast<const float*>(weights.scales) + block);
+  }
+  if (weights.minimums != nullptr) ask_scales(weights.minimums + block);
+}
+
 // Calls multiply<NC, NR>(column, row) for all columns and rows of a part, NR = 8 (if kMostRows is), 4, 2 or 1
 // rows at a time, and NC = columns_at_once(NR) columns, or 1.
 template <int kMostRows, class AtOnce, class Multiply>

@@ -135,6 +135,7 @@ struct Int8Column {
 
   VLKV_MEMBER void fill(int64_t block, Scales& to) const {
     const int64_t first = first_block + block, left = weights.blocks - block;
+    ask_scales(weights, first);
     wide_scales(weights, first, left, to.scales);
     if constexpr (kOrigin == Origin::kMinimums) wide_numbers(weights.minimums + first, left, to.origins);
   }
@@ -187,6 +188,7 @@ struct Int4Column {
 
   VLKV_MEMBER void fill(int64_t block, Scales& to) const {
     const int64_t first = first_block + block, left = weights.blocks - block;
+    ask_scales(weights, first);
     wide_scales(weights, first, left, to.scales);
     if constexpr (kOrigin == Origin::kMinimums) {
       wide_numbers(weights.minimums + first, left, to.origins);
