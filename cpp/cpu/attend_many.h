@@ -54,7 +54,7 @@ class AttendMany {
   const AttendParams& p_;
   const Kernels& kernels_;
   const HalfAttend* half_;  // null if products are in float32
-  double factor_;  // of the logits, in pack()
+  double factor_;           // of the logits, in pack()
   // Query heads of a KV head; rows of a block; blocks of a KV head; threads.
   int64_t group_, block_, blocks_, workers_;
   int64_t width_, most_;  // queries of AttendQueries, and of a block in whole ones
