@@ -1,9 +1,11 @@
 // Measures Linear against a read of its weights (few rows) and the processor's multiply-add rate (many rows).
 // The two of a pair take turns; figures are medians. Prints one JSON object per line.
-//   vlkv_bench_linear [threads]
+//   vlkv_bench_linear [threads [format [rows]]]
+// With a format, or a format and a number of rows, only those are measured.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <vector>
 
@@ -138,23 +140,32 @@ void many(vlkv::WeightFormat format, int64_t rows, vlkv::Precision precision, in
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : vlkv::threads();
   vlkv::set_threads(threads);
-  for (int format = 0; format < 5; ++format) {
-    const bool codes = static_cast<vlkv::WeightFormat>(format) >= vlkv::WeightFormat::kInt8;
+  const auto wanted = [&](vlkv::WeightFormat format, int64_t rows) {
+    return (argc <= 2 || std::strcmp(argv[2], name(format)) == 0) &&
+           (argc <= 3 || std::atoi(argv[3]) == rows);
+  };
+  const auto offered = [](vlkv::WeightFormat format, vlkv::Precision precision) {
+    if (precision == vlkv::Precision::kBFloat16) return vlkv::bfloat16_products();
+    if (precision == vlkv::Precision::kFixed16)
+      return format >= vlkv::WeightFormat::kInt8 && vlkv::fixed16_products();
+    return true;
+  };
+  for (int i = 0; i < 5; ++i) {
+    const auto format = static_cast<vlkv::WeightFormat>(i);
     for (const int64_t rows : {1, 2, 4, 8, 16}) {
+      if (!wanted(format, rows)) continue;
       for (const vlkv::Precision precision : {vlkv::Precision::kFloat32, vlkv::Precision::kFixed16}) {
-        if (precision == vlkv::Precision::kFixed16 && !(codes && vlkv::fixed16_products())) continue;
-        few(static_cast<vlkv::WeightFormat>(format), rows, precision, threads);
+        if (offered(format, precision)) few(format, rows, precision, threads);
       }
     }
   }
   for (const int64_t rows : {32, 512}) {
-    for (int format = 0; format < 5; ++format) {
-      const bool codes = static_cast<vlkv::WeightFormat>(format) >= vlkv::WeightFormat::kInt8;
+    for (int i = 0; i < 5; ++i) {
+      const auto format = static_cast<vlkv::WeightFormat>(i);
+      if (!wanted(format, rows)) continue;
       for (const vlkv::Precision precision :
            {vlkv::Precision::kFloat32, vlkv::Precision::kBFloat16, vlkv::Precision::kFixed16}) {
-        if (precision == vlkv::Precision::kBFloat16 && !vlkv::bfloat16_products()) continue;
-        if (precision == vlkv::Precision::kFixed16 && !(codes && vlkv::fixed16_products())) continue;
-        many(static_cast<vlkv::WeightFormat>(format), rows, precision, threads);
+        if (offered(format, precision)) many(format, rows, precision, threads);
       }
     }
   }
